@@ -1,0 +1,57 @@
+"""What operations take and give. The same for all three callers: dispatcher, pyfuse3, tests."""
+
+import os
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+NOW: Final = -1  # for SetAttr's times: the moment of the call, taken by the backing
+
+
+class Caller(NamedTuple):
+    """Who asks. `pid` is the *thread* id in the daemon's pid namespace, 0 where it is not visible there."""
+
+    uid: int
+    gid: int
+    pid: int
+    umask: int = 0
+
+
+class CallerLike(Protocol):
+    """Caller, or pyfuse3's RequestContext."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def umask(self) -> int: ...
+
+
+class Entry(NamedTuple):
+    """The answer to a lookup: each one given to the kernel adds one to the lookup count of `nodeid`."""
+
+    nodeid: int
+    st: os.stat_result
+
+
+class Opened(NamedTuple):
+    """The answer to an open: file handle, FOPEN_* flags, id of the registered backing file (0: no passthrough)."""
+
+    fh: int
+    flags: int
+    backing_id: int
+
+
+@dataclass(slots=True)
+class SetAttr:
+    """Which attributes to change; None leaves one alone. Times in nanoseconds since the epoch, or NOW."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    kill_suidgid: bool = False
