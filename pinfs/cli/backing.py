@@ -1,0 +1,253 @@
+"""What can be said of a directory that is to lie below pinfs: its file system, DAX, shared extents, copy on write."""
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pinfs.cli.findings import Finding, bad, ok, warn
+
+STATX_ATTR_DAX: Final = 0x00200000  # statx(2)
+_FS_IOC_FIEMAP: Final = 0xC020660B  # Documentation/filesystems/fiemap.rst
+_FIEMAP_EXTENT_SHARED: Final = 0x2000
+_FIEMAP_EXTENT_LAST: Final = 0x1
+_FIEMAP_HEAD: Final = struct.Struct("=QQIIII")
+_FIEMAP_EXTENT: Final = struct.Struct("=QQQQQIIII")
+_EXTENTS_PER_CALL: Final = 128
+_FICLONE: Final = 0x40049409
+_FS_IOC_GETFLAGS: Final = 0x80086601
+_FS_NOCOW_FL: Final = 0x00800000
+
+_MOVES_BLOCKS = {"btrfs", "bcachefs", "zfs", "nilfs2"}
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs", "glusterfs", "lustre"}
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Extents:
+    """What the files of a directory look like on the disk."""
+
+    files: int
+    shared: list[str]  # relative paths of files that share blocks with others
+    answered: bool  # whether the file system answers FIEMAP at all
+
+
+def check_backing(directory: str, progress: Progress = lambda _files: None) -> Iterator[Finding]:
+    """Findings about `directory`; `progress` is told how many files have been looked at. OSError if it cannot be read."""
+    if not stat.S_ISDIR(os.stat(directory).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), directory)
+    kind = filesystem_type(directory)
+    yield _type(directory, kind)
+    yield _access(directory)
+    with _scratch_file(directory) as scratch:
+        yield _dax(directory, kind, scratch)
+        yield _copy_on_write(directory, kind, scratch)
+    yield _shared(kind, examine_extents(directory, progress))
+
+
+def filesystem_type(path: str) -> str:
+    """The type that /proc/self/mountinfo gives for the mount below `path`."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if line.split()[2] == wanted:
+            return line.split(" - ", 1)[1].split()[0]
+    return _type_by_longest_prefix(os.path.realpath(path))
+
+
+def _type_by_longest_prefix(path: str) -> str:
+    """btrfs shows other device numbers in stat(2) than in mountinfo."""
+    best, kind = "", "unknown"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4]
+        if os.path.commonpath([path, point]) == point and len(point) >= len(best):
+            best, kind = point, line.split(" - ", 1)[1].split()[0]
+    return kind
+
+
+def _type(directory: str, kind: str) -> Finding:
+    text = f"{directory} is {kind}"
+    if kind == "fuse.pinfs":
+        return bad("backing", text, "mount the directory below it, not the pinfs mount itself")
+    if kind.startswith("fuse"):
+        return warn("backing", f"{text}: no passthrough on top of FUSE", "use the file system below it")
+    if kind == "overlay":
+        return warn("backing", f"{text}: the first write of a file moves its bytes to the upper layer",
+                    "use a volume or a bind mount instead of a container's own layers")  # fmt: skip
+    if kind in _NETWORK:
+        return warn("backing", f"{text}: other machines can cut files without asking pinfs", "use a local file system")
+    return ok("backing", text)
+
+
+def _access(directory: str) -> Finding:
+    if os.access(directory, os.W_OK):
+        return ok("access", f"{directory} can be written")
+    if os.statvfs(directory).f_flag & os.ST_RDONLY:
+        return warn("access", f"{directory} is mounted read-only", "mount -o remount,rw, if files should be written")
+    return warn("access", f"{directory} cannot be written by this user", "run the doctor as the user who will mount")
+
+
+@contextmanager
+def _scratch_file(directory: str) -> Iterator[int | None]:
+    """A nameless file (O_TMPFILE), to ask the file system without leaving anything behind. None: it cannot be had."""
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class _Statx(ctypes.Structure):
+    """The beginning of struct statx (statx(2)); the whole is 256 bytes."""
+
+    _fields_ = (
+        ("mask", ctypes.c_uint32),
+        ("blksize", ctypes.c_uint32),
+        ("attributes", ctypes.c_uint64),
+        ("_counts", ctypes.c_uint64 * 5),
+        ("attributes_mask", ctypes.c_uint64),
+        ("_rest", ctypes.c_uint8 * 192),
+    )
+
+
+def statx_attributes(path: str | int) -> tuple[int, int]:
+    """(attributes, attributes_mask) of statx(2), of a path or an open descriptor."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    answer = _Statx()
+    at_empty_path, at_fdcwd = 0x1000, -100
+    dirfd, name, flags = (path, b"", at_empty_path) if isinstance(path, int) else (at_fdcwd, os.fsencode(path), 0)
+    if libc.statx(dirfd, name, flags, 0, ctypes.byref(answer)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return answer.attributes, answer.attributes_mask
+
+
+def _dax(directory: str, kind: str, scratch: int | None) -> Finding:
+    attributes, _mask = statx_attributes(directory if scratch is None else scratch)
+    if attributes & STATX_ATTR_DAX:
+        return ok(
+            "dax", "new files are DAX: a mapping is the persistent memory itself; the kernel refuses page pins there"
+        )
+    if kind == "tmpfs":
+        return ok("dax", "no, but tmpfs: pages of its files can really be pinned (io_uring, RDMA)")
+    return ok("dax", "no: a pin here keeps blocks and offsets, page pins are up to the kernel")
+
+
+def _copy_on_write(directory: str, kind: str, scratch: int | None) -> Finding:
+    check = "copy on write"
+    if kind in _MOVES_BLOCKS:
+        if scratch is not None and _inode_flags(scratch) & _FS_NOCOW_FL:
+            return ok(check, f"{kind}, but new files here are NOCOW; a snapshot still makes the next write move")
+        return bad(check, f"{kind} moves the blocks on every write", f"chattr +C {directory} before the files are made")
+    if scratch is None:
+        return warn(check, "cannot be probed without writing here", "run the doctor as a user who may write")
+    if _can_clone(directory, scratch):
+        return warn(check, f"{kind} can share blocks between files (reflink): a write into a shared block moves it",
+                    "do not reflink pinned files (cp --reflink=never)")  # fmt: skip
+    return ok(check, "writes stay in place")
+
+
+def _inode_flags(fd: int) -> int:
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))[:4], "little")
+    except OSError:
+        return 0
+
+
+def _can_clone(directory: str, source: int) -> bool:
+    """Whether FICLONE works here: tried on two nameless files (ioctl_ficlone(2))."""
+    os.pwrite(source, bytes(4096), 0)
+    with _scratch_file(directory) as target:
+        if target is None:
+            return False
+        try:
+            fcntl.ioctl(target, _FICLONE, source)
+        except OSError:
+            return False
+    return True
+
+
+def examine_extents(directory: str, progress: Progress) -> Extents:
+    """Walk the regular files below `directory` (this file system only) and ask each for its extents."""
+    files, shared, answered = 0, [], False
+    for path in _regular_files(directory):
+        files += 1
+        progress(files)
+        flags = _extent_flags(path)
+        if flags is not None:
+            answered = True
+            if flags & _FIEMAP_EXTENT_SHARED:
+                shared.append(os.path.relpath(path, directory))
+    return Extents(files, shared, answered)
+
+
+def _regular_files(directory: str) -> Iterator[str]:
+    device = os.stat(directory).st_dev
+    for where, subdirectories, names, fd in os.fwalk(directory):
+        if os.fstat(fd).st_dev != device:
+            subdirectories.clear()
+            continue
+        for name in names:
+            with suppress(OSError):  # it went away
+                if stat.S_ISREG(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                    yield os.path.join(where, name)
+
+
+def _extent_flags(path: str) -> int | None:
+    """All flags of all extents together; None if the file system, or this file, does not answer."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _all_extent_flags(fd)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _all_extent_flags(fd: int) -> int:
+    start, flags = 0, 0
+    while True:
+        extents = _extents_from(fd, start)
+        for _logical, _physical, _length, extent_flags in extents:
+            flags |= extent_flags
+        if not extents or flags & _FIEMAP_EXTENT_LAST:
+            return flags
+        start = extents[-1][0] + extents[-1][2]
+
+
+def _extents_from(fd: int, start: int) -> list[tuple[int, int, int, int]]:
+    """(logical, physical, length, flags) of the next extents from byte `start` on."""
+    request = bytearray(_FIEMAP_HEAD.size + _EXTENTS_PER_CALL * _FIEMAP_EXTENT.size)
+    _FIEMAP_HEAD.pack_into(request, 0, start, (1 << 63) - 1 - start, 0, 0, _EXTENTS_PER_CALL, 0)
+    fcntl.ioctl(fd, _FS_IOC_FIEMAP, request)
+    count = _FIEMAP_HEAD.unpack_from(request)[3]
+    raw = memoryview(request)[_FIEMAP_HEAD.size :][: count * _FIEMAP_EXTENT.size]
+    return [(e[0], e[1], e[2], e[5]) for e in _FIEMAP_EXTENT.iter_unpack(raw)]
+
+
+def _shared(kind: str, extents: Extents) -> Finding:
+    check = "shared extents"
+    if not extents.files:
+        return ok(check, "no files yet")
+    if not extents.answered:
+        return ok(check, f"{kind} does not tell where its extents are ({extents.files} files)")
+    if extents.shared:
+        some = ", ".join(extents.shared[:3]) + (", ..." if len(extents.shared) > 3 else "")
+        return warn(check, f"{len(extents.shared)} of {extents.files} files share blocks with others: {some}",
+                    "rewrite them before they are pinned: cp --reflink=never FILE FILE.new && mv FILE.new FILE")  # fmt: skip
+    return ok(check, f"none in {extents.files} files")

@@ -1,0 +1,83 @@
+"""`pinfs doctor`: can this machine, and this directory, do what pinfs promises?"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from pinfs.cli.exitcodes import ExitCode
+from pinfs.cli.findings import Finding, Level, has_failures
+from pinfs.cli.output import listing_options, print_json, print_table, wants_json
+from pinfs.cli.verb import Verb
+
+_STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
+
+
+@click.command(
+    cls=Verb,
+    short_help="Check this machine, or a directory, and say how to mend it.",
+    examples="""
+# this machine
+pinfs doctor
+
+# this machine, and a directory that is to be mounted
+pinfs doctor /srv/models
+
+# what is broken, for a script
+pinfs doctor --json | jq -r '.findings[] | select(.level == "fail") | .mend'
+""",
+)
+@click.argument("directory", required=False)
+@listing_options
+@click.pass_context
+def doctor(ctx: click.Context, directory: str | None, as_json: bool, as_table: bool) -> None:
+    """Check this machine, and DIRECTORY as a source, and say how to mend what is wrong.
+
+    Looks at the kernel, /dev/fuse, fusermount3, libfuse, pyfuse3, passthrough, capabilities, descriptor limits and the
+    pid namespace; of DIRECTORY at the file system, DAX, copy on write, and extents that its files share with others.
+    Every file below DIRECTORY is asked for its extents: this takes a while for millions of them. Nothing is changed.
+
+    "warn": it works, but something is lost. "fail": pinfs cannot mount, or a pin could not keep its promise.
+    Exit code 8 if anything failed.
+    """
+    findings = list(_examine(directory))
+    if wants_json(as_json, as_table):
+        print_json({"v": 1, "findings": [finding.as_json() for finding in findings]})
+    else:
+        _print(findings)
+    ctx.exit(ExitCode.DOCTOR_FOUND_FAILURES if has_failures(findings) else ExitCode.OK)
+
+
+def _examine(directory: str | None) -> Iterator[Finding]:
+    from pinfs.cli.backing import check_backing
+    from pinfs.cli.machine import check_machine
+
+    yield from check_machine()
+    if directory is not None:
+        with _progress() as progress:
+            yield from check_backing(directory, progress)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A running count of files on stderr, if somebody is looking at it."""
+    if not sys.stderr.isatty():
+        yield lambda _files: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("looking at extents") as status:
+        yield lambda files: status.update(f"looking at extents: {files} files") if files % 100 == 0 else None
+
+
+def _print(findings: list[Finding]) -> None:
+    rows, styles = [], []
+    for finding in findings:
+        rows.append((finding.level.value, finding.check, finding.text))
+        styles.append(_STYLES[finding.level] if finding.level is not Level.OK else "")
+        if finding.mend:
+            rows.append(("", "", f"to mend: {finding.mend}"))
+            styles.append("dim")
+    print_table((), rows, styles=styles)

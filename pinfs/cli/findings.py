@@ -1,0 +1,44 @@
+"""What `pinfs doctor` says: findings, each with a level and how to mend it."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARN = "warn"  # works, but something is lost or slower
+    FAIL = "fail"  # pinfs cannot mount, or a pin could not keep its promise
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report. `mend` is empty where nothing has to be done."""
+
+    check: str
+    level: Level
+    text: str
+    mend: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The finding as a JSON object."""
+        return asdict(self)
+
+
+def ok(check: str, text: str) -> Finding:
+    return Finding(check, Level.OK, text)
+
+
+def warn(check: str, text: str, mend: str) -> Finding:
+    return Finding(check, Level.WARN, text, mend)
+
+
+def bad(check: str, text: str, mend: str) -> Finding:
+    return Finding(check, Level.FAIL, text, mend)
+
+
+def has_failures(findings: Iterable[Finding]) -> bool:
+    return any(finding.level is Level.FAIL for finding in findings)

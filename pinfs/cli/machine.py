@@ -1,0 +1,177 @@
+"""What this machine has of what pinfs needs. Features are probed, not derived from versions, wherever they can be."""
+
+import ctypes
+import errno
+import fcntl
+import importlib
+import os
+import resource
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from ctypes.util import find_library
+from importlib import metadata
+from pathlib import Path
+
+from pinfs.cli.findings import Finding, bad, ok, warn
+
+# _IOW(229, 1, struct fuse_backing_map), include/uapi/linux/fuse.h
+_FUSE_DEV_IOC_BACKING_OPEN = 0x4010E501
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
+_CAPABILITIES = {"chown": 0, "dac_override": 1, "fowner": 3, "fsetid": 4, "kill": 5, "setgid": 6, "setuid": 7,
+                 "sys_ptrace": 19, "sys_admin": 21, "mknod": 27}  # fmt: skip
+_ENOUGH_DESCRIPTORS = 16384
+_OLDEST_LIBFUSE = (3, 3)  # the first that takes /dev/fd/N as mount point
+
+
+def check_machine() -> Iterator[Finding]:
+    """All checks that need no directory, in the order in which one would mend them."""
+    checks: list[Callable[[], Finding]] = [
+        _kernel, _device, _fusermount, _libfuse, _pyfuse3, _passthrough, _capabilities, _descriptors, _pid_namespace, _proc,
+    ]  # fmt: skip
+    for check in checks:
+        yield check()
+
+
+def _kernel() -> Finding:
+    release = os.uname().release
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        return bad(
+            "kernel", f"{release} has no pidfds ({error.strerror})", "run Linux 5.4 or later; 6.9 for passthrough"
+        )
+    return ok("kernel", f"{release}")
+
+
+def _device() -> Finding:
+    check = "/dev/fuse"
+    mends = {
+        errno.ENOENT: "modprobe fuse; in a container: --device /dev/fuse",
+        errno.EPERM: "in a container: --device /dev/fuse (the device cgroup refuses it)",
+        errno.EACCES: "chmod 666 /dev/fuse, as udev does",
+    }
+    try:
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        return bad(check, f"cannot be opened: {error.strerror}", mends.get(error.errno or 0, "modprobe fuse"))
+    is_device = stat.S_ISCHR(os.fstat(fd).st_mode)
+    os.close(fd)
+    if not is_device:
+        return bad(check, "is not a character device", "rm /dev/fuse && mknod -m 666 /dev/fuse c 10 229")
+    return ok(check, "can be opened")
+
+
+def _fusermount() -> Finding:
+    path = shutil.which("fusermount3")
+    if path is None and os.geteuid() == 0:
+        return warn("fusermount3", "is not installed (root mounts without it)", "apt install fuse3")
+    if path is None:
+        return bad("fusermount3", "is not installed", "apt install fuse3")
+    if not os.stat(path).st_mode & stat.S_ISUID and os.geteuid() != 0:
+        return bad("fusermount3", f"{path} is not set-user-id", f"chown root {path}; chmod u+s {path}")
+    return ok("fusermount3", path)
+
+
+def _libfuse() -> Finding:
+    name = find_library("fuse3")
+    try:
+        library = ctypes.CDLL(name or "libfuse3.so.3")
+    except OSError:
+        return bad("libfuse", "libfuse3 is not installed", "apt install libfuse3-dev pkg-config (to build pyfuse3)")
+    number = int(library.fuse_version())  # 314, later 317
+    version = divmod(number, 100)
+    text = ".".join(map(str, version))
+    if version < _OLDEST_LIBFUSE:
+        return bad("libfuse", f"{text} takes no open descriptor as mount point", "install libfuse 3.10 or later")
+    return ok("libfuse", text)
+
+
+def _pyfuse3() -> Finding:
+    try:
+        importlib.import_module("pyfuse3")
+        importlib.import_module("trio")
+    except (ImportError, OSError) as error:
+        return bad(
+            "pyfuse3", f"cannot be imported: {error}", "apt install gcc pkg-config libfuse3-dev; pip install pinfs"
+        )
+    return ok("pyfuse3", f"{metadata.version('pyfuse3')}, trio {metadata.version('trio')}")
+
+
+def _passthrough() -> Finding:
+    lost = "reads, writes and mappings go through the daemon"
+    error = _backing_open_errno()
+    if error == errno.ENOTTY:
+        return warn("passthrough", f"not in this kernel: {lost}", "run Linux 6.9 or later")
+    if error == errno.EOPNOTSUPP:
+        return warn("passthrough", f"not configured into this kernel: {lost}", "CONFIG_FUSE_PASSTHROUGH=y")
+    if "sys_admin" not in effective_capabilities() or not _in_initial_user_namespace():
+        return warn("passthrough", f"needs root (CAP_SYS_ADMIN of the machine): {lost}", "mount as root")
+    if error != errno.EPERM:
+        return warn("passthrough", f"cannot be probed ({os.strerror(error)})", "mend /dev/fuse first")
+    return ok("passthrough", "the kernel has it")
+
+
+def _backing_open_errno() -> int:
+    """How the kernel refuses a backing file on a descriptor that is no mount: EPERM if it knows the call, else ENOTTY."""
+    try:
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        return error.errno or errno.EIO
+    try:
+        fcntl.ioctl(fd, _FUSE_DEV_IOC_BACKING_OPEN, bytes(16))
+    except OSError as error:
+        return error.errno or errno.EIO
+    finally:
+        os.close(fd)
+    return 0
+
+
+def effective_capabilities() -> set[str]:
+    """Names (lower case, without CAP_) of those capabilities that pinfs can use and this process has."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            bits = int(line.split()[1], 16)
+            return {name for name, bit in _CAPABILITIES.items() if bits >> bit & 1}
+    return set()
+
+
+def _in_initial_user_namespace() -> bool:
+    return Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
+
+
+def _capabilities() -> Finding:
+    have = effective_capabilities()
+    missing = sorted(set(_CAPABILITIES) - have)
+    if not have:
+        return warn("capabilities", "none: a mount serves its own user only", "mount as root to serve all users")
+    if missing:
+        names = ", ".join(missing)
+        return warn("capabilities", f"not held: {names}", "in a container: --cap-add for each of them")
+    return ok("capabilities", "all that pinfs can use")
+
+
+def _descriptors() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    text = f"{soft} now, {hard} at most"
+    if 0 <= hard < _ENOUGH_DESCRIPTORS:
+        return warn("descriptors", text, "systemd: LimitNOFILE=; a shell: ulimit -Hn; podman: --ulimit nofile=")
+    return ok("descriptors", text)
+
+
+def _pid_namespace() -> Finding:
+    if os.stat("/proc/self/ns/pid").st_ino == _INITIAL_PID_NAMESPACE:
+        return ok("pid namespace", "the machine's: every process can hold pins")
+    return warn(
+        "pid namespace",
+        "not the machine's: processes outside it can own pins by handle (ioctl) only",
+        "run the daemon on the host, or all containers with one pid namespace (--pid=host, --pid=container:NAME)",
+    )
+
+
+def _proc() -> Finding:
+    if os.access("/proc/1/status", os.R_OK):
+        return ok("/proc", "shows the processes of all users")
+    return warn(
+        "/proc", "hides other users' processes (hidepid): they cannot own pins", "mount -o remount,hidepid=0 /proc"
+    )

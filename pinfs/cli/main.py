@@ -1,0 +1,84 @@
+"""`pinfs`: finds the verb and imports that one only, so that `pinfs pin` starts without the daemon's libraries."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+import pinfs
+from pinfs.cli import mounthelper
+from pinfs.cli.verb import VerbGroup
+
+VERBS = {
+    "mount": "pinfs.cli.mount",
+    "umount": "pinfs.cli.umount",
+    "pin": "pinfs.cli.pin",
+    "ls": "pinfs.cli.ls",
+    "watch": "pinfs.cli.watch",
+    "release": "pinfs.cli.release",
+    "revoke": "pinfs.cli.revoke",
+    "policy": "pinfs.cli.policy",
+    "status": "pinfs.cli.status",
+    "doctor": "pinfs.cli.doctor",
+    "debug": "pinfs.cli.debug",
+    "bench": "pinfs.cli.bench",
+    "web": "pinfs.cli.web",
+    "completion": "pinfs.cli.completion",
+    "man": "pinfs.cli.man",
+}
+
+
+class LazyVerbs(VerbGroup):
+    """A group whose verbs are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [verb for verb, module in VERBS.items() if find_spec(module)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = VERBS.get(cmd_name)
+        if module is None or find_spec(module) is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        return command
+
+
+@click.group(
+    cls=LazyVerbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    examples="""
+# keep a file from being cut while a program has it mapped
+pinfs mount /srv/models /mnt/models --daemon
+pinfs pin /mnt/models/big.bin -- ./serve /mnt/models/big.bin
+
+# who holds what, and who is being waited for
+pinfs ls
+pinfs watch
+
+# what can this machine do
+pinfs doctor /srv/models
+""",
+)
+@click.version_option(pinfs.__version__, "-V", "--version", prog_name="pinfs")
+def cli() -> None:
+    """A file system on which long-term pins of file memory hold.
+
+    A pin is a promise to a program that a byte range of a file keeps its storage. On a pinfs mount, nothing takes those
+    bytes away while the pin stands: a truncate is refused ("deny" pins), or asks the holder first ("lease" pins).
+
+    Each verb explains itself: pinfs VERB --help. Exit codes are documented in docs/exit-codes.md.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The console script. `argv` is without the program's name; exits with a code of `pinfs.cli.exitcodes`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    program = Path(sys.argv[0]).name
+    sys.exit(cli.main(mounthelper.translate(program, arguments, VERBS), prog_name="pinfs"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""How mount(8) and fstab call us, turned into `pinfs mount`.
+
+mount(8) runs `/sbin/mount.pinfs SOURCE MNT [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]`; for the type `fuse.pinfs` it runs
+`mount.fuse3`, which runs `pinfs SOURCE MNT -o OPTIONS` and expects it to return when the file system is usable.
+"""
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+
+HELPER_NAMES = frozenset({"mount.pinfs", "mount.fuse.pinfs"})
+_WITH_ARGUMENT = frozenset("oNt")  # -N: mount(8) has entered that namespace before it runs us; -t: we know our type
+_FLAGS = {"s": [], "n": [], "f": ["--fake"], "v": ["-v"]}  # sloppy, no mtab: there is neither strictness nor an mtab
+
+
+def translate(program: str, arguments: Sequence[str], verbs: Collection[str]) -> list[str]:
+    """The arguments of `pinfs` for whatever it was called as."""
+    if program in HELPER_NAMES:
+        return _as_mount(arguments)
+    if _is_mount_fuse_call(arguments, verbs):
+        return ["mount", *arguments, "--daemon"]
+    return list(arguments)
+
+
+def _is_mount_fuse_call(arguments: Sequence[str], verbs: Collection[str]) -> bool:
+    return len(arguments) >= 2 and arguments[0] not in verbs and os.path.isabs(arguments[0])
+
+
+def _as_mount(arguments: Sequence[str]) -> list[str]:
+    result = ["mount", "--daemon"]
+    rest = iter(arguments)
+    for argument in rest:
+        if len(argument) < 2 or argument[0] != "-" or argument.startswith("--"):
+            result.append(argument)
+        else:
+            result += _flags(argument[1:], rest)
+    return result
+
+
+def _flags(letters: str, rest: Iterator[str]) -> list[str]:
+    """One cluster of short options, such as `-nv` or `-oro`; an option's value may be the next argument."""
+    result: list[str] = []
+    for position, letter in enumerate(letters):
+        if letter in _WITH_ARGUMENT:
+            value = letters[position + 1 :] or next(rest, "")
+            return [*result, "-o", value] if letter == "o" else result
+        result += _FLAGS.get(letter, [f"-{letter}"])
+    return result
