@@ -41,8 +41,8 @@ class Extents:
 
 
 def check_backing(directory: str, progress: Progress = lambda _files: None) -> Iterator[Finding]:
-    """Findings about `directory`; `progress` is told how many files have been looked at. OSError if it cannot be read."""
-    if not stat.S_ISDIR(os.stat(directory).st_mode):
+    """Findings about `directory`; `progress` is told how many files have been looked at."""
+    if not stat.S_ISDIR(Path(directory).stat().st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), directory)
     kind = filesystem_type(directory)
     yield _type(directory, kind)
@@ -55,7 +55,7 @@ def check_backing(directory: str, progress: Progress = lambda _files: None) -> I
 
 def filesystem_type(path: str) -> str:
     """The type that /proc/self/mountinfo gives for the mount below `path`."""
-    device = os.stat(path).st_dev
+    device = Path(path).stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         if line.split()[2] == wanted:
@@ -194,7 +194,7 @@ def examine_extents(directory: str, progress: Progress) -> Extents:
 
 
 def _regular_files(directory: str) -> Iterator[str]:
-    device = os.stat(directory).st_dev
+    device = Path(directory).stat().st_dev
     for where, subdirectories, names, fd in os.fwalk(directory):
         if os.fstat(fd).st_dev != device:
             subdirectories.clear()
@@ -202,7 +202,7 @@ def _regular_files(directory: str) -> Iterator[str]:
         for name in names:
             with suppress(OSError):  # it went away
                 if stat.S_ISREG(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                    yield os.path.join(where, name)
+                    yield f"{where}/{name}"
 
 
 def _extent_flags(path: str) -> int | None:
@@ -248,6 +248,6 @@ def _shared(kind: str, extents: Extents) -> Finding:
         return ok(check, f"{kind} does not tell where its extents are ({extents.files} files)")
     if extents.shared:
         some = ", ".join(extents.shared[:3]) + (", ..." if len(extents.shared) > 3 else "")
-        return warn(check, f"{len(extents.shared)} of {extents.files} files share blocks with others: {some}",
-                    "rewrite them before they are pinned: cp --reflink=never FILE FILE.new && mv FILE.new FILE")  # fmt: skip
+        text = f"{len(extents.shared)} of {extents.files} files share blocks with others: {some}"
+        return warn(check, text, "rewrite them before they are pinned: cp --reflink=never FILE NEW && mv NEW FILE")
     return ok(check, f"none in {extents.files} files")

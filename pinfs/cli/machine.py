@@ -27,7 +27,8 @@ _OLDEST_LIBFUSE = (3, 3)  # the first that takes /dev/fd/N as mount point
 def check_machine() -> Iterator[Finding]:
     """All checks that need no directory, in the order in which one would mend them."""
     checks: list[Callable[[], Finding]] = [
-        _kernel, _device, _fusermount, _libfuse, _pyfuse3, _passthrough, _capabilities, _descriptors, _pid_namespace, _proc,
+        _kernel, _device, _fusermount, _libfuse, _pyfuse3,
+        _passthrough, _capabilities, _descriptors, _pid_namespace, _proc,
     ]  # fmt: skip
     for check in checks:
         yield check()
@@ -68,7 +69,7 @@ def _fusermount() -> Finding:
         return warn("fusermount3", "is not installed (root mounts without it)", "apt install fuse3")
     if path is None:
         return bad("fusermount3", "is not installed", "apt install fuse3")
-    if not os.stat(path).st_mode & stat.S_ISUID and os.geteuid() != 0:
+    if not Path(path).stat().st_mode & stat.S_ISUID and os.geteuid() != 0:
         return bad("fusermount3", f"{path} is not set-user-id", f"chown root {path}; chmod u+s {path}")
     return ok("fusermount3", path)
 
@@ -113,7 +114,7 @@ def _passthrough() -> Finding:
 
 
 def _backing_open_errno() -> int:
-    """How the kernel refuses a backing file on a descriptor that is no mount: EPERM if it knows the call, else ENOTTY."""
+    """How the kernel refuses a backing file where nothing is mounted: EPERM, or ENOTTY if it has no such call."""
     try:
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -160,7 +161,7 @@ def _descriptors() -> Finding:
 
 
 def _pid_namespace() -> Finding:
-    if os.stat("/proc/self/ns/pid").st_ino == _INITIAL_PID_NAMESPACE:
+    if Path("/proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE:
         return ok("pid namespace", "the machine's: every process can hold pins")
     return warn(
         "pid namespace",

@@ -28,7 +28,7 @@ VERBS = {
     "bench": "pinfs.cli.bench",
     "web": "pinfs.cli.web",
     "completion": "pinfs.cli.completion",
-    "man": "pinfs.cli.man",
+    "man": "pinfs.cli.manpages",
 }
 
 

@@ -1,10 +1,9 @@
 """How mount(8) and fstab call us, turned into `pinfs mount`.
 
-mount(8) runs `/sbin/mount.pinfs SOURCE MNT [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]`; for the type `fuse.pinfs` it runs
-`mount.fuse3`, which runs `pinfs SOURCE MNT -o OPTIONS` and expects it to return when the file system is usable.
+mount(8) runs `/sbin/mount.pinfs SOURCE MNT [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]`; for the type `fuse.pinfs` it
+runs `mount.fuse3`, which runs `pinfs SOURCE MNT -o OPTIONS` and expects it to return when the file system is usable.
 """
 
-import os
 from collections.abc import Collection, Iterator, Sequence
 
 HELPER_NAMES = frozenset({"mount.pinfs", "mount.fuse.pinfs"})
@@ -22,7 +21,7 @@ def translate(program: str, arguments: Sequence[str], verbs: Collection[str]) ->
 
 
 def _is_mount_fuse_call(arguments: Sequence[str], verbs: Collection[str]) -> bool:
-    return len(arguments) >= 2 and arguments[0] not in verbs and os.path.isabs(arguments[0])
+    return len(arguments) >= 2 and arguments[0] not in verbs and arguments[0].startswith("/")
 
 
 def _as_mount(arguments: Sequence[str]) -> list[str]:

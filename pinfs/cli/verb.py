@@ -13,6 +13,8 @@ from pinfs.cli.output import printable
 class Failure(click.ClickException):
     """Ends a verb with one line on stderr and a documented exit code."""
 
+    exit_code: int  # type: ignore[misc]  # click declares one for the class; here each failure has its own
+
     def __init__(self, message: str, exit_code: ExitCode = ExitCode.FAILURE) -> None:
         super().__init__(message)
         self.exit_code = exit_code

@@ -1,0 +1,163 @@
+"""`pinfs ls`: who holds what, like lslocks(8)."""
+
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pinfs.cli.exitcodes import ExitCode, of_errno
+from pinfs.cli.mounts import Mount, mount_of, mounts
+from pinfs.cli.output import listing_options, print_json, print_table, wants_json
+from pinfs.cli.verb import Verb, fail, failure_of
+
+Pin = dict[str, Any]
+
+UNSEEN = "-"  # for others than the owner and root, the holder is not shown (SPEC 4)
+
+
+def _text(key: str) -> Callable[[Pin], str]:
+    return lambda pin: UNSEEN if pin.get(key) is None else str(pin[key])
+
+
+def _length(pin: Pin) -> str:
+    return str(pin["length"]) if pin["length"] else "end"
+
+
+def _path(pin: Pin) -> str:
+    return str(Path(pin["mount"], pin["path"])) if pin.get("path") is not None else f"(inode {pin.get('inode')})"
+
+
+def _deadline(pin: Pin) -> str:
+    return f"{pin['remaining_s']:.1f}s" if pin.get("remaining_s") is not None else UNSEEN
+
+
+def _since(pin: Pin) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(pin["since"])) if "since" in pin else UNSEEN
+
+
+COLUMNS: dict[str, Callable[[Pin], str]] = {
+    "ID": _text("id"),
+    "MODE": _text("mode"),
+    "STATE": _text("state"),
+    "START": _text("start"),
+    "LENGTH": _length,
+    "PID": _text("pid"),
+    "COMM": _text("comm"),
+    "UID": _text("uid"),
+    "PATH": _path,
+    "NOTE": _text("note"),
+    "DEADLINE": _deadline,
+    "NAME": _text("name"),
+    "OWNER": _text("owner"),
+    "SIGNAL": _text("signal"),
+    "DIRTY": lambda pin: "yes" if pin.get("dirty") else "no",
+    "INODE": _text("inode"),
+    "SINCE": _since,
+    "MOUNT": _text("mount"),
+}
+DEFAULT = list(COLUMNS)[:11]
+_NUMBERS = {"ID", "START", "LENGTH", "PID", "UID", "DEADLINE", "INODE"}
+_STYLES = {"breaking": "bold yellow"}
+
+
+def _columns(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[str]:
+    if value is None:
+        return DEFAULT
+    chosen = [name for name in value.removeprefix("+").upper().split(",") if name]
+    unknown = [name for name in chosen if name not in COLUMNS]
+    if unknown or not chosen:
+        raise click.BadParameter(f"unknown column {', '.join(unknown) or value!r}; there are {', '.join(COLUMNS)}")
+    return [*DEFAULT, *chosen] if value.startswith("+") else chosen
+
+
+@click.command(
+    cls=Verb,
+    short_help="List pins and who holds them.",
+    examples="""
+# all pins of this machine
+pinfs ls
+
+# who keeps this file from being truncated?
+pinfs ls /mnt/models/big.bin
+
+# ids and processes, for a script
+pinfs ls --table --noheadings -o ID,PID /mnt/models
+
+# the usual columns and some more
+pinfs ls -o +NAME,SINCE
+
+# processes that are being waited for
+pinfs ls --json | jq '.pins[] | select(.state == "breaking") | .pid'
+""",
+)
+@click.argument("paths", metavar="[FILE|MOUNT]...", nargs=-1)
+@click.option("-o", "columns", metavar="COL[,COL]...", callback=_columns,
+              help="Columns to print; +COL adds to the usual ones.")  # fmt: skip
+@click.option("-n", "--noheadings", is_flag=True, help="Print no line of headings.")
+@listing_options
+@click.pass_context
+def ls(
+    ctx: click.Context, paths: tuple[str, ...], columns: list[str], noheadings: bool, as_json: bool, as_table: bool
+) -> None:
+    """List the pins of each FILE or MOUNT, or of all pinfs mounts of this machine.
+
+    Of pins that belong to other users only root sees the holder. LENGTH "end": up to the end of the file, wherever that
+    moves. STATE "breaking": somebody waits for this pin, until DEADLINE at most.
+
+    A table on a terminal, JSON in a pipe; --table and --json decide otherwise.
+    """
+    pins, errors = ([pin for path in paths for pin in _pins_at(path)], []) if paths else pins_of_all()
+    if wants_json(as_json, as_table):
+        print_json({"v": 1, "pins": pins})
+    else:
+        print_pins(pins, columns, headings=not noheadings)
+    for error in errors:
+        failure_of(error).show()
+    ctx.exit(of_errno(errors[0].errno) if errors else ExitCode.OK)
+
+
+def print_pins(pins: Iterable[Pin], columns: list[str], *, headings: bool = True) -> None:
+    """The table; pins that are being broken stand out."""
+    pins = list(pins)
+    print_table(
+        columns if headings else (),
+        [[COLUMNS[name](pin) for name in columns] for pin in pins],
+        right=[number for number, name in enumerate(columns) if name in _NUMBERS],
+        styles=[_STYLES.get(pin["state"], "") for pin in pins],
+    )
+
+
+def _pins_at(path: str) -> list[Pin]:
+    mount = mount_of(path)
+    if os.path.realpath(path) == mount.point:
+        return mount.pins()
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):
+        fail(f"{path}: neither a regular file nor the root of a pinfs mount", ExitCode.USAGE)
+    return pins_of_file(path, mount)
+
+
+def pins_of_file(path: str, mount: Mount) -> list[Pin]:
+    """The pins of one file: from its attribute, or from the list of all where an attribute cannot hold them."""
+    answer = json.loads(os.getxattr(path, "user.pinfs.pins"))
+    if not answer.get("more"):
+        return [pin | {"mount": mount.point} for pin in answer["pins"]]
+    inode = answer["pins"][0]["inode"]
+    return [pin for pin in mount.pins() if pin["inode"] == inode]
+
+
+def pins_of_all() -> tuple[list[Pin], list[OSError]]:
+    """The pins of every mount that answers, and the errors of those that do not."""
+    pins: list[Pin] = []
+    errors: list[OSError] = []
+    for mount in mounts():
+        try:
+            pins += mount.pins()
+        except OSError as error:
+            errors.append(error)
+    return pins, errors

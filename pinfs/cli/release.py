@@ -1,0 +1,44 @@
+"""`pinfs release`: let go of a pin, as its owner."""
+
+import errno
+
+import click
+
+from pinfs.cli.exitcodes import ExitCode
+from pinfs.cli.mounts import Mount, the_mount
+from pinfs.cli.verb import Verb, fail
+
+
+@click.command(
+    cls=Verb,
+    short_help="Release pins of your own.",
+    examples="""
+# a pin that was registered for another process
+pinfs pin --pid 4711 /mnt/models/big.bin
+pinfs ls /mnt/models/big.bin
+pinfs release 7
+""",
+)
+@click.argument("ids", metavar="ID...", type=click.IntRange(min=1), nargs=-1, required=True)
+@click.option("-m", "--mount", "where", metavar="PATH", help="The mount (or a file on it), where there are several.")
+def release(ids: tuple[int, ...], where: str | None) -> None:
+    """Release the pins with these IDs (see pinfs ls). Only their owner's user and root may do so.
+
+    Whoever waits for the range goes on. A process that still uses the range is not asked: it has been told that the
+    bytes stay where they are, so release only what nobody uses any more.
+    """
+    mount = the_mount(where)
+    for number in ids:
+        command_on(mount, "release", number)
+
+
+def command_on(mount: Mount, verb: str, number: int) -> None:
+    """Send `VERB ID` to the event channel; fails with the exit code for what the daemon answers."""
+    try:
+        mount.command(f"{verb} {number}")
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            fail(f"{mount.point}: there is no pin {number}", ExitCode.NO_SUCH_PIN)
+        if error.errno in (errno.EPERM, errno.EACCES):
+            fail(f"{mount.point}: pin {number} is not yours to {verb}", ExitCode.NOT_PERMITTED)
+        raise

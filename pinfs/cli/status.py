@@ -1,0 +1,122 @@
+"""`pinfs status`: what a mount is doing, once or as it changes."""
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from pinfs.cli.exitcodes import ExitCode, of_errno
+from pinfs.cli.mounts import Mount, mount_of, mounts
+from pinfs.cli.output import listing_options, print_json, print_json_line, print_table, wants_json
+from pinfs.cli.verb import Verb, fail
+
+Status = dict[str, Any]
+
+_COUNTED = {
+    "pinfs_pinned_bytes": "pinned bytes",
+    "pinfs_breaks_started_total": "breaks started",
+    "pinfs_breaks_answered_total": "breaks answered",
+    "pinfs_breaks_timed_out_total": "breaks timed out",
+    "pinfs_refusals_total": "refusals",
+    "pinfs_requests_total": "requests",
+}
+
+
+@click.command(
+    cls=Verb,
+    short_help="Show what a mount is doing.",
+    examples="""
+# all mounts of this machine
+pinfs status
+
+# a mount, looked at again and again until Ctrl-C
+pinfs status --watch /mnt/models
+
+# do reads and mappings go straight to the files below?
+pinfs status --json /mnt/models | jq '.mounts[0].passthrough'
+""",
+)
+@click.argument("where", metavar="[MOUNT]", required=False)
+@click.option("-w", "--watch", is_flag=True, help="Look again every --interval seconds until interrupted.")
+@click.option("-i", "--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, metavar="SECONDS")
+@listing_options
+@click.pass_context
+def status(ctx: click.Context, where: str | None, watch: bool, interval: float, as_json: bool, as_table: bool) -> None:
+    """Show the state of MOUNT, or of all pinfs mounts: daemon, passthrough, pins, breakers waiting, counters.
+
+    Exit code 7 if one of them is stale, that is, its daemon is gone.
+    """
+    wanted = [mount_of(where)] if where else mounts()
+    if not wanted:
+        fail("there is no pinfs mount on this machine", ExitCode.NOT_PINFS)
+    as_json = wants_json(as_json, as_table)
+    if watch:
+        _watch(wanted, interval, as_json)
+    found = [look_at(mount) for mount in wanted]
+    if as_json:
+        print_json({"v": 1, "mounts": found})
+    else:
+        print_table(*_table(found))
+    ctx.exit(next((code for one in found if (code := one["exit_code"])), ExitCode.OK))
+
+
+def look_at(mount: Mount) -> Status:
+    """The daemon's own status and its counters; what a stale mount can still say of itself is its `error`."""
+    try:
+        return {**mount.status(), "mountpoint": mount.point, "counters": counters(mount), "exit_code": 0}
+    except OSError as error:
+        return {"mountpoint": mount.point, "source": mount.source, "error": error.strerror,
+                "exit_code": int(of_errno(error.errno))}  # fmt: skip
+
+
+def counters(mount: Mount) -> dict[str, float]:
+    """The counters of `.pinfs/metrics` that people ask for, summed over their labels."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(mount.control("metrics").read_text()):
+        for sample in family.samples:
+            if sample.name in _COUNTED:
+                sums[sample.name] = sums.get(sample.name, 0) + sample.value
+    return sums
+
+
+def _table(found: list[Status]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    rows: list[tuple[str, ...]] = []
+    for one in found:
+        rows += [("mount", one["mountpoint"]), *_rows(one), ("", "")]
+    return (), rows[:-1]
+
+
+def _rows(one: Status) -> Iterator[tuple[str, str]]:
+    if "error" in one:
+        yield "state", f"stale: {one['error']} (to mend: pinfs umount {one['mountpoint']})"
+        return
+    for key, value in one.items():
+        if key not in ("v", "mountpoint", "counters", "exit_code"):
+            yield key, _words(key, value)
+    for name, value in one["counters"].items():
+        yield _COUNTED[name], f"{value:.0f}"
+
+
+def _words(key: str, value: Any) -> str:
+    if key == "uptime_s":
+        return str(timedelta(seconds=round(value)))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
+
+
+def _watch(wanted: list[Mount], interval_s: float, as_json: bool) -> None:
+    """Until interrupted: a picture that is drawn anew on a terminal, a JSON object a line in a pipe."""
+    if as_json:
+        while True:
+            print_json_line({"v": 1, "mounts": [look_at(mount) for mount in wanted]})
+            time.sleep(interval_s)
+    while True:
+        table = _table([look_at(mount) for mount in wanted])
+        click.clear()
+        print_table(*table)
+        time.sleep(interval_s)
