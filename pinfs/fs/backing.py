@@ -1,0 +1,221 @@
+"""The source directory's side: backing files of open inodes, passthrough, and acting as the caller."""
+
+import ctypes
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, Protocol
+
+from pinfs.fs import syscalls
+from pinfs.fs.inodes import Inode, InodeTable, OpenFile
+from pinfs.fs.types import CallerLike
+
+log = logging.getLogger("pinfs.backing")
+
+TMPFS_MAGIC: Final = 0x01021994
+RAMFS_MAGIC: Final = 0x858458F6
+HUGETLBFS_MAGIC: Final = 0x958458F6
+IN_MEMORY: Final = frozenset({TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC})
+
+# Flags of the FUSE open that the backing file needs too; the kernel itself does O_APPEND, O_DIRECT, O_SYNC and positions.
+_KEPT_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Passthrough(Protocol):
+    """Registers backing files with the kernel, which then reads, writes and maps them without asking."""
+
+    def open(self, fd: int) -> int:
+        """A backing id for the file behind `fd`; 0 where there is no passthrough (for this file)."""
+
+    def close(self, backing_id: int) -> None: ...
+
+
+class NoPassthrough:
+    """Every read and write comes to the daemon."""
+
+    def open(self, fd: int) -> int:
+        return 0
+
+    def close(self, backing_id: int) -> None:
+        raise AssertionError("nothing was registered")
+
+
+def file_system_magic(fd: int) -> int:
+    """f_type of statfs(2)."""
+    buffer = ctypes.create_string_buffer(256)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.fstatfs(fd, buffer):
+        raise OSError(ctypes.get_errno(), "fstatfs")
+    return int.from_bytes(buffer[0:8], "little") & 0xFFFFFFFF
+
+
+class Backing:
+    """Backing files: one OpenFile for all handles of an inode, registered with the kernel once."""
+
+    def __init__(self, inodes: InodeTable, passthrough: Passthrough) -> None:
+        self.passthrough = passthrough
+        self.open_files = 0
+        self.in_memory = file_system_magic(inodes.root.fd) in IN_MEMORY
+        self._inodes = inodes
+        self._changes_owner = os.geteuid() == 0
+        if self._changes_owner and not syscalls.keep_capabilities_across_fs_ids():
+            log.warning("no CAP_SETPCAP: new files are created without the caller's supplementary groups")
+        self._umask = os.umask(0)
+        os.umask(self._umask)
+        self._fallocate_modes: dict[tuple[int, int], bool] = {}
+
+    # Opening and closing
+
+    def open(self, inode: Inode, flags: int) -> OpenFile:
+        """Open the backing file of an inode for one handle more. Errors of open(2)."""
+        file = inode.file or OpenFile()
+        self._open_for(inode, file, flags)
+        if inode.file is None:
+            inode.file = file
+            self.open_files += 1
+        file.opens += 1
+        return file
+
+    def adopt(self, inode: Inode, fd: int, flags: int) -> None:
+        """Count `fd`, just made by open(O_CREAT), as one handle more; the descriptor is ours from now on."""
+        if inode.file is not None:
+            self.open(inode, flags & ~os.O_CREAT)
+            os.close(fd)
+            return
+        file = inode.file = OpenFile()
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            file.reader = fd
+        else:
+            file.writer = fd
+            if flags & os.O_ACCMODE == os.O_RDWR:
+                file.reader = fd
+        file.opens = 1
+        self.open_files += 1
+
+    def _open_for(self, inode: Inode, file: OpenFile, flags: int) -> None:
+        access = flags & os.O_ACCMODE
+        if access != os.O_RDONLY and file.writer < 0:
+            self._open_writer(inode, file, flags)
+        if access != os.O_WRONLY and file.reader < 0:
+            file.reader = self._inodes.open(inode, os.O_RDONLY | _KEPT_FLAGS)
+
+    def _open_writer(self, inode: Inode, file: OpenFile, flags: int) -> None:
+        """Read and write in one descriptor where that is allowed; an append-only file wants O_APPEND."""
+        append = flags & os.O_APPEND
+        for attempt in (os.O_RDWR, os.O_WRONLY, os.O_WRONLY | append):
+            try:
+                file.writer = self._inodes.open(inode, attempt | _KEPT_FLAGS)
+            except PermissionError:
+                if attempt == os.O_WRONLY | append:
+                    raise
+                continue
+            if attempt == os.O_RDWR and file.reader < 0:
+                file.reader = file.writer
+            return
+
+    def release(self, inode: Inode) -> None:
+        """One handle fewer; the last one closes the backing file."""
+        file = inode.file
+        if file is None:
+            return
+        file.opens -= 1
+        if file.opens:
+            return
+        if file.backing_id:
+            self.passthrough.close(file.backing_id)
+        if inode.name is None and inode.fd < 0:
+            self._inodes.fd(inode)  # the kernel may still know the inode: keep a way to it
+        inode.file = None
+        file.close()
+        self.open_files -= 1
+
+    def passthrough_id(self, inode: Inode) -> int:
+        """The backing id of an open inode, one for all its handles (the kernel insists); 0: none."""
+        file = inode.file
+        if file is None:
+            return 0
+        if not file.backing_id:
+            file.backing_id = self.passthrough.open(file.any_fd)
+        return file.backing_id
+
+    # Descriptors to work with
+
+    def reader(self, inode: Inode) -> int:
+        """EBADF: nobody has opened it for reading."""
+        return _valid(inode.file.reader if inode.file else -1)
+
+    def writer(self, inode: Inode) -> int:
+        """EBADF: nobody has opened it for writing."""
+        return _valid(inode.file.writer if inode.file else -1)
+
+    def any_fd(self, inode: Inode) -> int:
+        return _valid(inode.file.any_fd if inode.file else -1)
+
+    @contextmanager
+    def writing(self, inode: Inode) -> Iterator[int]:
+        """A descriptor to cut the file with: that of its handles, or one for the moment (truncate(2) needs no handle).
+
+        Counts as a handle meanwhile: a breaker may wait inside, while the last handle closes.
+        """
+        if inode.file is not None and inode.file.writer >= 0:
+            inode.file.opens += 1
+            try:
+                yield inode.file.writer
+            finally:
+                self.release(inode)
+            return
+        fd = self._inodes.open(inode, os.O_WRONLY | os.O_NONBLOCK | _KEPT_FLAGS)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    # Creating things that belong to the caller
+
+    @contextmanager
+    def creating_as(self, ctx: CallerLike) -> Iterator[None]:
+        """What is created inside belongs to the caller (or the directory's group, where that is set-group-id)."""
+        if ctx.umask != self._umask:
+            os.umask(ctx.umask)
+            self._umask = ctx.umask
+        if not self._changes_owner or not (ctx.uid or ctx.gid):
+            yield
+            return
+        syscalls.set_fs_ids(ctx.uid, ctx.gid)
+        try:
+            yield
+        finally:
+            syscalls.set_fs_ids(0, 0)
+
+    # What the backing can do
+
+    def must_support_fallocate(self, fd: int, mode: int) -> None:
+        """EOPNOTSUPP where the backing does not know this mode: no holder is bothered for what would fail anyway."""
+        key = os.fstat(fd).st_dev, mode
+        if key not in self._fallocate_modes:
+            self._fallocate_modes[key] = self._try_fallocate(fd, mode)
+        if not self._fallocate_modes[key]:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    def _try_fallocate(self, fd: int, mode: int) -> bool:
+        """Try it on a nameless file beside; where there can be none, the real call will tell."""
+        with suppress(OSError):
+            probe = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self._inodes.root.fd)
+            try:
+                block = os.fstatvfs(probe).f_bsize
+                os.ftruncate(probe, 4 * block)
+                syscalls.fallocate(probe, mode, block, block)
+            except OSError as e:
+                return e.errno != errno.EOPNOTSUPP
+            finally:
+                os.close(probe)
+        return True
+
+
+def _valid(fd: int) -> int:
+    if fd < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return fd
+

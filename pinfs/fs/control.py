@@ -1,0 +1,254 @@
+"""The control directory `.pinfs` in the root of the mount: can be looked up, is not listed (SPEC 7)."""
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+import trio
+
+from pinfs.fs.directories import DT_DIR, DT_REG, Add
+from pinfs.fs.events import Queue
+from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_NONSEEKABLE, FOPEN_STREAM, ByteHandle, Handle, Wake
+from pinfs.fs.inodes import ROOT_ID, Inode
+from pinfs.fs.types import CallerLike, Entry, SetAttr
+from pinfs.parking import park
+
+log = logging.getLogger("pinfs.control")
+
+CONTROL_NAME: Final = b".pinfs"
+CONTROL_ID: Final = 1 << 62  # node ids of the directory and, counting on, its files
+MAX_COMMANDS_BYTES: Final = 64 << 10
+MAX_CHANNELS: Final = 4096
+
+Command = Callable[[str], Awaitable[None]]
+
+POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM = 0x1, 0x4, 0x40, 0x100
+
+
+class ControlFile(Protocol):
+    """One file of the directory: its permissions, and what an open gives."""
+
+    mode: int
+
+    def open(self, inode: Inode, flags: int, ctx: CallerLike) -> "ControlHandle": ...
+
+
+class ControlHandle(ByteHandle):
+    """An open control file. Reads and writes go by the kernel's page cache."""
+
+    __slots__ = ()
+    fopen_flags = FOPEN_DIRECT_IO
+
+    async def read(self, offset: int, size: int) -> bytes:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    async def write(self, offset: int, data: bytes) -> int:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def poll(self, wake: Wake | None) -> int:
+        return POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
+
+    def close(self) -> None:
+        """The last reference has gone."""
+
+
+class Snapshot(ControlHandle):
+    """A text as it was at open."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, inode: Inode, flags: int, text: bytes) -> None:
+        super().__init__(inode, flags)
+        self._text = text
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return self._text[offset : offset + size]
+
+
+class TextFile:
+    """A file whose text is made anew for each open."""
+
+    def __init__(self, mode: int, text: Callable[[CallerLike], bytes]) -> None:
+        self.mode = mode
+        self._text = text
+
+    def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return Snapshot(inode, flags, self._text(ctx))
+
+
+class PolicyHandle(Snapshot):
+    """Reads the policy in force; a write is a new one, whole."""
+
+    __slots__ = ("_apply", "_written")
+
+    def __init__(self, inode: Inode, flags: int, text: bytes, apply: Callable[[bytes], None]) -> None:
+        super().__init__(inode, flags, text)
+        self._apply = apply
+        self._written = b""
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """EINVAL: not a policy; the old one stays in force and the log says why. EFBIG: beyond 64 KiB."""
+        if offset != len(self._written):
+            self._written = b""
+        if len(self._written) + len(data) > MAX_COMMANDS_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        self._written += data
+        self._apply(self._written)
+        return len(data)
+
+
+class PolicyFile:
+    """`.pinfs/policy`: everyone may read it, root write."""
+
+    mode = 0o644
+
+    def __init__(self, text: Callable[[], bytes], apply: Callable[[bytes, CallerLike], None]) -> None:
+        self._text = text
+        self._apply = apply
+
+    def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
+        return PolicyHandle(inode, flags, self._text(), lambda text: self._apply(text, ctx))
+
+
+class ChannelHandle(ControlHandle):
+    """A stream of events, and the way back for commands."""
+
+    __slots__ = ("_close", "_command", "_news", "_wakes", "queue")
+    fopen_flags = FOPEN_DIRECT_IO | FOPEN_NONSEEKABLE | FOPEN_STREAM
+
+    def __init__(self, inode: Inode, flags: int) -> None:
+        super().__init__(inode, flags)
+        self._wakes: list[Wake] = []
+        self._news = trio.Event()
+        self._close: Callable[[], None] = lambda: None
+        self._command: Command | None = None
+
+    def connect(self, queue: Queue, close: Callable[[], None], command: Command | None) -> None:
+        self.queue = queue
+        self._close = close
+        self._command = command
+
+    def on_news(self) -> None:
+        self._news.set()
+        wakes, self._wakes = self._wakes, []
+        for wake in wakes:
+            wake()
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Whole lines, waiting for the first. EAGAIN: none, and O_NONBLOCK. EINVAL: the first does not fit."""
+        while not self.queue:
+            if self.nonblocking:
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            await park()
+            self._news = trio.Event()
+            await self._news.wait()
+        lines = self.queue.take(size)
+        if lines is None:
+            raise OSError(errno.EINVAL, "buffer too small for an event")
+        return lines
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Commands, one a line. The first that fails ends the write with its errno; those before it stand."""
+        if self._command is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if len(data) > MAX_COMMANDS_BYTES:
+            raise OSError(errno.EINVAL, "too many commands")
+        try:
+            lines = data.decode("ascii").splitlines()
+        except UnicodeDecodeError:
+            raise OSError(errno.EINVAL, "not a command") from None
+        if not lines:
+            raise OSError(errno.EINVAL, "not a command")
+        for line in lines:
+            await self._command(line)
+        return len(data)
+
+    def poll(self, wake: Wake | None) -> int:
+        if self.queue:
+            return POLLIN | POLLRDNORM | POLLOUT | POLLWRNORM
+        if wake is not None:
+            self._wakes = [*self._wakes[-15:], wake]
+        return POLLOUT | POLLWRNORM
+
+    def close(self) -> None:
+        self._close()
+
+
+class ControlDirectory(Handle):
+    """The open directory `.pinfs`."""
+
+    __slots__ = ()
+
+
+class Control:
+    """The directory itself: names, attributes, and opening."""
+
+    def __init__(self, files: dict[bytes, ControlFile]) -> None:
+        self.root = Inode(CONTROL_ID, 0, stat.S_IFDIR)
+        self._files = list(files.items())
+        self._ids = {name: CONTROL_ID + number for number, name in enumerate(files, 1)}
+        self._born_ns = time.time_ns()
+
+    def owns(self, parent: int, name: bytes) -> bool:
+        """Whether a name is, or lies in, the control directory."""
+        return parent >= CONTROL_ID and self.is_control(parent) or (parent == ROOT_ID and name == CONTROL_NAME)
+
+    def is_control(self, nodeid: int) -> bool:
+        return CONTROL_ID <= nodeid <= CONTROL_ID + len(self._files)
+
+    def lookup(self, parent: int, name: bytes) -> Entry:
+        """ENOENT, ENOTDIR."""
+        if parent == ROOT_ID:
+            nodeid = CONTROL_ID
+        elif parent != CONTROL_ID:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        elif name in self._ids:
+            nodeid = self._ids[name]
+        else:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return Entry(nodeid, self.stat(nodeid))
+
+    def stat(self, nodeid: int) -> os.stat_result:
+        if nodeid == CONTROL_ID:
+            mode, links = stat.S_IFDIR | 0o555, 2
+        else:
+            mode, links = stat.S_IFREG | self._file(nodeid).mode, 1
+        seconds = self._born_ns // 1_000_000_000
+        fields = (mode, nodeid, 0, links, os.geteuid(), os.getegid(), 0, seconds, seconds, seconds)
+        times = dict.fromkeys(("st_atime_ns", "st_mtime_ns", "st_ctime_ns"), self._born_ns)
+        return os.stat_result(fields, {**times, "st_blocks": 0, "st_blksize": 4096, "st_rdev": 0})
+
+    def setattr(self, nodeid: int, changes: SetAttr) -> os.stat_result:
+        """A shell's `>` cuts a file before it writes: accepted, and means nothing. EPERM: all other changes."""
+        if changes.mode is not None or changes.uid is not None or changes.gid is not None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        return self.stat(nodeid)
+
+    def open(self, nodeid: int, flags: int, ctx: CallerLike) -> ControlHandle:
+        if nodeid == CONTROL_ID:
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return self._file(nodeid).open(Inode(nodeid, 0, stat.S_IFREG), flags, ctx)
+
+    def open_directory(self, nodeid: int) -> Handle:
+        if nodeid != CONTROL_ID:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return ControlDirectory(self.root, os.O_RDONLY)
+
+    def readdir(self, offset: int, plus: bool, add: Add) -> None:
+        """The files of the directory (the directory itself is not listed in the root)."""
+        names = [(b".", CONTROL_ID, DT_DIR), (b"..", ROOT_ID, DT_DIR)]
+        names += [(name, nodeid, DT_REG) for name, nodeid in self._ids.items()]
+        for place in range(offset, len(names)):
+            name, nodeid, kind = names[place]
+            entry = Entry(nodeid, self.stat(nodeid)) if plus and kind == DT_REG else (nodeid, kind)
+            if not add(name, place + 1, entry):
+                return
+
+    def _file(self, nodeid: int) -> ControlFile:
+        return self._files[nodeid - CONTROL_ID - 1][1]

@@ -1,0 +1,175 @@
+"""Who hears what: events of pins, as lines, to the processes that hold them and to whoever traces."""
+
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Any, Final
+
+import trio
+
+from pinfs.core.breaks import Event
+from pinfs.core.pins import Pin
+from pinfs.core.ranges import END
+from pinfs.stats import Stats
+
+log = logging.getLogger("pinfs.events")
+
+MAX_QUEUED: Final = 16384  # lines that a reader may be behind
+Json = dict[str, Any]
+
+
+def unix_time(deadline: float) -> float:
+    """A moment of trio's clock as Unix seconds."""
+    return round(time.time() + deadline - trio.current_time(), 3)
+
+
+def to_line(value: Json) -> bytes:
+    return json.dumps(value, ensure_ascii=True, separators=(", ", ": ")).encode() + b"\n"
+
+
+class Queue:
+    """Lines on their way to one reader; when it is too slow, the oldest go and it is told how many."""
+
+    def __init__(self, on_news: Callable[[], None], stats: Stats) -> None:
+        self._lines: deque[bytes] = deque()
+        self._lost = 0
+        self._on_news = on_news
+        self._stats = stats
+
+    def __bool__(self) -> bool:
+        return bool(self._lines or self._lost)
+
+    def put(self, line: bytes) -> None:
+        if len(self._lines) >= MAX_QUEUED:
+            self._lines.popleft()
+            self._lost += 1
+            self._stats.events_lost += 1
+        self._lines.append(line)
+        self._on_news()
+
+    def take(self, size: int) -> bytes | None:
+        """As many whole lines as fit into `size` bytes; None: not even the first one fits."""
+        if self._lost:
+            self._lines.appendleft(to_line({"v": 1, "event": "overflow", "lost": self._lost}))
+            self._lost = 0
+        taken: list[bytes] = []
+        room = size
+        while self._lines and len(self._lines[0]) <= room:
+            room -= len(self._lines[0])
+            taken.append(self._lines.popleft())
+        if not taken and self._lines:
+            return None
+        return b"".join(taken)
+
+
+class EventHub:
+    """Numbers events for each stream and gives them to the channels that are open."""
+
+    def __init__(self, path_of: Callable[[int], str | None], stats: Stats) -> None:
+        self._path_of = path_of
+        self._stats = stats
+        self._channels: dict[Hashable, list[Queue]] = {}
+        self._traces: list[Queue] = []
+        self._last_seq: dict[Hashable, int] = {}
+        self._trace_seq = 0
+        self._breaks: dict[int, Json] = {}  # pin id -> its break, for channels that open later
+        self.listeners: list[Callable[[Event], None]] = []
+
+    # Channels
+
+    def open_channel(self, process: Hashable, pins: list[Pin], on_news: Callable[[], None]) -> Queue:
+        """A stream of the events of one process, beginning with the breaks under way."""
+        queue = Queue(on_news, self._stats)
+        under_way = [self._breaks[pin.id] for pin in pins if pin.deadline is not None and pin.id in self._breaks]
+        for event in sorted(under_way, key=_seq):
+            queue.put(to_line(event))
+        self._channels.setdefault(process, []).append(queue)
+        return queue
+
+    def open_trace(self, on_news: Callable[[], None]) -> Queue:
+        """A stream of all events."""
+        queue = Queue(on_news, self._stats)
+        self._traces.append(queue)
+        return queue
+
+    def close_channel(self, process: Hashable, queue: Queue) -> None:
+        queues = self._channels[process]
+        queues.remove(queue)
+        if not queues:
+            del self._channels[process]
+
+    def close_trace(self, queue: Queue) -> None:
+        self._traces.remove(queue)
+
+    def forget_process(self, process: Hashable) -> None:
+        """It is dead, or holds nothing any more: its numbers start anew."""
+        if process not in self._channels:
+            self._last_seq.pop(process, None)
+
+    # Events
+
+    def publish(self, event: Event) -> None:
+        """What the guard tells, in its order."""
+        for listener in self.listeners:
+            listener(event)
+        pin = event.pin
+        if pin is not None and event.kind in HOLDER_EVENTS and pin.process is not None:
+            self._tell_holder(event, pin, pin.process)
+        if self._traces:
+            self._trace_seq += 1
+            line = to_line({"v": 1, "seq": self._trace_seq, **self._body(event, traced=True)})
+            for queue in self._traces:
+                queue.put(line)
+
+    def _tell_holder(self, event: Event, pin: Pin, process: Hashable) -> None:
+        seq = self._last_seq[process] = self._last_seq.get(process, 0) + 1
+        queues = self._channels.get(process, ())
+        if event.kind == "break":
+            self._breaks[pin.id] = {"v": 1, "seq": seq, **self._body(event, traced=False)}
+        elif pin.id in self._breaks:
+            del self._breaks[pin.id]
+        if queues:
+            line = to_line({"v": 1, "seq": seq, **self._body(event, traced=False)})
+            for queue in queues:
+                queue.put(line)
+
+    def _body(self, event: Event, *, traced: bool) -> Json:
+        body: Json = {"event": event.kind}
+        if event.pin is not None:
+            body |= self._pin_part(event.pin, traced)
+        if event.removal is not None:
+            removal = event.removal
+            body |= {"op": removal.op, "from": removal.start, "to": None if removal.end >= END else removal.end}
+            if traced:
+                body["breaker"] = {"pid": removal.pid, "uid": removal.uid}
+                body.setdefault("inode", removal.inode)
+                body.setdefault("path", self._path_of(removal.inode))
+        if event.by is not None:
+            body["why" if event.kind == "refused" else "by"] = event.by
+        return body
+
+    def _pin_part(self, pin: Pin, traced: bool) -> Json:
+        part: Json = {
+            "pin": pin.id,
+            "name": None if pin.name is None else pin.name.decode(errors="replace"),
+            "inode": pin.inode,
+            "path": self._path_of(pin.inode),
+            "start": pin.start,
+            "length": pin.length,
+            "mode": pin.mode.value,
+        }
+        if pin.deadline is not None:
+            part["deadline"] = unix_time(pin.deadline)
+            part["remaining_s"] = round(max(0.0, pin.deadline - trio.current_time()), 3)
+        if traced:
+            part |= {"pid": getattr(pin.process, "pid", None), "uid": pin.uid}
+        return part
+
+
+HOLDER_EVENTS: Final = frozenset({"break", "withdrawn", "released", "revoked"})
+
+
+def _seq(event: Json) -> int:
+    return int(event["seq"])

@@ -1,0 +1,324 @@
+"""The inode table: what the kernel knows by number, and how to reach it in the source directory.
+
+An inode is reached through its parent's descriptor and its name, never through a path: nobody can redirect that by
+renaming a directory or planting a symlink. What was found is checked against the inode number before it is used, so
+that a name that changed hands behind pinfs gives ESTALE, never another file's data. Descriptors are kept for few
+inodes only (O_PATH, least recently used go first): a walk over a million files costs no more of them than one over
+a thousand. An inode that has lost its last name keeps its descriptor, because nothing else leads to it any more.
+"""
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Final
+
+ROOT_ID: Final = 1
+FOREIGN_IDS: Final = 1 << 63  # node ids of files on other devices below the source
+O_PATH_NOFOLLOW: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+Key = int | tuple[int, int]  # st_ino on the source's own device, (st_dev, st_ino) elsewhere
+
+
+def stale() -> OSError:
+    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+class OpenFile:
+    """The backing file of an inode that is open: one for all its handles.
+
+    The kernel does O_APPEND, O_DIRECT and positions itself, so handles differ only in what they may do. `reader` and
+    `writer` are descriptors (-1: nobody asked yet), often the same one.
+    """
+
+    __slots__ = ("backing_id", "opens", "reader", "writer")
+
+    def __init__(self) -> None:
+        self.opens = 0
+        self.reader = -1
+        self.writer = -1
+        self.backing_id = 0
+
+    @property
+    def any_fd(self) -> int:
+        return self.reader if self.reader >= 0 else self.writer
+
+    def close(self) -> None:
+        if self.writer >= 0 and self.writer != self.reader:
+            os.close(self.writer)
+        if self.reader >= 0:
+            os.close(self.reader)
+        self.reader = self.writer = -1
+
+
+class Inode:
+    """One file, directory or other thing below the source.
+
+    `lookups` is the kernel's lookup count. `children` counts the inodes whose way leads through this one: it stays in
+    the table for them. `links` holds further names (hard links), None for nearly every inode.
+    """
+
+    __slots__ = ("children", "fd", "file", "key", "kind", "links", "lookups", "name", "nodeid", "parent")
+
+    def __init__(self, nodeid: int, key: Key, kind: int) -> None:
+        self.nodeid = nodeid
+        self.key = key
+        self.kind = kind  # S_IFMT
+        self.lookups = 0
+        self.children = 0
+        self.parent: Inode | None = None
+        self.name: bytes | None = None
+        self.links: set[tuple[Inode, bytes]] | None = None
+        self.fd = -1
+        self.file: OpenFile | None = None
+
+    @property
+    def is_file(self) -> bool:
+        return self.kind == stat.S_IFREG
+
+    def path(self) -> str | None:
+        """The way from the root of the mount, for people and for policy rules; None without a name."""
+        names: list[bytes] = []
+        at: Inode | None = self
+        while at is not None and at.nodeid != ROOT_ID:
+            if at.name is None:
+                return None
+            names.append(at.name)
+            at = at.parent
+        return os.fsdecode(b"/".join(reversed(names)))
+
+
+class InodeTable:
+    """All inodes that the kernel, a pin or another inode's way refers to. Takes over the descriptor `root_fd`."""
+
+    def __init__(self, root_fd: int, max_descriptors: int, is_pinned: Callable[[int], bool]) -> None:
+        st = os.fstat(root_fd)
+        self.device = st.st_dev
+        self.max_descriptors = max_descriptors
+        self.root = Inode(ROOT_ID, st.st_ino, stat.S_IFDIR)
+        self.root.fd = root_fd
+        self.root.lookups = 1  # the kernel never forgets the root
+        self._root_ino = st.st_ino
+        self._is_pinned = is_pinned
+        self._by_id: dict[int, Inode] = {ROOT_ID: self.root}
+        self._foreign: dict[Key, int] = {}
+        self._next_foreign = FOREIGN_IDS
+        self._lru: OrderedDict[Inode, None] = OrderedDict()  # inodes whose descriptor may be closed
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Inode]:
+        return iter(self._by_id.values())
+
+    @property
+    def cached_descriptors(self) -> int:
+        return len(self._lru)
+
+    def get(self, nodeid: int) -> Inode:
+        """The inode of a node id. ESTALE: the kernel knows more than we do."""
+        try:
+            return self._by_id[nodeid]
+        except KeyError:
+            raise stale() from None
+
+    def find(self, st: os.stat_result) -> Inode | None:
+        """The inode that a stat result belongs to, if it is known."""
+        key = self.key_of(st)
+        if isinstance(key, int) and key != ROOT_ID:
+            return self.root if key == self._root_ino else self._by_id.get(key)
+        nodeid = self._foreign.get(key)
+        return None if nodeid is None else self._by_id[nodeid]
+
+    def learn(self, parent: Inode, name: bytes, st: os.stat_result) -> Inode:
+        """The inode that `name` in `parent` was seen to be, new or known. Does not count as a lookup."""
+        inode = self.find(st) or self._add(st)
+        if inode.name != name or inode.parent is not parent:
+            self._add_name(inode, parent, name, st.st_nlink)
+        return inode
+
+    def learn_nameless(self, st: os.stat_result, fd: int) -> Inode:
+        """The inode of an O_TMPFILE; `fd` (of which a duplicate is kept) is the only way to it."""
+        inode = self._add(st)
+        inode.fd = os.dup(fd)
+        return inode
+
+    def key_of(self, st: os.stat_result) -> Key:
+        return st.st_ino if st.st_dev == self.device else (st.st_dev, st.st_ino)
+
+    def _add(self, st: os.stat_result) -> Inode:
+        key = self.key_of(st)
+        nodeid = key if isinstance(key, int) and key != ROOT_ID else self._foreign_id(key)
+        inode = self._by_id[nodeid] = Inode(nodeid, key, stat.S_IFMT(st.st_mode))
+        return inode
+
+    def _foreign_id(self, key: Key) -> int:
+        nodeid = self._foreign[key] = self._next_foreign
+        self._next_foreign += 1
+        return nodeid
+
+    # Names: each way to an inode keeps the directory it goes through in the table.
+
+    def _add_name(self, inode: Inode, parent: Inode, name: bytes, nlink: int) -> None:
+        if inode is self.root:
+            return
+        if inode.name is not None:
+            if nlink > 1 and inode.kind != stat.S_IFDIR:
+                self._add_link(inode, parent, name)
+                return
+            self._leave(inode.parent)  # it was renamed behind us
+        elif inode.fd >= 0:
+            self._lru[inode] = None  # it has a name again: the descriptor is a cached one from now on
+        inode.parent, inode.name = parent, name
+        parent.children += 1
+
+    def _add_link(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        links = inode.links = inode.links if inode.links is not None else set()
+        if (parent, name) not in links:
+            links.add((parent, name))
+            parent.children += 1
+
+    def _leave(self, parent: Inode | None) -> None:
+        if parent is not None:
+            parent.children -= 1
+            self.settle(parent)
+
+    def keep_reachable(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """Before `name` goes: make sure that the inode can be reached without it."""
+        if inode.fd < 0 and inode.file is None and self._only_name(inode, parent, name):
+            self.fd(inode)
+
+    @staticmethod
+    def _only_name(inode: Inode, parent: Inode, name: bytes) -> bool:
+        return not inode.links and inode.name == name and inode.parent is parent
+
+    def drop_name(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """`name` in `parent` no longer leads to the inode."""
+        if inode.links and (parent, name) in inode.links:
+            inode.links.discard((parent, name))
+            self._leave(parent)
+        elif inode.name == name and inode.parent is parent:
+            inode.parent, inode.name = inode.links.pop() if inode.links else (None, None)
+            if inode.name is None:
+                self._lru.pop(inode, None)  # what has no name keeps its descriptor
+            self._leave(parent)
+
+    def move(self, inode: Inode, old: tuple[Inode, bytes], new: tuple[Inode, bytes]) -> None:
+        """The inode was renamed."""
+        new[0].children += 1  # first, so that a directory that is left and entered again is not dropped between
+        self.drop_name(inode, *old)
+        self._add_name(inode, *new, nlink=1 if inode.name is None else 2)
+        self._leave(new[0])
+
+    # Lookup counts
+
+    def forget(self, nodeid: int, nlookup: int) -> None:
+        """The kernel drops `nlookup` of the references that entries gave it."""
+        inode = self._by_id.get(nodeid)
+        if inode is not None and inode is not self.root:
+            inode.lookups = max(0, inode.lookups - nlookup)
+            self.settle(inode)
+
+    def settle(self, inode: Inode) -> None:
+        """Let go of an inode that nothing refers to any more, and of the directories that only led to it."""
+        if inode.lookups or inode.children or inode.file is not None or self._is_pinned(inode.nodeid):
+            return
+        if self._by_id.get(inode.nodeid) is not inode:
+            return
+        del self._by_id[inode.nodeid]
+        self._foreign.pop(inode.key, None)
+        self._close(inode)
+        ways = [inode.parent, *(parent for parent, _ in inode.links or ())]
+        inode.parent = inode.links = None
+        for parent in ways:
+            self._leave(parent)
+
+    # Descriptors
+
+    def fd(self, inode: Inode) -> int:
+        """An O_PATH descriptor of the inode; stays the table's own, valid until the next call of fd()."""
+        if inode.fd >= 0:
+            if inode in self._lru:
+                self._lru.move_to_end(inode)
+            return inode.fd
+        return self._open_way(inode)
+
+    def _open_way(self, inode: Inode) -> int:
+        way: list[Inode] = [inode]
+        while (parent := way[-1].parent) is not None and parent.fd < 0:
+            way.append(parent)
+        while way:
+            self._open_one(way.pop())
+        return inode.fd
+
+    def _open_one(self, inode: Inode) -> None:
+        if inode.file is not None:
+            fd = os.open(b"/proc/self/fd/%d" % inode.file.any_fd, os.O_PATH | os.O_CLOEXEC)
+        else:
+            fd = self.open(inode, O_PATH_NOFOLLOW)
+        inode.fd = fd
+        if inode.name is not None:
+            self._lru[inode] = None
+        while len(self._lru) > self.max_descriptors:
+            self._close(self._lru.popitem(last=False)[0])
+
+    def _close(self, inode: Inode) -> None:
+        self._lru.pop(inode, None)
+        if inode.fd >= 0 and inode is not self.root:
+            os.close(inode.fd)
+            inode.fd = -1
+
+    def open(self, inode: Inode, flags: int) -> int:
+        """A new descriptor of the inode with open(2) flags, checked to be the inode and nothing else; the caller's.
+
+        ESTALE: it is no longer where it was (changed behind pinfs).
+        """
+        if inode.fd >= 0:
+            if flags & os.O_PATH:
+                return os.dup(inode.fd)
+            return os.open(b"/proc/self/fd/%d" % inode.fd, (flags & ~os.O_NOFOLLOW) | os.O_CLOEXEC)
+        for parent, name in self._names(inode):
+            try:
+                fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd(parent))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if self.key_of(os.fstat(fd)) == inode.key:
+                return fd
+            os.close(fd)
+        raise stale()
+
+    @staticmethod
+    def _names(inode: Inode) -> list[tuple[Inode, bytes]]:
+        names = list(inode.links or ())
+        if inode.parent is not None and inode.name is not None:
+            names.insert(0, (inode.parent, inode.name))
+        return names
+
+    def stat(self, inode: Inode) -> os.stat_result:
+        """lstat(2) of the inode, checked to be the inode."""
+        if inode.file is not None:
+            return os.fstat(inode.file.any_fd)
+        if inode.fd >= 0:
+            return os.fstat(inode.fd)
+        for parent, name in self._names(inode):
+            try:
+                st = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if self.key_of(st) == inode.key:
+                return st
+        raise stale()
+
+    def magic_path(self, inode: Inode) -> bytes:
+        """A path that leads to exactly this inode, for calls that take no descriptor of an O_PATH kind."""
+        return b"/proc/self/fd/%d" % self.fd(inode)
+
+    def close(self) -> None:
+        """Close everything; the table is of no use afterwards."""
+        for inode in self._by_id.values():
+            if inode.file is not None:
+                inode.file.close()
+            self._close(inode)
+        os.close(self.root.fd)
+        self._by_id.clear()

@@ -1,0 +1,597 @@
+"""All operations of the file system: a plain passthrough to the source directory, with one line more where bytes are
+taken away.
+
+Whoever calls (the bridge's dispatcher, pyfuse3, a test) gets results as plain types and errors as OSError. Names come
+from the kernel one at a time; permissions have been checked by the kernel (mount option default_permissions), with
+all groups of the caller, which a request does not carry: what happens here is reaching the right inode, creating
+things as the caller's, and asking the guard.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
+from typing import Final, TypeVar
+
+import trio
+
+from pinfs.fs import syscalls
+from pinfs.fs.backing import Backing
+from pinfs.fs.control import Control, ControlDirectory, ControlHandle
+from pinfs.fs.directories import DT_DIR, Add, DirectoryHandle
+from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle, Wake
+from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.pins import PinVerbs, is_pin_attribute
+from pinfs.fs.types import NOW, CallerLike, Entry, Opened, SetAttr
+from pinfs.guard import Guard
+from pinfs.parking import park
+
+T = TypeVar("T")
+
+POLLIN, POLLPRI, POLLOUT = 0x1, 0x2, 0x4
+POLLRDNORM, POLLWRNORM = 0x40, 0x100
+FILE_READY: Final = POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
+
+COPY_STEP: Final = 8 << 20  # bytes copied between two looks at whether the caller still wants it
+SUID_SGID_EXEC: Final = stat.S_ISGID | stat.S_IXGRP
+
+_TAKES_RANGE: Final = {
+    syscalls.FALLOC_FL_PUNCH_HOLE: "punch_hole",
+    syscalls.FALLOC_FL_ZERO_RANGE: "zero_range",
+}
+_TAKES_TAIL: Final = {
+    syscalls.FALLOC_FL_COLLAPSE_RANGE: "collapse_range",
+    syscalls.FALLOC_FL_INSERT_RANGE: "insert_range",
+}
+
+
+_NOTHING: Final[AbstractAsyncContextManager[None]] = nullcontext()
+
+
+def error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+def _component(name: bytes) -> bytes:
+    """One name, never a way: the kernel sends no other, and nobody else shall."""
+    if b"/" in name or name in (b"", b".", b".."):
+        raise error(errno.EINVAL)
+    return name
+
+
+def _creation_flags(flags: int) -> int:
+    """O_TRUNC is left to the guard; O_APPEND and O_DIRECT are the kernel's business, which gives every position."""
+    return (flags & ~(os.O_TRUNC | os.O_APPEND | os.O_DIRECT)) | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _or_same(number: int | None) -> int:
+    return -1 if number is None else number
+
+
+def _copy_bytes(source: int, target: int, length: int, offset_in: int, offset_out: int) -> int:
+    """Copy through memory: copy_file_range(2) may share blocks, and so replace those that are pinned."""
+    data = os.pread(source, length, offset_in)
+    return os.pwrite(target, data, offset_out)
+
+
+class Operations:
+    """The file system of one mount. Every method may raise OSError with the errno that the caller shall see."""
+
+    def __init__(
+        self,
+        backing: Backing,
+        inodes: InodeTable,
+        guard: Guard,
+        pins: PinVerbs,
+        control: Control,
+        *,
+        entry_timeout_s: float = 60.0,
+        attr_timeout_s: float = 60.0,
+    ) -> None:
+        self.entry_timeout_s = entry_timeout_s
+        self.attr_timeout_s = attr_timeout_s
+        self.handles = pins.handles
+        self._backing = backing
+        self._inodes = inodes
+        self._guard = guard
+        self._pins = pins
+        self._control = control
+        self._guarded = guard.book.files  # an inode is in it iff pins or removals are about
+
+    # Names
+
+    async def lookup(self, parent: int, name: bytes, ctx: CallerLike) -> Entry:
+        """ENOENT, ENOTDIR, ESTALE; adds one to the lookup count."""
+        if self._control.owns(parent, name):
+            return self._control.lookup(parent, name)
+        directory = self._inodes.get(parent)
+        return self._entry(directory, _component(name))
+
+    def _entry(self, directory: Inode, name: bytes) -> Entry:
+        st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
+        inode = self._inodes.learn(directory, name, st)
+        inode.lookups += 1
+        return Entry(inode.nodeid, st)
+
+    def forget(self, forgets: Iterable[tuple[int, int]]) -> None:
+        """Take (node id, count) from the lookup counts. Never fails."""
+        for nodeid, nlookup in forgets:
+            self._inodes.forget(nodeid, nlookup)
+
+    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: CallerLike) -> Entry:
+        """mknod(2)."""
+        directory = self._writable_directory(parent, name)
+        with self._backing.creating_as(ctx):
+            os.mknod(name, mode, rdev, dir_fd=self._inodes.fd(directory))
+        return self._entry(directory, name)
+
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: CallerLike) -> Entry:
+        """mkdir(2)."""
+        directory = self._writable_directory(parent, name)
+        with self._backing.creating_as(ctx):
+            os.mkdir(name, mode, dir_fd=self._inodes.fd(directory))
+        return self._entry(directory, name)
+
+    async def symlink(self, parent: int, name: bytes, target: bytes, ctx: CallerLike) -> Entry:
+        """symlink(2)."""
+        directory = self._writable_directory(parent, name)
+        with self._backing.creating_as(ctx):
+            os.symlink(target, name, dir_fd=self._inodes.fd(directory))
+        return self._entry(directory, name)
+
+    async def link(self, nodeid: int, new_parent: int, new_name: bytes, ctx: CallerLike) -> Entry:
+        """link(2). EPERM: a name in .pinfs."""
+        inode = self._inode(nodeid)
+        directory = self._writable_directory(new_parent, new_name)
+        directory_fd = os.dup(self._inodes.fd(directory))  # the next line may close the table's own
+        try:
+            os.link(self._inodes.magic_path(inode), new_name, dst_dir_fd=directory_fd, follow_symlinks=True)
+        finally:
+            os.close(directory_fd)
+        return self._entry(directory, new_name)
+
+    async def readlink(self, nodeid: int, ctx: CallerLike) -> bytes:
+        """readlink(2)."""
+        return os.readlink(b"", dir_fd=self._inodes.fd(self._inode(nodeid)))
+
+    async def unlink(self, parent: int, name: bytes, ctx: CallerLike) -> None:
+        """unlink(2). EBUSY, ETXTBSY, EINTR, EAGAIN: pins, policy `unlink` (SPEC 2)."""
+        directory = self._writable_directory(parent, name)
+        victim = self._victim(directory, name)
+        if victim is None:
+            os.unlink(name, dir_fd=self._inodes.fd(directory))
+            return
+        async with self._last_name_guard(victim, "unlink", ctx):
+            self._inodes.keep_reachable(victim, directory, name)
+            os.unlink(name, dir_fd=self._inodes.fd(directory))
+            self._inodes.drop_name(victim, directory, name)
+
+    async def rmdir(self, parent: int, name: bytes, ctx: CallerLike) -> None:
+        """rmdir(2)."""
+        directory = self._writable_directory(parent, name)
+        victim = self._victim(directory, name)
+        if victim is not None:
+            self._inodes.keep_reachable(victim, directory, name)
+        os.rmdir(name, dir_fd=self._inodes.fd(directory))
+        if victim is not None:
+            self._inodes.drop_name(victim, directory, name)
+
+    async def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: CallerLike
+    ) -> None:
+        """renameat2(2). EBUSY and its like: the file that the new name takes away is pinned (policy `unlink`)."""
+        old = self._writable_directory(parent, name), name
+        new = self._writable_directory(new_parent, new_name), new_name
+        moved, victim = self._victim(*old), self._victim(*new)
+        if flags & syscalls.RENAME_EXCHANGE or victim is None or victim is moved:
+            self._rename(old, new, flags, moved, victim)
+            return
+        async with self._last_name_guard(victim, "rename", ctx):
+            self._rename(old, new, flags, moved, victim)
+
+    def _rename(
+        self, old: tuple[Inode, bytes], new: tuple[Inode, bytes], flags: int, moved: Inode | None, victim: Inode | None
+    ) -> None:
+        if victim is not None and victim is not moved:
+            self._inodes.keep_reachable(victim, *new)
+        old_fd = os.dup(self._inodes.fd(old[0]))  # the next line may close the table's own
+        try:
+            syscalls.renameat2(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
+        finally:
+            os.close(old_fd)
+        if victim is moved:  # unknown both, or two names of one inode: rename(2) does nothing then
+            return
+        if flags & syscalls.RENAME_EXCHANGE:
+            self._exchange_names(old, new, moved, victim)
+            return
+        if victim is not None:
+            self._inodes.drop_name(victim, *new)
+        if moved is not None:
+            self._inodes.move(moved, old, new)
+
+    def _exchange_names(
+        self, old: tuple[Inode, bytes], new: tuple[Inode, bytes], moved: Inode | None, victim: Inode | None
+    ) -> None:
+        if moved is not None:
+            self._inodes.move(moved, old, new)
+        if victim is not None:
+            self._inodes.move(victim, new, old)
+
+    def _victim(self, directory: Inode, name: bytes) -> Inode | None:
+        """The known inode behind a name that is about to go; None where nobody knows it."""
+        try:
+            st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return self._inodes.find(st)
+
+    def _writable_directory(self, parent: int, name: bytes) -> Inode:
+        _component(name)
+        if self._control.owns(parent, name):
+            raise error(errno.EPERM)
+        return self._inodes.get(parent)
+
+    def _inode(self, nodeid: int) -> Inode:
+        if self._control.is_control(nodeid):
+            raise error(errno.EPERM)
+        return self._inodes.get(nodeid)
+
+    # Attributes
+
+    async def getattr(self, nodeid: int, ctx: CallerLike, fh: int | None = None) -> os.stat_result:
+        """fstatat(2). ESTALE: changed behind pinfs."""
+        if self._control.is_control(nodeid):
+            return self._control.stat(nodeid)
+        return self._inodes.stat(self._inodes.get(nodeid))
+
+    async def statx_btime(self, nodeid: int, fh: int | None) -> tuple[os.stat_result, int | None]:
+        """The attributes and the time of birth (nanoseconds; None: the backing has none)."""
+        if self._control.is_control(nodeid):
+            return self._control.stat(nodeid), None
+        inode = self._inodes.get(nodeid)
+        fd = self._inodes.fd(inode)
+        return os.fstat(fd), syscalls.birth_time_ns(fd)
+
+    async def setattr(self, nodeid: int, changes: SetAttr, fh: int | None, ctx: CallerLike) -> os.stat_result:
+        """truncate, chmod, chown, utimensat in one. EBUSY and its like: pins, when it shrinks the file (SPEC 2)."""
+        if self._control.is_control(nodeid):
+            return self._control.setattr(nodeid, changes)
+        inode = self._inodes.get(nodeid)
+        if changes.size is not None:
+            await self._truncate(inode, changes.size, "truncate", ctx, self._is_nonblocking(fh))
+        if changes.kill_suidgid:
+            self._drop_set_ids(inode)
+        if changes.uid is not None or changes.gid is not None:
+            os.chown(self._inodes.magic_path(inode), _or_same(changes.uid), _or_same(changes.gid))
+        if changes.mode is not None:
+            os.chmod(self._inodes.magic_path(inode), stat.S_IMODE(changes.mode))
+        if changes.atime_ns is not None or changes.mtime_ns is not None:
+            syscalls.utimens(self._inodes.magic_path(inode), changes.atime_ns, changes.mtime_ns, now=NOW)
+        return self._inodes.stat(inode)
+
+    def _is_nonblocking(self, fh: int | None) -> bool:
+        return fh is not None and self.handles.get(fh, FileHandle).nonblocking
+
+    def _drop_set_ids(self, inode: Inode) -> None:
+        """What write(2) and truncate(2) by an ordinary user do: here the daemon, who may keep the bits, is to do it."""
+        mode = stat.S_IMODE(self._inodes.stat(inode).st_mode)
+        kept = mode & ~stat.S_ISUID
+        if mode & SUID_SGID_EXEC == SUID_SGID_EXEC:
+            kept &= ~stat.S_ISGID
+        if kept != mode:
+            os.chmod(self._inodes.magic_path(inode), kept)
+
+    # Removals: the only ways by which bytes leave a file
+
+    async def _truncate(self, inode: Inode, size: int, op: str, ctx: CallerLike, nonblock: bool) -> None:
+        with self._backing.writing(inode) as fd:
+            if inode.nodeid not in self._guarded or size >= os.fstat(fd).st_size:
+                os.ftruncate(fd, size)
+                return
+            async with self._removal(inode, op, size, None, ctx, nonblock):
+                os.ftruncate(fd, size)
+
+    async def fallocate(self, fh: int, mode: int, offset: int, length: int, ctx: CallerLike) -> None:
+        """fallocate(2), all modes the kernel passes on. EBUSY and its like: pins (SPEC 2)."""
+        handle = self.handles.get(fh, FileHandle)
+        if not handle.writable:
+            raise error(errno.EBADF)
+        inode = handle.inode
+        with self._backing.writing(inode) as fd:
+            taken = self._taken_by_fallocate(fd, mode, offset, length) if inode.nodeid in self._guarded else None
+            if taken is None:
+                syscalls.fallocate(fd, mode, offset, length)
+                return
+            self._backing.must_support_fallocate(fd, mode)
+            op, start, end = taken
+            async with self._removal(inode, op, start, end, ctx, handle.nonblocking, fh):
+                syscalls.fallocate(fd, mode, offset, length)
+
+    @staticmethod
+    def _taken_by_fallocate(fd: int, mode: int, offset: int, length: int) -> tuple[str, int, int | None] | None:
+        """Which bytes [start, end) a fallocate takes away (None: to the end); None where it takes nothing."""
+        if offset < 0 or length <= 0 or offset >= os.fstat(fd).st_size:
+            return None
+        for flag, op in _TAKES_RANGE.items():
+            if mode & flag:
+                return op, offset, offset + length
+        for flag, op in _TAKES_TAIL.items():
+            if mode & flag:
+                return op, offset, None
+        return None
+
+    def _last_name_guard(self, victim: Inode, op: str, ctx: CallerLike) -> AbstractAsyncContextManager[None]:
+        """The guard for a name that goes: nothing to ask unless it is the last one of a pinned file."""
+        if victim.nodeid not in self._guarded or not victim.is_file or self._inodes.stat(victim).st_nlink > 1:
+            return _NOTHING
+        return self._guard.last_name(victim.nodeid, victim.path, op, ctx)
+
+    def _removal(
+        self,
+        inode: Inode,
+        op: str,
+        start: int,
+        end: int | None,
+        ctx: CallerLike,
+        nonblock: bool,
+        fh: int | None = None,
+    ) -> AbstractAsyncContextManager[None]:
+        return self._guard.removal(inode.nodeid, inode.path, op, start, end, ctx, handle=fh, nonblock=nonblock)
+
+    # Files
+
+    async def open(self, nodeid: int, flags: int, ctx: CallerLike) -> Opened:
+        """open(2) of an existing file. With O_TRUNC a removal: EBUSY and its like."""
+        if self._control.is_control(nodeid):
+            return self._opened_control(self._control.open(nodeid, flags, ctx))
+        inode = self._inodes.get(nodeid)
+        self._backing.open(inode, flags)
+        try:
+            if flags & os.O_TRUNC:
+                await self._truncate(inode, 0, "open_trunc", ctx, bool(flags & os.O_NONBLOCK))
+        except BaseException:
+            self._backing.release(inode)
+            raise
+        return self._opened(inode, flags)
+
+    def _opened(self, inode: Inode, flags: int) -> Opened:
+        fh = self.handles.add(FileHandle(inode, flags))
+        backing_id = self._backing.passthrough_id(inode)
+        return Opened(fh, 0 if backing_id else FOPEN_KEEP_CACHE, backing_id)
+
+    def _opened_control(self, handle: ControlHandle) -> Opened:
+        return Opened(self.handles.add(handle), handle.fopen_flags, 0)
+
+    async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: CallerLike) -> tuple[Opened, Entry]:
+        """open(2) with O_CREAT."""
+        directory = self._writable_directory(parent, name)
+        directory_fd = self._inodes.fd(directory)
+        with self._backing.creating_as(ctx):
+            fd = os.open(name, _creation_flags(flags), mode, dir_fd=directory_fd)
+        try:
+            entry = self._entry(directory, name)
+            inode = self._inodes.get(entry.nodeid)
+            if inode.key != self._inodes.key_of(os.fstat(fd)):
+                raise error(errno.ESTALE)
+            self._backing.adopt(inode, fd, flags)
+        except BaseException:
+            os.close(fd)
+            raise
+        return await self._created(inode, flags, ctx), entry
+
+    async def _created(self, inode: Inode, flags: int, ctx: CallerLike) -> Opened:
+        try:
+            if flags & os.O_TRUNC and inode.nodeid in self._guarded:  # it was there already
+                await self._truncate(inode, 0, "open_trunc", ctx, bool(flags & os.O_NONBLOCK))
+            elif flags & os.O_TRUNC and self._inodes.stat(inode).st_size:
+                await self._truncate(inode, 0, "open_trunc", ctx, nonblock=False)
+        except BaseException:
+            self._backing.release(inode)
+            self._inodes.forget(inode.nodeid, 1)
+            raise
+        return self._opened(inode, flags)
+
+    async def tmpfile(self, parent: int, mode: int, flags: int, ctx: CallerLike) -> tuple[Opened, Entry]:
+        """open(2) with O_TMPFILE."""
+        directory_fd = self._inodes.fd(self._inode(parent))
+        with self._backing.creating_as(ctx):
+            fd = os.open(b".", flags | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=directory_fd)
+        try:
+            st = os.fstat(fd)
+            inode = self._inodes.learn_nameless(st, fd)
+            self._backing.adopt(inode, fd, flags)
+        except BaseException:
+            os.close(fd)
+            raise
+        inode.lookups += 1
+        return self._opened(inode, flags), Entry(inode.nodeid, st)
+
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        """pread(2), for files that the kernel does not read by itself."""
+        handle = self.handles.get(fh, ByteHandle)
+        if isinstance(handle, ControlHandle):
+            return await handle.read(offset, size)
+        return os.pread(self._backing.reader(handle.inode), size, offset)
+
+    async def write(self, fh: int, offset: int, data: bytes | memoryview, *, kill_suidgid: bool = False) -> int:
+        """pwrite(2). Never asks the guard: data changes in place (SPEC 2)."""
+        handle = self.handles.get(fh, ByteHandle)
+        if isinstance(handle, ControlHandle):
+            return await handle.write(offset, bytes(data))
+        if kill_suidgid:
+            self._drop_set_ids(handle.inode)
+        return os.pwrite(self._backing.writer(handle.inode), data, offset)
+
+    async def flush(self, fh: int) -> None:
+        """close(2) of one of perhaps many references: nothing to do, data is in the backing already."""
+
+    async def release(self, fh: int) -> None:
+        """The last reference of a handle has gone: its pins go with it. Never fails for a handle that exists."""
+        handle = self.handles.pop(fh)
+        if isinstance(handle, FileHandle):
+            self._pins.handle_closed(handle)
+            self._backing.release(handle.inode)
+            self._inodes.settle(handle.inode)
+        elif isinstance(handle, ControlHandle):
+            handle.close()
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """fsync(2), fdatasync(2). A pinned file's bytes that a device has written go with it."""
+        handle = self.handles.get(fh, ByteHandle)
+        if isinstance(handle, FileHandle):
+            await self._off_thread(os.fdatasync if datasync else os.fsync, self._backing.any_fd(handle.inode))
+
+    async def _off_thread(self, call: Callable[..., T], *args: object) -> T:
+        """Run what may wait for a disk in a thread; in memory it would only cost time."""
+        if self._backing.in_memory:
+            return call(*args)
+        await park()
+        return await trio.to_thread.run_sync(partial(call, *args))
+
+    async def lseek(self, fh: int, offset: int, whence: int) -> int:
+        """lseek(2) with SEEK_DATA and SEEK_HOLE; the kernel does the others itself."""
+        handle = self.handles.get(fh, FileHandle)
+        return os.lseek(self._backing.any_fd(handle.inode), offset, whence)
+
+    async def copy_file_range(
+        self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int, flags: int, ctx: CallerLike
+    ) -> int:
+        """copy_file_range(2), at the most 8 MiB a call. Where the target is pinned, bytes are copied, never shared."""
+        source = self._backing.reader(self.handles.get(fh_in, FileHandle).inode)
+        target = self.handles.get(fh_out, FileHandle).inode
+        copy = _copy_bytes if target.nodeid in self._guarded else os.copy_file_range
+        length = min(length, COPY_STEP)
+        if length <= 65536:
+            return copy(source, self._backing.writer(target), length, offset_in, offset_out)
+        args = (source, self._backing.writer(target), length, offset_in, offset_out)
+        return await self._off_thread(copy, *args)
+
+    async def poll(self, fh: int, events: int, wake: Wake | None) -> int:
+        """poll(2): POLLPRI while a pin of this handle is being broken. `wake` is called once when that may change."""
+        handle = self.handles.get(fh, ByteHandle)
+        if isinstance(handle, ControlHandle):
+            return handle.poll(wake)
+        return FILE_READY | (POLLPRI if self._pins.is_urgent(handle, wake) else 0)
+
+    async def ioctl(self, fh: int, cmd: int, data: bytes, out_size: int, ctx: CallerLike) -> bytes:
+        """The ioctl interface (SPEC 6). ENOTTY: unknown number."""
+        return await self._pins.ioctl(self.handles.get(fh, FileHandle), cmd, data, out_size, ctx)
+
+    # Directories
+
+    async def opendir(self, nodeid: int, ctx: CallerLike) -> Opened:
+        """opendir(3)."""
+        if self._control.is_control(nodeid):
+            return Opened(self.handles.add(self._control.open_directory(nodeid)), 0, 0)
+        inode = self._inodes.get(nodeid)
+        fd = self._inodes.open(inode, os.O_RDONLY | os.O_DIRECTORY)
+        fh = self.handles.add(DirectoryHandle(inode, os.O_RDONLY, fd))
+        return Opened(fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
+
+    async def readdir(self, fh: int, offset: int, plus: bool, add: Add) -> None:
+        """Give names from `offset` on to `add` until it says that the reply is full.
+
+        With `plus` each name comes with its entry, which counts as a lookup.
+        """
+        handle = self.handles.get(fh, Handle)
+        if isinstance(handle, ControlDirectory):
+            self._control.readdir(offset, plus, add)
+            return
+        if not isinstance(handle, DirectoryHandle):
+            raise error(errno.EBADF)
+        names = handle.snapshot(fresh=offset == 0)
+        if offset < 2 and not self._add_dots(handle.inode, offset, add):
+            return
+        directory = handle.inode
+        for place in range(max(offset - 2, 0), len(names)):
+            name, ino, kind = names[place]
+            if self._control.owns(directory.nodeid, name):
+                continue
+            more = self._add_plus(directory, name, place + 3, add) if plus else add(name, place + 3, (ino, kind))
+            if not more:
+                return
+
+    def _add_dots(self, directory: Inode, offset: int, add: Add) -> bool:
+        own = self._inodes.stat(directory).st_ino
+        parent = directory.parent
+        above = own if parent is None else self._inodes.stat(parent).st_ino
+        if offset == 0 and not add(b".", 1, (own, DT_DIR)):
+            return False
+        return add(b"..", 2, (above, DT_DIR))
+
+    def _add_plus(self, directory: Inode, name: bytes, next_offset: int, add: Add) -> bool:
+        try:
+            st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        inode = self._inodes.learn(directory, name, st)
+        inode.lookups += 1
+        if add(name, next_offset, Entry(inode.nodeid, st)):
+            return True
+        self._inodes.forget(inode.nodeid, 1)
+        return False
+
+    async def releasedir(self, fh: int) -> None:
+        """closedir(3)."""
+        handle = self.handles.pop(fh)
+        if isinstance(handle, DirectoryHandle):
+            handle.close()
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """fsync(2) of a directory."""
+        handle = self.handles.get(fh, Handle)
+        if isinstance(handle, DirectoryHandle):
+            await self._off_thread(os.fdatasync if datasync else os.fsync, handle.fd)
+
+    # The file system as a whole
+
+    async def statfs(self, ctx: CallerLike) -> os.statvfs_result:
+        """statvfs(3) of the source."""
+        return os.fstatvfs(self._inodes.root.fd)
+
+    async def syncfs(self, nodeid: int) -> None:
+        """syncfs(2)."""
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._inodes.root.fd)
+        try:
+            await self._off_thread(syscalls.syncfs, fd)
+        finally:
+            os.close(fd)
+
+    async def access(self, nodeid: int, mask: int, ctx: CallerLike) -> None:
+        """Never asked with default_permissions; the kernel has all it needs."""
+
+    # Extended attributes: user.pinfs.* are the verbs of pins, all others are the backing's
+
+    async def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, ctx: CallerLike) -> None:
+        """setxattr(2)."""
+        inode = self._inode(nodeid)
+        if is_pin_attribute(name):
+            await self._pins.set(inode, name, value, flags, ctx)
+        else:
+            os.setxattr(self._inodes.magic_path(inode), name, value, flags)
+
+    async def getxattr(self, nodeid: int, name: bytes, ctx: CallerLike, size: int | None = None) -> bytes:
+        """getxattr(2). `size` is the caller's buffer in bytes (0: only asks how large; None: not known)."""
+        if self._control.is_control(nodeid):
+            raise error(errno.ENODATA)
+        inode = self._inodes.get(nodeid)
+        if is_pin_attribute(name):
+            return await self._pins.get(inode, name, ctx, size)
+        return os.getxattr(self._inodes.magic_path(inode), name)
+
+    async def listxattr(self, nodeid: int, ctx: CallerLike) -> list[bytes]:
+        """listxattr(2); never lists a pin."""
+        if self._control.is_control(nodeid):
+            return []
+        names = os.listxattr(self._inodes.magic_path(self._inodes.get(nodeid)))
+        return [encoded for name in names if not is_pin_attribute(encoded := os.fsencode(name))]
+
+    async def removexattr(self, nodeid: int, name: bytes, ctx: CallerLike) -> None:
+        """removexattr(2)."""
+        inode = self._inode(nodeid)
+        if is_pin_attribute(name):
+            await self._pins.remove(inode, name, ctx)
+        else:
+            os.removexattr(self._inodes.magic_path(inode), name)

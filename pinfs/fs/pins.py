@@ -1,0 +1,309 @@
+"""The verbs of pins, as programs speak them: attributes that act like ioctls, and real ioctls (SPEC 5 and 6)."""
+
+import errno
+import json
+import os
+from collections import OrderedDict
+from typing import Final, NoReturn
+
+import trio
+
+from pinfs.core.pins import Event, Pin, PinSpec
+from pinfs.fs import ioctls
+from pinfs.fs.backing import Backing
+from pinfs.fs.describe import describe
+from pinfs.fs.handles import FileHandle, HandleTable, Wake
+from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.pinvalue import DEFAULT_SIGNAL, PinValue, parse_pin_value
+from pinfs.fs.types import CallerLike
+from pinfs.guard import Guard
+from pinfs.holders import Holders, Process
+from pinfs.parking import park
+
+PREFIX: Final = b"user.pinfs."
+PIN: Final = b"user.pinfs.pin."
+RELEASE: Final = b"user.pinfs.release."
+PINS: Final = b"user.pinfs.pins"
+RELEASED: Final = b"released"
+XATTR_CREATE, XATTR_REPLACE = 1, 2
+MAX_ATTRIBUTE_BYTES: Final = 65536
+ECHOES: Final = 1024
+
+
+def is_pin_attribute(name: bytes | str) -> bool:
+    """Whether an attribute is a verb of pinfs: never stored, never listed."""
+    return name.startswith(PREFIX) if isinstance(name, bytes) else name.startswith("user.pinfs.")
+
+
+def _fail(number: int, why: str | None = None) -> NoReturn:
+    raise OSError(number, why or os.strerror(number))
+
+
+class PinVerbs:
+    """Registers, shows and releases pins on behalf of callers; who may what is decided here (SPEC 4)."""
+
+    def __init__(
+        self, guard: Guard, holders: Holders, inodes: InodeTable, backing: Backing, handles: HandleTable
+    ) -> None:
+        self.handles = handles
+        self._guard = guard
+        self._book = guard.book
+        self._holders = holders
+        self._inodes = inodes
+        self._backing = backing
+        self._admins = {0, os.geteuid()}
+        self._echoes: OrderedDict[tuple[int, object, bytes], None] = OrderedDict()
+
+    # Attributes
+
+    async def set(self, inode: Inode, attribute: bytes, value: bytes, flags: int, ctx: CallerLike) -> None:
+        """Register or replace the caller's pin. Errors: EINVAL, ENXIO, EAGAIN, EDQUOT, EPERM, ESRCH (SPEC 5)."""
+        name = _verb_name(attribute, PIN)
+        if not name or not inode.is_file:
+            _fail(errno.EINVAL, "pins are set as user.pinfs.pin.NAME on regular files")
+        wanted = parse_pin_value(value)
+        process = self._owner_for(wanted, ctx)
+        old = self._book.find(inode.nodeid, process, name)
+        if flags & XATTR_CREATE and old is not None:
+            _fail(errno.EEXIST)
+        if flags & XATTR_REPLACE and old is None:
+            _fail(errno.ENODATA)
+        if old is not None and old.dirty and not _covers(wanted, old):
+            await self._flush(inode)
+        proxy_uid = None if wanted.pid is None else ctx.uid
+        spec = PinSpec(wanted.start, wanted.length, wanted.mode, wanted.signal, wanted.dirty, wanted.note)
+        self._register(inode, process, process, ctx.uid, name, spec, proxy_uid)
+
+    def _register(
+        self,
+        inode: Inode,
+        owner: Process | FileHandle,
+        process: Process | None,
+        uid: int,
+        name: bytes | None,
+        spec: PinSpec,
+        proxy_uid: int | None = None,
+    ) -> Pin:
+        size = self._inodes.stat(inode).st_size
+        pins_before = len(self._book)
+        pin = self._guard.pin(inode.nodeid, owner, process, uid, name, spec, size, proxy_uid)
+        if process is not None and len(self._book) > pins_before:
+            self._holders.hold(process)
+        return pin
+
+    def _owner_for(self, wanted: PinValue, ctx: CallerLike) -> Process:
+        """EPERM: not visible, or another user's process; ESRCH: `pid=` names no process."""
+        if wanted.pid is None:
+            process = self._holders.process_of(ctx.pid)
+            if process is None:
+                _fail(errno.EPERM, "the daemon cannot see your process (another pid namespace): pin by ioctl")
+            return process
+        process = self._holders.process_by_pid(wanted.pid)
+        if not self._holders.may_act_for(ctx.uid, process):
+            _fail(errno.EPERM)
+        return process
+
+    async def get(self, inode: Inode, attribute: bytes, ctx: CallerLike, size: int | None) -> bytes:
+        """A pin, all pins of the file, or a release. ENODATA: no such pin."""
+        if attribute == PINS:
+            return self._listing(inode, ctx)
+        if name := _verb_name(attribute, RELEASE):
+            return await self._get_release(inode, name, ctx, size)
+        if name := _verb_name(attribute, PIN):
+            pin = self._find(inode, name, ctx)
+            return _to_json(describe(pin, inode.path(), reveal=True))
+        _fail(errno.ENODATA)
+
+    async def _get_release(self, inode: Inode, name: bytes, ctx: CallerLike, size: int | None) -> bytes:
+        """Release by getxattr. A caller that only asks for the size (0), or has too small a buffer, releases nothing.
+
+        Where the size is not known (plain pyfuse3), the question for the size releases, and the same question once
+        more gets the same answer.
+        """
+        echo = inode.nodeid, self._holders.process_of(ctx.pid), name
+        if size is None and self._echoes.pop(echo, echo) is None:
+            return RELEASED
+        pin = self._find(inode, name, ctx)
+        if size is None or size >= len(RELEASED):
+            await self._release(inode, pin)
+        if size is None:
+            self._echoes[echo] = None
+            while len(self._echoes) > ECHOES:
+                self._echoes.popitem(last=False)
+        return RELEASED
+
+    async def remove(self, inode: Inode, attribute: bytes, ctx: CallerLike) -> None:
+        """Release the caller's pin. ENODATA: no such pin."""
+        name = _verb_name(attribute, PIN)
+        if not name:
+            _fail(errno.ENODATA)
+        await self._release(inode, self._find(inode, name, ctx))
+
+    def _find(self, inode: Inode, name: bytes, ctx: CallerLike) -> Pin:
+        """The caller's own pin, or the one that its uid registered for another process."""
+        process = self._holders.process_of(ctx.pid)
+        pin = None if process is None else self._book.find(inode.nodeid, process, name)
+        pin = pin or self._book.find_proxy(inode.nodeid, name, ctx.uid)
+        if pin is None:
+            _fail(errno.ENODATA)
+        return pin
+
+    async def _release(self, inode: Inode, pin: Pin) -> None:
+        if pin.dirty:
+            await self._flush(inode)
+            if self._book.by_id.get(pin.id) is not pin:
+                return  # it went away meanwhile: released all the same
+        self._guard.release(pin)
+
+    async def _flush(self, inode: Inode) -> None:
+        """Write a device's bytes to the backing: what the kernel does when it unpins pages that it has dirtied."""
+        fd = self._inodes.open(inode, os.O_RDONLY) if inode.file is None else os.dup(inode.file.any_fd)
+        try:
+            if self._backing.in_memory:
+                os.fdatasync(fd)
+            else:
+                await park()
+                await trio.to_thread.run_sync(os.fdatasync, fd)
+        finally:
+            os.close(fd)
+
+    def _listing(self, inode: Inode, ctx: CallerLike) -> bytes:
+        """All pins of the file as JSON, as many as an attribute can hold (64 KiB)."""
+        shown: list[str] = []
+        room = MAX_ATTRIBUTE_BYTES - 64
+        more = 0
+        path = inode.path()
+        for pin in self._book.of_file(inode.nodeid):
+            text = json.dumps(describe(pin, path, reveal=self._may_see(pin, ctx.uid)))
+            room -= len(text) + 2
+            if room < 0:
+                more += 1
+            else:
+                shown.append(text)
+        return f'{{"v": 1, "pins": [{", ".join(shown)}], "more": {more}}}'.encode()
+
+    def _may_see(self, pin: Pin, uid: int) -> bool:
+        return uid in self._admins or uid == pin.uid
+
+    # Ioctls
+
+    async def ioctl(self, handle: FileHandle, cmd: int, data: bytes, out_size: int, ctx: CallerLike) -> bytes:
+        """ENOTTY: unknown number. Else as each verb says."""
+        if cmd == ioctls.PIN:
+            return self._ioctl_pin(handle, ioctls.decode_pin(data), ctx)
+        if cmd == ioctls.UNPIN:
+            await self._release(handle.inode, self._of_handle(handle, ioctls.decode_unpin(data)))
+            return b""
+        if cmd == ioctls.QUERY:
+            return self._ioctl_query(handle, ioctls.decode_query(data))
+        _fail(errno.ENOTTY)
+
+    def _ioctl_pin(self, handle: FileHandle, wanted: ioctls.PinRequest, ctx: CallerLike) -> bytes:
+        """EACCES: the handle is not open for writing."""
+        if not handle.writable:
+            _fail(errno.EACCES)
+        process = self._holders.process_of(ctx.pid)
+        spec = PinSpec(
+            wanted.start,
+            wanted.length,
+            wanted.mode,
+            DEFAULT_SIGNAL[wanted.mode] if wanted.signal < 0 else wanted.signal or None,
+            wanted.dirty,
+            wanted.note,
+        )
+        pin = self._register(handle.inode, handle, process, ctx.uid, None, spec)
+        return wanted.answered(pin.id)
+
+    def _ioctl_query(self, handle: FileHandle, pin_id: int) -> bytes:
+        pins = self._book.of_owner(handle)
+        wanted = pin_id or (pins[0].id if pins else 0)
+        pin = self._of_handle(handle, wanted)
+        after = [other.id for other in pins if other.id > pin.id]
+        remaining = None if pin.deadline is None else max(0.0, pin.deadline - trio.current_time())
+        return ioctls.encode_query(pin, remaining, min(after, default=0))
+
+    def _of_handle(self, handle: FileHandle, pin_id: int) -> Pin:
+        """ENOENT: this handle has no such pin."""
+        pin = self._book.by_id.get(pin_id)
+        if pin is None or pin.owner is not handle:
+            _fail(errno.ENOENT)
+        return pin
+
+    # Handles
+
+    def handle_closed(self, handle: FileHandle) -> None:
+        """The last reference to an open file description is gone, and so are its pins (SPEC 4)."""
+        if handle in self._book.by_owner:
+            self._guard.owner_gone(handle, "close")
+
+    def is_urgent(self, handle: FileHandle, wake: Wake | None) -> bool:
+        """Whether one of the handle's pins is being broken; `wake` is called when that changes."""
+        pins = self._book.by_owner.get(handle, {})
+        urgent = any(pin.breaking is not None for pin in pins.values())
+        if wake is not None and not urgent:
+            handle.wakes = [*handle.wakes[-15:], wake]
+        return urgent
+
+    def on_handle_event(self, owner: object) -> None:
+        """Something happened to a pin of this handle: whoever polls it shall look again."""
+        if isinstance(owner, FileHandle):
+            wakes, owner.wakes = owner.wakes, []
+            for wake in wakes:
+                wake()
+
+    def on_event(self, event: Event) -> None:
+        """A pin less: one reason less to keep an eye on its process."""
+        pin = event.pin
+        if pin is not None and event.kind in ("released", "revoked") and isinstance(pin.process, Process):
+            self._holders.drop(pin.process)
+
+    # Commands of the event channel
+
+    async def command(self, line: str, ctx: CallerLike) -> None:
+        """`release ID`, `extend ID SECONDS`, `revoke ID`. EINVAL, ENOENT, EPERM, ENODATA (extend: not breaking)."""
+        words = line.split()
+        pin = self._commanded(words, ctx)
+        match words:
+            case ["release", _]:
+                await self._release(self._inodes.get(pin.inode), pin)
+            case ["extend", _, seconds]:
+                self._guard.extend(pin, _seconds(seconds))
+            case ["revoke", _]:
+                if ctx.uid not in self._admins:
+                    _fail(errno.EPERM)
+                self._guard.revoke(pin)
+            case _:
+                _fail(errno.EINVAL, f"unknown command {line!r}")
+
+    def _commanded(self, words: list[str], ctx: CallerLike) -> Pin:
+        if len(words) < 2 or not words[1].isascii() or not words[1].isdigit() or len(words[1]) > 19:
+            _fail(errno.EINVAL, "not COMMAND ID")
+        pin = self._book.by_id.get(int(words[1]))
+        if pin is None:
+            _fail(errno.ENOENT, "no such pin")
+        if not self._may_see(pin, ctx.uid):
+            _fail(errno.EPERM)
+        return pin
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        _fail(errno.EINVAL, "not a number of seconds")
+    if not 0 <= seconds < 1e9:
+        _fail(errno.EINVAL, "not a number of seconds")
+    return seconds
+
+
+def _verb_name(attribute: bytes, prefix: bytes) -> bytes:
+    return attribute[len(prefix) :] if attribute.startswith(prefix) else b""
+
+
+def _covers(wanted: PinValue, old: Pin) -> bool:
+    end = wanted.start + wanted.length if wanted.length else old.end
+    return wanted.dirty and wanted.start <= old.start and end >= old.end
+
+
+def _to_json(value: object) -> bytes:
+    return json.dumps(value).encode()
