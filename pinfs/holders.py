@@ -1,0 +1,362 @@
+"""Who holds: processes as owners of pins (SPEC 4).
+
+A process is known by its pidfd, never by its number alone: as long as the pidfd is not readable the process lives, and
+as long as it lives nobody else can get its number (pidfd_open(2)). So a lookup asks the cache first and then checks, in
+this order, "is the thread in that process?" and "does the process live?"; the second answer makes the first one true.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import re
+import resource
+import select
+import signal
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+import trio
+
+log = logging.getLogger("pinfs.holders")
+
+RECENT_THREADS = 256
+"""How many callers that hold nothing are remembered; each may cost one descriptor."""
+DEATHS_AT_ONCE = 256
+
+_SI_QUEUE = -1
+_SIGINFO = struct.Struct("=iiii iI Q 96x")
+"""siginfo_t of a queued signal on 64-bit Linux: signo, errno, code, padding, pid, uid, value (sigaction(2))."""
+_SYS_PIDFD_SEND_SIGNAL = 424
+"""The same number on all architectures (system calls since 5.0 share one table)."""
+
+# PyDLL keeps the interpreter's lock: these calls never sleep, and giving the lock away costs more than they do.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_tgkill = _libc.tgkill
+_tgkill.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int)
+_send_signal = _libc.syscall
+_send_signal.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_send_signal.restype = ctypes.c_long
+
+
+class Status(NamedTuple):
+    """What /proc/PID/status tells (proc_pid_status(5))."""
+
+    tgid: int
+    comm: str
+    uids: tuple[int, int, int]
+    """Real, effective, saved."""
+
+
+_STATUS = re.compile(rb"Name:\t(.*)\n(?:.*\n)*?Tgid:\t(\d+)\n(?:.*\n)*?Uid:\t(\d+)\t(\d+)\t(\d+)\t")
+
+
+def _read(path: str) -> bytes:
+    """The first 4 KiB of a file of /proc, which come in one read."""
+    with open(path, "rb", buffering=0) as file:
+        return file.read(4096)
+
+
+def _read_status(tid: int) -> Status | None:
+    """None when there is no such thread, or it is hidden from us (hidepid)."""
+    try:
+        match = _STATUS.match(_read(f"/proc/{tid}/status"))
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    if match is None:
+        return None
+    comm, tgid, *uids = match.groups()
+    real, effective, saved = map(int, uids)
+    return Status(int(tgid), comm.decode(errors="surrogateescape"), (real, effective, saved))
+
+
+def _read_start_time(pid: int) -> int:
+    """Clock ticks after boot, 0 when it cannot be read. comm may hold anything, so fields count from the last ')'."""
+    try:
+        return int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
+    except OSError:
+        return 0
+
+
+class Process:
+    """One process, for as long as anybody refers to it. Two objects never stand for the same one (see `Holders`)."""
+
+    __slots__ = ("__weakref__", "_last", "_poll", "holds", "pid", "pidfd", "start_time")
+
+    def __init__(self, status: Status, pidfd: int) -> None:
+        self.pid = status.tgid
+        self.pidfd = pidfd
+        self.start_time = 0
+        """Clock ticks after boot; read when the process becomes a holder."""
+        self.holds = 0
+        self._last = status
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        self._poll = poller.poll
+
+    def __del__(self) -> None:
+        os.close(self.pidfd)
+
+    def __repr__(self) -> str:
+        return f"<Process {self.pid} {self._last.comm!r}>"
+
+    @property
+    def alive(self) -> bool:
+        """Whether any of its threads still runs; a zombie is dead."""
+        return not self._poll(0)
+
+    def has_thread(self, tid: int) -> bool:
+        """Whether the thread `tid` is one of this living process."""
+        # EPERM: it is there, but not ours to signal. The kernel compares the thread group before it asks for rights.
+        found = tid == self.pid or _tgkill(self.pid, tid, 0) == 0 or ctypes.get_errno() == errno.EPERM
+        return found and not self._poll(0)
+
+    @property
+    def status(self) -> Status:
+        """Name and uids as they are now (exec and setuid change them), or as last seen once the process is gone."""
+        with contextlib.suppress(OSError):
+            status = _read_status(self.pid)
+            if status is not None and self.alive:  # alive after reading: what was read was not a successor's
+                self._last = status
+        return self._last
+
+    @property
+    def comm(self) -> str:
+        """The name of the program, as ps shows it."""
+        return self.status.comm
+
+    @property
+    def uids(self) -> tuple[int, int, int]:
+        """Real, effective and saved uid."""
+        return self.status.uids
+
+
+def _ignore(process: Process) -> None:
+    """Nobody wants to know of deaths."""
+
+
+@dataclass(slots=True)
+class HolderCounters:
+    """For the metrics."""
+
+    out_of_descriptors: int = 0
+    signals_sent: int = 0
+    signals_refused: int = 0
+    deaths: int = 0
+
+
+class Holders:
+    """All processes that matter. `on_death(process)` is called in the task of `run` once for each holder that ends."""
+
+    def __init__(self, on_death: Callable[[Process], None] = _ignore) -> None:
+        self.on_death = on_death
+        self.counters = HolderCounters()
+        self._epoll = select.epoll()
+        self._held: dict[int, Process] = {}
+        """Living holders by pid; their pidfds are in `_epoll`."""
+        self._watched: dict[int, Process] = {}
+        """The same by pidfd."""
+        self._recent: dict[int, Process] = {}
+        """Threads seen lately, oldest first. Only a memory: every answer from it is checked."""
+        self._all: WeakValueDictionary[int, Process] = WeakValueDictionary()
+        """Every Process that anybody refers to, by pid: so there is one object for one process, never closed in use."""
+
+    def __len__(self) -> int:
+        """The number of living holders."""
+        return len(self._watched)
+
+    def close(self) -> None:
+        """Forgets everybody."""
+        self._epoll.close()
+        self._held.clear()
+        self._watched.clear()
+        self._recent.clear()
+
+    # ---- finding
+
+    def process_of(self, tid: int) -> Process | None:
+        """The process of the calling thread `tid` (fuse_in_header.pid); None for 0 (not visible here) or a dead one.
+
+        Raises OSError EDQUOT when there is no descriptor left for a process that is not known yet.
+        """
+        process = self._recent.get(tid) or self._held.get(tid)
+        if process is not None and process.has_thread(tid):
+            return process
+        return self._find(tid) if tid > 0 else None
+
+    def process_by_pid(self, pid: int) -> Process:
+        """The process with this number, or a thread of this number, in the daemon's pid namespace (`pid=N`, SPEC 5).
+
+        Raises OSError: ESRCH, EDQUOT.
+        """
+        process = self.process_of(pid)
+        if process is None:
+            raise ProcessLookupError(errno.ESRCH, f"no process {pid}")
+        return process
+
+    def _find(self, tid: int) -> Process | None:
+        try:
+            process = self._look_up(tid)
+        except ProcessLookupError:
+            return None
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self.counters.out_of_descriptors += 1
+            raise OSError(errno.EDQUOT, "no descriptor left to watch a process") from error
+        if process is not None:
+            self._remember(tid, process)
+        return process
+
+    def _look_up(self, tid: int) -> Process | None:
+        status = _read_status(tid)
+        if status is None:
+            return None
+        process = self._all.get(status.tgid)
+        if process is None or not process.alive:
+            process = self._all[status.tgid] = Process(status, os.pidfd_open(status.tgid))
+        return process if process.has_thread(tid) else None
+
+    def _remember(self, tid: int, process: Process) -> None:
+        if len(self._recent) >= RECENT_THREADS:
+            del self._recent[next(iter(self._recent))]
+        self._recent[tid] = process
+
+    def may_act_for(self, uid: int, process: Process) -> None:
+        """Raises OSError EPERM unless `uid` is root or the process's real, effective and saved uid (SPEC 5)."""
+        status = _read_status(process.pid) if uid else None
+        if uid and (status is None or status.uids != (uid, uid, uid) or not process.alive):
+            raise PermissionError(errno.EPERM, f"uid {uid} may not act for process {process.pid}")
+
+    # ---- holding
+
+    def hold(self, process: Process) -> None:
+        """Watches the process until as many `drop`s. Raises OSError ESRCH when it is dead already."""
+        if not process.alive:
+            raise ProcessLookupError(errno.ESRCH, f"process {process.pid} is gone")
+        if process.holds == 0:
+            process.start_time = process.start_time or _read_start_time(process.pid)
+            self._epoll.register(process.pidfd, select.EPOLLIN)
+            self._held[process.pid] = self._watched[process.pidfd] = process
+        process.holds += 1
+
+    def drop(self, process: Process) -> None:
+        """Takes one `hold` back; also after the process's death."""
+        process.holds -= 1
+        if process.holds == 0:
+            self._unwatch(process)
+
+    def _unwatch(self, process: Process) -> None:
+        if self._watched.pop(process.pidfd, None) is not None:
+            self._epoll.unregister(process.pidfd)
+        if self._held.get(process.pid) is process:
+            del self._held[process.pid]
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Reports deaths until cancelled."""
+        task_status.started()
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            self._report_deaths()
+
+    def _report_deaths(self) -> None:
+        dead = [self._watched[pidfd] for pidfd, _ in self._epoll.poll(0, DEATHS_AT_ONCE)]
+        for process in dead:
+            if process.holds:  # the death before may have let this one go
+                self._report_death(process)
+
+    def _report_death(self, process: Process) -> None:
+        self._unwatch(process)
+        self.counters.deaths += 1
+        try:
+            self.on_death(process)
+        except Exception:  # one failure must not leave the pins of all later dead standing
+            log.exception("after the death of %r", process)
+
+    # ---- signals
+
+    def signal(self, process: Process, signo: int, value: int, uid: int) -> bool:
+        """Queues `signo` with `value` (64 bits) in si_value, for `uid`. False when it is dead or may not get it.
+
+        kill(2): a sender that is not root must have the real or saved uid of the process. /proc/PID belongs to its
+        effective uid, so where that is `uid` the process runs with the rights of the pin's owner and may well be told.
+        """
+        sent = self._may_signal(process, uid) and self._queue(process, signo, value)
+        if sent:
+            self.counters.signals_sent += 1
+        else:
+            self.counters.signals_refused += 1
+            log.debug("no signal %s to %r for uid %d", signal_name(signo), process, uid)
+        return sent
+
+    def _may_signal(self, process: Process, uid: int) -> bool:
+        if uid == 0:
+            return True
+        try:
+            if os.stat(f"/proc/{process.pid}").st_uid == uid:  # noqa: PTH116 (a Path costs as much as the call)
+                return True
+        except OSError:
+            return False
+        real, _, saved = process.uids
+        return uid in (real, saved)
+
+    def _queue(self, process: Process, signo: int, value: int) -> bool:
+        info = _SIGINFO.pack(signo, 0, _SI_QUEUE, 0, os.getpid(), os.getuid(), value)
+        return bool(_send_signal(_SYS_PIDFD_SEND_SIGNAL, process.pidfd, signo, info, 0) == 0)
+
+    def kill(self, process: Process) -> bool:
+        """SIGKILL (policy `on_timeout = kill`); `on_death` tells of its end. False when dead or not ours to kill."""
+        try:
+            signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+
+def raise_descriptor_limit() -> int:
+    """Raises the soft limit of descriptors to the hard one and returns it: every holder costs one (getrlimit(2))."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+# ---- names of signals
+
+_RTMIN, _RTMAX = int(signal.SIGRTMIN), int(signal.SIGRTMAX)
+_NUMBERS = {name.removeprefix("SIG"): int(number) for name, number in signal.Signals.__members__.items()}
+_REALTIME = re.compile(r"RT(?:MIN(?:\+(\d{1,2}))?|MAX(?:-(\d{1,2}))?)", re.ASCII)
+
+
+def parse_signal(text: str) -> int | None:
+    """`IO`, `SIGIO`, `29`, `RTMIN+1`, `RTMAX-1`; None for `none`. Raises ValueError for what is no signal (signal(7)).
+
+    32 and 33 belong to the C library's threads: a program that got one of them would come to harm.
+    """
+    name = text.upper().removeprefix("SIG")
+    if text == "none":
+        return None
+    if re.fullmatch(r"\d{1,2}", text, re.ASCII):
+        number = int(text)
+    elif realtime := _REALTIME.fullmatch(name):
+        plus, minus = realtime.groups()
+        number = _RTMAX - int(minus or 0) if name.startswith("RTMAX") else _RTMIN + int(plus or 0)
+    else:
+        number = _NUMBERS.get(name, 0)
+    if not (0 < number < 32 or _RTMIN <= number <= _RTMAX):
+        raise ValueError(f"no such signal: {text!r}")
+    return number
+
+
+def signal_name(number: int | None) -> str:
+    """The name that `parse_signal` takes, without SIG: `IO`, `RTMIN+1`, `none`."""
+    if number is None:
+        return "none"
+    if number < 32:
+        return signal.Signals(number).name.removeprefix("SIG")
+    return f"RTMIN+{number - _RTMIN}" if number > _RTMIN else "RTMIN"
