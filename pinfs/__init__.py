@@ -1,3 +1,27 @@
-"""pinfs: pins that hold. What programs import; needs nothing but the standard library."""
+"""pinfs: pins that hold. What programs import; needs nothing but the standard library.
+
+with pinfs.pin("/mnt/model.bin", mode="lease", on_break=let_go) as pin:
+    ...
+"""
+
+from pinfs.client import ioctl
+from pinfs.client.channel import EventChannel, all_pins, events
+from pinfs.client.errors import NotPinfsError
+from pinfs.client.model import Event, PinInfo
+from pinfs.client.pin import Pin, pin, pins
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Event",
+    "EventChannel",
+    "NotPinfsError",
+    "Pin",
+    "PinInfo",
+    "__version__",
+    "all_pins",
+    "events",
+    "ioctl",
+    "pin",
+    "pins",
+]

@@ -1,0 +1,106 @@
+"""`.pinfs/events`: what happens to the pins of this process. The channel is the truth, the signal is a hint."""
+
+import errno
+import os
+import select
+from collections.abc import Iterator
+from types import TracebackType
+
+from pinfs.client.inode import File
+from pinfs.client.model import Event, PinInfo, parse_event, parse_pin
+from pinfs.client.mounts import control_file
+
+BUFFER = 1 << 16  # read() answers whole lines, and EINVAL where not even one fits
+
+
+class EventChannel:
+    """The events of this process's pins on one mount. For one reader at a time.
+
+    with pinfs.EventChannel("/mnt") as channel:
+        for event in channel:
+            if event.event == "break": ...; channel.release(event.pin)
+
+    Opened before a pin is registered, it misses none of its events; opened later, it starts with the breaks that are
+    under way. A forked child opens its own: the channel belongs to the process that opened it.
+    """
+
+    def __init__(self, mount: File) -> None:
+        """`mount`: the root of a mount, or any file on it. Raises NotPinfsError, or OSError as open(2) does."""
+        self._adopt(os.open(control_file(mount, "events"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+
+    @classmethod
+    def over(cls, fd: int) -> "EventChannel":
+        """A channel over an open, non-blocking descriptor, which it closes in the end."""
+        channel = cls.__new__(cls)
+        channel._adopt(fd)
+        return channel
+
+    def _adopt(self, fd: int) -> None:
+        self._fd = fd
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
+
+    def fileno(self) -> int:
+        """Readable when there are events; see `take`. -1 when it is closed."""
+        return self._fd
+
+    def read(self, timeout_s: float | None = None) -> list[Event]:
+        """Wait for events. Returns none of them after `timeout_s` seconds, or when `wake` was called."""
+        ready = self._poll.poll(None if timeout_s is None else max(0.0, timeout_s * 1000))
+        if any(fd == self._wake for fd, _ in ready):
+            os.eventfd_read(self._wake)
+        return self.take() if any(fd == self._fd for fd, _ in ready) else []
+
+    def take(self) -> list[Event]:
+        """The events that are there, without waiting. Raises OSError ENOTCONN or ENODEV when the mount has gone."""
+        try:
+            lines = os.read(self._fd, BUFFER).splitlines()
+        except BlockingIOError:
+            return []
+        if not lines:
+            raise OSError(errno.ENOTCONN, "the mount has closed its event channel")
+        return [parse_event(line) for line in lines]
+
+    def wake(self) -> None:
+        """Let a `read` that waits in another thread return."""
+        os.eventfd_write(self._wake, 1)
+
+    def release(self, pin_id: int) -> None:
+        """Release a pin of this process. Raises OSError: ENOENT (no such pin), EACCES or EPERM (not yours)."""
+        os.write(self._fd, b"release %d\n" % pin_id)
+
+    def extend(self, pin_id: int, seconds: float) -> None:
+        """Ask for time until `seconds` from now, capped by policy.
+
+        Raises OSError as `release`, and ENODATA: that pin is not breaking.
+        """
+        os.write(self._fd, b"extend %d %g\n" % (pin_id, seconds))
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            os.close(self._wake)
+        self._fd = self._wake = -1
+
+    def __iter__(self) -> Iterator[Event]:
+        with self:
+            while self._fd >= 0:
+                yield from self.read()
+
+    def __enter__(self) -> "EventChannel":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def events(mount: File) -> Iterator[Event]:
+    """The events of this process's pins on a mount from now on, as they come."""
+    return iter(EventChannel(mount))
+
+
+def all_pins(mount: File) -> list[PinInfo]:
+    """Every pin of a mount. Of other users' pins one sees the range, not the holder (SPEC section 4)."""
+    return [parse_pin(line) for line in control_file(mount, "pins").read_bytes().splitlines()]

@@ -1,0 +1,36 @@
+"""What an errno means to a holder, and what to do about it."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+ADVICE = {
+    errno.EINVAL: "the mount does not understand this range or option",
+    errno.ENXIO: "the range does not lie inside the file; length 0 pins to the end, wherever that is",
+    errno.EAGAIN: "a removal of an overlapping range is under way; try again when it has finished",
+    errno.EDQUOT: "a limit of pins is reached (max_pins, max_pins_per_user, max_pinned_bytes_per_user); release some",
+    errno.EACCES: "only who may write to the file may pin it; an ioctl needs a descriptor that is open for writing",
+    errno.EPERM: "not allowed; a process that the daemon cannot see (pid namespaces) needs owner='handle'",
+    errno.ESRCH: "there is no such process in the mount's pid namespace",
+    errno.ENODATA: "there is no such pin: it was released, revoked, or belongs to another process",
+    errno.ENOENT: "there is no such pin: it was released, revoked, or belongs to another handle",
+    errno.ENOTTY: "this pinfs is mounted without its bridge, which carries ioctls; use owner='process'",
+}
+
+
+class NotPinfsError(OSError):
+    """The file does not lie on a pinfs mount, so nothing can be promised about it (EOPNOTSUPP)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(errno.EOPNOTSUPP, "not on a pinfs mount; missing_ok=True goes on without a pin", name)
+
+
+@contextmanager
+def advice(what: str, name: str) -> Iterator[None]:
+    """Say of an OSError what failed and what to do. It keeps its errno, and so its class (PermissionError...)."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in ADVICE:
+            raise
+        raise OSError(exc.errno, f"cannot {what}: {ADVICE[exc.errno]}", name) from exc

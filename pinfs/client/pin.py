@@ -1,0 +1,331 @@
+"""Pins, as programs hold them."""
+
+import errno
+import os
+import select
+import threading
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from dataclasses import replace
+from types import TracebackType
+from typing import Literal
+
+from pinfs.client import dispatch, ioctl, xattrs
+from pinfs.client.channel import EventChannel, all_pins
+from pinfs.client.dispatch import Callback, Watch
+from pinfs.client.errors import NotPinfsError, advice
+from pinfs.client.inode import File, Inode, descriptor_of, inode_of
+from pinfs.client.model import Mode, PinInfo, State
+from pinfs.client.mounts import is_pinfs
+from pinfs.client.xattrs import Wish
+
+GONE = {errno.ENODATA, errno.ENOENT}
+
+
+class Pin(ABC):
+    """A pin that stands from the call that made it until `release`, the end of a `with` block, or the end of its owner.
+
+    `id`, `start`, `length` (bytes), `mode` and `name` are as last registered. A forked child has no pins: there every
+    `release` does nothing.
+    """
+
+    def __init__(self, name: str, wish: Wish) -> None:
+        self.id = 0
+        self.name = name
+        self._wish = wish
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._released = False
+
+    @property
+    def start(self) -> int:
+        return self._wish.start
+
+    @property
+    def length(self) -> int:
+        return self._wish.length
+
+    @property
+    def mode(self) -> Mode:
+        return self._wish.mode
+
+    @property
+    def active(self) -> bool:
+        """Whether this object still owes a release. (What the mount says: `state`.)"""
+        return not self._released and self._process == os.getpid()
+
+    @abstractmethod
+    def info(self) -> PinInfo:
+        """The pin as it stands now. Raises OSError ENODATA or ENOENT when it is gone."""
+
+    @abstractmethod
+    def _register(self, wish: Wish) -> None: ...
+
+    @abstractmethod
+    def _let_go(self) -> None: ...
+
+    @abstractmethod
+    def extend(self, seconds: float) -> None:
+        """Ask for more time to answer a break: `seconds` from now, capped by policy.
+
+        Raises OSError ENODATA: the pin is not breaking.
+        """
+
+    def state(self) -> State:
+        """`held`, `breaking`, or `gone` (released, revoked, or its owner is no more)."""
+        try:
+            return self.info().state
+        except OSError as exc:
+            if exc.errno in GONE:
+                return "gone"
+            raise
+
+    def resize(self, start: int, length: int) -> None:
+        """Move, shrink or grow, with no moment in between. Raises OSError as `pin` does; then the pin is as it was.
+
+        Not from a callback of a process-owned pin: the kernel holds back setxattr while a truncate of the file waits.
+        """
+        self._change(replace(self._wish, start=start, length=length))
+
+    def change(self, *, mode: Mode) -> None:
+        """Change the mode; see `resize`."""
+        self._change(replace(self._wish, mode=mode))
+
+    def _change(self, wish: Wish) -> None:
+        with self._lock:
+            if not self.active:
+                raise OSError(errno.ENODATA, "the pin has been released")
+            self._register(wish)
+
+    def release(self) -> None:
+        """Release the pin; once more does nothing. Raises OSError where a `dirty` range cannot be flushed (EIO...)."""
+        with self._lock:
+            if not self.active:
+                return
+            try:
+                self._let_go()
+            except OSError as exc:
+                if exc.errno not in GONE:
+                    raise
+            self._released = True
+
+    def __enter__(self) -> "Pin":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} {self.start}:{self.length} {self.mode}>"
+
+
+class ProcessPin(Pin):
+    """Owned by this process (or, with `pid=`, another one), by way of extended attributes."""
+
+    def __init__(self, inode: Inode, name: str, wish: Wish, on_break: Callback | None) -> None:
+        super().__init__(name, wish)
+        self._inode = inode
+        self._watch = on_break and Watch(on_break, self.release, self.info)
+        if self._watch:
+            dispatch.join(inode, name, self._watch)
+        try:
+            self._register(wish)
+        except BaseException:
+            self._unwatch()
+            raise
+
+    def _unwatch(self) -> None:
+        if self._watch:
+            dispatch.leave(self._inode, self.name, self._watch)
+
+    def _register(self, wish: Wish) -> None:
+        self.id = xattrs.register(self._inode, self.name, wish).id
+        self._wish = wish
+
+    def info(self) -> PinInfo:
+        return xattrs.query(self._inode, self.name)
+
+    def _let_go(self) -> None:
+        try:
+            xattrs.release(self._inode, self.name)
+        finally:
+            self._unwatch()
+
+    def extend(self, seconds: float) -> None:
+        with EventChannel(self._inode) as channel, advice("extend", self._inode.name):
+            channel.extend(self.id, seconds)
+
+
+class HandlePin(Pin):
+    """Owned by an open file description, by way of ioctls; released at the latest by its last close.
+
+    With a callback a thread of its own waits for POLLPRI. It does so through epoll, edge-triggered, because poll(2)
+    would keep the description open, and would not wait again while a break goes on whose callback has failed.
+    """
+
+    def __init__(self, fd: int, wish: Wish, on_break: Callback | None, *, owned: bool) -> None:
+        super().__init__("", wish)
+        self._fd = fd
+        self._owned = owned
+        self._wake: int | None = None
+        self._register(wish)
+        if on_break:
+            self._watch(Watch(on_break, self.release, self.info))
+
+    def _watch(self, watch: Watch) -> None:
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        epoll = select.epoll()
+        epoll.register(self._wake, select.EPOLLIN)
+        epoll.register(self._fd, select.EPOLLPRI | select.EPOLLET)
+        threading.Thread(target=self._listen, args=(epoll, self._wake, watch), name="pinfs-handle", daemon=True).start()
+
+    def _listen(self, epoll: select.epoll, wake: int, watch: Watch) -> None:
+        with epoll, suppress(OSError):
+            while not any(fd == wake for fd, _ in epoll.poll()):
+                answer = ioctl.query(self._fd, self.id)
+                if answer.state == ioctl.BREAKING:
+                    watch.answer(ioctl.break_event(answer))
+        os.close(wake)
+
+    def _register(self, wish: Wish) -> None:
+        """A pin that changes is registered anew before the old one goes, so that its bytes are never without."""
+        request = ioctl.PinRequest(
+            wish.start, wish.length, ioctl.LEASE if wish.mode == "lease" else ioctl.DENY,
+            ioctl.signal_number(wish.signal), ioctl.DIRTY if wish.dirty else 0, note=wish.note.encode(),
+        )  # fmt: skip
+        with advice(f"pin {wish.start}:{wish.length}", f"descriptor {self._fd}"):
+            pin_id = ioctl.pin(self._fd, request)
+        if self.id:
+            ioctl.unpin(self._fd, self.id)
+        self.id, self._wish = pin_id, wish
+
+    def info(self) -> PinInfo:
+        with advice(f"query pin {self.id}", f"descriptor {self._fd}"):
+            return ioctl.info(ioctl.query(self._fd, self.id))
+
+    def _let_go(self) -> None:
+        try:
+            ioctl.unpin(self._fd, self.id)
+        finally:
+            if self._wake is not None:
+                os.eventfd_write(self._wake, 1)
+            if self._owned:
+                os.close(self._fd)
+
+    def extend(self, seconds: float) -> None:
+        with EventChannel(self._fd) as channel, advice("extend", f"descriptor {self._fd}"):
+            channel.extend(self.id, seconds)
+
+
+class NoPin(Pin):
+    """What `missing_ok=True` gives for a file that is not on pinfs: promises nothing, and asks for nothing."""
+
+    @property
+    def active(self) -> bool:
+        return False
+
+    def info(self) -> PinInfo:
+        raise OSError(errno.ENODATA, "there is no pin: the file is not on pinfs")
+
+    def resize(self, start: int, length: int) -> None:
+        self._wish = replace(self._wish, start=start, length=length)
+
+    def change(self, *, mode: Mode) -> None:
+        self._wish = replace(self._wish, mode=mode)
+
+    def extend(self, seconds: float) -> None:
+        pass
+
+    def _register(self, wish: Wish) -> None:
+        raise NotImplementedError
+
+    def _let_go(self) -> None:
+        raise NotImplementedError
+
+
+def pin(
+    file: File,
+    start: int = 0,
+    length: int = 0,
+    *,
+    mode: Mode = "deny",
+    on_break: Callback | None = None,
+    signal: str | int | None = None,
+    dirty: bool = False,
+    note: str = "",
+    name: str | None = None,
+    pid: int | None = None,
+    owner: Literal["process", "handle"] = "process",
+    missing_ok: bool = False,
+) -> Pin:
+    """Pin a byte range of a file: until it is released, no operation takes these bytes out of the file.
+
+    `file`: a path, a descriptor, or an object with fileno(). `start`, `length`: bytes; length 0 is to the end of the
+    file, wherever that moves. The pin stands when the call returns, `with` or not.
+
+    `mode="deny"`: a truncate (or hole punch) of the range fails with EBUSY. `mode="lease"`: it waits, `on_break(event)`
+    is called in a thread of its own, and when it returns the pin is released; let go of the memory in it. If it raises,
+    the exception is logged and the pin stays: the holder has not let go, so the deadline decides.
+
+    `signal`: `"USR1"`, `"RTMIN+1"`, a number, or `"none"`; sent at a break, with the pin's id in si_value. Default: none
+    with `on_break`, else what the mode says: SIGIO for a lease, whose default action ends the process.
+    `dirty`: a device may write here; the range is flushed before a release is answered. `note`: shown in listings.
+    `name`: the process's own name of the pin, by default a fresh one; used again on the same file it moves that pin.
+    `pid`: register for another process of the same user. `owner="handle"`: the pin belongs to the open file
+    description that `file` is (opened here, if it is a path) and goes with its last close; it takes ioctls, and so the
+    bridge.
+
+    Raises NotPinfsError (not with `missing_ok`, which gives a pin that is not `active`), OSError: ENXIO (the range does
+    not lie inside the file), EAGAIN (a removal of an overlapping range is under way), EDQUOT (limits), EACCES or EPERM
+    (not allowed), ESRCH (`pid` names no process); ValueError for options that contradict each other.
+    """
+    _check(mode, on_break, pid, name, owner)
+    if on_break and signal is None:
+        signal = "none"
+    wish = Wish(start, length, mode, signal, pid, dirty, note)
+    inode = inode_of(file)
+    if not is_pinfs(inode):
+        if missing_ok:
+            return NoPin(name or "", wish)
+        raise NotPinfsError(inode.name)
+    if owner == "handle":
+        return _handle_pin(file, wish, on_break)
+    return ProcessPin(inode, name or xattrs.fresh_name(), wish, on_break)
+
+
+def _check(mode: str, on_break: Callback | None, pid: int | None, name: str | None, owner: str) -> None:
+    if mode not in ("deny", "lease") or owner not in ("process", "handle"):
+        raise ValueError("mode is 'deny' or 'lease', owner is 'process' or 'handle'")
+    if on_break and mode != "lease":
+        raise ValueError("on_break takes mode='lease': a deny pin is never asked to let go")
+    if on_break and pid not in (None, os.getpid()):
+        raise ValueError("on_break cannot be called for another process: its breaks are told to that process")
+    if owner == "handle" and (pid is not None or name is not None):
+        raise ValueError("a pin of a handle has neither pid nor name")
+
+
+def _handle_pin(file: File, wish: Wish, on_break: Callback | None) -> HandlePin:
+    fd = descriptor_of(file)
+    if fd is not None:
+        return HandlePin(fd, wish, on_break, owned=False)
+    fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)  # type: ignore[arg-type]
+    try:
+        return HandlePin(fd, wish, on_break, owned=True)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def pins(file: File) -> list[PinInfo]:
+    """The pins of a file. Raises NotPinfsError.
+
+    Of other users' pins one sees the range, not the holder (SPEC section 4). All of them, even where an attribute's 64
+    KiB are too small: then the mount's whole list is asked.
+    """
+    inode = inode_of(file)
+    if not is_pinfs(inode):
+        raise NotPinfsError(inode.name)
+    found, more = xattrs.pins_of(inode)
+    if not more:
+        return found
+    return [info for info in all_pins(inode) if info.inode == inode.ino]

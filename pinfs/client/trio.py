@@ -1,0 +1,170 @@
+"""Pins for trio programs. The channel is read in the program's own loop: no threads wait for breaks.
+
+async with pinfs.client.trio.pin(file, mode="lease", on_break=let_go) as pin:
+    ...
+
+async with pinfs.client.trio.pin(file, mode="lease") as pin:
+    async for event in pin.breaks():
+        ...
+        await pin.release()
+"""
+
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import trio
+
+from pinfs.client import pin as plain
+from pinfs.client.channel import EventChannel
+from pinfs.client.inode import File, inode_of
+from pinfs.client.model import Event, Mode, PinInfo, State, break_of
+from pinfs.client.mounts import is_pinfs
+
+
+class AsyncPin:
+    """A pin of this process, held by a trio program. See `pinfs.Pin`."""
+
+    def __init__(self, held: plain.Pin, channel: EventChannel | None) -> None:
+        self._held = held
+        self._channel = channel
+        self._breaks: deque[Event] = deque()
+        self._gone = False
+        self.listening = trio.CancelScope()
+
+    @property
+    def id(self) -> int:
+        return self._held.id
+
+    @property
+    def start(self) -> int:
+        return self._held.start
+
+    @property
+    def length(self) -> int:
+        return self._held.length
+
+    @property
+    def mode(self) -> Mode:
+        return self._held.mode
+
+    @property
+    def name(self) -> str:
+        return self._held.name
+
+    @property
+    def active(self) -> bool:
+        return self._held.active
+
+    async def info(self) -> PinInfo:
+        return await trio.to_thread.run_sync(self._held.info)
+
+    async def state(self) -> State:
+        return await trio.to_thread.run_sync(self._held.state)
+
+    async def resize(self, start: int, length: int) -> None:
+        """See `pinfs.Pin.resize`: not during a break, since the kernel holds setxattr back while a truncate waits."""
+        await trio.to_thread.run_sync(self._held.resize, start, length)
+
+    async def change(self, *, mode: Mode) -> None:
+        await trio.to_thread.run_sync(partial(self._held.change, mode=mode))
+
+    async def extend(self, seconds: float) -> None:
+        await trio.to_thread.run_sync(self._held.extend, seconds)
+
+    async def release(self) -> None:
+        """Release the pin. A release that has begun ends, cancelled or not."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._held.release)
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+
+    async def breaks(self) -> AsyncIterator[Event]:
+        """The breaks of this pin as they start, until it is gone. For one reader, which also releases it."""
+        while event := await self.next_break():
+            yield event
+
+    async def next_break(self) -> Event | None:
+        """The next break of this pin; None when it is gone."""
+        while self._channel is not None and self.active and not self._gone:
+            if self._breaks:
+                return self._breaks.popleft()
+            await trio.lowlevel.wait_readable(self._channel)
+            for event in self._channel.take():
+                await self._note(event)
+        return None
+
+    async def _note(self, event: Event) -> None:
+        if event.event == "overflow":
+            await self._look()
+        elif event.pin == self.id and event.event == "break":
+            self._breaks.append(event)
+        elif event.pin == self.id and event.event in ("released", "revoked"):
+            self._gone = True
+
+    async def _look(self) -> None:
+        """Events were lost, the break may be among them: ask the pin."""
+        if await self.state() == "breaking":
+            self._breaks.append(break_of(await self.info()))
+
+    async def serve(self, on_break: Callable[[Event], Awaitable[object]]) -> None:
+        """Wait for a break, until `listening` is cancelled; a callback that has begun is awaited."""
+        event = None
+        with self.listening:
+            event = await self.next_break()
+        if event:
+            await on_break(event)
+            await self.release()
+
+
+def _open(file: File, listen: bool, register: Callable[[], plain.Pin]) -> AsyncPin:
+    """The channel comes first, so that no event of the pin is missed."""
+    channel = EventChannel(file) if listen and is_pinfs(inode_of(file)) else None
+    try:
+        return AsyncPin(register(), channel)
+    except BaseException:
+        if channel is not None:
+            channel.close()
+        raise
+
+
+@asynccontextmanager
+async def pin(
+    file: File,
+    start: int = 0,
+    length: int = 0,
+    *,
+    mode: Mode = "deny",
+    on_break: Callable[[Event], Awaitable[object]] | None = None,
+    signal: str | int | None = "none",
+    dirty: bool = False,
+    note: str = "",
+    name: str | None = None,
+    missing_ok: bool = False,
+) -> AsyncIterator[AsyncPin]:
+    """Pin a byte range for the length of the block; arguments and errors as for `pinfs.pin`, but no signal by default.
+
+    `on_break(event)` is awaited in a task of the block's own nursery; when it returns, the pin is released. What it
+    raises cancels the block, and comes out of it in a group, as from any nursery. Without it, `breaks()` tells of them.
+    """
+    if on_break and mode != "lease":
+        raise ValueError("on_break takes mode='lease': a deny pin is never asked to let go")
+    register = partial(
+        plain.pin, file, start, length,
+        mode=mode, signal=signal, dirty=dirty, note=note, name=name, missing_ok=missing_ok,
+    )  # fmt: skip
+    held = await trio.to_thread.run_sync(_open, file, mode == "lease", register)
+    try:
+        if on_break is None:
+            yield held
+        else:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(held.serve, on_break)
+                yield held
+                held.listening.cancel()
+    finally:
+        await held.release()
+        held.close()

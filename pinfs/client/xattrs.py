@@ -1,0 +1,82 @@
+"""The verbs of SPEC section 5: extended attributes that act, and are never stored."""
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+
+from pinfs.client.errors import advice
+from pinfs.client.inode import Inode
+from pinfs.client.model import Mode, PinInfo, parse_pin, pin_info
+
+PIN = b"user.pinfs.pin."
+RELEASE = b"user.pinfs.release."
+PINS = b"user.pinfs.pins"
+NAME_MAX = 255 - len(RELEASE)  # XATTR_NAME_MAX of the kernel counts the prefix
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a holder asks for. `signal` None: the mode's default (SIGIO for a lease, none for a deny pin)."""
+
+    start: int
+    length: int
+    mode: Mode = "deny"
+    signal: str | int | None = None
+    pid: int | None = None
+    dirty: bool = False
+    note: str = ""
+
+
+def encode(wish: Wish) -> bytes:
+    """`START:LENGTH[,key=value]...`. Raises ValueError for what this form cannot carry."""
+    words = [f"{wish.start}:{wish.length}", f"mode={wish.mode}"]
+    if wish.signal is not None:
+        words.append(f"signal={wish.signal}")
+    if wish.pid is not None:
+        words.append(f"pid={wish.pid}")
+    if wish.dirty:
+        words.append("dirty=yes")
+    if wish.note:
+        words.append(f"note={wish.note}")
+    if any("," in word or not word.isprintable() for word in words):
+        raise ValueError("a note is printable text without a comma")
+    return ",".join(words).encode()
+
+
+def fresh_name() -> str:
+    """A name that no other pin has, in this process or another one."""
+    return f"py-{secrets.token_hex(8)}"
+
+
+def check_name(name: str) -> bytes:
+    raw = os.fsencode(name)
+    if not 0 < len(raw) <= NAME_MAX or b"\0" in raw:
+        raise ValueError(f"the name of a pin has 1 to {NAME_MAX} bytes, none of them NUL")
+    return raw
+
+
+def register(inode: Inode, name: str, wish: Wish) -> PinInfo:
+    """Register pin NAME, or replace it in one step. Waits while a removal of the same file waits (the inode's lock)."""
+    key = PIN + check_name(name)
+    with advice(f"pin {wish.start}:{wish.length}", inode.name):
+        os.setxattr(inode.path, key, encode(wish))
+        return parse_pin(os.getxattr(inode.path, key))
+
+
+def query(inode: Inode, name: str) -> PinInfo:
+    """Raises OSError ENODATA when there is no such pin (any more)."""
+    with advice(f"query pin {name}", inode.name):
+        return parse_pin(os.getxattr(inode.path, PIN + check_name(name)))
+
+
+def release(inode: Inode, name: str) -> None:
+    """Release by getxattr, the one form that also works while a truncate of the same file waits (SPEC section 5)."""
+    with advice(f"release pin {name}", inode.name):
+        os.getxattr(inode.path, RELEASE + check_name(name))
+
+
+def pins_of(inode: Inode) -> tuple[list[PinInfo], int]:
+    """The pins of a file, as many as an attribute holds, and the number of those that did not fit."""
+    value = json.loads(os.getxattr(inode.path, PINS))
+    return [pin_info(pin) for pin in value["pins"]], value["more"]
