@@ -19,7 +19,7 @@ RAMFS_MAGIC: Final = 0x858458F6
 HUGETLBFS_MAGIC: Final = 0x958458F6
 IN_MEMORY: Final = frozenset({TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC})
 
-# Flags of the FUSE open that the backing file needs too; the kernel itself does O_APPEND, O_DIRECT, O_SYNC and positions.
+# All that a backing file is opened with besides its access: the kernel itself does O_APPEND, O_DIRECT and O_SYNC.
 _KEPT_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -48,7 +48,7 @@ def file_system_magic(fd: int) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.fstatfs(fd, buffer):
         raise OSError(ctypes.get_errno(), "fstatfs")
-    return int.from_bytes(buffer[0:8], "little") & 0xFFFFFFFF
+    return int.from_bytes(buffer.raw[:8], "little") & 0xFFFFFFFF
 
 
 class Backing:

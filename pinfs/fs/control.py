@@ -5,7 +5,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, Protocol
 
 import trio
@@ -67,6 +67,32 @@ class Snapshot(ControlHandle):
 
     async def read(self, offset: int, size: int) -> bytes:
         return self._text[offset : offset + size]
+
+
+class Stream(ControlHandle):
+    """Lines that are made as they are read, from the first to the last."""
+
+    __slots__ = ("_at", "_lines", "_rest")
+    fopen_flags = FOPEN_DIRECT_IO | FOPEN_NONSEEKABLE
+
+    def __init__(self, inode: Inode, flags: int, lines: Iterator[bytes]) -> None:
+        super().__init__(inode, flags)
+        self._lines = lines
+        self._rest = b""
+        self._at = 0
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """ESPIPE: not where the last read ended."""
+        if offset != self._at:
+            raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
+        parts, room = [self._rest], size - len(self._rest)
+        while room > 0 and (line := next(self._lines, b"")):
+            parts.append(line)
+            room -= len(line)
+        text = b"".join(parts)
+        self._rest = text[size:]
+        self._at += min(len(text), size)
+        return text[:size]
 
 
 class TextFile:
@@ -197,7 +223,7 @@ class Control:
 
     def owns(self, parent: int, name: bytes) -> bool:
         """Whether a name is, or lies in, the control directory."""
-        return parent >= CONTROL_ID and self.is_control(parent) or (parent == ROOT_ID and name == CONTROL_NAME)
+        return (parent >= CONTROL_ID and self.is_control(parent)) or (parent == ROOT_ID and name == CONTROL_NAME)
 
     def is_control(self, nodeid: int) -> bool:
         return CONTROL_ID <= nodeid <= CONTROL_ID + len(self._files)

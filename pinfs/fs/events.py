@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import trio
 
-from pinfs.core.breaks import Event
-from pinfs.core.pins import Pin
+from pinfs.core.breaks import Removal
+from pinfs.core.pins import Event, Pin
 from pinfs.core.ranges import END
 from pinfs.stats import Stats
 
@@ -74,17 +74,17 @@ class EventHub:
         self._traces: list[Queue] = []
         self._last_seq: dict[Hashable, int] = {}
         self._trace_seq = 0
-        self._breaks: dict[int, Json] = {}  # pin id -> its break, for channels that open later
+        self._breaks: dict[Hashable, dict[Pin, Json]] = {}  # under way, for channels that open later
         self.listeners: list[Callable[[Event], None]] = []
 
     # Channels
 
-    def open_channel(self, process: Hashable, pins: list[Pin], on_news: Callable[[], None]) -> Queue:
+    def open_channel(self, process: Hashable, on_news: Callable[[], None]) -> Queue:
         """A stream of the events of one process, beginning with the breaks under way."""
         queue = Queue(on_news, self._stats)
-        under_way = [self._breaks[pin.id] for pin in pins if pin.deadline is not None and pin.id in self._breaks]
-        for event in sorted(under_way, key=_seq):
-            queue.put(to_line(event))
+        for pin, event in self._breaks.get(process, {}).items():
+            if pin.breaking is not None:
+                queue.put(to_line(event))
         self._channels.setdefault(process, []).append(queue)
         return queue
 
@@ -126,20 +126,26 @@ class EventHub:
     def _tell_holder(self, event: Event, pin: Pin, process: Hashable) -> None:
         seq = self._last_seq[process] = self._last_seq.get(process, 0) + 1
         queues = self._channels.get(process, ())
+        if event.kind != "break" and not queues:
+            self._drop_break(process, pin)
+            return
+        body = {"v": 1, "seq": seq, **self._body(event, traced=False)}
+        self._drop_break(process, pin)
         if event.kind == "break":
-            self._breaks[pin.id] = {"v": 1, "seq": seq, **self._body(event, traced=False)}
-        elif pin.id in self._breaks:
-            del self._breaks[pin.id]
-        if queues:
-            line = to_line({"v": 1, "seq": seq, **self._body(event, traced=False)})
-            for queue in queues:
-                queue.put(line)
+            self._breaks.setdefault(process, {})[pin] = body
+        for queue in queues:
+            queue.put(to_line(body))
+
+    def _drop_break(self, process: Hashable, pin: Pin) -> None:
+        breaks = self._breaks.get(process)
+        if breaks is not None and breaks.pop(pin, None) is not None and not breaks:
+            del self._breaks[process]
 
     def _body(self, event: Event, *, traced: bool) -> Json:
         body: Json = {"event": event.kind}
         if event.pin is not None:
             body |= self._pin_part(event.pin, traced)
-        if event.removal is not None:
+        if isinstance(event.removal, Removal):
             removal = event.removal
             body |= {"op": removal.op, "from": removal.start, "to": None if removal.end >= END else removal.end}
             if traced:
@@ -147,7 +153,9 @@ class EventHub:
                 body.setdefault("inode", removal.inode)
                 body.setdefault("path", self._path_of(removal.inode))
         if event.by is not None:
-            body["why" if event.kind == "refused" else "by"] = event.by
+            body["by"] = event.by
+        if event.why is not None:
+            body["why"] = event.why
         return body
 
     def _pin_part(self, pin: Pin, traced: bool) -> Json:
@@ -169,7 +177,3 @@ class EventHub:
 
 
 HOLDER_EVENTS: Final = frozenset({"break", "withdrawn", "released", "revoked"})
-
-
-def _seq(event: Json) -> int:
-    return int(event["seq"])

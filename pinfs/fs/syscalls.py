@@ -74,8 +74,9 @@ def _timespec(ns: int | None, now: int) -> Timespec:
 
 def birth_time_ns(fd: int) -> int | None:
     """The creation time of what `fd` (O_PATH will do) refers to; None where the backing has none."""
-    buffer = ctypes.create_string_buffer(256)
-    _checked(_libc.statx(fd, b"", AT_EMPTY_PATH, STATX_BTIME, buffer))
+    result = ctypes.create_string_buffer(256)
+    _checked(_libc.statx(fd, b"", AT_EMPTY_PATH, STATX_BTIME, result))
+    buffer = result.raw
     if not int.from_bytes(buffer[0:4], "little") & STATX_BTIME:
         return None
     seconds = int.from_bytes(buffer[80:88], "little", signed=True)
@@ -100,4 +101,4 @@ def keep_capabilities_across_fs_ids() -> bool:
     not carry. False where it is not allowed (CAP_SETPCAP).
     """
     bits = _libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)
-    return bits >= 0 and _libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0) == 0
+    return bits >= 0 and 0 == _libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)

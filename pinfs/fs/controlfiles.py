@@ -1,0 +1,115 @@
+"""What stands in `.pinfs`: each file with what it shows, and to whom."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pinfs.config import PolicyBox
+from pinfs.core.policy import PolicyError, policy_to_toml
+from pinfs.fs.control import MAX_CHANNELS, ChannelHandle, ControlFile, ControlHandle, PolicyFile, Stream, TextFile
+from pinfs.fs.describe import describe
+from pinfs.fs.events import EventHub, to_line
+from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.pins import PinVerbs
+from pinfs.fs.types import CallerLike
+from pinfs.guard import Guard
+from pinfs.holders import Holders
+
+
+class EventsFile:
+    """`.pinfs/events`: the events of the opening process's own pins; commands go the other way."""
+
+    mode = 0o666
+
+    def __init__(self, hub: EventHub, guard: Guard, holders: Holders, verbs: PinVerbs) -> None:
+        self._hub = hub
+        self._guard = guard
+        self._holders = holders
+        self._verbs = verbs
+        self._open = 0
+
+    def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
+        """EPERM: the daemon cannot see the process (another pid namespace). EMFILE: too many channels are open."""
+        process = self._holders.process_of(ctx.pid)
+        if process is None:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        if self._open >= MAX_CHANNELS:
+            raise OSError(errno.EMFILE, "too many event channels")
+        self._holders.hold(process)
+        self._open += 1
+        handle = ChannelHandle(inode, flags)
+        queue = self._hub.open_channel(process, handle.on_news)
+
+        def close() -> None:
+            self._open -= 1
+            self._hub.close_channel(process, queue)
+            self._holders.drop(process)
+
+        handle.connect(queue, close, lambda line: self._verbs.command(line, ctx))
+        return handle
+
+
+class TraceFile:
+    """`.pinfs/trace`: the events of all pins, for root."""
+
+    mode = 0o400
+
+    def __init__(self, hub: EventHub) -> None:
+        self._hub = hub
+
+    def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
+        handle = ChannelHandle(inode, flags)
+        queue = self._hub.open_trace(handle.on_news)
+        handle.connect(queue, lambda: self._hub.close_trace(queue), None)
+        return handle
+
+
+class PinsFile:
+    """`.pinfs/pins`: every pin, one JSON object a line; a million of them are made as they are read."""
+
+    mode = 0o444
+
+    def __init__(self, guard: Guard, inodes: InodeTable, verbs: PinVerbs) -> None:
+        self._guard = guard
+        self._inodes = inodes
+        self._verbs = verbs
+
+    def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
+        return Stream(inode, flags, self._lines(list(self._guard.book.by_id), ctx.uid))
+
+    def _lines(self, ids: list[int], uid: int) -> Iterator[bytes]:
+        for pin_id in ids:
+            pin = self._guard.book.by_id.get(pin_id)
+            if pin is not None:
+                path = self._inodes.get(pin.inode).path()
+                yield to_line(describe(pin, path, reveal=self._verbs.may_see(pin, uid)))
+
+
+def control_files(
+    guard: Guard,
+    holders: Holders,
+    inodes: InodeTable,
+    hub: EventHub,
+    verbs: PinVerbs,
+    policies: PolicyBox,
+    metrics: Callable[[], bytes],
+    status: Callable[[], dict[str, Any]],
+) -> dict[bytes, ControlFile]:
+    """The directory's files by name, in the order in which they are listed."""
+
+    def apply(text: bytes, ctx: CallerLike) -> None:
+        try:
+            policies.replace(text.decode(), f"uid {ctx.uid}")
+        except (PolicyError, UnicodeDecodeError) as e:
+            raise OSError(errno.EINVAL, str(e)) from e
+
+    return {
+        b"pins": PinsFile(guard, inodes, verbs),
+        b"events": EventsFile(hub, guard, holders, verbs),
+        b"trace": TraceFile(hub),
+        b"policy": PolicyFile(lambda: policy_to_toml(policies.current).encode(), apply),
+        b"policy.error": TextFile(0o444, lambda ctx: policies.last_error.encode()),
+        b"metrics": TextFile(0o444, lambda ctx: metrics()),
+        b"status": TextFile(0o444, lambda ctx: to_line({"v": 1, **status()})),
+    }

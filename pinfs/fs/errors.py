@@ -1,0 +1,41 @@
+"""The one boundary between what operations raise and what a caller sees."""
+
+import errno
+import logging
+import time
+from typing import Final
+
+log = logging.getLogger("pinfs.errors")
+
+BURST: Final = 20  # tracebacks in a row; after that one a second
+_tokens = float(BURST)
+_refilled = 0.0
+_unlogged = 0
+
+
+def errno_of(exc: Exception, what: str) -> int:
+    """The errno for an exception out of an operation; `what` names the operation.
+
+    OSError is expected and passes its errno on. Everything else is a mistake of ours: EIO for the caller, a traceback
+    for the log (at most one a second when they come in floods).
+    """
+    if isinstance(exc, OSError) and exc.errno:
+        return exc.errno
+    if _may_log():
+        log.error("%s failed unexpectedly", what, exc_info=exc)
+    return errno.EIO
+
+
+def _may_log() -> bool:
+    global _tokens, _refilled, _unlogged
+    now = time.monotonic()
+    _tokens = min(float(BURST), _tokens + now - _refilled)
+    _refilled = now
+    if _tokens < 1:
+        _unlogged += 1
+        return False
+    _tokens -= 1
+    if _unlogged:
+        log.error("%d further unexpected failures were not logged", _unlogged)
+        _unlogged = 0
+    return True
