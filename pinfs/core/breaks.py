@@ -1,0 +1,489 @@
+"""Removals and breaks: what happens when somebody wants bytes that others have pinned (SPEC 3).
+
+A removal is judged once, when it begins. If deny pins or the breaker's own pins are in its way it is refused at once.
+If only leases are, it reserves its range, each lease in it starts to break (once, whoever comes later), and the removal
+waits: first for the earlier removals of these bytes, then for the pins. It is answered exactly once, READY or REFUSED;
+a READY one cuts the bytes and is finished.
+
+What always holds: each pin in the range of a waiting removal is breaking (unless the removal is exempt), each breaking
+pin has a deadline and is wanted by a waiting removal or an orphan, and no new pin appears in a reserved range. So a
+removal that has no pin left in its way may cut, and nothing waits beyond a deadline.
+"""
+
+import errno
+import heapq
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Final, TypeAlias
+
+from pinfs.core.pins import Break, Event, FilePins, Owner, Pin, PinSpec, PinTable, Reservation
+from pinfs.core.policy import Limits, Policy
+from pinfs.core.ranges import RangeTree
+
+COOL_DOWN_S: Final = 1.0
+"""How long new pins stay out of a range whose breaker gave up waiting, so that it can try again and win (SPEC 3.7)."""
+
+KILL_GRACE_S: Final = 10.0
+"""How long a holder may take to die of SIGKILL (it can be in an uninterruptible wait) before the breaker is refused."""
+
+MAX_ORPHANS_PER_FILE: Final = 64
+"""With more, they become one that spans them all: reserving a little more beats remembering without end."""
+
+UNLINKS: Final = frozenset({"unlink", "rename"})
+"""The removals that take the last name as well: policy `unlink` decides about them."""
+
+
+class Turn(Enum):
+    """Where a removal stands. READY, REFUSED and GONE are final answers, and GONE is the breaker's own."""
+
+    WAITING = auto()
+    READY = auto()
+    REFUSED = auto()
+    GONE = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Removal(Reservation):
+    """A breaker's request to take [start, end) of an inode, bytes.
+
+    `process` and `handle` say who asks, for the rule about own pins; `pid` and `uid` are for people. `nonblock`: answer
+    EAGAIN where another would wait. `wake` is called when a waiting removal is answered. `exempt`: all pins in its way
+    are its own, and policy lets it cut them.
+    """
+
+    op: str
+    process: Hashable | None = None
+    handle: Owner | None = None
+    pid: int = 0
+    uid: int = 0
+    nonblock: bool = False
+    wake: Callable[[], None] | None = None
+    turn: Turn = field(default=Turn.WAITING, init=False)
+    errno: int = field(default=0, init=False)
+    why: str = field(default="", init=False)
+    exempt: bool = field(default=False, init=False)
+    policy: Policy = field(default_factory=Policy, init=False, repr=False)
+
+    @property
+    def wants(self) -> bool:
+        """Does it wait for pins to go?"""
+        return self.turn is Turn.WAITING and not self.exempt
+
+    def owns(self, pin: Pin) -> bool:
+        """Is this a pin of the breaker itself (SPEC 3.3)?"""
+        return (self.process is not None and self.process == pin.process) or (
+            self.handle is not None and self.handle == pin.owner
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Orphan(Reservation):
+    """What a breaker leaves behind that gave up while its breaks go on: its reservation, for it to try again.
+
+    `deadline`: the end of the cool-down, None while pins in it are breaking.
+    """
+
+    deadline: float | None = field(default=None, init=False)
+
+    @property
+    def wants(self) -> bool:
+        return self.order > 0 and self.deadline is None
+
+
+Timed: TypeAlias = Break | Orphan
+
+
+class Alarms:
+    """What has a deadline, by time. One that is moved or dropped leaves its old entry, to be skipped in its time."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Timed]] = []
+        self._count = 0
+        self._sweep_at = 64
+
+    def set(self, item: Timed, deadline: float) -> None:
+        """Seconds. Costs O(log n)."""
+        item.deadline = deadline
+        self._count += 1
+        heapq.heappush(self._heap, (deadline, self._count, item))
+        if len(self._heap) > self._sweep_at:
+            self._sweep()
+
+    def next(self) -> float | None:
+        """The earliest deadline, None if there is none."""
+        while self._heap and self._heap[0][2].deadline != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def due(self, now: float) -> Iterator[Timed]:
+        """Take out what is due, earliest first."""
+        while (deadline := self.next()) is not None and deadline <= now:
+            yield heapq.heappop(self._heap)[2]
+
+    def _sweep(self) -> None:
+        """Answered breaks would otherwise stay until their deadline: a quick pair of programs could fill the memory."""
+        self._heap = [entry for entry in self._heap if entry[2].deadline == entry[0]]
+        heapq.heapify(self._heap)
+        self._sweep_at = 2 * len(self._heap) + 64
+
+
+class PinBook(PinTable):
+    """All pins, and all that goes on about them: the one place that decides whether bytes may be taken away."""
+
+    def __init__(self, emit: Callable[[Event], None], limits: Limits) -> None:
+        super().__init__(emit, limits)
+        self.closing = False
+        self._waiting: dict[Removal, None] = {}
+        self._alarms = Alarms()
+        self._orders = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many removals wait."""
+        return len(self._waiting)
+
+    # -- what breakers say
+
+    def begin(self, removal: Removal, policy: Policy, now: float) -> Turn:
+        """Judge a removal, and let it wait where it has to. `policy`: the one of this file, now.
+
+        READY: cut the bytes, then `finish`. WAITING: `removal.wake` will be called; `leave` if the breaker gives up.
+        REFUSED: `removal.errno` and `removal.why` (deny, own, max_waiting, shutdown, nonblock) say how.
+        """
+        removal.policy = policy
+        if removal.op in UNLINKS and policy.unlink == "defer":
+            removal.turn = Turn.READY  # the name goes, the bytes stay: nothing is taken away
+            return removal.turn
+        if not self._refused_at_once(removal, now):
+            self._reserve(removal)
+            self._ask_holders(removal, now)
+            self._advance(removal, now)
+        return removal.turn
+
+    def finish(self, removal: Removal, now: float) -> None:
+        """The bytes of a READY removal are cut, or will not be: let the next one go on."""
+        removal.turn = Turn.GONE
+        if removal.order:
+            for orphan in self.files[removal.inode].orphans:
+                if removal.start <= orphan.start and orphan.end <= removal.end:
+                    self._unreserve(orphan)  # somebody has had the turn that it kept
+            self._unreserve(removal)
+            self._look_again(removal.watchers, now)
+
+    def leave(self, removal: Removal, now: float) -> None:
+        """The breaker was interrupted or killed: its breaks go on to their deadlines without it (SPEC 3.7)."""
+        if removal.turn is Turn.READY:
+            self.finish(removal, now)
+        elif removal.turn is Turn.WAITING:
+            self._abandon(removal, now)
+            removal.turn = Turn.GONE
+
+    def close(self, now: float) -> None:
+        """The mount ends: refuse all that wait, and from now on all that would have to."""
+        self.closing = True
+        self._refuse(list(self._waiting), errno.EBUSY, "shutdown", None, now)
+
+    # -- what holders say
+
+    def pin(
+        self,
+        inode: int,
+        owner: Owner,
+        process: Hashable | None,
+        uid: int,
+        name: bytes | None,
+        spec: PinSpec,
+        size: int,
+        now: float,
+        proxy_uid: int | None = None,
+    ) -> Pin:
+        """As `PinTable.pin`.
+
+        A breaking pin that moves out of all that is wanted has answered; any other goes on breaking, to the same
+        deadline.
+        """
+        pin = super().pin(inode, owner, process, uid, name, spec, size, now, proxy_uid)
+        if pin.breaking is not None:
+            if self._is_wanted(pin):
+                self._look_again(pin.breaking.watchers, now)
+            else:
+                self._emit(Event("answered", now, pin, breaking=pin.breaking, by="holder"))
+                self._end_break(pin, now)
+        return pin
+
+    def extend(self, pin: Pin, seconds: float, now: float) -> float:
+        """Give a breaking pin until now + `seconds`, at most `break_timeout_max` after its break began (SPEC 7, 8).
+
+        Never earlier than before. Returns the deadline. OSError: ENODATA (not breaking), EINVAL (not a time).
+        """
+        breaking = pin.breaking
+        if breaking is None or breaking.deadline is None:
+            raise OSError(errno.ENODATA, "this pin is not breaking")
+        if not seconds >= 0:
+            raise OSError(errno.EINVAL, "seconds must not be negative")
+        latest = min(now + seconds, breaking.since + breaking.policy.break_timeout_max)
+        if latest > breaking.deadline and not breaking.killed:
+            self._alarms.set(breaking, latest)
+        return breaking.deadline
+
+    # -- time
+
+    def next_deadline(self) -> float | None:
+        """When `expire` has something to do, in the seconds of `now`; None: never, as things stand."""
+        return self._alarms.next()
+
+    def expire(self, now: float) -> None:
+        """Do what the policy says about each pin whose deadline is past (SPEC 3.6), and end cool-downs."""
+        for item in self._alarms.due(now):
+            if isinstance(item, Orphan):
+                self._unreserve(item)
+            else:
+                self._time_out(item, now)
+
+    def _time_out(self, breaking: Break, now: float) -> None:
+        pin, on_timeout = breaking.pin, breaking.policy.on_timeout
+        if on_timeout == "deny" or breaking.killed:
+            self._stand(pin, "timeout", now)
+        elif on_timeout == "kill" and pin.process is not None:
+            breaking.killed = True
+            self._alarms.set(breaking, now + KILL_GRACE_S)
+            self._emit(Event("kill", now, pin, breaking=breaking))
+        else:
+            self.revoke(pin, now, "policy")
+
+    # -- judging
+
+    def _refused_at_once(self, removal: Removal, now: float) -> bool:
+        """SPEC 3.2, 3.3, 3.8: what is decided before anybody is told."""
+        file, policy = self.files.get(removal.inode, FilePins()), removal.policy
+        pins = file.overlapping(removal.start, removal.end)
+        removal.exempt = policy.own == "allow" and all(map(removal.owns, pins))
+        if not removal.exempt:
+            refusing = _denying(file, removal)
+            if refusing is not None:
+                self._refuse([removal], policy.errno_number, "deny", refusing, now)
+                return True
+            own = next(filter(removal.owns, file.overlapping(removal.start, removal.end)), None)
+            if own is not None:
+                self._refuse([removal], errno.EBUSY, "own", own, now)
+                return True
+        return self._would_be_one_too_many(removal, file, now)
+
+    def _would_be_one_too_many(self, removal: Removal, file: FilePins, now: float) -> bool:
+        limited = self.closing or (self.waiting >= self.limits.max_waiting and not removal.nonblock)
+        if not limited or self._obstacle(removal) is None:
+            return False
+        why = "shutdown" if self.closing else "max_waiting"
+        if not self.closing:
+            self._emit(Event("limit", now, why=why))
+        self._refuse([removal], errno.EBUSY, why, file.first(removal.start, removal.end), now)
+        return True
+
+    # -- waiting
+
+    def _obstacle(self, removal: Removal) -> Removal | Pin | None:
+        """What the removal has to wait for next: the latest of the earlier removals of its bytes, else a pin."""
+        file = self.files.get(removal.inode)
+        if file is None:
+            return None
+        return _latest_before(removal, file) or (None if removal.exempt else file.first(removal.start, removal.end))
+
+    def _ask_holders(self, removal: Removal, now: float) -> None:
+        if not removal.exempt:
+            for pin in self.files[removal.inode].overlapping(removal.start, removal.end):
+                self._break(pin, removal, now)
+
+    def _break(self, pin: Pin, removal: Removal, now: float) -> Break:
+        """The break of a pin: begun now, or already under way (SPEC 3.4: each holder is told once)."""
+        if pin.breaking is None:
+            pin.breaking = Break(pin, removal.policy, now, None, removal.op, removal.start, removal.end)
+            self._alarms.set(pin.breaking, now + removal.policy.break_timeout)
+            self._emit(Event("break", now, pin, removal, pin.breaking))
+        return pin.breaking
+
+    def _advance(self, removal: Removal, now: float) -> None:
+        """Let the removal go on if nothing is in its way any more, else find it something to watch."""
+        obstacle = self._obstacle(removal)
+        if obstacle is None:
+            self._ready(removal, now)
+        elif removal.nonblock:
+            self._abandon(removal, now)
+            self._refuse([removal], errno.EAGAIN, "nonblock", obstacle if isinstance(obstacle, Pin) else None, now)
+        else:
+            self._waiting[removal] = None
+            _watch(removal, self._break(obstacle, removal, now) if isinstance(obstacle, Pin) else obstacle)
+
+    def _ready(self, removal: Removal, now: float) -> None:
+        removal.turn = Turn.READY
+        if removal in self._waiting:
+            del self._waiting[removal]
+            self._emit(Event("proceeded", now, removal=removal))
+            _wake(removal)
+
+    def _refuse(self, removals: Iterable[Removal], code: int, why: str, pin: Pin | None, now: float) -> None:
+        """Answer removals of one decision, then let go on what waited for them."""
+        reserved = []
+        for removal in removals:
+            removal.turn, removal.errno, removal.why = Turn.REFUSED, code, why
+            if removal.order:
+                self._withdraw_request(removal)
+                reserved.append(removal)
+            self._emit(Event("refused", now, pin, removal, why=why))
+            _wake(removal)
+        for inode, start, end in _hulls(reserved):
+            self._stand_where_unwanted(inode, start, end, now)
+        for removal in reserved:
+            self._look_again(removal.watchers, now)
+
+    def _abandon(self, removal: Removal, now: float) -> None:
+        """Take a removal out of the queue, and leave an orphan for its breaks."""
+        self._leave_orphan(removal, now)
+        self._withdraw_request(removal)
+        self._look_again(removal.watchers, now)
+
+    def _withdraw_request(self, removal: Removal) -> None:
+        self._waiting.pop(removal, None)
+        _unwatch(removal)
+        self._unreserve(removal)
+
+    def _look_again(self, watchers: dict[Reservation, None], now: float) -> None:
+        """What they watched has gone or moved: each goes on, or finds something else to watch."""
+        for waiter in list(watchers):
+            _unwatch(waiter)
+            if isinstance(waiter, Removal) and waiter.turn is Turn.WAITING:
+                self._advance(waiter, now)
+            elif isinstance(waiter, Orphan) and waiter.wants:
+                self._watch_or_cool_down(waiter, now)
+
+    # -- the end of a break
+
+    def _drop(self, pin: Pin, event: Event) -> None:
+        super()._drop(pin, event)
+        self._end_break(pin, event.now)
+
+    def _end_break(self, pin: Pin, now: float) -> None:
+        breaking = pin.breaking
+        if breaking is not None:
+            pin.breaking = breaking.deadline = None
+            self._look_again(breaking.watchers, now)
+
+    def _stand(self, pin: Pin, why: str, now: float) -> None:
+        """The break is over and the pin stands: whoever still waits for it is refused. `why`: timeout, unwanted."""
+        breaking = pin.breaking
+        if breaking is not None:
+            self._emit(Event("withdrawn", now, pin, breaking=breaking, why=why))
+            pin.breaking = breaking.deadline = None
+            refused = [r for r in self._reserved_over(pin) if isinstance(r, Removal) and r.wants]
+            self._refuse(refused, breaking.policy.errno_number, why, pin, now)
+            self._look_again(breaking.watchers, now)
+
+    def _stand_where_unwanted(self, inode: int, start: int, end: int, now: float) -> None:
+        """Removals were refused: holders of which nobody else wants anything need not let go any more."""
+        file = self.files.get(inode)
+        for pin in [] if file is None else list(file.overlapping(start, end)):
+            if pin.breaking is not None and not self._is_wanted(pin):
+                self._stand(pin, "unwanted", now)
+
+    def _is_wanted(self, pin: Pin) -> bool:
+        return any(isinstance(r, Removal | Orphan) and r.wants for r in self._reserved_over(pin))
+
+    def _reserved_over(self, pin: Pin) -> Iterator[Reservation]:
+        reserved = self.files[pin.inode].reserved
+        return iter(()) if reserved is None else reserved.overlapping(pin.start, pin.end)
+
+    # -- reservations
+
+    def _reserve(self, reservation: Reservation) -> None:
+        self._orders += 1
+        reservation.order = self._orders
+        file = self.files.setdefault(reservation.inode, FilePins())
+        file.reserved = file.reserved or RangeTree()
+        file.reserved.insert(reservation.start, reservation.end, reservation.order, reservation)
+
+    def _unreserve(self, reservation: Reservation) -> None:
+        file = self.files[reservation.inode]
+        if file.reserved is not None:
+            file.reserved.remove(reservation.start, reservation.order)
+        reservation.order = 0
+        if isinstance(reservation, Orphan):
+            reservation.deadline = None
+            _unwatch(reservation)
+            file.orphans = tuple(orphan for orphan in file.orphans if orphan is not reservation)
+        self._forget_if_empty(reservation.inode)
+
+    def _leave_orphan(self, removal: Removal, now: float) -> None:
+        """Keep the range of a removal that gave up as long as pins in it are breaking, and for the cool-down then."""
+        file = self.files[removal.inode]
+        if removal.exempt or _first_breaking(file, removal) is None:
+            return
+        orphan = Orphan(removal.inode, removal.start, removal.end)
+        crowded = len(file.orphans) >= MAX_ORPHANS_PER_FILE
+        for other in file.orphans:
+            if crowded or (other.start < removal.end and removal.start < other.end):
+                orphan.start, orphan.end = min(orphan.start, other.start), max(orphan.end, other.end)
+                self._unreserve(other)
+        self._reserve(orphan)
+        file.orphans += (orphan,)
+        self._watch_or_cool_down(orphan, now)
+
+    def _watch_or_cool_down(self, orphan: Orphan, now: float) -> None:
+        breaking = _first_breaking(self.files[orphan.inode], orphan)
+        if breaking is None:
+            self._alarms.set(orphan, now + COOL_DOWN_S)
+        else:
+            _watch(orphan, breaking)
+
+
+def _denying(file: FilePins, removal: Removal) -> Pin | None:
+    """A pin that refuses this removal (SPEC 3.2), as policy `conflict` and `unlink` have it."""
+    conflict = removal.policy.conflict
+    if removal.op in UNLINKS and removal.policy.unlink == "deny":
+        conflict = "deny"
+    if conflict == "deny":
+        return file.first(removal.start, removal.end)
+    if conflict == "break" or file.deny is None:
+        return None
+    return file.deny.first_overlap(removal.start, removal.end)
+
+
+def _latest_before(removal: Removal, file: FilePins) -> Removal | None:
+    """The latest of the unfinished removals that came before this one and share bytes with it.
+
+    The latest, not the first: so those who wait form a chain, and the end of one wakes one.
+    """
+    if file.reserved is None:
+        return None
+    others = file.reserved.overlapping(removal.start, removal.end)
+    earlier = [r for r in others if isinstance(r, Removal) and (not removal.order or r.order < removal.order)]
+    return max(earlier, key=lambda r: r.order, default=None)
+
+
+def _first_breaking(file: FilePins, wanted: Reservation) -> Break | None:
+    pins = file.overlapping(wanted.start, wanted.end)
+    return next((pin.breaking for pin in pins if pin.breaking is not None), None)
+
+
+def _hulls(removals: Iterable[Removal]) -> list[tuple[int, int, int]]:
+    """(inode, start, end) of what removals of each inode span."""
+    spans: dict[int, tuple[int, int]] = {}
+    for removal in removals:
+        start, end = spans.get(removal.inode, (removal.start, removal.end))
+        spans[removal.inode] = (min(start, removal.start), max(end, removal.end))
+    return [(inode, start, end) for inode, (start, end) in spans.items()]
+
+
+def _watch(waiter: Reservation, obstacle: Reservation | Break) -> None:
+    waiter.watching = obstacle
+    obstacle.watchers[waiter] = None
+
+
+def _unwatch(waiter: Reservation) -> None:
+    if waiter.watching is not None:
+        waiter.watching.watchers.pop(waiter, None)
+        waiter.watching = None
+
+
+def _wake(removal: Removal) -> None:
+    if removal.wake is not None:
+        removal.wake()

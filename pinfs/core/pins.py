@@ -1,0 +1,415 @@
+"""Pins: who promised whom that which bytes of a file stay where they are, and how much anybody may pin.
+
+Pure: no clock (`now` comes in, seconds), no input or output. What happens when somebody wants pinned bytes is next door
+in `breaks`; here a break is only something that a pin may carry, and a reservation only a range without new pins.
+"""
+
+import errno
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, TypeAlias, TypeVar
+
+from pinfs.core.policy import Limits, Policy
+from pinfs.core.ranges import END, RangeTree
+
+Owner: TypeAlias = Hashable
+"""Who a pin belongs to: a process, or an open file description. Only told apart here."""
+
+EventKind: TypeAlias = Literal[
+    "pinned", "break", "answered", "withdrawn", "released", "revoked", "kill", "refused", "proceeded", "limit"
+]
+
+K = TypeVar("K")
+
+
+class Mode(StrEnum):
+    """What the holder answers to somebody who wants the bytes (SPEC 1)."""
+
+    DENY = "deny"
+    LEASE = "lease"
+
+
+class State(StrEnum):
+    """What a pin is shown as (SPEC 5)."""
+
+    HELD = "held"
+    BREAKING = "breaking"
+
+
+@dataclass(frozen=True, slots=True)
+class PinSpec:
+    """What a caller asks for. Bytes; length 0: to the end of the file, wherever that moves. signal None: no signal."""
+
+    start: int
+    length: int
+    mode: Mode = Mode.DENY
+    signal: int | None = None
+    dirty: bool = False
+    note: str = ""
+
+    @property
+    def end(self) -> int:
+        """Exclusive."""
+        return self.start + self.length if self.length else END
+
+    def bytes_now(self, size: int) -> int:
+        """How many bytes this pins in a file of `size` bytes."""
+        return self.length or size - self.start
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """A range of one inode in which no new pin may appear, because a removal wants it or has just wanted it (SPEC 3.1).
+
+    `order`: 1, 2, 3... in the order of arrival, 0 until it is in force. `watching`: what it waits for next; `watchers`:
+    who waits for this one in the same way. A waiter watches one thing at a time and looks for another when that goes,
+    so that ten thousand holders need not know a thousand breakers each.
+    """
+
+    inode: int
+    start: int
+    end: int
+    order: int = field(default=0, init=False)
+    watching: "Reservation | Break | None" = field(default=None, init=False, repr=False)
+    watchers: "dict[Reservation, None]" = field(default_factory=dict, init=False, repr=False)
+
+
+@dataclass(slots=True, eq=False)
+class Break:
+    """The break of one pin: it is asked once, whoever else wants its bytes later.
+
+    `policy` is the one that was in force when the break began, because its deadline has been told to the holder.
+    `op`, `start`, `end`: the first removal. `watchers`: the waiters that look for something else to wait for when this
+    break is over. `killed`: the holder has been sent SIGKILL, and the deadline is the one of its death. A deadline of
+    None: the break is over.
+    """
+
+    pin: "Pin"
+    policy: Policy
+    since: float
+    deadline: float | None
+    op: str
+    start: int
+    end: int
+    watchers: dict[Reservation, None] = field(default_factory=dict, repr=False)
+    killed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Pin:
+    """One pin. `process`: of whom registered it (None: not visible), also where a handle owns it.
+
+    `uid`: who is charged, and may release it. `charged`: bytes counted against the limits, as at registration.
+    `proxy_uid`: the uid that registered it for another process (`pid=`), else None.
+    """
+
+    id: int
+    inode: int
+    owner: Owner
+    process: Hashable | None
+    uid: int
+    name: bytes | None
+    spec: PinSpec
+    since: float
+    charged: int
+    proxy_uid: int | None = None
+    breaking: Break | None = None
+
+    @property
+    def start(self) -> int:
+        return self.spec.start
+
+    @property
+    def length(self) -> int:
+        return self.spec.length
+
+    @property
+    def end(self) -> int:
+        return self.spec.end
+
+    @property
+    def mode(self) -> Mode:
+        return self.spec.mode
+
+    @property
+    def signal(self) -> int | None:
+        return self.spec.signal
+
+    @property
+    def dirty(self) -> bool:
+        return self.spec.dirty
+
+    @property
+    def note(self) -> str:
+        return self.spec.note
+
+    @property
+    def state(self) -> State:
+        return State.HELD if self.breaking is None else State.BREAKING
+
+    @property
+    def deadline(self) -> float | None:
+        """When the break ends, in the seconds of `now`; None: nobody wants these bytes."""
+        return None if self.breaking is None else self.breaking.deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened to a pin or to a removal, at `now` seconds. Whoever hears it must not call back into the book.
+
+    `breaking`: the break that began or ended with it. `by`: who let go. `why`: what refused, or which limit.
+    `removal`: a `breaks.Removal`.
+    """
+
+    kind: EventKind
+    now: float
+    pin: Pin | None = None
+    removal: Reservation | None = None
+    breaking: Break | None = None
+    by: str | None = None
+    why: str | None = None
+
+
+class FilePins:
+    """What is known of one inode: its pins by mode, so that "any deny pin here?" does not depend on the leases."""
+
+    __slots__ = ("deny", "lease", "orphans", "reserved")
+
+    def __init__(self) -> None:
+        self.deny: RangeTree[Pin] | None = None
+        self.lease: RangeTree[Pin] | None = None
+        self.reserved: RangeTree[Reservation] | None = None
+        self.orphans: tuple[Reservation, ...] = ()
+
+    def trees(self) -> Iterator[RangeTree[Pin]]:
+        """Deny pins first: what cannot be broken decides."""
+        if self.deny:
+            yield self.deny
+        if self.lease:
+            yield self.lease
+
+    def add(self, pin: Pin) -> None:
+        if pin.mode is Mode.DENY:
+            tree = self.deny = self.deny or RangeTree()
+        else:
+            tree = self.lease = self.lease or RangeTree()
+        tree.insert(pin.start, pin.end, pin.id, pin)
+
+    def take(self, pin: Pin) -> None:
+        tree = self.deny if pin.mode is Mode.DENY else self.lease
+        if tree is None:
+            raise KeyError(pin.id)
+        tree.remove(pin.start, pin.id)
+
+    def overlapping(self, start: int, end: int) -> Iterator[Pin]:
+        for tree in self.trees():
+            yield from tree.overlapping(start, end)
+
+    def first(self, start: int, end: int) -> Pin | None:
+        """One pin that shares a byte with [start, end), a deny pin if there is one."""
+        for tree in self.trees():
+            pin = tree.first_overlap(start, end)
+            if pin is not None:
+                return pin
+        return None
+
+    def is_reserved(self, start: int, end: int) -> bool:
+        return self.reserved is not None and self.reserved.any_overlap(start, end)
+
+    def __bool__(self) -> bool:
+        return bool(self.deny or self.lease or self.reserved)
+
+
+@dataclass(slots=True)
+class Usage:
+    """What one uid has pinned: pins, and bytes as they were at registration."""
+
+    pins: int = 0
+    bytes: int = 0
+
+
+class PinTable:
+    """All pins: by inode, by id, by owner; and the limits.
+
+    An inode is in `files` if and only if it has pins or reservations: `inode in table.files` is the fast way to ask.
+    `on_empty` is called with an inode that has just left `files`.
+    """
+
+    def __init__(self, emit: Callable[[Event], None], limits: Limits) -> None:
+        self.files: dict[int, FilePins] = {}
+        self.by_id: dict[int, Pin] = {}
+        self.by_owner: dict[Owner, dict[int, Pin]] = {}
+        self.usage: dict[int, Usage] = {}
+        self.pinned_bytes = 0
+        self.limits = limits
+        self.on_empty: Callable[[int], None] | None = None
+        self._emit = emit
+        self._named: dict[tuple[int, Owner, bytes], Pin] = {}
+        self._by_proxy: dict[tuple[int, bytes, int], dict[int, Pin]] = {}
+        self._last_id = 0
+
+    def __len__(self) -> int:
+        return len(self.by_id)
+
+    def of_file(self, inode: int) -> Iterator[Pin]:
+        """The pins of one inode, deny pins first, each kind by rising start."""
+        file = self.files.get(inode)
+        return iter(()) if file is None else file.overlapping(0, END)
+
+    def of_owner(self, owner: Owner) -> list[Pin]:
+        """The pins of one owner, oldest first."""
+        return list(self.by_owner.get(owner, {}).values())
+
+    def find(self, inode: int, owner: Owner, name: bytes) -> Pin | None:
+        """The pin that this owner calls `name` on this inode (SPEC 5: a name belongs to its process)."""
+        return self._named.get((inode, owner, name))
+
+    def find_proxy(self, inode: int, name: bytes, uid: int) -> Pin | None:
+        """The pin called `name` that `uid` registered for another process, if there is exactly one on this inode."""
+        pins = list(self._by_proxy.get((inode, name, uid), {}).values())
+        return pins[0] if len(pins) == 1 else None
+
+    def touches(self, inode: int, start: int, end: int) -> bool:
+        """Is any byte of [start, end) pinned or reserved? False: a removal may go on at once."""
+        file = self.files.get(inode)
+        return file is not None and (file.first(start, end) is not None or file.is_reserved(start, end))
+
+    def pin(
+        self,
+        inode: int,
+        owner: Owner,
+        process: Hashable | None,
+        uid: int,
+        name: bytes | None,
+        spec: PinSpec,
+        size: int,
+        now: float,
+        proxy_uid: int | None = None,
+    ) -> Pin:
+        """Register a pin of a file of `size` bytes, or replace the owner's pin of that name in one step.
+
+        A replaced pin keeps its id; one that cannot be replaced stays as it was. Name None: always a new pin.
+        OSError: EINVAL (not a range), ENXIO (not inside the file), EAGAIN (a removal of these bytes is under way),
+        EDQUOT (limits). SPEC 3.1, 4, 5.
+        """
+        check_range(spec, size)
+        old = None if name is None else self.find(inode, owner, name)
+        self._check_reserved(inode, spec, old)
+        self._check_limits(uid, spec.bytes_now(size), old, now)
+        if old is None:
+            self._last_id += 1
+            pin = Pin(self._last_id, inode, owner, process, uid, name, spec, now, spec.bytes_now(size), proxy_uid)
+        else:
+            pin = old
+            self._take(pin)
+            pin.process, pin.uid, pin.spec = process, uid, spec
+            pin.charged, pin.proxy_uid = spec.bytes_now(size), proxy_uid
+        self._put(pin)
+        self._emit(Event("pinned", now, pin))
+        return pin
+
+    def release(self, pin: Pin, now: float, by: str = "holder") -> None:
+        """The holder lets go, or can hold no longer. `by`: holder, death, close."""
+        self._drop(pin, Event("released", now, pin, breaking=pin.breaking, by=by))
+
+    def owner_gone(self, owner: Owner, now: float, by: str = "death") -> None:
+        """A process has ended, or the last reference to an open file description was closed (SPEC 4)."""
+        for pin in self.of_owner(owner):
+            if pin.breaking is not None and pin.breaking.killed:
+                self.revoke(pin, now, "kill")
+            else:
+                self.release(pin, now, by)
+
+    def revoke(self, pin: Pin, now: float, by: str = "root") -> None:
+        """Take the pin from its holder. `by`: root, policy, kill."""
+        self._drop(pin, Event("revoked", now, pin, breaking=pin.breaking, by=by))
+
+    def _drop(self, pin: Pin, event: Event) -> None:
+        self._take(pin)
+        self._emit(event)
+        self._forget_if_empty(pin.inode)
+
+    def _forget_if_empty(self, inode: int) -> None:
+        if inode in self.files and not self.files[inode]:
+            del self.files[inode]
+            if self.on_empty is not None:
+                self.on_empty(inode)
+
+    def _check_reserved(self, inode: int, spec: PinSpec, old: Pin | None) -> None:
+        """EAGAIN for bytes that a removal wants; those that the old pin holds already are not new."""
+        file = self.files.get(inode)
+        if file is None or not file.is_reserved(spec.start, spec.end):
+            return
+        if old is None:
+            new, hardens = [(spec.start, spec.end)], False
+        else:
+            new = [(spec.start, min(spec.end, old.start)), (max(spec.start, old.end), spec.end)]
+            hardens = old.breaking is not None and (old.mode, spec.mode) == (Mode.LEASE, Mode.DENY)
+        if hardens or any(file.is_reserved(start, end) for start, end in new):
+            raise OSError(errno.EAGAIN, "a removal of this range is under way")
+
+    def _check_limits(self, uid: int, charge: int, old: Pin | None, now: float) -> None:
+        """EDQUOT. Root is exempt from what is counted per user; a pin that does not grow is never refused."""
+        if old is None and len(self) >= self.limits.max_pins:
+            self._refuse_limit("max_pins", now)
+        if uid == 0:
+            return
+        usage = self.usage.get(uid, Usage())
+        had = old.charged if old is not None and old.uid == uid else None
+        if had is None and usage.pins >= self.limits.max_pins_per_user:
+            self._refuse_limit("max_pins_per_user", now)
+        growth = charge - (had or 0)
+        if growth > 0 and usage.bytes + growth > self.limits.max_pinned_bytes_per_user:
+            self._refuse_limit("max_pinned_bytes_per_user", now)
+
+    def _refuse_limit(self, limit: str, now: float) -> None:
+        self._emit(Event("limit", now, why=limit))
+        raise OSError(errno.EDQUOT, f"{limit} is reached")
+
+    def _put(self, pin: Pin) -> None:
+        file = self.files.get(pin.inode)
+        if file is None:
+            file = self.files[pin.inode] = FilePins()
+        file.add(pin)
+        self.by_id[pin.id] = pin
+        self.by_owner.setdefault(pin.owner, {})[pin.id] = pin
+        if pin.name is not None:
+            self._named[pin.inode, pin.owner, pin.name] = pin
+            if pin.proxy_uid is not None:
+                self._by_proxy.setdefault((pin.inode, pin.name, pin.proxy_uid), {})[pin.id] = pin
+        self._charge(pin, +1)
+
+    def _take(self, pin: Pin) -> None:
+        self.files[pin.inode].take(pin)
+        del self.by_id[pin.id]
+        _discard(self.by_owner, pin.owner, pin.id)
+        if pin.name is not None:
+            del self._named[pin.inode, pin.owner, pin.name]
+            if pin.proxy_uid is not None:
+                _discard(self._by_proxy, (pin.inode, pin.name, pin.proxy_uid), pin.id)
+        self._charge(pin, -1)
+
+    def _charge(self, pin: Pin, sign: int) -> None:
+        usage = self.usage.setdefault(pin.uid, Usage())
+        usage.pins += sign
+        usage.bytes += sign * pin.charged
+        self.pinned_bytes += sign * pin.charged
+        if not usage.pins:
+            del self.usage[pin.uid]
+
+
+def check_range(spec: PinSpec, size: int) -> None:
+    """OSError: EINVAL (no file has such a range: off_t is 63 bits), ENXIO (not inside `size` bytes). SPEC 5."""
+    if spec.start < 0 or spec.length < 0 or spec.start + spec.length >= END:
+        raise OSError(errno.EINVAL, "a range is not negative and ends below 2**63")
+    if spec.start + spec.length > size:
+        raise OSError(errno.ENXIO, f"the range ends behind the file's {size} bytes")
+
+
+def _discard(index: dict[K, dict[int, Pin]], key: K, pin_id: int) -> None:
+    """Take a pin out of an index of pins; an empty entry goes as well."""
+    pins = index[key]
+    del pins[pin_id]
+    if not pins:
+        del index[key]
