@@ -66,7 +66,7 @@ def _options(ctx: click.Context) -> Iterator[str]:
     yield ".SH OPTIONS"
     for parameter in ctx.command.get_params(ctx):
         record = parameter.get_help_record(ctx)
-        if record:
+        if record and record[1]:  # arguments without a word on them stand in the synopsis
             yield from (".TP", f"\\fB{_escaped(record[0])}\\fR", _escaped(record[1]))
 
 

@@ -3,15 +3,12 @@
 import errno
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.verb import fail
-
-FSTYPE = "fuse.pinfs"
-MOUNTINFO = Path("/proc/self/mountinfo")
+from pinfs.client.mounts import CONTROL, FSTYPE, MOUNTINFO, parse_entry, unescape
 
 
 class Mount(NamedTuple):
@@ -22,7 +19,7 @@ class Mount(NamedTuple):
 
     def control(self, name: str) -> Path:
         """The path of `.pinfs/NAME`."""
-        return Path(self.point, ".pinfs", name)
+        return Path(self.point, CONTROL, name)
 
     def pins(self) -> list[dict[str, Any]]:
         """All pins of the mount, each with the key `mount` besides those of docs/interfaces.md. OSError when stale."""
@@ -44,22 +41,14 @@ class Mount(NamedTuple):
 
 
 def mounts() -> list[Mount]:
-    """All pinfs mounts that this process can see, also those whose daemon is gone; bind mounts of their parts are not."""
+    """All pinfs mounts that this process can see, stale ones too; no bind mounts of a part, which show no .pinfs."""
     found: dict[str, Mount | None] = {}
-    for line in MOUNTINFO.read_text(errors="surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        root, point = before.split()[3:5]
-        kind, source = after.split()[:2]
-        is_ours = kind == FSTYPE and root == "/"
-        found[_unescaped(point)] = (
-            Mount(_unescaped(point), _unescaped(source)) if is_ours else None
-        )  # the last is on top
+    for line in Path(MOUNTINFO).read_bytes().splitlines():
+        entry = parse_entry(line)
+        source = unescape(line.split(b" - ", 1)[1].split()[1])
+        is_ours = entry.fstype == FSTYPE and entry.root == "/"
+        found[entry.point] = Mount(entry.point, source) if is_ours else None  # the last one is on top
     return [mount for mount in found.values() if mount is not None]
-
-
-def _unescaped(field: str) -> str:
-    """mountinfo writes blanks and backslashes as octal bytes (proc(5))."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 def mount_of(path: str) -> Mount:

@@ -31,7 +31,7 @@ def fail(message: str, exit_code: ExitCode = ExitCode.FAILURE) -> NoReturn:
 
 def failure_of(error: OSError) -> Failure:
     """What a failed system call is for the user: the file's name and the system's own words."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
+    reason = error.strerror or str(error)
     names = [os.fsdecode(name) for name in (error.filename,) if isinstance(name, str | bytes)]
     return Failure(": ".join([*names, reason]), of_errno(error.errno))
 

@@ -1,0 +1,164 @@
+"""Holding a pin while a command runs: what `pinfs pin` does once it has the pin."""
+
+import errno
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+
+import click
+
+from pinfs.cli.exitcodes import ExitCode, of_signal
+from pinfs.cli.output import printable
+from pinfs.cli.verb import Failure
+from pinfs.client import xattrs
+from pinfs.client.channel import EventChannel
+from pinfs.client.inode import Inode
+from pinfs.client.model import Event, PinInfo
+
+_FORWARDED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2})
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+@contextmanager
+def _suppress_errno(*numbers: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in numbers:
+            raise
+
+
+def span(info: PinInfo) -> str:
+    """The pinned bytes as a half-open interval."""
+    return f"[{info.start}, {info.start + info.length if info.length else 'end'})"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A pin that this process holds, and what it does when somebody wants the bytes."""
+
+    inode: Inode
+    label: str
+    name: str
+    info: PinInfo
+    on_break: str
+    signal: int | None
+    quiet: bool
+
+    def release(self) -> None:
+        """Let go. That the pin is gone already (revoked), or the daemon, is fine."""
+        with _suppress_errno(errno.ENODATA, errno.ENOTCONN):
+            xattrs.release(self.inode, self.name)
+
+    def say(self, text: str) -> None:
+        """A line on stderr, unless --quiet."""
+        if not self.quiet:
+            click.echo(printable(f"pinfs: {self.label} {span(self.info)}: {text}"), err=True)
+
+    def gone_with(self, event: Event, child: int | None = None) -> bool:
+        """Do what --on-break says; whether the pin is gone after this event."""
+        if event.pin != self.info.id:
+            return False
+        if event.event == "break":
+            return self._break(event, child)
+        if event.event in ("revoked", "released"):
+            self.say(f"{event.event} by {event.by}")
+            return True
+        if event.event == "withdrawn":
+            self.say("no longer wanted")
+        return False
+
+    def _break(self, event: Event, child: int | None) -> bool:
+        if self.on_break != "ignore":
+            self.say(f"wanted for {event.op}, {event.remaining_s or 0:.1f} s left{_WHAT_NOW[self.on_break]}")
+        for number in (self.signal, signal.SIGTERM if self.on_break == "term" else None):
+            if child is not None and number:
+                with suppress(ProcessLookupError):
+                    os.kill(child, number)
+        if self.on_break == "release":
+            self.release()
+        return self.on_break == "release"
+
+
+_WHAT_NOW = {
+    "release": ": released",
+    "wait": ": kept until the end",
+    "term": ": asked the command to end",
+}
+
+
+def hold(held: Held, channel: EventChannel, as_json: bool) -> int:
+    """Without a command: hold until interrupted, or until the pin is gone. Returns the exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        click.echo(json.dumps(asdict(held.info)) if as_json else f"pin {held.info.id}: {held.label} {span(held.info)}")
+        for event in channel:
+            if held.gone_with(event):
+                break
+    except KeyboardInterrupt:
+        held.release()
+    return ExitCode.OK
+
+
+def run(held: Held, channel: EventChannel, command: Sequence[str]) -> int:
+    """Run COMMAND, holding the pin, and return its exit status as a shell would report it."""
+    # Blocked here and in the thread, so that sigwaitinfo() takes them all, and tells who sent them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED | {signal.SIGCHLD})
+    with ending_as_a_shell(command[0]):
+        child = os.posix_spawnp(command[0], list(command), os.environ, setsigmask=(), setsigdef=_IGNORED_BY_PYTHON)
+    with _answering(held, channel, child):
+        status = _end_of(child)
+    held.release()
+    return status
+
+
+@contextmanager
+def ending_as_a_shell(command: str) -> Iterator[None]:
+    """A COMMAND that cannot be started ends with 126 or 127, as in sh(1), env(1) and flock(1)."""
+    try:
+        yield
+    except OSError as error:
+        found = error.errno != errno.ENOENT
+        code = ExitCode.COMMAND_NOT_EXECUTABLE if found else ExitCode.COMMAND_NOT_FOUND
+        raise Failure(f"{command}: {error.strerror}", code) from error
+
+
+@contextmanager
+def _answering(held: Held, channel: EventChannel, child: int) -> Iterator[None]:
+    """Events are answered in a thread, while this one waits for signals."""
+    over = threading.Event()
+    thread = threading.Thread(target=_answer, args=(held, channel, child, over))
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        channel.wake()
+        thread.join()
+
+
+def _answer(held: Held, channel: EventChannel, child: int, over: threading.Event) -> None:
+    try:
+        while not over.is_set():
+            for event in channel.read():
+                held.gone_with(event, child)
+    except OSError as error:  # the daemon has gone, and the pin with it; the command goes on
+        held.say(f"the pin is gone: {error.strerror}")
+
+
+def _end_of(child: int) -> int:
+    """Pass signals on until the child has ended. What the terminal sends (si_code > 0), it sends to the child, too."""
+    while True:
+        came = signal.sigwaitinfo(_FORWARDED | {signal.SIGCHLD})
+        if came.si_signo != signal.SIGCHLD:
+            if came.si_code <= 0:
+                os.kill(child, came.si_signo)
+            continue
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else of_signal(-code)

@@ -1,0 +1,241 @@
+"""`pinfs pin`: hold a pin while a command runs, like flock(1)."""
+
+import errno
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeVar
+
+import click
+
+from pinfs.cli.exitcodes import ExitCode
+from pinfs.cli.holding import Held, ending_as_a_shell, hold, run
+from pinfs.cli.verb import Verb, failure_of
+from pinfs.client import xattrs
+from pinfs.client.channel import EventChannel
+from pinfs.client.inode import inode_of
+from pinfs.client.model import PinInfo
+from pinfs.client.mounts import require_pinfs
+
+_RETRY_S = 0.05
+
+T = TypeVar("T")
+
+
+def split_range(text: str) -> tuple[str, int, int]:
+    """FILE[:START:LENGTH] as (file, start, length); only a trailing `:NUMBER:NUMBER` is a range."""
+    match = re.fullmatch(r"(.+):([0-9]+):([0-9]+)", text, re.DOTALL)
+    return (match[1], int(match[2]), int(match[3])) if match else (text, 0, 0)
+
+
+def _signal(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    """NAME, SIGNAME, NUMBER, RTMIN+N or RTMAX-N."""
+    match = re.fullmatch(r"(?:SIG)?([A-Z][A-Z0-9]*)([+-][0-9]+)?", (value or "").upper())
+    with suppress(KeyError, ValueError):
+        if value is None:
+            return None
+        if value.isdecimal():
+            return signal.Signals(int(value))
+        if match:
+            return signal.Signals[f"SIG{match[1]}"] + int(match[2] or 0)
+    raise click.BadParameter(f"there is no signal {value!r}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for; the fields are its parameters."""
+
+    file: str
+    command: tuple[str, ...]
+    mode: Literal["deny", "lease"]
+    start: int | None
+    length: int | None
+    on_break: str | None
+    number: int | None
+    note: str
+    name: str
+    dirty: bool
+    pid: int | None
+    wait_s: float
+    no_fork: bool
+    failure_code: int | None
+    quiet: bool
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        if self.on_break and not self.stays:
+            raise click.UsageError("--on-break needs somebody who stays to answer: not with --pid or --no-fork")
+        if self.pid is not None and self.command:
+            raise click.UsageError("--pid pins for a process that runs already: not with COMMAND")
+        if self.no_fork and not self.command:
+            raise click.UsageError("--no-fork needs a COMMAND to become")
+
+    @property
+    def stays(self) -> bool:
+        """Whether this process is the holder and stays to answer breaks."""
+        return self.pid is None and not self.no_fork
+
+    @cached_property
+    def place(self) -> tuple[str, int, int]:
+        """(path, start, length)."""
+        if self.start is None and self.length is None:
+            return split_range(self.file)
+        return self.file, self.start or 0, self.length or 0
+
+    def wish(self) -> xattrs.Wish:
+        """The pin as it is registered. No signal unless asked for: SIGIO, the default of leases, ends most programs."""
+        _path, start, length = self.place
+        number = "none" if self.stays or self.number is None else self.number
+        return xattrs.Wish(start, length, self.mode, number, self.pid, self.dirty, self.note)
+
+
+@click.command(
+    cls=Verb,
+    short_help="Hold a pin while a command runs.",
+    examples="""
+# nobody can cut the file while this program runs
+pinfs pin /mnt/models/big.bin -- ./serve /mnt/models/big.bin
+
+# its first MiB only; the same with a file name that ends in numbers
+pinfs pin /mnt/models/big.bin:0:1048576 -- ./serve
+pinfs pin --start 0 --length 1048576 /mnt/models/a:1:2 -- ./serve
+
+# a lease: whoever wants to cut the file waits, and the program is asked to end
+pinfs pin --mode lease --on-break term /mnt/log/app.log -- ./reader
+
+# hold it until Ctrl-C, or until somebody wants it
+pinfs pin --mode lease --note "looking at it" /mnt/models/big.bin
+
+# for a shell script, until the script ends, or until it is released
+id=$(pinfs pin --pid $$ /mnt/models/big.bin)
+pinfs release "$id"
+""",
+)
+@click.argument("file", metavar="FILE[:START:LENGTH]")
+@click.argument("command", metavar="[-- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
+@click.option(
+    "--mode",
+    type=click.Choice(["deny", "lease"]),
+    default="deny",
+    show_default=True,
+    help="deny: removals fail (EBUSY). lease: they wait until the pin is released, up to a deadline.",
+)
+@click.option(
+    "--start", type=click.IntRange(0), metavar="BYTES", help="The first byte; FILE is then taken as it stands."
+)
+@click.option("--length", type=click.IntRange(0), metavar="BYTES", help="How many bytes; 0: to the end of the file.")
+@click.option(
+    "--on-break",
+    type=click.Choice(["wait", "release", "term", "ignore"]),
+    help="What to do when somebody wants the bytes of a lease: wait: say so, keep it until COMMAND has ended "
+    "(default with COMMAND); release: say so and let go (default without); term: end COMMAND with "
+    "SIGTERM, let go when it has ended; ignore: as wait, but silently.",
+)
+@click.option(
+    "--signal",
+    "number",
+    metavar="SIGNAL",
+    callback=_signal,
+    help="Also send SIGNAL to COMMAND (or to the process of --pid) when somebody wants the bytes.",
+)
+@click.option("--note", default="", metavar="TEXT", help="Shown in listings; no commas.")
+@click.option(
+    "--name", default=xattrs.fresh_name, metavar="NAME", help="The pin's name within its process; default: a fresh one."
+)
+@click.option("--dirty", is_flag=True, help="A device may write there: flush the range before the release is answered.")
+@click.option(
+    "--pid",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Register for process N, print the id, and return. The pin ends with N, or by pinfs release ID.",
+)
+@click.option(
+    "-w",
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Try again for so long while a removal of the range is under way.",
+)
+@click.option(
+    "-F",
+    "--no-fork",
+    is_flag=True,
+    help="Become COMMAND, which then is the holder itself; nobody answers a break but its own --signal handler.",
+)
+@click.option(
+    "-E",
+    "--failure-code",
+    type=click.IntRange(0, 255),
+    metavar="N",
+    help="Exit with N where the pin cannot be had, to tell that from COMMAND's own status.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing about breaks.")
+@click.option("--json", "as_json", is_flag=True, help="Without COMMAND: print the pin as JSON.")
+@click.pass_context
+def pin(ctx: click.Context, /, **parameters: Any) -> None:
+    """Pin the bytes of FILE while COMMAND runs, or until interrupted. LENGTH 0 or no range: to the end of the file.
+
+    With COMMAND its exit status is passed on (128 + N if signal N ended it, 126 and 127 as in a shell), and SIGTERM,
+    SIGHUP, SIGUSR1, SIGUSR2, and those SIGINT and SIGQUIT that are not the terminal's own, are passed to it. If pinfs
+    itself is killed, the pin is gone while COMMAND goes on; with --no-fork there is only one process.
+
+    A lease whose holder does not let go in time is dealt with as the policy says (on_timeout; see pinfs policy).
+    """
+    request = Request(**parameters)
+    ctx.exit(_stay(request) if request.stays else _leave(request))
+
+
+def _stay(request: Request) -> int:
+    path = request.place[0]
+    inode = _had(request, lambda: inode_of(path))
+    _had(request, lambda: require_pinfs(inode))
+    # Opened before the pin is registered, the channel misses none of its events.
+    with _had(request, lambda: EventChannel(inode)) as channel:
+        info = _had(request, lambda: register(request))
+        on_break = request.on_break or ("wait" if request.command else "release")
+        held = Held(inode, path, request.name, info, on_break, request.number, request.quiet)
+        return run(held, channel, request.command) if request.command else hold(held, channel, request.as_json)
+
+
+def _leave(request: Request) -> int:
+    """The pin is another process's, or that of what this process becomes: nothing more to do here."""
+    info = _had(request, lambda: register(request))
+    if request.no_fork:
+        with ending_as_a_shell(request.command[0]):
+            os.execvp(request.command[0], request.command)
+    click.echo(json.dumps(asdict(info)) if request.as_json else info.id)
+    return ExitCode.OK
+
+
+def register(request: Request) -> PinInfo:
+    """Register the pin; while a removal of the range is under way (EAGAIN), again and again for --wait seconds."""
+    inode = inode_of(request.place[0])
+    require_pinfs(inode)
+    end = time.monotonic() + request.wait_s
+    while True:
+        try:
+            return xattrs.register(inode, request.name, request.wish())
+        except OSError as error:
+            if error.errno != errno.EAGAIN or time.monotonic() >= end:
+                raise
+        time.sleep(_RETRY_S)
+
+
+def _had(request: Request, get: Callable[[], T]) -> T:
+    """What `get` gives; where it fails, --failure-code is the exit code."""
+    try:
+        return get()
+    except ValueError as error:  # what the form of the attribute cannot carry
+        raise click.UsageError(str(error)) from error
+    except OSError as error:
+        failure = failure_of(error)
+        failure.exit_code = request.failure_code if request.failure_code is not None else failure.exit_code
+        raise failure from error
