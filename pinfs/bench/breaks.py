@@ -1,0 +1,62 @@
+"""The latency of a break, between two processes: pinfs's against the kernel's own lease (fcntl(2), F_SETLEASE).
+
+The breaker is the same call in both, truncate(2) by path; the holder sleeps in sigtimedwait(2). Stamps are
+CLOCK_MONOTONIC.
+"""
+
+import os
+from collections.abc import Iterator
+from statistics import median
+from time import monotonic_ns
+from typing import Final, NamedTuple
+
+from pinfs.bench.crowd import Holder, started_holder
+from pinfs.bench.places import Room
+from pinfs.bench.rows import Batch, Rows
+
+rows: Final = Rows()
+row = rows.row
+
+
+class Break(NamedTuple):
+    """One break, in microseconds."""
+
+    told: float  # from truncate's entry to the signal's arrival
+    done: float  # from the release's start to truncate's return
+    whole: float
+
+
+def break_once(other: Holder, command: str, path: str) -> Break:
+    """Let the holder take its pin or lease, cut the file, ask the holder when it was told."""
+    os.truncate(path, 4096)
+    other.tell(command, path)
+    other.wait_asleep()
+    entered_ns = monotonic_ns()
+    os.truncate(path, 0)
+    returned_ns = monotonic_ns()
+    told_ns, let_go_ns = other.answer()
+    return Break((told_ns - entered_ns) / 1000, (returned_ns - let_go_ns) / 1000, (returned_ns - entered_ns) / 1000)
+
+
+def breaks(room: Room, calls: int, what: int) -> Iterator[Batch]:
+    """A batch is the median of `calls` breaks: one that met another process's turn does not count for more than one."""
+    command = "hold_pin" if room.place.pinfs else "hold_lease"
+    path = room.file()
+    with started_holder() as other:
+        break_once(other, command, path)  # refused here where there are no leases
+        yield lambda: median(break_once(other, command, path)[what] for _ in range(calls))
+
+
+@row("break", "lease break: truncate's entry to the signal's arrival", 100)
+def break_told(room: Room, calls: int) -> Iterator[Batch]:
+    yield from breaks(room, calls, 0)
+
+
+@row("break", "lease break: release to truncate's return", 100)
+def break_done(room: Room, calls: int) -> Iterator[Batch]:
+    yield from breaks(room, calls, 1)
+
+
+@row("break", "lease break: truncate's entry to its return", 100)
+def break_whole(room: Room, calls: int) -> Iterator[Batch]:
+    yield from breaks(room, calls, 2)

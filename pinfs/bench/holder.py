@@ -1,0 +1,77 @@
+"""The other process: holds pins and leases for the benchmark. Started as a program, needs only the standard library.
+
+Reads one JSON list a line, `[command, argument...]`, and answers with one JSON value a line: `{"errno": N}` where the
+system refused. Ends with its standard input, and its pins with it.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+PAGE: Final = 4096
+GIVE_UP_S: Final = 30.0  # a break that never comes must not leave this process behind
+
+
+def pin_many(path: str, count: int) -> int:
+    """Pins on `count` pages of one file."""
+    fd = os.open(path, os.O_RDWR)
+    for page in range(count):
+        os.setxattr(fd, f"user.pinfs.pin.{page}", b"%d:%d" % (page * PAGE, PAGE))
+    os.close(fd)
+    return count
+
+
+def hold_pin(path: str) -> list[int]:
+    """Hold a lease pin until it is broken."""
+    fd = os.open(path, os.O_RDWR)
+    os.setxattr(fd, "user.pinfs.pin.bench", b"0:4096,mode=lease,signal=IO")
+    return _let_go_when_asked(fd, lambda: os.getxattr(fd, "user.pinfs.release.bench"))
+
+
+def hold_lease(path: str) -> list[int]:
+    """Hold the kernel's own lease (fcntl(2), F_SETLEASE) until it is broken."""
+    fd = os.open(path, os.O_RDONLY)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    return _let_go_when_asked(fd, lambda: fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK))
+
+
+def _let_go_when_asked(fd: int, release: Callable[[], object]) -> list[int]:
+    """CLOCK_MONOTONIC nanoseconds of the signal's arrival and of the start of the release."""
+    _answer("held")
+    try:
+        if signal.sigtimedwait({signal.SIGIO}, GIVE_UP_S) is None:
+            raise TimeoutError
+        told_ns = time.monotonic_ns()
+        let_go_ns = time.monotonic_ns()
+        release()
+        return [told_ns, let_go_ns]
+    finally:
+        os.close(fd)
+
+
+def _answer(value: object) -> None:
+    print(json.dumps(value), flush=True)
+
+
+COMMANDS: Final[dict[str, Callable[..., Any]]] = {"pin_many": pin_many, "hold_pin": hold_pin, "hold_lease": hold_lease}
+
+
+def main() -> None:
+    """Obey until the end of the input. Ctrl-C is for the benchmark, which then closes our input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
+    for line in sys.stdin:
+        command, *arguments = json.loads(line)
+        try:
+            _answer(COMMANDS[command](*arguments))
+        except OSError as error:
+            _answer({"errno": error.errno})
+
+
+if __name__ == "__main__":
+    main()

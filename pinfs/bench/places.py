@@ -1,0 +1,166 @@
+"""The directories that are compared: what they are, where their backing is, and a scratch directory in each."""
+
+# Paths are strings here, as the rows hand them to system calls.
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Mount(NamedTuple):
+    """A line of mountinfo (proc(5)): where, of which type, from what."""
+
+    point: str
+    fstype: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A directory under measurement. `work` is the scratch directory in it; `back_work` is the same directory seen from
+    below the file system (`work` itself on a native one), None where there is no way to it."""
+
+    path: str
+    label: str
+    role: str  # "mount", "backing", "other"
+    fstype: str
+    pinfs: bool
+    work: str
+    back_work: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """An empty directory for one row in one place."""
+
+    place: Place
+    path: str
+    back_path: str | None
+
+    def file(self, name: str = "file", size: int = 4096) -> str:
+        """Make a file of `size` bytes, give its path."""
+        path = f"{self.path}/{name}"
+        block = os.urandom(min(size, 1 << 20))
+        with open(path, "wb", buffering=0) as file:
+            for _ in range(0, size, len(block) or 1):
+                file.write(block)
+            file.truncate(size)
+        return path
+
+    def names(self, count: int) -> list[str]:
+        """Paths for `count` files, not made yet."""
+        return [f"{self.path}/{i:06}" for i in range(count)]
+
+
+def mount_of(path: str) -> Mount:
+    """The mount that `path` lies on: the last one of those with the longest mount point above it."""
+    real = os.path.realpath(path)
+    best = Mount("/", "unknown", "none")
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        point = _unescape(before.split()[4])
+        if _is_below(real, point) and len(point) >= len(best.point):
+            fstype, source = after.split()[:2]
+            best = Mount(point, fstype, _unescape(source))
+    return best
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def _is_below(path: str, point: str) -> bool:
+    return point == "/" or path == point or path.startswith(point + "/")
+
+
+def pinfs_source(mount: Mount) -> str | None:
+    """The source directory of a pinfs mount as its status tells it; None if this is no pinfs."""
+    try:
+        source = json.loads(Path(mount.point, ".pinfs", "status").read_bytes())["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(source)
+
+
+@contextmanager
+def scratch(directory: str) -> Iterator[str]:
+    """A directory of our own in `directory`, removed with all that is in it."""
+    work = tempfile.mkdtemp(prefix="pinfs-bench.", dir=directory)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def room(place: Place) -> Iterator[Room]:
+    """A directory for one row in `place`, removed at the end."""
+    with scratch(place.work) as path:
+        yield Room(place, path, place.back_work and f"{place.back_work}/{os.path.basename(path)}")
+
+
+@contextmanager
+def open_places(directories: Sequence[str]) -> Iterator[list[Place]]:
+    """The places to compare, with scratch directories: the first, its backing if we can reach it, the others.
+
+    OSError where a scratch directory cannot be made.
+    """
+    with ExitStack() as stack:
+        first, *others = directories
+        backing = backing_of(first)
+        roles = {first: "mount"}
+        if backing is not None and not any(os.path.samefile(backing, other) for other in directories):
+            roles[backing] = "backing"
+        roles |= {other: "backing" if backing and os.path.samefile(backing, other) else "other" for other in others}
+        works = {path: stack.enter_context(scratch(path)) for path in roles}
+        yield _label([_place(path, role, works[path], backing) for path, role in roles.items()])
+
+
+def backing_of(directory: str) -> str | None:
+    """The directory below a stacked file system that shows the same files; None where we can reach none."""
+    mount = mount_of(directory)
+    source = pinfs_source(mount) or mount.source
+    if not source.startswith("/") or not os.path.isdir(source):
+        return None
+    candidate = os.path.normpath(os.path.join(source, os.path.relpath(os.path.realpath(directory), mount.point)))
+    try:
+        with tempfile.TemporaryDirectory(prefix="pinfs-bench.", dir=directory) as probe:
+            return candidate if os.path.isdir(f"{candidate}/{os.path.basename(probe)}") else None
+    except OSError:
+        return None
+
+
+def _place(path: str, role: str, work: str, first_backing: str | None) -> Place:
+    mount = mount_of(path)
+    pinfs = pinfs_source(mount) is not None
+    label = "backing" if role == "backing" else "pinfs" if pinfs else _short(mount, path)
+    return Place(path, label, role, mount.fstype, pinfs, work, _from_below(mount, path, work, first_backing))
+
+
+def _short(mount: Mount, path: str) -> str:
+    plain = mount.fstype.removeprefix("fuse.")
+    return os.path.basename(os.path.normpath(path)) if plain == "fuse" else plain
+
+
+def _from_below(mount: Mount, path: str, work: str, first_backing: str | None) -> str | None:
+    """Where `work` can be reached past the file system, so that the kernel has not seen what is made there."""
+    if not mount.fstype.startswith("fuse"):
+        return work
+    for directory in (backing_of(path), first_backing):
+        candidate = directory and f"{directory}/{os.path.basename(work)}"
+        if candidate and os.path.isdir(candidate):
+            return candidate
+    return None
+
+
+def _label(places: list[Place]) -> list[Place]:
+    """Labels told apart: what has the same one gets its path."""
+    labels = [place.label for place in places]
+    return [replace(place, label=place.path) if labels.count(place.label) > 1 else place for place in places]

@@ -1,0 +1,141 @@
+"""Interleaved rounds: each round does each row's batch once in every directory, so a busy moment meets them all."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from statistics import median
+from typing import Final, Protocol
+
+from pinfs.bench import breaks, data, metadata, pins
+from pinfs.bench.crowd import Crowds, CrowdSize
+from pinfs.bench.places import Place, open_places
+from pinfs.bench.rows import Batch, Row, Skip
+
+COUNTS: Final = (1, 1000, 100_000, 1_000_000)
+QUICK_COUNTS: Final = (1, 200)
+ROUNDS: Final = 9
+QUICK_ROUNDS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure. `counts`: sizes of the crowd of other pins."""
+
+    directories: Sequence[str]
+    only: Sequence[str] = ()
+    rounds: int = ROUNDS
+    counts: Sequence[int] = COUNTS
+    quick: bool = False
+
+
+class Watcher(Protocol):
+    """Who is told how far it is."""
+
+    def begin(self, batches: int) -> None: ...
+    def step(self, row: str) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Microseconds per operation of one row, by directory, a sample a round. `notes`: why a directory has none."""
+
+    row: Row
+    samples: dict[str, list[float]]
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def median(self, path: str) -> float | None:
+        """Over the rounds, microseconds."""
+        return median(self.samples[path]) if self.samples.get(path) else None
+
+    def best(self, path: str) -> float | None:
+        """Of the rounds, microseconds."""
+        return min(self.samples.get(path, []), default=None)
+
+    def ratio(self, path: str, base: str) -> float | None:
+        """Time in `path` by time in `base`: the median of the rounds' own ratios, which a busy round moves less."""
+        pairs = list(zip(self.samples.get(path, []), self.samples.get(base, []), strict=False))
+        return median(ours / theirs for ours, theirs in pairs) if pairs else None
+
+
+def all_rows(counts: Sequence[int], crowds: Crowds) -> list[Row]:
+    """Every row there is. The crowd comes last: its pins stand until the end."""
+    return [*data.rows, *metadata.rows, *pins.rows, *breaks.rows, *pins.crowded(counts, crowds)]
+
+
+def chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
+    """Rows whose group is named, or whose name has the word in it or matches the glob; all for no words."""
+
+    def wanted(row: Row) -> bool:
+        return any(word in (row.group, row.name) or fnmatch(row.name, f"*{word}*") for word in only)
+
+    return [row for row in rows if not only or wanted(row)]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that was measured."""
+
+    plan: Plan
+    places: list[Place]
+    measured: list[Measured]
+    crowds: list[CrowdSize]
+
+
+def run(plan: Plan, watcher: Watcher) -> Outcome:
+    """Measure, and take down whatever was set up, also when interrupted. OSError: no scratch directory can be made."""
+    with open_places(plan.directories) as places, Crowds(watcher.say) as crowds:
+        rows = chosen(all_rows(plan.counts, crowds), plan.only)
+        watcher.begin(len(rows) * (plan.rounds + 1))
+        measured = [measure(row, places, plan, watcher) for row in rows]
+        return Outcome(plan, places, measured, crowds.sizes())
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """Python's garbage collector would run in the middle of somebody's batch."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def measure(row: Row, places: Sequence[Place], plan: Plan, watcher: Watcher) -> Measured:
+    """Run one row in all places: a round to warm up, then those that count."""
+    result = Measured(row, {})
+    with ExitStack() as stack, no_collector():
+        batches: dict[str, Batch] = {}
+        for place in places:
+            with _excused(result, place.path):
+                batches[place.path] = row.open_in(place, stack, plan.quick)
+        for turn in range(plan.rounds + 1):
+            watcher.step(row.name)
+            for path in _rotated([path for path in batches if path not in result.notes], turn):
+                with _excused(result, path):
+                    _keep(result, path, batches[path](), turn)
+    return result
+
+
+@contextmanager
+def _excused(result: Measured, path: str) -> Iterator[None]:
+    """A directory that cannot do this row has no result, and the others go on."""
+    try:
+        yield
+    except (Skip, OSError) as why:
+        result.notes[path] = why.strerror or str(why) if isinstance(why, OSError) else str(why)
+        result.samples.pop(path, None)
+
+
+def _keep(result: Measured, path: str, us: float, turn: int) -> None:
+    if turn > 0:
+        result.samples.setdefault(path, []).append(us)
+
+
+def _rotated(paths: list[str], turn: int) -> list[str]:
+    """Nobody is always the first."""
+    start = turn % len(paths) if paths else 0
+    return paths[start:] + paths[:start]
