@@ -234,6 +234,17 @@ class InodeTable:
         for parent in ways:
             self._leave(parent)
 
+    def settle_id(self, nodeid: int) -> None:
+        """As `settle`, for an inode that has just lost its last pin."""
+        inode = self._by_id.get(nodeid)
+        if inode is not None:
+            self.settle(inode)
+
+    def path_of(self, nodeid: int) -> str | None:
+        """The path of an inode below the root of the mount; None: it has no name (any more)."""
+        inode = self._by_id.get(nodeid)
+        return None if inode is None else inode.path()
+
     # Descriptors
 
     def fd(self, inode: Inode) -> int:

@@ -101,4 +101,4 @@ def keep_capabilities_across_fs_ids() -> bool:
     not carry. False where it is not allowed (CAP_SETPCAP).
     """
     bits = _libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)
-    return bits >= 0 and 0 == _libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
+    return bits >= 0 and not _libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)

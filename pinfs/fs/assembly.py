@@ -1,0 +1,85 @@
+"""Putting the rooms together: everything of one mount but the kernel's side and the clockwork of its tasks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pinfs.config import Config, PolicyBox
+from pinfs.core.breaks import PinBook
+from pinfs.fs.backing import Backing, NoPassthrough, Passthrough
+from pinfs.fs.control import Control
+from pinfs.fs.controlfiles import control_files
+from pinfs.fs.events import EventHub
+from pinfs.fs.handles import HandleTable
+from pinfs.fs.inodes import InodeTable
+from pinfs.fs.operations import Operations
+from pinfs.fs.pins import PinVerbs
+from pinfs.guard import Guard
+from pinfs.holders import Holders
+from pinfs.metrics import Gauges, render
+from pinfs.stats import Stats
+
+SPARE_DESCRIPTORS: Final = 256  # for what is not a cached inode: pidfds, threads, sockets
+MAX_CACHED_DESCRIPTORS: Final = 4096
+
+
+@dataclass(slots=True)
+class FileSystem:
+    """The parts of one mount that somebody outside needs."""
+
+    operations: Operations
+    guard: Guard
+    holders: Holders
+    hub: EventHub
+    stats: Stats
+    inodes: InodeTable
+    backing: Backing
+
+    def close(self) -> None:
+        """Let go of all descriptors."""
+        self.inodes.close()
+        self.holders.close()
+
+
+def assemble(
+    source_fd: int,
+    config: Config,
+    policies: PolicyBox,
+    passthrough: Passthrough,
+    status: Callable[[], dict[str, Any]],
+    max_descriptors: int,
+) -> FileSystem:
+    """Build a file system over the directory `source_fd` (taken over) that keeps to `max_descriptors`."""
+    stats = Stats()
+    holders = Holders()
+    book = PinBook(lambda event: guard.deliver(event), policies.current.limits)
+    inodes = InodeTable(source_fd, _cache_size(max_descriptors), book.files.__contains__)
+    hub = EventHub(inodes.path_of, stats)
+    guard = Guard(book, holders, policies, hub, stats)
+    backing = Backing(inodes, passthrough)
+    verbs = PinVerbs(guard, holders, inodes, backing, HandleTable())
+    guard.on_handle_event = verbs.on_handle_event
+    hub.listeners.append(verbs.on_event)
+    book.on_empty = inodes.settle_id
+
+    def gauges() -> Gauges:
+        return Gauges.of(book, inodes, backing, holders, passthrough=not isinstance(passthrough, NoPassthrough))
+
+    control = Control(
+        control_files(guard, holders, inodes, hub, verbs, policies, lambda: render(stats, gauges()), status)
+    )
+    operations = Operations(
+        backing,
+        inodes,
+        guard,
+        verbs,
+        control,
+        entry_timeout_s=config.mount.entry_timeout,
+        attr_timeout_s=config.mount.attr_timeout,
+    )
+    return FileSystem(operations, guard, holders, hub, stats, inodes, backing)
+
+
+def _cache_size(max_descriptors: int) -> int:
+    """How many inodes may keep a descriptor: a quarter, because open files and holders need some as well."""
+    return max(16, min(MAX_CACHED_DESCRIPTORS, (max_descriptors - SPARE_DESCRIPTORS) // 4))

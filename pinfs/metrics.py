@@ -1,0 +1,109 @@
+"""`.pinfs/metrics`: the counters and gauges of one mount in Prometheus' text format (docs/interfaces.md)."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from pinfs.core.breaks import PinBook
+from pinfs.fs.backing import Backing
+from pinfs.fs.inodes import InodeTable
+from pinfs.holders import Holders
+from pinfs.stats import Histogram, Stats
+
+Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+
+
+@dataclass(slots=True, frozen=True)
+class Gauges:
+    """What can be counted at any time."""
+
+    pins: int
+    pinned_bytes: int
+    holders: int
+    waiting: int
+    open_files: int
+    inodes: int
+    descriptors: int
+    passthrough: int
+
+    @classmethod
+    def of(
+        cls, book: PinBook, inodes: InodeTable, backing: Backing, holders: Holders, *, passthrough: bool
+    ) -> "Gauges":
+        return cls(
+            len(book),
+            book.pinned_bytes,
+            len(holders),
+            book.waiting,
+            backing.open_files,
+            len(inodes),
+            len(os.listdir("/proc/self/fd")),
+            int(passthrough),
+        )
+
+
+_GAUGES = {
+    "pins": "Pins that stand now",
+    "pinned_bytes": "Bytes that are pinned now, as counted at registration",
+    "holders": "Processes that hold pins or event channels",
+    "waiting": "Breakers that wait now",
+    "open_files": "Backing files that are open",
+    "inodes": "Inodes that the kernel or a pin refers to",
+    "descriptors": "Descriptors of the daemon",
+    "passthrough": "1 where the kernel reads and writes backing files by itself",
+}
+
+
+class _Mount(Collector):
+    def __init__(self, stats: Stats, gauges: Gauges) -> None:
+        self._stats = stats
+        self._gauges = gauges
+
+    def collect(self) -> Iterator[Family]:
+        for name, text in _GAUGES.items():
+            yield GaugeMetricFamily(f"pinfs_{name}", text, value=getattr(self._gauges, name))
+        stats = self._stats
+        yield _total("pins_registered", "Pins registered", stats.pins_registered)
+        yield _total("breaks_started", "Breaks that holders were told of", stats.breaks_started)
+        yield _total("breaks_answered", "Breaks that holders answered", stats.breaks_answered)
+        yield _total("events_lost", "Events that a slow reader did not get", stats.events_lost)
+        yield _by("pins_released", "Pins that ended", ("by",), {(k,): n for k, n in stats.pins_released.items()})
+        yield _by(
+            "breaks_timed_out",
+            "Breaks that met their deadline",
+            ("on_timeout",),
+            {(k,): n for k, n in stats.breaks_timed_out.items()},
+        )
+        yield _by("refusals", "Removals refused", ("op", "why"), dict(stats.refusals))
+        yield _by("limit_reached", "Limits met", ("limit",), {(k,): n for k, n in stats.limit_reached.items()})
+        yield _by("requests", "Requests by way", ("way",), {(k,): n for k, n in stats.requests.items()})
+        yield _histogram("break_seconds", "From the notice of a break to its answer", stats.break_seconds)
+
+
+def _total(name: str, text: str, value: int) -> CounterMetricFamily:
+    return CounterMetricFamily(f"pinfs_{name}", text, value=value)
+
+
+def _by(name: str, text: str, labels: tuple[str, ...], values: dict[tuple[str, ...], int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"pinfs_{name}", text, labels=labels)
+    for key, value in sorted(values.items()):
+        family.add_metric(key, value)
+    return family
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> HistogramMetricFamily:
+    bounds = [*map(str, histogram.bounds), "+Inf"]
+    buckets = list(zip(bounds, map(float, accumulate(histogram.counts)), strict=True))
+    return HistogramMetricFamily(f"pinfs_{name}", text, buckets=buckets, sum_value=histogram.total)
+
+
+def render(stats: Stats, gauges: Gauges) -> bytes:
+    """The text of `.pinfs/metrics`."""
+    registry = CollectorRegistry()
+    registry.register(_Mount(stats, gauges))
+    return generate_latest(registry)
