@@ -47,9 +47,9 @@ class Turn(Enum):
 class Removal(Reservation):
     """A breaker's request to take [start, end) of an inode, bytes.
 
-    `process` and `handle` say who asks, for the rule about own pins; `pid` and `uid` are for people. `nonblock`: answer
-    EAGAIN where another would wait. `wake` is called when a waiting removal is answered. `exempt`: all pins in its way
-    are its own, and policy lets it cut them.
+    `process` and `handle` say who asks, for the rule about own pins; `pid`, `uid` and `path` are for people.
+    `nonblock`: answer EAGAIN where another would wait. `wake` is called when a waiting removal is answered. `exempt`:
+    all pins in its way are its own, and policy lets it cut them.
     """
 
     op: str
@@ -57,6 +57,7 @@ class Removal(Reservation):
     handle: Owner | None = None
     pid: int = 0
     uid: int = 0
+    path: str | None = None
     nonblock: bool = False
     wake: Callable[[], None] | None = None
     turn: Turn = field(default=Turn.WAITING, init=False)
@@ -95,9 +96,13 @@ Timed: TypeAlias = Break | Orphan
 
 
 class Alarms:
-    """What has a deadline, by time. One that is moved or dropped leaves its old entry, to be skipped in its time."""
+    """What has a deadline, by time. One that is moved or dropped leaves its old entry, to be skipped in its time.
+
+    `on_set` hears of each new deadline.
+    """
 
     def __init__(self) -> None:
+        self.on_set: Callable[[float], None] | None = None
         self._heap: list[tuple[float, int, Timed]] = []
         self._count = 0
         self._sweep_at = 64
@@ -109,6 +114,8 @@ class Alarms:
         heapq.heappush(self._heap, (deadline, self._count, item))
         if len(self._heap) > self._sweep_at:
             self._sweep()
+        if self.on_set is not None:
+            self.on_set(deadline)
 
     def next(self) -> float | None:
         """The earliest deadline, None if there is none."""
@@ -135,7 +142,7 @@ class PinBook(PinTable):
         super().__init__(emit, limits)
         self.closing = False
         self._waiting: dict[Removal, None] = {}
-        self._alarms = Alarms()
+        self.alarms = Alarms()
         self._orders = 0
 
     @property
@@ -184,6 +191,11 @@ class PinBook(PinTable):
         self.closing = True
         self._refuse(list(self._waiting), errno.EBUSY, "shutdown", None, now)
 
+    def in_the_way(self, removal: Removal) -> Iterator[Pin]:
+        """The pins in the range of a removal, deny pins first."""
+        file = self.files.get(removal.inode)
+        return iter(()) if file is None else file.overlapping(removal.start, removal.end)
+
     # -- what holders say
 
     def pin(
@@ -224,18 +236,18 @@ class PinBook(PinTable):
             raise OSError(errno.EINVAL, "seconds must not be negative")
         latest = min(now + seconds, breaking.since + breaking.policy.break_timeout_max)
         if latest > breaking.deadline and not breaking.killed:
-            self._alarms.set(breaking, latest)
+            self.alarms.set(breaking, latest)
         return breaking.deadline
 
     # -- time
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do, in the seconds of `now`; None: never, as things stand."""
-        return self._alarms.next()
+        return self.alarms.next()
 
     def expire(self, now: float) -> None:
         """Do what the policy says about each pin whose deadline is past (SPEC 3.6), and end cool-downs."""
-        for item in self._alarms.due(now):
+        for item in self.alarms.due(now):
             if isinstance(item, Orphan):
                 self._unreserve(item)
             else:
@@ -247,7 +259,7 @@ class PinBook(PinTable):
             self._stand(pin, "timeout", now)
         elif on_timeout == "kill" and pin.process is not None:
             breaking.killed = True
-            self._alarms.set(breaking, now + KILL_GRACE_S)
+            self.alarms.set(breaking, now + KILL_GRACE_S)
             self._emit(Event("kill", now, pin, breaking=breaking))
         else:
             self.revoke(pin, now, "policy")
@@ -298,7 +310,7 @@ class PinBook(PinTable):
         """The break of a pin: begun now, or already under way (SPEC 3.4: each holder is told once)."""
         if pin.breaking is None:
             pin.breaking = Break(pin, removal.policy, now, None, removal.op, removal.start, removal.end)
-            self._alarms.set(pin.breaking, now + removal.policy.break_timeout)
+            self.alarms.set(pin.breaking, now + removal.policy.break_timeout)
             self._emit(Event("break", now, pin, removal, pin.breaking))
         return pin.breaking
 
@@ -430,7 +442,7 @@ class PinBook(PinTable):
     def _watch_or_cool_down(self, orphan: Orphan, now: float) -> None:
         breaking = _first_breaking(self.files[orphan.inode], orphan)
         if breaking is None:
-            self._alarms.set(orphan, now + COOL_DOWN_S)
+            self.alarms.set(orphan, now + COOL_DOWN_S)
         else:
             _watch(orphan, breaking)
 

@@ -158,7 +158,8 @@ class Pin:
 class Event:
     """What happened to a pin or to a removal, at `now` seconds. Whoever hears it must not call back into the book.
 
-    `breaking`: the break that began or ended with it. `by`: who let go. `why`: what refused, or which limit.
+    `breaking`: the break that began or ended with it. `by`: who let go. `why`: what refused, which limit, or
+    how a pin came to be.
     `removal`: a `breaks.Removal`.
     """
 
@@ -306,7 +307,7 @@ class PinTable:
             pin.process, pin.uid, pin.spec = process, uid, spec
             pin.charged, pin.proxy_uid = spec.bytes_now(size), proxy_uid
         self._put(pin)
-        self._emit(Event("pinned", now, pin))
+        self._emit(Event("pinned", now, pin, why="replaced" if old else None))
         return pin
 
     def release(self, pin: Pin, now: float, by: str = "holder") -> None:

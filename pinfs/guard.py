@@ -1,0 +1,269 @@
+"""The one guard of all removals: whoever takes bytes out of a file asks here first, and waits here (SPEC 2 and 3).
+
+The book (`core`) decides; the guard has the clock, makes breakers wait, tells holders, hears of their deaths, and keeps
+the count.
+"""
+
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable
+from contextlib import asynccontextmanager, suppress
+from itertools import islice
+from typing import Any, Final, Protocol
+
+import trio
+
+from pinfs.core.breaks import PinBook, Removal, Turn
+from pinfs.core.pins import Break, Event, Owner, Pin, PinSpec, Reservation
+from pinfs.core.policy import PolicySet
+from pinfs.core.ranges import END
+from pinfs.fs.types import CallerLike
+from pinfs.parking import park
+from pinfs.stats import Stats
+
+log = logging.getLogger("pinfs.guard")
+
+HOLDERS_IN_A_LOG_LINE: Final = 3
+UNPUBLISHED: Final = frozenset({"answered", "kill", "limit"})
+"""Events between the core and the guard; people and programs see what they lead to."""
+
+
+class Holders(Protocol):
+    """What the guard needs of `pinfs.holders.Holders`."""
+
+    on_death: Callable[[Any], None]
+
+    def process_of(self, tid: int, /) -> Any: ...
+    def signal(self, process: Any, signo: int, value: int, uid: int, /) -> bool: ...
+    def kill(self, process: Any, /) -> bool: ...
+
+
+class Policies(Protocol):
+    """Where the policy in force is found."""
+
+    @property
+    def current(self) -> PolicySet: ...
+
+
+class Events(Protocol):
+    """Who passes events on to holders and to whoever traces."""
+
+    def publish(self, event: Event) -> None: ...
+
+
+class Guard:
+    """Makes the promises of its `book` come true.
+
+    Hears of deaths through `holders.on_death`, which it sets. `on_handle_event` is called with the owner of a
+    handle-owned pin whenever something happens to that pin: somebody may poll the handle.
+    """
+
+    def __init__(self, holders: Holders, policies: Policies, events: Events, stats: Stats) -> None:
+        self.book = PinBook(self._deliver, policies.current.limits)
+        self.on_handle_event: Callable[[Owner], None] | None = None
+        self._holders = holders
+        self._policies = policies
+        self._events = events
+        self._stats = stats
+        self._sooner = trio.Event()
+        self._sleeps_until = math.inf
+        holders.on_death = self.owner_gone
+        self.book.alarms.on_set = self._on_alarm
+
+    # Breakers
+
+    @asynccontextmanager
+    async def removal(
+        self,
+        inode: int,
+        path: Callable[[], str | None],
+        op: str,
+        start: int,
+        end: int | None,
+        ctx: CallerLike,
+        *,
+        handle: Owner | None = None,
+        nonblock: bool = False,
+    ) -> AsyncIterator[None]:
+        """Inside of it [start, end) may be cut, in bytes, end None: to the end. Check the arguments again there.
+
+        What is inside must not yield to other tasks: a range where nothing is pinned is not reserved. `handle`: the
+        open file description that the breaker used, the owner of its pins. OSError: EBUSY or ETXTBSY (SPEC 3.2, 3.3,
+        3.6, 3.8), EAGAIN (`nonblock`, and the break goes on). A breaker that is cancelled leaves its breaks behind.
+        """
+        removal = self._begin(inode, path, op, start, END if end is None else end, ctx, handle, nonblock)
+        if removal is None:
+            yield
+            return
+        await self._answer(removal)
+        try:
+            yield
+        finally:
+            self.book.finish(removal, trio.current_time())
+
+    def _begin(
+        self,
+        inode: int,
+        path: Callable[[], str | None],
+        op: str,
+        start: int,
+        end: int,
+        ctx: CallerLike,
+        handle: Owner | None,
+        nonblock: bool,
+    ) -> Removal | None:
+        """Ask the book; None: nobody has anything in [start, end)."""
+        if not self.book.touches(inode, start, end):
+            return None
+        process = None
+        with suppress(OSError):  # out of descriptors: then it is a breaker like any other
+            process = self._holders.process_of(ctx.pid)
+        pid = getattr(process, "pid", ctx.pid)
+        removal = Removal(inode, start, end, op, process, handle, pid, ctx.uid, path(), nonblock)
+        policies = self._policies.current
+        self.book.limits = policies.limits
+        self.book.begin(removal, policies.for_path(removal.path), trio.current_time())
+        if removal.turn is Turn.WAITING:
+            log.info("%s waits for %s", _told(removal), _named(self.book.in_the_way(removal)))
+        return removal
+
+    async def _answer(self, removal: Removal) -> None:
+        """Come back when the removal's turn has come. OSError: it is refused."""
+        if removal.turn is Turn.WAITING:
+            answered = trio.Event()
+            removal.wake = answered.set
+            try:
+                await park()
+                await answered.wait()
+            except BaseException:
+                self.book.leave(removal, trio.current_time())
+                raise
+        if removal.turn is Turn.REFUSED:
+            raise OSError(removal.errno, removal.why)
+
+    def close(self) -> None:
+        """The mount ends: all that wait are refused with EBUSY, and from now on all that would have to."""
+        self.book.close(trio.current_time())
+
+    # Holders
+
+    def pin(
+        self,
+        inode: int,
+        owner: Owner,
+        process: Hashable | None,
+        uid: int,
+        name: bytes | None,
+        spec: PinSpec,
+        size: int,
+        proxy_uid: int | None = None,
+    ) -> Pin:
+        """Register or replace a pin. OSError: EINVAL, ENXIO, EAGAIN, EDQUOT (see `PinTable.pin`)."""
+        self.book.limits = self._policies.current.limits
+        return self.book.pin(inode, owner, process, uid, name, spec, size, trio.current_time(), proxy_uid)
+
+    def release(self, pin: Pin) -> None:
+        """The holder lets go."""
+        self.book.release(pin, trio.current_time())
+
+    def revoke(self, pin: Pin) -> None:
+        """Root takes the pin from its holder."""
+        self.book.revoke(pin, trio.current_time())
+
+    def extend(self, pin: Pin, seconds: float) -> float:
+        """More time for a breaking pin; returns its deadline on trio's clock. OSError: ENODATA, EINVAL."""
+        return self.book.extend(pin, seconds, trio.current_time())
+
+    def owner_gone(self, owner: Owner, by: str = "death") -> None:
+        """A process has ended (`death`), or an open file description was closed for the last time (`close`)."""
+        self.book.owner_gone(owner, trio.current_time(), by)
+
+    # Time
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keeps the deadlines, until cancelled."""
+        task_status.started()
+        while True:
+            deadline = self.book.next_deadline()
+            self._sleeps_until = math.inf if deadline is None else deadline
+            self._sooner = trio.Event()
+            with trio.move_on_at(self._sleeps_until):
+                await self._sooner.wait()
+            self.book.expire(trio.current_time())
+
+    def _on_alarm(self, deadline: float) -> None:
+        if deadline < self._sleeps_until:
+            self._sooner.set()
+
+    # Events
+
+    def _deliver(self, event: Event) -> None:
+        """What the book emits. The holder's signal goes out first: a breaker waits for what it does."""
+        try:
+            self._act(event)
+            _count(self._stats, event)
+            if event.kind not in UNPUBLISHED:
+                self._events.publish(event)
+            if event.pin is not None and event.pin.owner is not event.pin.process and self.on_handle_event is not None:
+                self.on_handle_event(event.pin.owner)
+        except Exception:  # the book is in the middle of a decision, which must not be left half done
+            log.exception("while telling of %s", event.kind)
+
+    def _act(self, event: Event) -> None:
+        pin = event.pin
+        if event.kind == "refused":
+            log.info("%s is refused (%s): %s", _told(event.removal), event.why, _named([pin] if pin else []))
+        elif pin is None or pin.process is None:
+            return
+        elif event.kind == "kill":
+            self._holders.kill(pin.process)
+        elif event.kind == "break" and pin.signal is not None:
+            self._holders.signal(pin.process, pin.signal, pin.id, pin.uid)
+
+
+def _told(removal: Reservation | None) -> str:
+    """A removal, for the log."""
+    if not isinstance(removal, Removal):
+        return "a removal"
+    where = f"{removal.path!r}" if removal.path is not None else f"inode {removal.inode}"
+    end = "end" if removal.end >= END else removal.end
+    return f"{removal.op} of {where} [{removal.start}, {end}) by pid {removal.pid} uid {removal.uid}"
+
+
+def _named(pins: Iterable[Pin]) -> str:
+    """Some of the pins in the way, for the log."""
+    named = []
+    for pin in islice(pins, HOLDERS_IN_A_LOG_LINE + 1):
+        end = "end" if pin.end >= END else pin.end
+        named.append(f"pin {pin.id} [{pin.start}, {end}) of pid {getattr(pin.process, 'pid', None)} uid {pin.uid}")
+    return ", ".join([*named[:HOLDERS_IN_A_LOG_LINE], *["and others"] * (len(named) > HOLDERS_IN_A_LOG_LINE)])
+
+
+def _count(stats: Stats, event: Event) -> None:
+    breaking = event.breaking
+    match event.kind:
+        case "pinned":
+            stats.pins_registered += event.why != "replaced"
+        case "released" | "revoked":
+            stats.pins_released[event.by or ""] += 1
+        case "break":
+            stats.breaks_started += 1
+        case "refused" if isinstance(event.removal, Removal):
+            stats.refusals[event.removal.op, event.why or ""] += 1
+        case "limit":
+            stats.limit_reached[event.why or ""] += 1
+    if breaking is not None:
+        _count_end_of_break(stats, event, breaking)
+
+
+def _count_end_of_break(stats: Stats, event: Event, breaking: Break) -> None:
+    match event.kind:
+        case "released" | "answered":
+            stats.breaks_answered += 1
+            stats.break_seconds.add(event.now - breaking.since)
+        case "withdrawn" if event.why == "timeout" and not breaking.killed:
+            stats.breaks_timed_out["deny"] += 1
+        case "revoked" if event.by == "policy":
+            stats.breaks_timed_out["revoke"] += 1
+        case "kill":
+            stats.breaks_timed_out["kill"] += 1

@@ -1,0 +1,46 @@
+"""What has happened since the mount began, as plain numbers; docs/interfaces.md has their names outside."""
+
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Final
+
+BREAK_SECONDS: Final = (0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 300.0)
+
+
+@dataclass(slots=True)
+class Histogram:
+    """`counts[i]` values were at most `bounds[i]` and above the bound before it, the last count above all of them."""
+
+    bounds: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.bounds) + 1)
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters that only rise. What can be counted when somebody asks (pins, waiting...) is not kept here."""
+
+    pins_registered: int = 0
+    """New ones; a replaced pin is the same pin."""
+    pins_released: Counter[str] = field(default_factory=Counter)
+    """By who let go: holder, death, close, root, policy, kill."""
+    breaks_started: int = 0
+    breaks_answered: int = 0
+    breaks_timed_out: Counter[str] = field(default_factory=Counter)
+    """By what was done: deny, revoke, kill."""
+    break_seconds: Histogram = field(default_factory=lambda: Histogram(BREAK_SECONDS))
+    """From the notice to the answer."""
+    refusals: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By (operation, why)."""
+    limit_reached: Counter[str] = field(default_factory=Counter)
+    requests: Counter[str] = field(default_factory=Counter)
+    """By the way they went: short, pyfuse3."""
+    events_lost: int = 0
