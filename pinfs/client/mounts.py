@@ -1,7 +1,7 @@
 """From a file to the pinfs it lies on.
 
-/proc/self/mountinfo (proc_pid_mountinfo(5)) names for each mount the device that stat(2) reports for its files, the part
-of the file system that is mounted there ("/" unless it is a bind mount of a part of it), and the mount point.
+/proc/self/mountinfo (proc_pid_mountinfo(5)) names for each mount the device that stat(2) reports for its files, the
+part of the file system that is mounted there ("/" unless it is a bind mount of a part), and the mount point.
 """
 
 import errno

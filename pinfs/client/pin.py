@@ -267,8 +267,8 @@ def pin(
     is called in a thread of its own, and when it returns the pin is released; let go of the memory in it. If it raises,
     the exception is logged and the pin stays: the holder has not let go, so the deadline decides.
 
-    `signal`: `"USR1"`, `"RTMIN+1"`, a number, or `"none"`; sent at a break, with the pin's id in si_value. Default: none
-    with `on_break`, else what the mode says: SIGIO for a lease, whose default action ends the process.
+    `signal`: `"USR1"`, `"RTMIN+1"`, a number, or `"none"`; sent at a break, the id in si_value. Default: none with
+    `on_break`, else what the mode says: SIGIO for a lease, whose default action ends the process.
     `dirty`: a device may write here; the range is flushed before a release is answered. `note`: shown in listings.
     `name`: the process's own name of the pin, by default a fresh one; used again on the same file it moves that pin.
     `pid`: register for another process of the same user. `owner="handle"`: the pin belongs to the open file

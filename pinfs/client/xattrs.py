@@ -50,7 +50,7 @@ def fresh_name() -> str:
 
 
 def check_name(name: str) -> bytes:
-    raw = os.fsencode(name)
+    raw = name.encode()
     if not 0 < len(raw) <= NAME_MAX or b"\0" in raw:
         raise ValueError(f"the name of a pin has 1 to {NAME_MAX} bytes, none of them NUL")
     return raw
