@@ -1,9 +1,10 @@
 """`.pinfs/metrics`: the counters and gauges of one mount in Prometheus' text format (docs/interfaces.md)."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -79,7 +80,7 @@ class _Mount(Collector):
             ("on_timeout",),
             {(k,): n for k, n in stats.breaks_timed_out.items()},
         )
-        yield _by("refusals", "Removals refused", ("op", "why"), dict(stats.refusals))
+        yield _by("refusals", "Removals refused", ("op", "why"), stats.refusals)
         yield _by("limit_reached", "Limits met", ("limit",), {(k,): n for k, n in stats.limit_reached.items()})
         yield _by("requests", "Requests by way", ("way",), {(k,): n for k, n in stats.requests.items()})
         yield _histogram("break_seconds", "From the notice of a break to its answer", stats.break_seconds)
@@ -89,7 +90,7 @@ def _total(name: str, text: str, value: int) -> CounterMetricFamily:
     return CounterMetricFamily(f"pinfs_{name}", text, value=value)
 
 
-def _by(name: str, text: str, labels: tuple[str, ...], values: dict[tuple[str, ...], int]) -> CounterMetricFamily:
+def _by(name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, int]) -> CounterMetricFamily:
     family = CounterMetricFamily(f"pinfs_{name}", text, labels=labels)
     for key, value in sorted(values.items()):
         family.add_metric(key, value)

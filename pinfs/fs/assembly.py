@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pinfs.config import Config, PolicyBox
-from pinfs.core.breaks import PinBook
 from pinfs.fs.backing import Backing, NoPassthrough, Passthrough
 from pinfs.fs.control import Control
 from pinfs.fs.controlfiles import control_files
@@ -52,10 +51,11 @@ def assemble(
     """Build a file system over the directory `source_fd` (taken over) that keeps to `max_descriptors`."""
     stats = Stats()
     holders = Holders()
-    book = PinBook(lambda event: guard.deliver(event), policies.current.limits)
+    hub = EventHub(stats)
+    guard = Guard(holders, policies, hub, stats)
+    book = guard.book
     inodes = InodeTable(source_fd, _cache_size(max_descriptors), book.files.__contains__)
-    hub = EventHub(inodes.path_of, stats)
-    guard = Guard(book, holders, policies, hub, stats)
+    hub.path_of = inodes.path_of
     backing = Backing(inodes, passthrough)
     verbs = PinVerbs(guard, holders, inodes, backing, HandleTable())
     guard.on_handle_event = verbs.on_handle_event

@@ -67,8 +67,8 @@ class Queue:
 class EventHub:
     """Numbers events for each stream and gives them to the channels that are open."""
 
-    def __init__(self, path_of: Callable[[int], str | None], stats: Stats) -> None:
-        self._path_of = path_of
+    def __init__(self, stats: Stats) -> None:
+        self.path_of: Callable[[int], str | None] = lambda inode: None
         self._stats = stats
         self._channels: dict[Hashable, list[Queue]] = {}
         self._traces: list[Queue] = []
@@ -151,7 +151,7 @@ class EventHub:
             if traced:
                 body["breaker"] = {"pid": removal.pid, "uid": removal.uid}
                 body.setdefault("inode", removal.inode)
-                body.setdefault("path", self._path_of(removal.inode))
+                body.setdefault("path", self.path_of(removal.inode))
         if event.by is not None:
             body["by"] = event.by
         if event.why is not None:
@@ -163,7 +163,7 @@ class EventHub:
             "pin": pin.id,
             "name": None if pin.name is None else pin.name.decode(errors="replace"),
             "inode": pin.inode,
-            "path": self._path_of(pin.inode),
+            "path": self.path_of(pin.inode),
             "start": pin.start,
             "length": pin.length,
             "mode": pin.mode.value,

@@ -260,7 +260,8 @@ class Operations:
             return self._control.setattr(nodeid, changes)
         inode = self._inodes.get(nodeid)
         if changes.size is not None:
-            await self._truncate(inode, changes.size, "truncate", ctx, self._is_nonblocking(fh))
+            handle = None if fh is None else self.handles.get(fh, FileHandle)
+            await self._truncate(inode, changes.size, "truncate", ctx, handle=handle)
         if changes.kill_suidgid:
             self._drop_set_ids(inode)
         if changes.uid is not None or changes.gid is not None:
@@ -270,9 +271,6 @@ class Operations:
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             syscalls.utimens(self._inodes.magic_path(inode), changes.atime_ns, changes.mtime_ns, now=NOW)
         return self._inodes.stat(inode)
-
-    def _is_nonblocking(self, fh: int | None) -> bool:
-        return fh is not None and self.handles.get(fh, FileHandle).nonblocking
 
     def _drop_set_ids(self, inode: Inode) -> None:
         """What write(2) and truncate(2) by an ordinary user do: here the daemon, who may keep the bits, is to do it."""
@@ -285,12 +283,21 @@ class Operations:
 
     # Removals: the only ways by which bytes leave a file
 
-    async def _truncate(self, inode: Inode, size: int, op: str, ctx: CallerLike, nonblock: bool) -> None:
+    async def _truncate(
+        self,
+        inode: Inode,
+        size: int,
+        op: str,
+        ctx: CallerLike,
+        *,
+        handle: FileHandle | None = None,
+        nonblock: bool = False,
+    ) -> None:
         with self._backing.writing(inode) as fd:
             if inode.nodeid not in self._guarded or size >= os.fstat(fd).st_size:
                 os.ftruncate(fd, size)
                 return
-            async with self._removal(inode, op, size, None, ctx, nonblock):
+            async with self._removal(inode, op, size, None, ctx, handle, nonblock=nonblock):
                 os.ftruncate(fd, size)
 
     async def fallocate(self, fh: int, mode: int, offset: int, length: int, ctx: CallerLike) -> None:
@@ -306,7 +313,7 @@ class Operations:
                 return
             self._backing.must_support_fallocate(fd, mode)
             op, start, end = taken
-            async with self._removal(inode, op, start, end, ctx, handle.nonblocking, fh):
+            async with self._removal(inode, op, start, end, ctx, handle):
                 syscalls.fallocate(fd, mode, offset, length)
 
     @staticmethod
@@ -326,7 +333,7 @@ class Operations:
         """The guard for a name that goes: nothing to ask unless it is the last one of a pinned file."""
         if victim.nodeid not in self._guarded or not victim.is_file or self._inodes.stat(victim).st_nlink > 1:
             return _NOTHING
-        return self._removal(victim, op, 0, None, ctx, nonblock=False)
+        return self._removal(victim, op, 0, None, ctx)
 
     def _removal(
         self,
@@ -335,10 +342,12 @@ class Operations:
         start: int,
         end: int | None,
         ctx: CallerLike,
-        nonblock: bool,
-        fh: int | None = None,
+        handle: FileHandle | None = None,
+        *,
+        nonblock: bool = False,
     ) -> AbstractAsyncContextManager[None]:
-        return self._guard.removal(inode.nodeid, inode.path, op, start, end, ctx, handle=fh, nonblock=nonblock)
+        nonblock = nonblock or (handle is not None and handle.nonblocking)
+        return self._guard.removal(inode.nodeid, inode.path, op, start, end, ctx, handle=handle, nonblock=nonblock)
 
     # Files
 
@@ -350,7 +359,7 @@ class Operations:
         self._backing.open(inode, flags)
         try:
             if flags & os.O_TRUNC:
-                await self._truncate(inode, 0, "open_trunc", ctx, bool(flags & os.O_NONBLOCK))
+                await self._truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
         except BaseException:
             self._backing.release(inode)
             raise
@@ -383,10 +392,8 @@ class Operations:
 
     async def _created(self, inode: Inode, flags: int, ctx: CallerLike) -> Opened:
         try:
-            if flags & os.O_TRUNC and inode.nodeid in self._guarded:  # it was there already
-                await self._truncate(inode, 0, "open_trunc", ctx, bool(flags & os.O_NONBLOCK))
-            elif flags & os.O_TRUNC and self._inodes.stat(inode).st_size:
-                await self._truncate(inode, 0, "open_trunc", ctx, nonblock=False)
+            if flags & os.O_TRUNC and self._inodes.stat(inode).st_size:  # it was there already
+                await self._truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
         except BaseException:
             self._backing.release(inode)
             self._inodes.forget(inode.nodeid, 1)
