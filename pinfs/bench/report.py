@@ -5,8 +5,6 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from pinfs.bench.places import Place
 from pinfs.bench.run import Measured, Outcome
 
@@ -80,29 +78,24 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
 
-def as_table(outcome: Outcome) -> Table:
-    """Medians of all directories, and what the first one's time is to each of the others'."""
-    places, measured = outcome.places, outcome.measured
-    first, *others = places
-    title = (
-        f"us per operation, median of {outcome.plan.rounds} rounds; ratios of times: above 1, {first.label} is slower"
-    )
-    table = Table(title=title)
-    table.add_column("")
-    for place in places:
-        table.add_column(place.label, justify="right")
-    for place in others:
-        table.add_column(f"{first.label}/{place.label}", justify="right", style="bold")
-    for one, after in zip(measured, [*measured[1:], None], strict=True):
-        cells = [_time(one.median(place.path)) for place in places]
-        cells += [_times(one.ratio(first.path, place.path)) for place in others]
-        table.add_row(one.row.name, *cells, end_section=after is None or after.row.group != one.row.group)
-    return table
+def as_table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: medians of all directories, and what the first one's time is to each of the others'."""
+    first, *others = outcome.places
+    headings = ["us", *(place.label for place in outcome.places)]
+    headings += [f"{first.label}/{place.label}" for place in others]
+    rows: list[list[str]] = []
+    for at, one in enumerate(outcome.measured):
+        if at and one.row.group != outcome.measured[at - 1].row.group:
+            rows.append([""] * len(headings))
+        times = [_number(one.median(place.path)) for place in outcome.places]
+        rows.append([one.row.name, *times, *(_number(one.ratio(first.path, place.path)) for place in others)])
+    return headings, rows
 
 
 def remarks(outcome: Outcome) -> list[str]:
     """What the table has no room for: why cells are empty, how long a crowd took to register, and what it costs."""
     labels = {place.path: place.label for place in outcome.places}
+    how = f"Microseconds per operation, median of {outcome.plan.rounds} rounds. A ratio above 1: the first is slower."
     missing: dict[str, list[str]] = {}
     for one in outcome.measured:
         for path, why in one.notes.items():
@@ -110,12 +103,8 @@ def remarks(outcome: Outcome) -> list[str]:
     notes = [f"{why}: {'; '.join(names)}" for why, names in missing.items()]
     grown = [f"{labels[c.path]}: {c.pins} pins registered in {c.seconds:.1f} s" for c in outcome.crowds]
     ratios = [(one, to_fewest(one, outcome.measured, outcome.places[0].path)) for one in outcome.measured]
-    return [*notes, *grown, *(f"{one.row.name}: {ratio:.2f} of the fewest" for one, ratio in ratios if ratio)]
+    return [how, *notes, *grown, *(f"{one.row.name}: {ratio:.2f} of the fewest" for one, ratio in ratios if ratio)]
 
 
-def _time(us: float | None) -> str:
-    return "-" if us is None else f"{us:.2f}" if us < 100 else f"{us:.0f}"
-
-
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}"
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}"

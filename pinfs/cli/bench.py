@@ -1,9 +1,7 @@
 """`pinfs bench DIR [OTHER...]`: the same work on a mount, its backing directory and other directories."""
 
-import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +14,13 @@ from pinfs.bench import report
 from pinfs.bench.crowd import Crowds
 from pinfs.bench.rows import Row
 from pinfs.bench.run import COUNTS, QUICK_COUNTS, QUICK_ROUNDS, ROUNDS, Outcome, Plan, all_rows, chosen, run
-
-INTERRUPTED = 130  # what a shell reports for a command that SIGINT has ended
-
-
-def _words(_: click.Context, __: click.Parameter, value: str | None) -> list[str]:
-    return [word.strip() for word in (value or "").split(",") if word.strip()]
+from pinfs.cli.output import listing_options, print_json, print_table, wants_json
+from pinfs.cli.verb import Verb
 
 
-def _counts(context: click.Context, parameter: click.Parameter, value: str | None) -> list[int]:
+def _counts(_: click.Context, __: click.Parameter, value: str | None) -> list[int]:
     try:
-        return [int(word.replace("_", "")) for word in _words(context, parameter, value)]
+        return [int(word) for word in (value or "").split(",") if word]
     except ValueError:
         raise click.BadParameter("numbers, separated by commas") from None
 
@@ -56,52 +50,70 @@ class Bar:
 
 
 @contextmanager
-def _clean_end() -> Iterator[None]:
+def _ends_cleanly() -> Iterator[None]:
     """SIGTERM ends like Ctrl-C: with everything taken down."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-@click.command("bench")
-@click.argument("directories", nargs=-1, type=click.Path(exists=True, file_okay=False), callback=_directories)
-@click.option("--rounds", type=click.IntRange(1), help=f"Rounds that count [{ROUNDS}; --quick: {QUICK_ROUNDS}].")
-@click.option("--only", metavar="ROWS", callback=_words, help="Groups, words or globs of names, separated by commas.")
-@click.option("--pins", metavar="N,...", callback=_counts, help=f"Sizes of the crowd of other pins [{COUNTS}].")
-@click.option("--cpu", type=click.IntRange(0), help="Run on this processor (taskset for the daemons: see the manual).")
-@click.option("--quick", is_flag=True, help="Small batches, to see that everything works; the times mean little.")
-@click.option("--list", "only_list", is_flag=True, help="List the rows and measure nothing.")
-@click.option("--json", "as_json", is_flag=True, help="JSON, also on a terminal.")
+@click.command(
+    cls=Verb,
+    short_help="Measure a mount against its backing and other directories.",
+    examples="""
+# a mount against its backing directory and against bindfs on the same one, all on one processor
+taskset -c 0 pinfs mount /dev/shm/source /mnt/pinfs --daemon
+taskset -c 0 bindfs /dev/shm/source /mnt/bindfs
+taskset -c 0 pinfs bench /mnt/pinfs /mnt/bindfs
+
+# only what is asked most, more rounds
+pinfs bench /mnt/pinfs --only stat --only 'open + close' --rounds 30
+
+# does the cost of a pin depend on how many there are?
+pinfs bench /mnt/pinfs --only crowd --pins 1,1000000
+""",
+)
+@click.argument("directories", metavar="DIR [OTHER]...", nargs=-1, callback=_directories,
+                type=click.Path(exists=True, file_okay=False))  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1), help=f"Rounds that count (default {ROUNDS}, quick {QUICK_ROUNDS}).")
+@click.option("--only", metavar="ROWS", multiple=True, help="A group, or a word or glob of names (again for more).")
+@click.option("--pins", metavar="N,...", callback=_counts, help="How many other pins, for the rows of group crowd.")
+@click.option("--cpu", type=click.IntRange(0), help="Run on this processor. (The daemons stay where they are.)")
+@click.option("--quick", is_flag=True, help="Small batches: shows that everything works, the times mean little.")
+@click.option("--list", "only_list", is_flag=True, help="List the rows, measure nothing.")
+@listing_options
 def bench(
     directories: tuple[str, ...],
     rounds: int | None,
-    only: list[str],
+    only: tuple[str, ...],
     pins: list[int],
     cpu: int | None,
     quick: bool,
     only_list: bool,
     as_json: bool,
+    as_table: bool,
 ) -> None:
-    """Measure the mount DIRECTORY, its backing directory, and any OTHER directories, interleaved round by round.
+    """Measure a mount DIR, its backing directory, and any OTHER directories, interleaved round by round.
 
-    Ratios are of times: above 1, the first directory is slower.
+    Times are microseconds per operation. Ratios are of times: above 1, DIR is slower than the other.
     """
-    counts = pins or (QUICK_COUNTS if quick else COUNTS)
+    plan = Plan(directories, only, rounds or (QUICK_ROUNDS if quick else ROUNDS),
+                pins or (QUICK_COUNTS if quick else COUNTS), quick)  # fmt: skip
+    rows = chosen(all_rows(plan.counts, Crowds(click.echo)), only)
+    if not rows:
+        raise click.UsageError("There is no row like that; --list shows them.")
     if only_list:
-        _list(chosen(all_rows(counts, Crowds(click.echo)), only))
+        _list(rows)
         return
     if not directories:
         raise click.UsageError("Name a directory.")
     if cpu is not None:
-        _use(cpu)
-    plan = Plan(directories, only, rounds or (QUICK_ROUNDS if quick else ROUNDS), counts, quick)
-    with _clean_end(), Progress(console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
-        outcome = _run(plan, Bar(progress))
-    _print(outcome, as_json or not sys.stdout.isatty())
+        os.sched_setaffinity(0, {cpu})
+    with _ends_cleanly(), Progress(console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
+        outcome = run(plan, Bar(progress))
+    _print(outcome, wants_json(as_json, as_table))
 
 
 def _list(rows: list[Row]) -> None:
@@ -109,26 +121,10 @@ def _list(rows: list[Row]) -> None:
         click.echo(f"{row.group:<10}{row.name}")
 
 
-def _use(cpu: int) -> None:
-    """The benchmark and its other processes, which inherit it."""
-    try:
-        os.sched_setaffinity(0, {cpu})
-    except OSError as error:
-        raise click.UsageError(f"--cpu {cpu}: {error.strerror}") from None
-
-
-def _run(plan: Plan, bar: Bar) -> Outcome:
-    try:
-        return run(plan, bar)
-    except OSError as error:
-        raise click.ClickException(str(error)) from None
-
-
 def _print(outcome: Outcome, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(report.as_json(outcome), indent=1))
+        print_json(report.as_json(outcome))
         return
-    console = Console()
-    console.print(report.as_table(outcome))
-    for remark in report.remarks(outcome):
-        console.print(remark, highlight=False)
+    headings, rows = report.as_table(outcome)
+    print_table(headings, rows, right=range(1, len(headings)))
+    click.echo("\n" + "\n".join(report.remarks(outcome)))

@@ -1,0 +1,191 @@
+"""`pinfs bench`: results of the shape that docs/benchmark.md promises, and nothing stays behind. No times are asserted."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from support.mounts import Mount
+
+from pinfs.bench.crowd import Crowds
+from pinfs.bench.places import Room, mount_of, open_places
+from pinfs.bench.report import as_json, to_fewest
+from pinfs.bench.rows import Batch, Rows, Skip
+from pinfs.bench.run import Measured, Plan, all_rows, chosen, measure, run
+from pinfs.cli.bench import bench
+
+
+class Silent:
+    """A watcher that nobody watches."""
+
+    def begin(self, batches: int) -> None:
+        self.batches = batches
+
+    def step(self, row: str) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
+class Interrupting(Silent):
+    """Ctrl-C in the middle of a row."""
+
+    def __init__(self, row: str) -> None:
+        self.row = row
+
+    def step(self, row: str) -> None:
+        if row == self.row:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[str, str]:
+    """Two plain directories."""
+    paths = (tmp_path / "first", tmp_path / "second")
+    for path in paths:
+        path.mkdir()
+    return str(paths[0]), str(paths[1])
+
+
+def children() -> list[str]:
+    """Processes that we have started and that are still there."""
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+def measured(samples: dict[str, list[float]], name: str = "row", group: str = "data") -> Measured:
+    """A result as if it had been measured."""
+    rows = Rows()
+    rows.row(group, name, 1)(nothing)
+    return Measured(rows[0], samples)
+
+
+def nothing(room: Room, calls: int) -> Iterator[Batch]:
+    yield lambda: 1.0
+
+
+def test_all_rows_on_plain_directories(two: tuple[str, str]) -> None:
+    result = CliRunner().invoke(bench, [*two, "--quick"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["v"] == 1
+    assert [one["path"] for one in found["directories"]] == list(two)
+    assert [row["name"] for row in found["rows"]] == [row.name for row in all_rows((1, 200), Crowds(print))]
+    for row in found["rows"]:
+        assert row["unit"] == "us"
+        assert not row["notes"], row
+        assert all(0 < row["best"][path] <= row["median"][path] for path in two), row
+        assert row["ratio"][two[0]] == 1
+        assert row["ratio"][two[1]] > 0
+        assert row["first_to"][two[1]] > 0
+    assert all(os.listdir(path) == [] for path in two)
+    assert children() == []
+
+
+@pytest.mark.parametrize("row", ["read 4 KiB, random", "unlink", "lease break: truncate's entry to its return"])
+def test_nothing_stays_after_an_interrupt(two: tuple[str, str], row: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(Plan(two, only=[row], rounds=1, quick=True), Interrupting(row))
+    assert all(os.listdir(path) == [] for path in two)
+    assert children() == []
+
+
+def test_a_directory_that_cannot_do_a_row_has_no_result_and_a_note(two: tuple[str, str]) -> None:
+    rows = Rows()
+
+    @rows.row("data", "not there", 1)
+    def _(room: Room, calls: int) -> Iterator[Batch]:
+        if room.place.path == two[1]:
+            raise Skip("not here")
+        yield lambda: 2.0
+
+    with open_places(two) as places:
+        found = measure(rows[0], places, Plan(two, rounds=2), Silent())
+    assert found.samples == {two[0]: [2.0, 2.0]}
+    assert found.notes == {two[1]: "not here"}
+    assert found.ratio(two[0], two[1]) is None
+
+
+def test_an_error_in_the_middle_of_the_rounds_takes_the_result_away(two: tuple[str, str]) -> None:
+    rows = Rows()
+
+    @rows.row("data", "breaks", 1)
+    def _(room: Room, calls: int) -> Iterator[Batch]:
+        turns = iter([1.0, 1.0])
+        yield lambda: next(turns, None) or os.stat(f"{room.path}/missing").st_size
+
+    with open_places(two) as places:
+        found = measure(rows[0], places, Plan(two, rounds=3), Silent())
+    assert found.samples == {}
+    assert found.notes == dict.fromkeys(two, "No such file or directory")
+
+
+def test_the_ratio_is_the_median_of_the_ratios_of_each_round() -> None:
+    one = measured({"a": [2.0, 30.0, 4.0], "b": [1.0, 10.0, 4.0]})
+    assert one.ratio("a", "b") == 2.0
+    assert one.median("a") == 4.0
+    assert one.best("a") == 2.0
+
+
+def test_a_crowd_is_compared_with_the_smallest_of_the_same_kind() -> None:
+    few = measured({"a": [2.0]}, "pin + release, 1 other pins", "crowd")
+    other = measured({"a": [100.0]}, "ftruncate beside a pin, 1 other pins", "crowd")
+    many = measured({"a": [3.0]}, "pin + release, 1000 other pins", "crowd")
+    assert [to_fewest(one, [few, other, many], "a") for one in (few, other, many)] == [None, None, 1.5]
+
+
+def test_only_takes_groups_words_and_globs() -> None:
+    rows = all_rows((1,), Crowds(print))
+    assert {row.group for row in chosen(rows, ["data", "break"])} == {"data", "break"}
+    assert [row.name for row in chosen(rows, ["rename"])] == ["rename"]
+    assert {row.name for row in chosen(rows, ["read ? ?iB*"])} > {"read 1 MiB"}
+    assert chosen(rows, []) == rows
+    assert CliRunner().invoke(bench, ["--list", "--only", "rename"]).output.split() == ["metadata", "rename"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "Name a directory"),
+        ([".", "./"], "is there twice"),
+        (["/does/not/exist"], "does not exist"),
+        ([".", "--pins", "many"], "numbers"),
+        ([".", "--rounds", "0"], "not in the range"),
+        ([".", "--only", "no such row"], "no row like"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], reason: str) -> None:
+    result = CliRunner().invoke(bench, arguments)
+    assert result.exit_code == 2
+    assert reason in result.output
+
+
+def test_a_read_only_directory_is_an_error_of_one_line() -> None:
+    result = CliRunner().invoke(bench, ["/proc"])
+    assert result.exit_code != 0
+    assert "/proc" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_the_mount_of_a_path_is_the_innermost_one() -> None:
+    assert mount_of("/proc/self").point == "/proc"
+    assert mount_of("/proc/self").fstype == "proc"
+    assert mount_of("/").point == "/"
+
+
+def test_on_a_mount(shared_mount: Mount) -> None:
+    """The backing is found, every row has a result in both, and there are no pins left."""
+    mount = str(shared_mount.path)
+    outcome = run(Plan([mount], rounds=1, counts=(1, 150), quick=True), Silent())
+    found = as_json(outcome)
+    first, backing = outcome.places
+    assert (first.pinfs, first.role, backing.role) == (True, "mount", "backing")
+    assert found["base"] == backing.path
+    for one in outcome.measured:
+        assert not one.notes, one
+        assert one.ratio(first.path, backing.path)
+    assert [(crowd.path, crowd.pins) for crowd in outcome.crowds] == [(mount, 150)]
+    assert Path(mount, ".pinfs/pins").read_text() == ""
+    assert os.listdir(mount) == []
