@@ -1,4 +1,4 @@
-"""`pinfs bench`: results of the shape that docs/benchmark.md promises, and nothing stays behind. No times are asserted."""
+"""`pinfs bench`: results of the shape that docs/benchmark.md promises, and nothing stays behind. No times."""
 
 import json
 import os
