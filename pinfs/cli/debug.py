@@ -1,0 +1,139 @@
+"""`pinfs debug`: everything a bug report needs, and nothing that belongs to anybody's files."""
+
+import io
+import json
+import os
+import platform
+import re
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+
+import pinfs
+from pinfs.cli.findings import Finding
+from pinfs.cli.mounts import Mount, mount_of, mounts
+from pinfs.cli.verb import Verb
+
+_PACKAGES = ("pyfuse3", "trio", "click", "rich", "prometheus-client")
+_LOG_TAIL = 200  # lines
+_KERNEL_LINES = re.compile(r"fuse|pinfs|hung task|blocked for more than", re.IGNORECASE)
+_PRIVATE = ("note", "name", "path", "comm")
+
+Part = tuple[str, Callable[[], str]]
+
+
+@click.command(
+    cls=Verb,
+    short_help="Collect what a bug report needs.",
+    examples="""
+# pinfs-debug-DATE.tar.gz in the current directory
+pinfs debug
+
+# look at it before you send it
+pinfs debug --output bug.tar.gz /mnt/models && tar -xOzf bug.tar.gz | less
+""",
+)
+@click.argument("where", metavar="[MOUNT]", required=False)
+@click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Where to write the bundle.")
+def debug(where: str | None, output: str | None) -> None:
+    """Write a bundle (tar.gz) about this machine and MOUNT, or all pinfs mounts, for a bug report.
+
+    It holds the doctor's findings, versions, status, pins, policy, metrics, and lines about FUSE from the kernel's log
+    where that may be read. It holds no contents of files; pins are shown without notes, names of pins, programs and
+    files. The policy does contain the globs of its rules, and status the mount point and the source.
+    """
+    stem = time.strftime("pinfs-debug-%Y%m%d-%H%M%S")
+    path = Path(output or f"{stem}.tar.gz")
+    parts = [*_machine_parts(), *_mount_parts([mount_of(where)] if where else mounts())]
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with tarfile.open(fileobj=file, mode="w:gz") as bundle:
+            for name, make in parts:
+                _add(bundle, f"{stem}/{name}", _text(make))
+    click.echo(str(path))
+
+
+def _machine_parts() -> Iterator[Part]:
+    yield "versions.json", _versions
+    yield "doctor.json", _doctor
+    yield "mountinfo", lambda: _lines_with(Path("/proc/self/mountinfo").read_text(), re.compile("fuse"))
+    yield "limits", lambda: Path("/proc/self/limits").read_text()
+    yield "kernel.log", _kernel_log
+
+
+def _mount_parts(found: list[Mount]) -> Iterator[Part]:
+    for number, mount in enumerate(found):
+        for name in ("status", "policy", "policy.error", "metrics"):
+            yield f"mount-{number}/{name}", mount.control(name).read_text
+        yield f"mount-{number}/pins", lambda mount=mount: _pins(mount)  # type: ignore[misc]
+
+
+def _text(make: Callable[[], str]) -> str:
+    """A part that cannot be had says why; the others are worth sending without it."""
+    try:
+        return make()
+    except (OSError, ValueError) as error:
+        return f"not available: {error}\n"
+
+
+def _versions() -> str:
+    versions = {"pinfs": pinfs.__version__, "python": platform.python_version(), "kernel": " ".join(os.uname())}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return json.dumps(versions, indent=2) + "\n"
+
+
+def _doctor() -> str:
+    from pinfs.cli.machine import check_machine
+
+    findings: list[Finding] = list(check_machine())
+    return json.dumps([finding.as_json() for finding in findings], indent=2) + "\n"
+
+
+def _kernel_log() -> str:
+    """The kernel's ring buffer as it is now; EPERM where dmesg_restrict forbids it."""
+    with open("/dev/kmsg", "rb", buffering=0, opener=_without_waiting) as log:
+        return _lines_with("".join(_records(log)), _KERNEL_LINES)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _records(log: io.RawIOBase) -> Iterator[str]:
+    """One record a read(); None where a read would wait; EPIPE where records have been overwritten meanwhile."""
+    while True:
+        try:
+            record = log.read(8192)
+        except BrokenPipeError:
+            continue
+        if not record:
+            return
+        yield record.decode(errors="replace")
+
+
+def _lines_with(text: str, pattern: re.Pattern[str]) -> str:
+    lines = [line for line in text.splitlines() if pattern.search(line)]
+    return "\n".join(lines[-_LOG_TAIL:]) + "\n"
+
+
+def _pins(mount: Mount) -> str:
+    return "".join(json.dumps(_without_private(pin)) + "\n" for pin in mount.pins())
+
+
+def _without_private(pin: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in pin.items() if key not in _PRIVATE}
+
+
+def _add(bundle: tarfile.TarFile, name: str, text: str) -> None:
+    data = text.encode(errors="surrogateescape")
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = len(data), 0o644, int(time.time())
+    bundle.addfile(entry, io.BytesIO(data))

@@ -1,0 +1,183 @@
+"""`pinfs policy`: what happens on a conflict, shown, changed, checked and explained."""
+
+import errno
+import os
+import sys
+import tomllib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from pinfs.cli.exitcodes import ExitCode
+from pinfs.cli.mounts import Mount, mount_of, the_mount
+from pinfs.cli.output import listing_options, print_json, print_table, wants_json
+from pinfs.cli.verb import VerbGroup, fail
+from pinfs.config import policy_from_toml
+from pinfs.core.policy import PolicyError, PolicySet, policy_from_mapping, policy_to_toml
+
+_mount_option = click.option(
+    "-m", "--mount", "where", metavar="PATH", help="The mount (or a file on it), where there are several."
+)
+
+
+@click.group(
+    cls=VerbGroup,
+    short_help="Show, change, check or explain the policy.",
+    examples="""
+# what is in force, and which rule decides about a file
+pinfs policy show
+pinfs policy explain /mnt/models/big.bin
+
+# change a value, or the whole
+pinfs policy set break_timeout=10 on_timeout=revoke
+pinfs policy show > policy.toml; $EDITOR policy.toml
+pinfs policy check policy.toml && pinfs policy set policy.toml
+""",
+)
+def policy() -> None:
+    """What happens when a removal meets a pin: refuse, break, for how long, and what then."""
+
+
+@policy.command(
+    short_help="Print the policy in force.",
+    examples="""
+pinfs policy show /mnt/models
+pinfs policy show --json | jq .break_timeout
+""",
+)
+@click.argument("where", metavar="[MOUNT]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of TOML.")
+def show(where: str | None, as_json: bool) -> None:
+    """Print the policy of MOUNT, as TOML that `pinfs policy set` takes back."""
+    text = _text_of(the_mount(where))
+    if as_json:
+        print_json({"v": 1, **tomllib.loads(text)})
+    else:
+        click.echo(text, nl=False)
+
+
+@policy.command(
+    "set",
+    short_help="Put a policy in force (root).",
+    examples="""
+pinfs policy set break_timeout=10 on_timeout=revoke
+pinfs policy set --mount /mnt/models policy.toml
+generate-policy | pinfs policy set -
+""",
+)
+@click.argument("what", metavar="FILE|KEY=VALUE...", nargs=-1, required=True)
+@_mount_option
+def set_(what: tuple[str, ...], where: str | None) -> None:
+    """Put the policy of FILE in force, or change single KEYs of the one that is. Root only.
+
+    It is checked first, and refused whole if a key or value is not good: then the old one stays in force. Breaks that
+    are under way keep the deadline they have. A restart of the mount forgets the change.
+    """
+    mount = the_mount(where)
+    changes = [word for word in what if "=" in word]
+    if len(what) > 1 and len(changes) != len(what):
+        raise click.UsageError("either one FILE, or KEY=VALUE, as many as you like")
+    _put(mount, policy_to_toml(_changed(mount, changes)) if changes else _checked(what[0]))
+
+
+@policy.command(
+    short_help="Say whether a policy file is good.",
+    examples="""
+pinfs policy check /etc/pinfs/models.toml
+""",
+)
+@click.argument("file")
+def check(file: str) -> None:
+    """Say whether FILE (- for standard input) is a policy, and if not, which key on which line is at fault."""
+    _checked(file)
+    click.echo(f"{file}: good")
+
+
+@policy.command(
+    short_help="Show which rule decides about a file.",
+    examples="""
+pinfs policy explain /mnt/models/big.bin
+pinfs policy explain --policy new.toml /mnt/models/big.bin
+""",
+)
+@click.argument("file")
+@click.option("--policy", "candidate", metavar="FILE", help="Explain by this policy instead of the one in force.")
+@listing_options
+def explain(file: str, candidate: str | None, as_json: bool, as_table: bool) -> None:
+    """Show the values that hold for FILE on a mount, and the rule they come from: the last one that matches."""
+    mount = mount_of(file)
+    path = os.path.relpath(os.path.realpath(file), mount.point)
+    policies = _parsed(_checked(candidate) if candidate else _text_of(mount), candidate or mount.point)
+    values, index, glob = policies.explain(path)
+    overrides = policies.rules[index].overrides if index is not None else {}
+    number = None if index is None else index + 1
+    answer = {name: getattr(values, name) for name in type(values).__dataclass_fields__}
+    if wants_json(as_json, as_table):
+        rule = None if number is None else {"number": number, "path": glob}
+        print_json({"v": 1, "path": path, "rule": rule, "policy": answer, "from_rule": sorted(overrides)})
+        return
+    by_rule = f"rule {number}, path = {glob!r}"
+    rows = [(key, str(value), by_rule if key in overrides else "") for key, value in answer.items()]
+    print_table(("KEY", "VALUE", "FROM"), rows)
+    click.echo(f"decided by {by_rule}" if number else "no rule matches: the mount's own values")
+
+
+def _text_of(mount: Mount) -> str:
+    return mount.control("policy").read_text()
+
+
+def _checked(file: str) -> str:
+    """The text of a policy file that is good; fails with exit code 11 where it is not."""
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+    except UnicodeDecodeError as error:
+        fail(f"{file}: not UTF-8: {error.reason}", ExitCode.BAD_POLICY)
+    _parsed(text, file)
+    return text
+
+
+def _parsed(text: str, name: str) -> PolicySet:
+    try:
+        return policy_from_toml(text)
+    except PolicyError as error:
+        fail(f"{name}: {error}", ExitCode.BAD_POLICY)
+
+
+def _changed(mount: Mount, changes: list[str]) -> PolicySet:
+    values: dict[str, Any] = tomllib.loads(_text_of(mount))
+    for change in changes:
+        key, _, value = change.partition("=")
+        values[key] = _value(value)
+    try:
+        return policy_from_mapping(values)
+    except PolicyError as error:
+        fail(str(error), ExitCode.BAD_POLICY)
+
+
+def _value(text: str) -> int | float | str:
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
+    return text
+
+
+def _put(mount: Mount, text: str) -> None:
+    try:
+        fd = os.open(mount.control("policy"), os.O_WRONLY | os.O_CLOEXEC)
+    except PermissionError:
+        fail(f"{mount.point}: only root may change the policy", ExitCode.NOT_PERMITTED)
+    try:
+        os.write(fd, text.encode())
+        os.fsync(fd)  # close(2) may be too late to hear of an error
+    except OSError as error:
+        _refused(mount, error)
+    finally:
+        os.close(fd)
+
+
+def _refused(mount: Mount, error: OSError) -> NoReturn:
+    if error.errno != errno.EINVAL:
+        raise error
+    fail(f"{mount.point}: refused: {mount.control('policy.error').read_text().strip()}", ExitCode.BAD_POLICY)
