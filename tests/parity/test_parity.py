@@ -1,0 +1,201 @@
+"""Everything that is not about pins behaves as the backing directory does (SPEC 11): the same calls on both, compared.
+
+PINFS_PARITY_SECONDS says how long each backing is driven (default 15 s). A failure prints a program that repeats it.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import NewMount
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from support import mounts
+
+from parity import grammar
+from parity.grammar import Existing, Mapped, Opened
+from parity.pair import DifferenceError, Pair
+
+SECONDS = float(os.environ.get("PINFS_PARITY_SECONDS", "15"))
+EXAMPLES_PER_ROUND = 25
+STEPS = 60
+
+OPENING, MAPPING = {"open", "openat", "reopen", "dup"}, {"mmap"}
+
+
+class ParityMachine(RuleBasedStateMachine):
+    """One sequence of steps. The rules, one for each call of the grammar, are added below."""
+
+    pair: Pair
+    """Set by the test: the same for all sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed = False
+        self.opened: list[tuple[str, int]] = []
+        self.mapped: list[tuple[str, int]] = []
+        self.pair.begin()
+
+    @initialize(who=grammar.actors, mode=grammar.modes)
+    def furnish(self, who: str, mode: int) -> None:
+        """Something to work on: most sequences would otherwise end in ENOENT."""
+        self.step("root", "mkdir", b"d", 0o777)
+        self.step(who, "mkdir", b"e", 0o755)
+        self.step(who, "open", 0, b"a", "RDWR|CREAT", mode)
+        self.step(who, "write", 0, (b"A", 10000))
+
+    @rule(reach=st.sampled_from(["", "above"]))
+    def look_at_everything(self, reach: str) -> None:
+        self.step("root", "tree", reach)
+
+    def step(self, who: str, call: str, *arguments: Any) -> None:
+        with self.watched():
+            kind, _ = self.pair.step(who, call, *arguments)
+        if kind == "ok" and call in OPENING | MAPPING:
+            table = self.opened if call in OPENING else self.mapped
+            table[:] = [*(one for one in table if one != (who, arguments[0])), (who, arguments[0])]
+        if kind == "ok" and call in ("close", "munmap"):
+            (self.opened if call == "close" else self.mapped).remove((who, arguments[0]))
+
+    def settle(self, who: str, arguments: Sequence[Any]) -> tuple[str, list[Any]] | None:
+        """Puts what exists now for what the grammar left open; None where there is nothing yet."""
+        settled, owner = list(arguments), None
+        for at, one in enumerate(arguments):
+            if isinstance(one, Opened | Mapped):
+                table = self.opened if isinstance(one, Opened) else self.mapped
+                mine = [entry for entry in table if owner in (None, entry[0])]
+                if not mine:
+                    return None
+                owner, settled[at] = mine[one % len(mine)]
+            elif isinstance(one, Existing):
+                settled[at] = self.pair.existing(one)
+        return owner or who, settled
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        self.failed = True
+        yield
+        self.failed = False
+
+    def teardown(self) -> None:
+        if not self.failed:  # what is compared after a failure would hide it
+            with self.watched():
+                self.pair.end()
+
+
+def _rule_for(call: str, arguments: st.SearchStrategy[tuple[Any, ...]]) -> Callable[..., None]:
+    def run(self: ParityMachine, who: str, arguments: tuple[Any, ...]) -> None:
+        if settled := self.settle(who, arguments):
+            actor, values = settled
+            self.step(actor, call, *values)
+
+    run.__name__ = call
+    return rule(who=grammar.actors, arguments=arguments)(run)
+
+
+for _call, _arguments in grammar.CALLS.items():
+    setattr(ParityMachine, _call, _rule_for(_call, st.tuples(*_arguments)))
+
+PROFILE = settings(
+    max_examples=EXAMPLES_PER_ROUND,
+    stateful_step_count=STEPS,
+    deadline=None,
+    database=None,  # the printed program repeats a failure; an old sequence says little about new code
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate, Phase.shrink],
+)
+
+
+def drive(native: Path, mounted: Path, source: Path | None = None, seconds: float = SECONDS) -> None:
+    """Sequences until the time is up, at least one round. A failure prints the replay script of the shortest one."""
+    pair = Pair(native, mounted, source)
+    machine = type("Parity", (ParityMachine,), {"pair": pair})
+    end = time.monotonic() + seconds
+    try:
+        run_state_machine_as_test(machine, settings=PROFILE)
+        while time.monotonic() < end:
+            run_state_machine_as_test(machine, settings=PROFILE)
+    except DifferenceError:
+        print(pair.script())
+        raise
+    finally:
+        pair.close()
+
+
+@pytest.mark.parametrize("backing", ["tmpfs", "disk"])
+def test_the_mount_behaves_as_its_backing_does(new_mount: NewMount, backing: str) -> None:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:  # a fresh mount every minute: tests may not keep one for hours
+        mount = new_mount(backing=backing)
+        native = mount.base / "native"
+        native.mkdir()
+        drive(native, mount.path, mount.source, min(60.0, end - time.monotonic()))
+        mount.stop()
+
+
+@pytest.fixture
+def two_directories() -> Iterator[list[Path]]:
+    base = mounts.new_base("tmpfs")
+    pair = [base / "one", base / "two"]
+    for path in pair:
+        path.mkdir()
+    yield pair
+    shutil.rmtree(base)
+
+
+def test_the_comparison_itself_is_quiet(two_directories: list[Path]) -> None:
+    drive(two_directories[0], two_directories[1], seconds=0)
+
+
+Spoil = Callable[[Path], object]
+
+
+def _zeros_as_hole(file: Path) -> None:
+    with file.open("wb") as whole:
+        whole.truncate(10000)
+
+
+SPOILS: dict[str, Spoil] = {
+    "mode": lambda file: file.chmod(0o641),
+    "owner": lambda file: os.chown(file, os.getuid(), 41002),
+    "byte": lambda file: file.write_bytes(bytes(9999) + b"B"),
+    "size": lambda file: os.truncate(file, 9999),
+    "hole": _zeros_as_hole,
+    "time": lambda file: os.utime(file, (1, 1)),
+    "link": lambda file: os.link(file, file.with_name("b")),
+    "name": lambda file: file.rename(file.with_name("b")),
+    "xattr": lambda file: os.setxattr(file, "user.a", b"v"),
+    "entry": lambda file: file.with_name("fifo").mkdir(),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+def test_the_comparison_finds(spoil: Spoil, two_directories: list[Path]) -> None:
+    pair = Pair(*two_directories)
+    try:
+        pair.step("root", "open", 0, b"a", "RDWR|CREAT", 0o644)
+        pair.step("root", "write", 0, (b"\0", 10000))
+        pair.step("root", "tree")
+        spoil(two_directories[1] / "parity/root/a")
+        with pytest.raises(DifferenceError):
+            pair.step("root", "tree")
+    finally:
+        pair.close()
+
+
+def test_a_failure_can_be_replayed(two_directories: list[Path], tmp_path: Path) -> None:
+    pair = Pair(*two_directories)
+    pair.step("root", "mkdir", b"d", 0o755)
+    script = tmp_path / "replay.py"
+    script.write_text(pair.script())
+    pair.close()
+    done = subprocess.run([sys.executable, "-I", script, *two_directories], capture_output=True, text=True, check=True)
+    assert "no difference" in done.stdout
