@@ -1,6 +1,7 @@
 """The verbs of SPEC section 6: pins of an open file description. Mirrors pinfs/include/pinfs.h."""
 
 import fcntl
+import re
 import signal as signals
 import struct
 import time
@@ -97,18 +98,18 @@ def query(fd: int, pin_id: int = 0) -> PinQuery:
 
 
 def signal_number(signal: str | int | None) -> int:
-    """`USR1`, `SIGUSR1`, `RTMIN+1`, `none`, a number, or None: the mode's default. Raises ValueError."""
+    """`USR1`, `SIGUSR1`, `RTMIN+1`, `RTMAX-1`, `none`, a number, or None: the mode's default. Raises ValueError."""
     if signal is None:
         return SIGNAL_DEFAULT
     if isinstance(signal, int):
         return int(signal)
     if signal == "none":
         return SIGNAL_NONE
-    base, _, plus = signal.removeprefix("SIG").partition("+")
-    try:
-        return signals.Signals["SIG" + base] + int(plus or 0)
-    except KeyError:
-        raise ValueError(f"there is no signal {signal!r}") from None
+    words = re.fullmatch(r"(?:SIG)?([A-Z0-9]+)([+-][0-9]+)?", signal)
+    number = words and signals.Signals.__members__.get("SIG" + words[1])
+    if not words or number is None:
+        raise ValueError(f"there is no signal {signal!r}")
+    return number + int(words[2] or 0)
 
 
 def _mode(number: int) -> Mode:

@@ -19,7 +19,7 @@ from pinfs.client.model import Mode, PinInfo, State
 from pinfs.client.mounts import is_pinfs
 from pinfs.client.xattrs import Wish
 
-GONE = {errno.ENODATA, errno.ENOENT}
+GONE = {errno.ENODATA, errno.ENOENT, errno.ENOTCONN, errno.ECONNABORTED}  # the last two: the whole mount has gone
 
 
 class Pin(ABC):

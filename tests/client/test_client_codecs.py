@@ -78,7 +78,15 @@ def test_a_query_tells_of_the_break(numbers, mode, remaining_ms) -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [(None, -1), ("none", 0), (12, 12), ("USR1", signal.SIGUSR1), ("SIGIO", signal.SIGIO), ("RTMIN+2", 36)],
+    [
+        (None, -1),
+        ("none", 0),
+        (12, 12),
+        ("USR1", signal.SIGUSR1),
+        ("SIGIO", signal.SIGIO),
+        ("RTMIN+2", 36),
+        ("RTMAX-1", 63),
+    ],
 )
 def test_signal_numbers(text, number) -> None:
     assert ioctl.signal_number(text) == number
@@ -86,7 +94,7 @@ def test_signal_numbers(text, number) -> None:
 
 @pytest.mark.parametrize("text", ["HUPS", "USR1+x", ""])
 def test_no_such_signal(text) -> None:
-    with pytest.raises(ValueError, match=r"signal|invalid"):
+    with pytest.raises(ValueError, match="no signal"):
         ioctl.signal_number(text)
 
 
