@@ -7,6 +7,7 @@ from typing import Final
 
 log = logging.getLogger("pinfs.errors")
 
+MAX_ERRNO: Final = 512  # the kernel refuses replies with anything else (fuse_dev_do_write)
 BURST: Final = 20  # tracebacks in a row; after that one a second
 _tokens = float(BURST)
 _refilled = 0.0
@@ -16,11 +17,12 @@ _unlogged = 0
 def errno_of(exc: Exception, what: str) -> int:
     """The errno for an exception out of an operation; `what` names the operation.
 
-    OSError is expected and passes its errno on. Everything else is a mistake of ours: EIO for the caller, a traceback
-    for the log (at most one a second when they come in floods).
+    OSError is expected and passes its errno on, but for ENOSYS, by which the kernel would take it that this mount does
+    not have the operation at all and never ask again: EOPNOTSUPP. Everything else is a mistake of ours: EIO for the
+    caller, a traceback for the log (at most one a second when they come in floods).
     """
-    if isinstance(exc, OSError) and exc.errno:
-        return exc.errno
+    if isinstance(exc, OSError) and exc.errno and 0 < exc.errno < MAX_ERRNO:
+        return errno.EOPNOTSUPP if exc.errno == errno.ENOSYS else exc.errno
     if _may_log():
         log.error("%s failed unexpectedly", what, exc_info=exc)
     return errno.EIO

@@ -1,0 +1,241 @@
+"""The dispatcher: reads requests from /dev/fuse and answers them.
+
+The short way: one handler runs straight from the request to the reply, with no task and no scheduling in between.
+Only a handler that has to wait (it parks) goes on in a task of its own, under a cancel scope that an INTERRUPT for
+its request cancels. What pyfuse3 carries and is rare takes the long way.
+"""
+
+import errno
+import logging
+import os
+import select
+from collections.abc import Callable, Coroutine
+from time import perf_counter
+from typing import Any, Final, cast
+
+import trio
+
+from pinfs.bridge import wire
+from pinfs.bridge.handlers import LONG_WAY, UNANSWERED, Handlers, Route
+from pinfs.bridge.longway import LongWay
+from pinfs.bridge.negotiate import BUFFER_SIZE, Terms, Wishes, agree
+from pinfs.fs.errors import errno_of
+from pinfs.fs.operations import Operations
+from pinfs.fs.types import Caller
+from pinfs.parking import Parked, rest_of, run_straight
+
+log = logging.getLogger("pinfs.bridge")
+
+TURN_S: Final = 0.001  # what the short way may take before trio gets a turn
+LINGER_MS: Final = 1  # how long to wait on the descriptor itself: going back to trio costs as much as an answer
+LARGE: Final = 4096  # bytes; from here on a second buffer for writev is cheaper than a copy
+
+Body = bytes | None
+Work = Coroutine[Any, Any, Body]
+
+
+class Ended(Exception):
+    """The connection is over. `aborted`: not by an unmount."""
+
+    def __init__(self, aborted: bool) -> None:
+        self.aborted = aborted
+
+
+class _Woken(trio.abc.Instrument):
+    """Knows whether something has become runnable: trio gets its turn at once then, not when requests run out."""
+
+    def __init__(self) -> None:
+        self.yes = False
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        self.yes = True
+
+
+class Dispatcher:
+    """Serves one connection. `fd` must not block; it stays the caller's."""
+
+    def __init__(self, fd: int, ops: Operations, wishes: Wishes, on_agreed: Callable[[Terms], None]) -> None:
+        self.terms: Terms | None = None
+        self.long_way = LongWay(self._to_kernel, self._on_init, self._on_ready)
+        self.straight = 0  # requests answered on the short way
+        self.parked_in_all = 0
+        self._fd = fd
+        self._ops = ops
+        self._wishes = wishes
+        self._on_agreed = on_agreed
+        self._routes = Handlers(ops, self._to_kernel).routes()
+        self._routes[wire.INTERRUPT] = Route(self._interrupt, 8)
+        self._parked: dict[int, trio.CancelScope] = {}
+        self._woken = _Woken()
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._take_fresh_buffer()
+
+    @property
+    def parked(self) -> int:
+        """Requests that wait right now."""
+        return len(self._parked)
+
+    def _take_fresh_buffer(self) -> None:
+        self._buffer = bytearray(BUFFER_SIZE)
+        self._into = [self._buffer]
+        self._view = memoryview(self._buffer)
+
+    # The loop
+
+    async def run(self) -> bool:
+        """Serve until the connection ends. True: it was aborted; False: unmounted."""
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self.long_way.replies)
+            trio.lowlevel.add_instrument(self._woken)
+            try:
+                await self._serve()
+            except Ended as end:
+                return end.aborted
+            finally:
+                trio.lowlevel.remove_instrument(self._woken)
+                self._nursery.cancel_scope.cancel()
+        raise AssertionError("the loop ends by Ended only")
+
+    async def _serve(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._fd)
+            while self._turn():
+                await trio.lowlevel.checkpoint()
+
+    def _turn(self) -> bool:
+        """Answer what comes, until nothing more comes (False) or trio should get a turn (True)."""
+        woken = self._woken
+        woken.yes = False
+        until = perf_counter() + TURN_S
+        wait_ms = 0
+        while self._poll.poll(wait_ms):
+            self._answer_one()
+            if woken.yes or self.long_way.in_flight or perf_counter() > until:
+                return True
+            wait_ms = LINGER_MS
+        return False
+
+    def _answer_one(self) -> None:
+        size = self._receive()
+        if size < wire.IN_SIZE:
+            if size:
+                log.warning("a request of %d bytes is shorter than its header: dropped", size)
+            return
+        length, opcode, unique, nodeid, uid, gid, pid, extensions, _ = wire.IN_HEADER.unpack_from(self._buffer)
+        route = self._routes.get(opcode)
+        if route is None:
+            self._answer_otherwise(opcode, unique, size)
+            return
+        end = size - extensions * 8
+        if length != size or end < wire.IN_SIZE + route.shortest:
+            self._refuse(opcode, unique, errno.EINVAL)
+            return
+        work = cast(Work, route.handler(nodeid, Caller(uid, gid, pid), self._view[wire.IN_SIZE : end]))
+        try:
+            body = run_straight(work)
+        except Parked:
+            self._park(opcode, unique, work)
+        except Exception as e:
+            self._refuse(opcode, unique, errno_of(e, f"opcode {opcode}"))
+        else:
+            self.straight += 1
+            if body is not None:
+                self._reply(opcode, unique, body)
+
+    def _receive(self) -> int:
+        """The size of the next request in the buffer; 0: there was none after all. Raises Ended."""
+        try:
+            return os.readv(self._fd, self._into)
+        except OSError as e:
+            if e.errno in (errno.ENODEV, errno.ECONNABORTED):
+                raise Ended(e.errno == errno.ECONNABORTED) from None
+            if e.errno in (errno.EAGAIN, errno.EINTR, errno.ENOENT):  # ENOENT: its caller gave up before we took it
+                return 0
+            raise
+
+    def _answer_otherwise(self, opcode: int, unique: int, size: int) -> None:
+        if opcode in LONG_WAY:
+            self.long_way.send(opcode, unique, self._view[:size])
+        else:
+            self._refuse(opcode, unique, errno.ENOSYS)
+
+    def _on_init(self, body: memoryview) -> bytes:
+        self.terms, reply = agree(body, self._wishes)
+        return reply
+
+    def _on_ready(self) -> None:
+        if self.terms is not None:
+            self._on_agreed(self.terms)
+
+    # Waiting requests
+
+    def _park(self, opcode: int, unique: int, work: Work) -> None:
+        scope = self._parked[unique] = trio.CancelScope()
+        self.parked_in_all += 1
+        self._take_fresh_buffer()  # the old one is the handler's
+        self._nursery.start_soon(self._finish, opcode, unique, work, scope, name=f"request {unique}")
+
+    async def _finish(self, opcode: int, unique: int, work: Work, scope: trio.CancelScope) -> None:
+        body: Body = None
+        try:
+            with scope:
+                body = await rest_of(work)
+        except Exception as e:
+            self._refuse(opcode, unique, errno_of(e, f"opcode {opcode}"))
+        else:
+            if scope.cancelled_caught:
+                self._refuse(opcode, unique, errno.EINTR)
+            elif body is not None:
+                self._reply(opcode, unique, body)
+        finally:
+            del self._parked[unique]
+
+    async def _interrupt(self, nodeid: int, ctx: Caller, body: memoryview) -> None:
+        """The caller of a request was hit by a signal. What does not wait any more is answered already.
+
+        It cannot come too early: the kernel sends it only after we have read the request (FR_SENT).
+        """
+        (unique,) = wire.U64.unpack_from(body)
+        if (scope := self._parked.get(unique)) is not None:
+            scope.cancel()
+
+    # Replies
+
+    def _reply(self, opcode: int, unique: int, body: bytes) -> None:
+        header = wire.OUT_HEADER.pack(wire.OUT_SIZE + len(body), 0, unique)
+        try:
+            if len(body) < LARGE:
+                os.write(self._fd, header + body)
+            else:
+                os.writev(self._fd, [header, body])
+        except OSError as e:
+            self._undelivered(e)
+            self._take_back(opcode, body)
+
+    def _refuse(self, opcode: int, unique: int, number: int) -> None:
+        if opcode in UNANSWERED:
+            log.warning("a malformed request (opcode %d) that gets no reply: dropped", opcode)
+        else:
+            self._to_kernel(wire.OUT_HEADER.pack(wire.OUT_SIZE, -number, unique))
+
+    def _to_kernel(self, message: bytes | memoryview) -> None:
+        try:
+            os.write(self._fd, message)
+        except OSError as e:
+            self._undelivered(e)
+
+    def _undelivered(self, e: OSError) -> None:
+        """ENOENT: nobody waits any more. ENODEV and its like: the next read tells. EINVAL: a mistake of ours."""
+        if e.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPERM):
+            log.error("the kernel did not take a reply", exc_info=e)
+
+    def _take_back(self, opcode: int, body: bytes) -> None:
+        """Nobody got what this reply gives: release it, or it would stay open for ever."""
+        if opcode in (wire.LOOKUP, wire.MKDIR, wire.CREATE, wire.TMPFILE):
+            (nodeid,) = wire.U64.unpack_from(body)
+            self._ops.forget([(nodeid, 1)])
+        if opcode in (wire.OPEN, wire.CREATE, wire.TMPFILE, wire.OPENDIR):
+            fh, _, _ = wire.OPEN_OUT.unpack_from(body, len(body) - wire.OPEN_OUT.size)
+            release = self._ops.releasedir if opcode == wire.OPENDIR else self._ops.release
+            self._nursery.start_soon(release, fh)

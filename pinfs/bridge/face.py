@@ -1,0 +1,247 @@
+"""The face that pyfuse3 sees: its types to ours and back, and its errors.
+
+Complete, so that pinfs also runs on plain pyfuse3; behind the bridge only the rare operations come this way.
+"""
+
+import os
+import select
+from collections.abc import Callable, Coroutine, Sequence
+from functools import update_wrapper
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, RequestContext, SetattrFields, StatvfsData
+
+from pinfs.fs.errors import errno_of
+from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NONSEEKABLE
+from pinfs.fs.operations import Operations
+from pinfs.fs.types import Entry, Opened, SetAttr
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ANY_EVENT: Final = select.POLLIN | select.POLLOUT | select.POLLPRI  # pyfuse3 does not say which events are meant
+
+_TIMES: Final = ("st_atime_ns", "st_mtime_ns", "st_ctime_ns")
+_COPIED: Final = (
+    "st_mode", "st_nlink", "st_uid", "st_gid", "st_rdev", "st_size", "st_blksize", "st_blocks", *_TIMES
+)  # fmt: skip
+_STATVFS: Final = (
+    "f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail", "f_namemax"
+)  # fmt: skip
+
+
+def _answer(
+    method: Callable[Concatenate["Face", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Face", P], Coroutine[Any, Any, T]]:
+    """Whatever a handler raises becomes the one exception that does not end pyfuse3's main loop."""
+
+    async def answered(self: "Face", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await method(self, *args, **kwargs)
+        except Exception as e:
+            raise pyfuse3.FUSEError(errno_of(e, method.__name__)) from e
+
+    update_wrapper(answered, method)
+    return answered
+
+
+class Face(pyfuse3.Operations):
+    """`enable_acl`: the backing has ACLs, and the kernel shall check them. flush is left out: ENOSYS."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, ops: Operations, *, enable_acl: bool = False) -> None:
+        super().__init__()
+        self.enable_acl = enable_acl
+        self._ops = ops
+
+    def _attributes(self, nodeid: int, st: os.stat_result) -> EntryAttributes:
+        result = EntryAttributes()
+        for name in _COPIED:
+            setattr(result, name, getattr(st, name))
+        result.st_ino = nodeid
+        result.entry_timeout = self._ops.entry_timeout_s
+        result.attr_timeout = self._ops.attr_timeout_s
+        return result
+
+    def _entry(self, entry: Entry) -> EntryAttributes:
+        return self._attributes(entry.nodeid, entry.st)
+
+    # Names
+
+    @_answer
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._ops.lookup(parent_inode, name, ctx))
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        self._ops.forget(inode_list)
+
+    @_answer
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._ops.mknod(parent_inode, name, mode, rdev, ctx))
+
+    @_answer
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._ops.mkdir(parent_inode, name, mode, ctx))
+
+    @_answer
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._ops.symlink(parent_inode, name, target, ctx))
+
+    @_answer
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(await self._ops.link(inode, new_parent_inode, new_name, ctx))
+
+    @_answer
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return await self._ops.readlink(inode, ctx)
+
+    @_answer
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._ops.unlink(parent_inode, name, ctx)
+
+    @_answer
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._ops.rmdir(parent_inode, name, ctx)
+
+    @_answer
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        await self._ops.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
+
+    # Attributes
+
+    @_answer
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._attributes(inode, await self._ops.getattr(inode, ctx))
+
+    @_answer
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._attributes(inode, await self._ops.setattr(inode, _changes(attr, fields), fh, ctx))
+
+    @_answer
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        await self._ops.access(inode, mode, ctx)
+        return True
+
+    # Files
+
+    @_answer
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        return _file_info(await self._ops.open(inode, flags, ctx))
+
+    @_answer
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        opened, entry = await self._ops.create(parent_inode, name, mode, flags, ctx)
+        return _file_info(opened), self._entry(entry)
+
+    @_answer
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return await self._ops.read(fh, off, size)
+
+    @_answer
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._ops.write(fh, off, buf)
+
+    @_answer
+    async def release(self, fh: int) -> None:
+        await self._ops.release(fh)
+
+    @_answer
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._ops.fsync(fh, datasync)
+
+    @_answer
+    async def poll(self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: RequestContext) -> int:
+        return await self._ops.poll(fh, ANY_EVENT, poll_handle.notify if poll_handle else None)
+
+    # Directories
+
+    @_answer
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        return (await self._ops.opendir(inode, ctx)).fh
+
+    @_answer
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        def add(name: bytes, next_offset: int, what: Entry | tuple[int, int]) -> bool:
+            attributes = self._entry(what) if isinstance(what, Entry) else _bare(*what)
+            return bool(pyfuse3.readdir_reply(token, name, attributes, next_offset))
+
+        await self._ops.readdir(fh, start_id, True, add)
+
+    @_answer
+    async def releasedir(self, fh: int) -> None:
+        await self._ops.releasedir(fh)
+
+    @_answer
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._ops.fsyncdir(fh, datasync)
+
+    # Extended attributes; pyfuse3 itself has looked at XATTR_CREATE and XATTR_REPLACE
+
+    @_answer
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        await self._ops.setxattr(inode, name, value, 0, ctx)
+
+    @_answer
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        return await self._ops.getxattr(inode, name, ctx)
+
+    @_answer
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        return await self._ops.listxattr(inode, ctx)
+
+    @_answer
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._ops.removexattr(inode, name, ctx)
+
+    # The file system
+
+    @_answer
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        answer = await self._ops.statfs(ctx)
+        result = StatvfsData()
+        for name in _STATVFS:
+            setattr(result, name, getattr(answer, name))
+        return result
+
+
+def _file_info(opened: Opened) -> FileInfo:
+    return FileInfo(
+        fh=opened.fh,
+        direct_io=bool(opened.flags & FOPEN_DIRECT_IO),
+        keep_cache=bool(opened.flags & FOPEN_KEEP_CACHE),
+        nonseekable=bool(opened.flags & FOPEN_NONSEEKABLE),
+    )
+
+
+def _bare(ino: int, kind: int) -> EntryAttributes:
+    """`.` and `..`: no lookup, only a number and a type."""
+    result = EntryAttributes()
+    result.st_ino = ino
+    result.st_mode = kind << 12
+    return result
+
+
+def _changes(attr: EntryAttributes, fields: SetattrFields) -> SetAttr:
+    return SetAttr(
+        mode=attr.st_mode if fields.update_mode else None,
+        uid=attr.st_uid if fields.update_uid else None,
+        gid=attr.st_gid if fields.update_gid else None,
+        size=attr.st_size if fields.update_size else None,
+        atime_ns=attr.st_atime_ns if fields.update_atime else None,
+        mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+    )

@@ -1,0 +1,295 @@
+"""What the bridge answers itself: decode a request, call the operation, encode the reply. One short function each.
+
+The table at the end is the whole of it: an opcode that is not in it takes the long way through pyfuse3 (if that knows
+it), so moving one over is a matter of one line. A handler returns the body of the reply, or None for requests that
+get none. It must have taken everything out of `body` before it waits; what it keeps a slice of stays valid, because
+the dispatcher leaves the buffer to a handler that parks.
+"""
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+from pinfs.bridge import wire
+from pinfs.fs.operations import Operations
+from pinfs.fs.types import Caller, Entry, Opened, SetAttr
+
+Handler = Callable[[int, Caller, memoryview], Awaitable[bytes | None]]
+MAX_COPY: Final = 0x7FFF_F000  # bytes: COPY_FILE_RANGE answers in 32 bits
+
+
+class Route(NamedTuple):
+    """A handler, and the least that the body of its request holds, in bytes."""
+
+    handler: Handler
+    shortest: int
+
+
+class Handlers:
+    """The handlers of one mount. `notify` writes an unsolicited message to the kernel."""
+
+    def __init__(self, ops: Operations, notify: Callable[[bytes], None]) -> None:
+        self._ops = ops
+        self._notify = notify
+        self._entry_valid = wire.seconds(ops.entry_timeout_s)
+        self._attr_valid = wire.seconds(ops.attr_timeout_s)
+
+    # Names
+
+    async def lookup(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        entry = await self._ops.lookup(nodeid, wire.name_of(body), ctx)
+        return wire.entry_out(entry, self._entry_valid, self._attr_valid)
+
+    async def forget(self, nodeid: int, ctx: Caller, body: memoryview) -> None:
+        self._ops.forget([(nodeid, *wire.U64.unpack_from(body))])
+
+    async def batch_forget(self, nodeid: int, ctx: Caller, body: memoryview) -> None:
+        count, _ = wire.BATCH_FORGET_IN.unpack_from(body)
+        self._ops.forget(wire.FORGET_ONE.iter_unpack(_exactly(body[8:], count * wire.FORGET_ONE.size)))
+
+    async def mkdir(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        mode, umask = wire.MKDIR_IN.unpack_from(body)
+        entry = await self._ops.mkdir(nodeid, wire.name_of(body, 8), mode, ctx._replace(umask=umask))
+        return wire.entry_out(entry, self._entry_valid, self._attr_valid)
+
+    async def unlink(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        await self._ops.unlink(nodeid, wire.name_of(body), ctx)
+        return b""
+
+    async def rmdir(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        await self._ops.rmdir(nodeid, wire.name_of(body), ctx)
+        return b""
+
+    async def rename(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        (new_parent,) = wire.U64.unpack_from(body)
+        name, new_name = wire.names_of(body, 8)
+        await self._ops.rename(nodeid, name, new_parent, new_name, 0, ctx)
+        return b""
+
+    async def rename2(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        new_parent, flags, _ = wire.RENAME2_IN.unpack_from(body)
+        name, new_name = wire.names_of(body, 16)
+        await self._ops.rename(nodeid, name, new_parent, new_name, flags, ctx)
+        return b""
+
+    # Attributes
+
+    async def getattr(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        flags, _, fh = wire.GETATTR_IN.unpack_from(body)
+        st = await self._ops.getattr(nodeid, ctx, fh if flags & wire.GETATTR_FH else None)
+        return wire.attr_out(nodeid, st, self._attr_valid)
+
+    async def setattr(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        changes, fh = wire.attributes(wire.SETATTR_IN.unpack_from(body))
+        st = await self._ops.setattr(nodeid, changes, fh, ctx)
+        return wire.attr_out(nodeid, st, self._attr_valid)
+
+    async def statx(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        flags, _, fh, _, _ = wire.STATX_IN.unpack_from(body)
+        st, btime_ns = await self._ops.statx_btime(nodeid, fh if flags & wire.GETATTR_FH else None)
+        return wire.statx_out(nodeid, st, btime_ns, self._attr_valid)
+
+    # Files
+
+    async def open(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        flags, open_flags = wire.OPEN_IN.unpack_from(body)
+        opened = await self._ops.open(nodeid, flags, ctx)
+        if open_flags & wire.OPEN_KILL_SUIDGID:  # O_TRUNC by who may not keep set-user-id
+            await self._ops.setattr(nodeid, SetAttr(kill_suidgid=True), None, ctx)
+        return wire.open_out(opened)
+
+    async def create(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
+        name = wire.name_of(body, 16)
+        return self._created(*await self._ops.create(nodeid, name, mode, flags, ctx._replace(umask=umask)))
+
+    async def tmpfile(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
+        return self._created(*await self._ops.tmpfile(nodeid, mode, flags, ctx._replace(umask=umask)))
+
+    def _created(self, opened: Opened, entry: Entry) -> bytes:
+        return wire.entry_out(entry, self._entry_valid, self._attr_valid) + wire.open_out(opened)
+
+    async def read(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
+        return await self._ops.read(fh, offset, size)
+
+    async def write(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        fh, offset, size, flags, *_ = wire.WRITE_IN.unpack_from(body)
+        data = _exactly(body[wire.WRITE_IN.size :], size)
+        kill = bool(flags & wire.WRITE_KILL_SUIDGID)
+        return wire.WRITE_OUT.pack(await self._ops.write(fh, offset, data, kill_suidgid=kill), 0)
+
+    async def release(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        await self._ops.release(wire.RELEASE_IN.unpack_from(body)[0])
+        return b""
+
+    async def fsync(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
+        await self._ops.fsync(fh, bool(flags & wire.FSYNC_FDATASYNC))
+        return b""
+
+    async def fallocate(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        fh, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(body)
+        await self._ops.fallocate(fh, mode, offset, length, ctx)
+        return b""
+
+    async def lseek(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        fh, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
+        return wire.U64.pack(await self._ops.lseek(fh, offset, whence))
+
+    async def copy_file_range(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        return wire.WRITE_OUT.pack(await self._copy(ctx, body), 0)
+
+    async def copy_file_range_64(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        return wire.U64.pack(await self._copy(ctx, body))
+
+    async def _copy(self, ctx: Caller, body: memoryview) -> int:
+        fh_in, off_in, _, fh_out, off_out, length, flags = wire.COPY_FILE_RANGE_IN.unpack_from(body)
+        return await self._ops.copy_file_range(fh_in, off_in, fh_out, off_out, min(length, MAX_COPY), flags, ctx)
+
+    async def ioctl(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        """The restricted form: the number of the command says how much data goes each way."""
+        fh, flags, cmd, _, in_size, out_size = wire.IOCTL_IN.unpack_from(body)
+        if flags & wire.IOCTL_UNRESTRICTED:  # for CUSE only
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        data = _exactly(body[wire.IOCTL_IN.size :], in_size).tobytes()
+        answer = await self._ops.ioctl(fh, cmd, data, out_size, ctx)
+        return wire.IOCTL_OUT.pack(0, 0, 0, 0) + answer[:out_size]
+
+    async def poll(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        fh, kh, flags, events = wire.POLL_IN.unpack_from(body)
+        wake = self._wake(kh) if flags & wire.POLL_SCHEDULE_NOTIFY else None
+        return wire.POLL_OUT.pack(await self._ops.poll(fh, events, wake), 0)
+
+    def _wake(self, kh: int) -> Callable[[], None]:
+        """Only wakes who polls (fuse_notify_poll_wakeup takes no inode's lock): allowed inside any handler."""
+        message = wire.OUT_HEADER.pack(wire.OUT_SIZE + 8, wire.NOTIFY_POLL, 0) + wire.U64.pack(kh)
+        return lambda: self._notify(message)
+
+    # Directories
+
+    async def opendir(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        return wire.open_out(await self._ops.opendir(nodeid, ctx))
+
+    async def readdir(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        return await self._listing(body, plus=False)
+
+    async def readdirplus(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        return await self._listing(body, plus=True)
+
+    async def _listing(self, body: memoryview, plus: bool) -> bytes:
+        fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
+        listing = wire.Listing(size, plus, self._entry_valid, self._attr_valid)
+        await self._ops.readdir(fh, offset, plus, listing.add)
+        return b"".join(listing.parts)
+
+    async def releasedir(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        await self._ops.releasedir(wire.RELEASE_IN.unpack_from(body)[0])
+        return b""
+
+    # Extended attributes
+
+    async def setxattr(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        size, flags = wire.SETXATTR_IN.unpack_from(body)
+        name, end, value = body[8:].tobytes().partition(b"\0")
+        if not end or len(value) != size:
+            raise OSError(errno.EINVAL, "not a name and a value")
+        await self._ops.setxattr(nodeid, name, value, flags, ctx)
+        return b""
+
+    async def getxattr(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        size, _ = wire.GETXATTR_IN.unpack_from(body)
+        return _sized(await self._ops.getxattr(nodeid, wire.name_of(body, 8), ctx, size), size)
+
+    async def listxattr(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        size, _ = wire.GETXATTR_IN.unpack_from(body)
+        names = await self._ops.listxattr(nodeid, ctx)
+        return _sized(b"".join([name + b"\0" for name in names]), size)
+
+    async def removexattr(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        await self._ops.removexattr(nodeid, wire.name_of(body), ctx)
+        return b""
+
+    # The file system
+
+    async def syncfs(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        await self._ops.syncfs(nodeid)
+        return b""
+
+    def routes(self) -> dict[int, Route]:
+        """Opcode to handler."""
+        return {
+            wire.LOOKUP: Route(self.lookup, 2),
+            wire.FORGET: Route(self.forget, 8),
+            wire.BATCH_FORGET: Route(self.batch_forget, wire.BATCH_FORGET_IN.size),
+            wire.GETATTR: Route(self.getattr, wire.GETATTR_IN.size),
+            wire.SETATTR: Route(self.setattr, wire.SETATTR_IN.size),
+            wire.STATX: Route(self.statx, wire.STATX_IN.size),
+            wire.MKDIR: Route(self.mkdir, wire.MKDIR_IN.size + 2),
+            wire.UNLINK: Route(self.unlink, 2),
+            wire.RMDIR: Route(self.rmdir, 2),
+            wire.RENAME: Route(self.rename, 8 + 4),
+            wire.RENAME2: Route(self.rename2, wire.RENAME2_IN.size + 4),
+            wire.OPEN: Route(self.open, wire.OPEN_IN.size),
+            wire.CREATE: Route(self.create, wire.CREATE_IN.size + 2),
+            wire.TMPFILE: Route(self.tmpfile, wire.CREATE_IN.size),
+            wire.READ: Route(self.read, wire.READ_IN.size),
+            wire.WRITE: Route(self.write, wire.WRITE_IN.size),
+            wire.RELEASE: Route(self.release, wire.RELEASE_IN.size),
+            wire.FSYNC: Route(self.fsync, wire.FSYNC_IN.size),
+            wire.FALLOCATE: Route(self.fallocate, wire.FALLOCATE_IN.size),
+            wire.LSEEK: Route(self.lseek, wire.LSEEK_IN.size),
+            wire.COPY_FILE_RANGE: Route(self.copy_file_range, wire.COPY_FILE_RANGE_IN.size),
+            wire.COPY_FILE_RANGE_64: Route(self.copy_file_range_64, wire.COPY_FILE_RANGE_IN.size),
+            wire.IOCTL: Route(self.ioctl, wire.IOCTL_IN.size),
+            wire.POLL: Route(self.poll, wire.POLL_IN.size),
+            wire.OPENDIR: Route(self.opendir, wire.OPEN_IN.size),
+            wire.READDIR: Route(self.readdir, wire.READ_IN.size),
+            wire.READDIRPLUS: Route(self.readdirplus, wire.READ_IN.size),
+            wire.RELEASEDIR: Route(self.releasedir, wire.RELEASE_IN.size),
+            wire.SETXATTR: Route(self.setxattr, wire.SETXATTR_IN.size + 2),
+            wire.GETXATTR: Route(self.getxattr, wire.GETXATTR_IN.size + 2),
+            wire.LISTXATTR: Route(self.listxattr, wire.GETXATTR_IN.size),
+            wire.REMOVEXATTR: Route(self.removexattr, 2),
+            wire.SYNCFS: Route(self.syncfs, 0),
+        }
+
+
+LONG_WAY: Final = frozenset(
+    {
+        wire.INIT,
+        wire.DESTROY,
+        wire.READLINK,
+        wire.SYMLINK,
+        wire.MKNOD,
+        wire.LINK,
+        wire.STATFS,
+        wire.FSYNCDIR,
+        wire.ACCESS,
+    }
+)
+"""What goes through pyfuse3.
+
+What is neither here nor in routes() is answered ENOSYS, and the kernel never asks again: unknown opcodes, and
+FLUSH, because nothing has to be done when one of the descriptors of a handle is closed.
+"""
+
+UNANSWERED: Final = frozenset({wire.FORGET, wire.BATCH_FORGET, wire.INTERRUPT, wire.NOTIFY_REPLY})
+
+
+def _exactly(data: memoryview, size: int) -> memoryview:
+    """EINVAL: the request holds less or more than it says."""
+    if len(data) != size:
+        raise OSError(errno.EINVAL, "not as many bytes as announced")
+    return data
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """The reply to GETXATTR and LISTXATTR: the value, or how large it is when the caller only asks. ERANGE."""
+    if not size:
+        return wire.GETXATTR_OUT.pack(len(value), 0)
+    if len(value) > size:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return value

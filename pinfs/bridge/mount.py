@@ -1,0 +1,282 @@
+"""Mounting and unmounting, as root by mount(2), as a user by fusermount3. Nothing here waits for the file system."""
+
+import array
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+log = logging.getLogger("pinfs.mount")
+
+FSTYPE: Final = "fuse.pinfs"
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME = 0x1, 0x2, 0x4, 0x8, 0x400
+MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+
+
+class MountError(Exception):
+    """Mounting is not possible; the text is for people and says what to do about it."""
+
+
+class StaleMountError(MountError):
+    """A dead mount is in the way."""
+
+
+class AlreadyServedError(MountError):
+    """Another pinfs serves this source."""
+
+
+@dataclass(frozen=True)
+class MountFlags:
+    """Options of mount(8) that concern the mount itself."""
+
+    allow_other: bool = False
+    read_only: bool = False
+    suid: bool = False
+    dev: bool = False
+    exec_: bool = True
+    atime: bool = True
+
+    @property
+    def bits(self) -> int:
+        """For mount(2)."""
+        return (
+            (MS_RDONLY if self.read_only else 0)
+            | (0 if self.suid else MS_NOSUID)
+            | (0 if self.dev else MS_NODEV)
+            | (0 if self.exec_ else MS_NOEXEC)
+            | (0 if self.atime else MS_NOATIME)
+        )
+
+    def names(self) -> Iterator[str]:
+        """For fusermount3, which adds nosuid and nodev itself."""
+        yield "ro" if self.read_only else "rw"
+        if not self.exec_:
+            yield "noexec"
+        if not self.atime:
+            yield "noatime"
+
+
+# Before the mount
+
+
+def open_source(source: str) -> int:
+    """A descriptor of the source directory that holds the lock of the one pinfs that may serve it.
+
+    Keep it open for as long as the mount lives. Raises AlreadyServedError, MountError.
+    """
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as e:
+        raise MountError(f"the source {source} cannot be served: {_words(e)}") from e
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        os.close(fd)
+        if e.errno != errno.EWOULDBLOCK:
+            raise MountError(f"the source {source} cannot be locked: {_words(e)}") from e
+        raise AlreadyServedError(
+            f"another pinfs already serves {source}: two of them would not know of each other's pins"
+        ) from e
+    return fd
+
+
+def check_mountpoint(mountpoint: str, source_fd: int, *, replace_stale: bool = False) -> str:
+    """The real path of a mount point that can be used. Raises StaleMountError, MountError."""
+    try:
+        st = os.stat(mountpoint)
+    except OSError as e:
+        if e.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise MountError(f"the mount point {mountpoint} cannot be used: {_words(e)}") from e
+        _clear_stale(mountpoint, e, replace_stale)
+        return check_mountpoint(mountpoint, source_fd)
+    if not stat.S_ISDIR(st.st_mode):
+        raise MountError(f"the mount point {mountpoint} is not a directory")
+    real = os.path.realpath(mountpoint)
+    source = os.fstat(source_fd)
+    if _lies_in(real, source):
+        raise MountError(f"the mount point {mountpoint} lies inside the source: pinfs would serve itself")
+    if _lies_in(f"/proc/self/fd/{source_fd}", st):
+        raise MountError(f"the source lies inside the mount point {mountpoint}: it would hide what it serves")
+    return real
+
+
+def _clear_stale(mountpoint: str, why: OSError, replace_stale: bool) -> None:
+    if not replace_stale:
+        raise StaleMountError(
+            f"{mountpoint} is a stale mount ({_words(why)}): its daemon has gone. "
+            f"Remove it with `pinfs umount {mountpoint}`, or mount with -o replace_stale"
+        )
+    log.info("replacing the stale mount on %s", mountpoint)
+    unmount(mountpoint, lazy=True)
+
+
+def _lies_in(path: str, directory: os.stat_result) -> bool:
+    """Whether a directory is `directory` or lies below it."""
+    at = Path(os.path.realpath(path))
+    return any(_same(os.stat(above), directory) for above in (at, *at.parents))
+
+
+def _same(one: os.stat_result, other: os.stat_result) -> bool:
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+
+
+# Mounting
+
+
+def mount(source: str, mountpoint: str, flags: MountFlags) -> int:
+    """Mount; the connection's descriptor (non-blocking). Raises MountError."""
+    if os.geteuid() == 0:
+        return _mount_as_root(source, mountpoint, flags)
+    return _mount_as_user(source, mountpoint, flags)
+
+
+def _mount_as_root(source: str, mountpoint: str, flags: MountFlags) -> int:
+    try:
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as e:
+        raise MountError(f"/dev/fuse cannot be opened: {_words(e)}{_hint(e)}") from e
+    options = [f"fd={fd}", f"rootmode={stat.S_IFDIR:o}", f"user_id={os.geteuid()}", f"group_id={os.getegid()}"]
+    options += ["default_permissions", *(["allow_other"] if flags.allow_other else [])]
+    if _libc.mount(
+        os.fsencode(source), os.fsencode(mountpoint), FSTYPE.encode(), flags.bits, ",".join(options).encode()
+    ):
+        number = ctypes.get_errno()
+        os.close(fd)
+        raise MountError(f"mounting on {mountpoint} failed: {os.strerror(number)}{_hint(OSError(number, ''))}")
+    return fd
+
+
+def _hint(e: OSError) -> str:
+    hints = {
+        errno.ENOENT: " (is the kernel module loaded? `modprobe fuse`)",
+        errno.ENODEV: " (is the kernel module loaded? `modprobe fuse`)",
+        errno.EPERM: " (in a container: --device /dev/fuse --cap-add SYS_ADMIN)",
+    }
+    return hints.get(e.errno or 0, "")
+
+
+def _mount_as_user(source: str, mountpoint: str, flags: MountFlags) -> int:
+    """fusermount3 mounts and sends the descriptor through the socket whose number it finds in _FUSE_COMMFD."""
+    program = _fusermount()
+    options = [f"fsname={_escaped(source)}", "subtype=pinfs", "default_permissions", *flags.names()]
+    if flags.allow_other:
+        options.append("allow_other")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours:
+        with theirs:
+            result = subprocess.run(
+                [program, "-o", ",".join(options), "--", mountpoint],
+                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+        if result.returncode:
+            raise MountError(f"mounting on {mountpoint} failed: {os.fsdecode(result.stderr).strip()}")
+        fd = _received_descriptor(ours)
+    os.set_blocking(fd, False)
+    return fd
+
+
+def _fusermount() -> str:
+    program = shutil.which("fusermount3")
+    if program is None:
+        raise MountError("fusermount3 is missing: install the package fuse3, or mount as root")
+    return program
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def _received_descriptor(connection: socket.socket) -> int:
+    size = array.array("i").itemsize
+    _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(size))
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fd = int.from_bytes(data[:size], "little")
+            os.set_inheritable(fd, False)
+            return fd
+    raise MountError("fusermount3 sent no descriptor")
+
+
+# Unmounting
+
+
+def unmount(mountpoint: str, *, lazy: bool = False) -> None:
+    """umount2(2), or fusermount3 -u for a user. May block while the file system answers: not for the event loop.
+
+    OSError: EBUSY (somebody uses it; never with `lazy`), EINVAL (nothing is mounted there).
+    """
+    if os.geteuid() != 0:
+        _unmount_as_user(mountpoint, lazy)
+    elif _libc.umount2(os.fsencode(mountpoint), UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), mountpoint)
+
+
+def _unmount_as_user(mountpoint: str, lazy: bool) -> None:
+    command = [_fusermount(), "-u", *(["-z"] if lazy else []), "--", mountpoint]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if result.returncode:
+        text = os.fsdecode(result.stderr).strip()
+        raise OSError(errno.EBUSY if "busy" in text else errno.EINVAL, text, mountpoint)
+
+
+def is_mounted(mountpoint: str) -> bool:
+    """Whether a pinfs is mounted there, by the table of mounts: asking the mount itself could wait for ourselves."""
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        fields = line.split(b" ")
+        if _plain(fields[4]) == os.fsencode(mountpoint) and fields[fields.index(b"-") + 1] == FSTYPE.encode():
+            return True
+    return False
+
+
+def _plain(field: bytes) -> bytes:
+    """A path from mountinfo: space, tab, newline and backslash are octal there (proc_pid_mountinfo(5))."""
+    for char in b" \t\n\\":
+        field = field.replace(b"\\%03o" % char, bytes([char]))
+    return field
+
+
+def users(mountpoint: str) -> list[str]:
+    """Who keeps a mount busy, as far as it can be seen: "PID (name)". Reads links only, never the mount."""
+    below = mountpoint.rstrip("/") + "/"
+    return [
+        f"{process.name} ({(process / 'comm').read_text().strip()})"
+        for process in Path("/proc").iterdir()
+        if process.name.isdigit() and any((link + "/").startswith(below) for link in _links(process))
+    ]
+
+
+def _links(process: Path) -> Iterator[str]:
+    for link in (process / "cwd", process / "root", *_listed(process / "fd"), *_listed(process / "map_files")):
+        try:
+            yield os.readlink(link)
+        except OSError:
+            continue  # it has gone, or is not ours to see
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _words(e: OSError) -> str:
+    return os.strerror(e.errno) if e.errno else str(e)

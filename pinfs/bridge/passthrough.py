@@ -1,0 +1,110 @@
+"""FUSE passthrough (Linux 6.9): backing files that the kernel reads, writes and maps by itself."""
+
+import errno
+import fcntl
+import logging
+import os
+from struct import Struct
+from typing import Final
+
+from pinfs.fs.backing import file_system_magic
+
+log = logging.getLogger("pinfs.passthrough")
+
+_BACKING_MAP = Struct("<iIQ")  # fd flags padding
+_BACKING_ID = Struct("<I")
+_IOW: Final = 1 << 30 | 229 << 8
+BACKING_OPEN: Final = _IOW | _BACKING_MAP.size << 16 | 1
+BACKING_CLOSE: Final = _IOW | _BACKING_ID.size << 16 | 2
+
+STACKED: Final = frozenset({0x794C7630, 0xF15F, 0x65735546})  # overlayfs, ecryptfs, FUSE (which may stack itself)
+
+
+def stack_depth(source_fd: int) -> int:
+    """The `max_stack_depth` that passthrough to this directory needs.
+
+    1 unless the source lies on a stacked file system: with 2, nothing can be stacked on the mount any more
+    (FILESYSTEM_MAX_STACK_DEPTH), so it is asked for only where it is needed.
+    """
+    return 2 if file_system_magic(source_fd) in STACKED else 1
+
+
+class Passthrough:
+    """Registers backing files on one connection. `why_not` is empty once probe() has shown that it works."""
+
+    def __init__(self) -> None:
+        self.why_not = "not negotiated yet"
+        self.registered = 0
+        self._connection = -1
+        self._reported: set[int] = set()
+
+    def probe(self, connection: int, source_fd: int) -> None:
+        """Try it once on this connection, after INIT, with a file of the source (or the source itself)."""
+        self._connection = connection
+        sample = _sample(source_fd)
+        try:
+            self._close(self._open(sample))
+        except OSError as e:
+            self.why_not = _reason(e)
+        else:
+            self.why_not = ""
+        finally:
+            os.close(sample)
+
+    def refuse(self, why_not: str) -> None:
+        """The kernel or the options rule it out."""
+        self.why_not = why_not
+
+    def open(self, fd: int) -> int:
+        """The backing id for a file; 0 where this one has to go through the daemon."""
+        if self.why_not:
+            return 0
+        try:
+            backing_id = self._open(fd)
+        except OSError as e:
+            self._report(e)
+            return 0
+        self.registered += 1
+        return backing_id
+
+    def close(self, backing_id: int) -> None:
+        """Give an id back. Files that are still open keep their backing file all the same."""
+        try:
+            self._close(backing_id)
+        except OSError as e:
+            if e.errno not in (errno.ENOTCONN, errno.ENODEV, errno.EPERM):  # unmounted meanwhile: all are gone
+                raise
+        self.registered -= 1
+
+    def _open(self, fd: int) -> int:
+        return int(fcntl.ioctl(self._connection, BACKING_OPEN, bytearray(_BACKING_MAP.pack(fd, 0, 0)), True))
+
+    def _close(self, backing_id: int) -> None:
+        fcntl.ioctl(self._connection, BACKING_CLOSE, bytearray(_BACKING_ID.pack(backing_id)), True)
+
+    def _report(self, e: OSError) -> None:
+        if e.errno not in self._reported:
+            self._reported.add(e.errno or 0)
+            log.info("some files go through the daemon: %s", _reason(e))
+
+
+def _sample(source_fd: int) -> int:
+    """Something on the source's file system to register: a nameless file, else any regular file, else the directory."""
+    try:
+        return os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=source_fd)
+    except OSError:
+        pass
+    directory = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source_fd)
+    try:
+        names = (entry.name for entry in os.scandir(directory) if entry.is_file(follow_symlinks=False))
+        return os.open(next(names, "."), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source_fd)
+    finally:
+        os.close(directory)
+
+
+def _reason(e: OSError) -> str:
+    if e.errno == errno.EPERM:
+        return "CAP_SYS_ADMIN in the initial user namespace is needed to register backing files"
+    if e.errno == errno.ELOOP:
+        return "the source lies on a file system that is stacked on others already"
+    return f"the kernel refused the backing file: {os.strerror(e.errno or 0)}"
