@@ -1,0 +1,122 @@
+"""doctor and debug: what they find, and what they keep to themselves."""
+
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from cli.fakemount import FakeMount
+
+from pinfs.cli import backing, machine
+from pinfs.cli.findings import Level
+
+
+def found(directory: Path, check: str) -> backing.Finding:
+    (finding,) = [finding for finding in backing.check_backing(str(directory)) if finding.check == check]
+    return finding
+
+
+def test_this_machine_can_run_pinfs(run) -> None:
+    result = run("doctor")
+    findings = json.loads(result.stdout)["findings"]
+    assert result.exit_code == 0
+    assert {"kernel", "/dev/fuse", "libfuse", "pyfuse3", "passthrough", "descriptors"} <= {f["check"] for f in findings}
+    assert all(finding["mend"] for finding in findings if finding["level"] != "ok")
+
+
+def test_failures_have_an_exit_code_and_a_cure(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object) -> int:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    result = run("doctor", "--table")
+    assert result.exit_code == 8
+    assert "to mend: run Linux" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "level", "words"), [("ENOTTY", "warn", "6.9"), ("EOPNOTSUPP", "warn", "CONFIG"), ("EPERM", "ok", "")]
+)
+def test_passthrough_is_probed(monkeypatch: pytest.MonkeyPatch, number: str, level: str, words: str) -> None:
+    monkeypatch.setattr(machine, "_backing_open_errno", lambda: getattr(__import__("errno"), number))
+    monkeypatch.setattr(machine, "effective_capabilities", lambda: {"sys_admin"})
+    finding = machine._passthrough()
+    assert finding.level == level
+    assert words in finding.mend
+
+
+def test_tmpfs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert "tmpfs" in found(Path("/dev/shm"), "backing").text
+    assert "pinned" in found(Path("/dev/shm"), "dax").text
+
+
+def test_missing_and_wrong_directories(run, tmp_path: Path) -> None:
+    assert run("doctor", tmp_path / "nowhere").exit_code == 12
+    (tmp_path / "file").write_text("")
+    assert run("doctor", tmp_path / "file").exit_code == 12
+
+
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [("fuse.pinfs", "fail"), ("fuse.sshfs", "warn"), ("overlay", "warn"), ("nfs4", "warn"), ("ext4", "ok")],
+)
+def test_types_of_backing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, level: str) -> None:
+    monkeypatch.setattr(backing, "filesystem_type", lambda _path: kind)
+    assert found(tmp_path, "backing").level == level
+
+
+def test_copy_on_write_and_reflinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backing, "filesystem_type", lambda _path: "btrfs")
+    assert found(tmp_path, "copy on write").level is Level.FAIL
+    monkeypatch.setattr(backing, "_inode_flags", lambda _fd: 0x00800000)
+    assert found(tmp_path, "copy on write").level is Level.OK
+    monkeypatch.setattr(backing, "filesystem_type", lambda _path: "xfs")
+    monkeypatch.setattr(backing, "_can_clone", lambda _directory, _fd: True)
+    assert found(tmp_path, "copy on write").level is Level.WARN
+
+
+def test_shared_extents_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"x")
+    flags = {str(tmp_path / "a"): 0x2001, str(tmp_path / "b"): 0x1}
+    monkeypatch.setattr(backing, "_extent_flags", lambda path: flags[path])
+    finding = found(tmp_path, "shared extents")
+    assert (finding.level, "1 of 2 files" in finding.text, finding.text.endswith(": a")) == (Level.WARN, True, True)
+
+
+def test_extents_of_a_real_file_end_with_the_last(tmp_path: Path) -> None:
+    file = tmp_path / "sparse"
+    with file.open("wb") as handle:
+        for block in range(0, 400, 2):  # more extents than one call carries
+            handle.seek(block * 65536)
+            handle.write(bytes([1]) * 4096)
+        handle.flush()
+        os.fsync(handle.fileno())
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        assert backing._all_extent_flags(fd) & 0x1
+        assert len(backing._extents_from(fd, 0)) > 100
+    finally:
+        os.close(fd)
+
+
+def test_dax_attribute_is_read_by_statx() -> None:
+    attributes, mask = backing.statx_attributes("/proc/self/exe")
+    assert mask, "the kernel names the attributes that it knows"
+    assert not attributes & backing.STATX_ATTR_DAX
+    with pytest.raises(FileNotFoundError):
+        backing.statx_attributes("/nowhere/at/all")
+
+
+def test_debug_bundle_keeps_names_and_notes_to_itself(run, fake: FakeMount, tmp_path: Path) -> None:
+    fake.pins({"note": "SECRET", "name": "SECRET", "comm": "SECRET", "path": "SECRET/file"})
+    fake.file.write_text("SECRET")
+    bundle = tmp_path / "bug.tar.gz"
+    assert run("debug", "-o", bundle).exit_code == 0
+    assert bundle.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(bundle) as archive:
+        parts = {member.name.split("/", 1)[1]: archive.extractfile(member).read() for member in archive}
+    assert {"versions.json", "doctor.json", "mount-0/pins", "mount-0/policy", "mount-0/metrics"} <= set(parts)
+    assert json.loads(parts["mount-0/pins"])["id"] == 7
+    assert all(b"SECRET" not in part for part in parts.values())
