@@ -1,0 +1,68 @@
+"""Operations without a mount: a source directory, real processes as callers, trio's autojump clock as time."""
+
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trio
+
+from pinfs.config import Config, PolicyBox, load
+from pinfs.fs.assembly import FileSystem, assemble
+from pinfs.fs.backing import NoPassthrough
+from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.operations import Operations
+from pinfs.fs.types import Caller, Opened, SetAttr
+
+ME = Caller(0, 0, os.getpid(), 0o022)
+
+
+@dataclass
+class Bench:
+    """A file system and short words for what tests do with it."""
+
+    fs: FileSystem
+    source: Path
+    policies: PolicyBox
+
+    @property
+    def ops(self) -> Operations:
+        return self.fs.operations
+
+    async def file(self, name: str, size: int = 0) -> int:
+        """A file of `size` bytes, and its node id."""
+        path = self.source / name
+        path.write_bytes(b"x" * size)
+        return (await self.ops.lookup(ROOT_ID, os.fsencode(name), ME)).nodeid
+
+    async def pin(self, nodeid: int, name: str, value: str, ctx: Caller = ME) -> None:
+        await self.ops.setxattr(nodeid, b"user.pinfs.pin." + name.encode(), value.encode(), 0, ctx)
+
+    async def truncate(self, nodeid: int, size: int, ctx: Caller = ME, fh: int | None = None) -> os.stat_result:
+        return await self.ops.setattr(nodeid, SetAttr(size=size), fh, ctx)
+
+    async def control(self, name: str, flags: int = os.O_RDONLY, ctx: Caller = ME) -> Opened:
+        directory = await self.ops.lookup(ROOT_ID, b".pinfs", ctx)
+        entry = await self.ops.lookup(directory.nodeid, name.encode(), ctx)
+        return await self.ops.open(entry.nodeid, flags, ctx)
+
+
+@pytest.fixture
+def options() -> list[str]:
+    """-o options of the file system under test; parametrize to change them."""
+    return []
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, options: list[str]) -> AsyncIterator[Bench]:
+    config: Config = load(options, None)
+    policies = PolicyBox(config.policies)
+    source_fd = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    fs = assemble(source_fd, config, policies, NoPassthrough(), lambda: {"source": str(tmp_path)}, 1024)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(fs.guard.run)
+        await nursery.start(fs.holders.run)
+        yield Bench(fs, tmp_path, policies)
+        nursery.cancel_scope.cancel()
+    fs.close()
