@@ -299,7 +299,7 @@ class Holders:
         if uid == 0:
             return True
         try:
-            if os.stat(f"/proc/{process.pid}").st_uid == uid:  # noqa: PTH116 (a Path costs as much as the call)
+            if os.stat(f"/proc/{process.pid}").st_uid == uid:
                 return True
         except OSError:
             return False
