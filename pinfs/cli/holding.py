@@ -95,7 +95,8 @@ def hold(held: Held, channel: EventChannel, as_json: bool) -> int:
     """Without a command: hold until interrupted, or until the pin is gone. Returns the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        click.echo(json.dumps(asdict(held.info)) if as_json else f"pin {held.info.id}: {held.label} {span(held.info)}")
+        text = f"pin {held.info.id}: {held.label} {span(held.info)}"
+        click.echo(json.dumps(asdict(held.info)) if as_json else printable(text))
         for event in channel:
             if held.gone_with(event):
                 break

@@ -7,7 +7,6 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -34,17 +33,20 @@ def split_range(text: str) -> tuple[str, int, int]:
     return (match[1], int(match[2]), int(match[3])) if match else (text, 0, 0)
 
 
-def _signal(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
-    """NAME, SIGNAME, NUMBER, RTMIN+N or RTMAX-N."""
-    match = re.fullmatch(r"(?:SIG)?([A-Z][A-Z0-9]*)([+-][0-9]+)?", (value or "").upper())
-    with suppress(KeyError, ValueError):
-        if value is None:
-            return None
-        if value.isdecimal():
-            return signal.Signals(int(value))
-        if match:
-            return signal.Signals[f"SIG{match[1]}"] + int(match[2] or 0)
-    raise click.BadParameter(f"there is no signal {value!r}")
+def signal_number(text: str | None) -> int | None:
+    """The number of NAME, SIGNAME, NUMBER, RTMIN+N or RTMAX-N; None for "none"."""
+    if text is None or text.lower() == "none":
+        return None
+    match = re.fullmatch(r"(?:SIG)?(?:([A-Z][A-Z0-9]*)([+-][0-9]+)?|([0-9]+))", text.upper())
+    names = {name.removeprefix("SIG"): number for name, number in signal.Signals.__members__.items()}
+    number = 0
+    if match and match[1] in names:
+        number = names[match[1]] + int(match[2] or 0)
+    elif match and match[3]:
+        number = int(match[3])
+    if number not in signal.valid_signals():
+        raise click.BadParameter(f"there is no signal {text!r}")
+    return number
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ pinfs release "$id"
     "--signal",
     "number",
     metavar="SIGNAL",
-    callback=_signal,
+    callback=lambda _ctx, _param, value: signal_number(value),
     help="Also send SIGNAL to COMMAND (or to the process of --pid) when somebody wants the bytes.",
 )
 @click.option("--note", default="", metavar="TEXT", help="Shown in listings; no commas.")

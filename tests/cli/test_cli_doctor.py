@@ -3,6 +3,7 @@
 import json
 import os
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -46,9 +47,10 @@ def test_passthrough_is_probed(monkeypatch: pytest.MonkeyPatch, number: str, lev
     assert words in finding.mend
 
 
-def test_tmpfs(tmp_path_factory: pytest.TempPathFactory) -> None:
-    assert "tmpfs" in found(Path("/dev/shm"), "backing").text
-    assert "pinned" in found(Path("/dev/shm"), "dax").text
+def test_tmpfs() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        assert "tmpfs" in found(Path(directory), "backing").text
+        assert "pinned" in found(Path(directory), "dax").text
 
 
 def test_missing_and_wrong_directories(run, tmp_path: Path) -> None:
