@@ -100,7 +100,7 @@ def _unmounted(mount: Mount) -> bool:
 def _refuse(mount: Mount, pins: list[dict[str, Any]]) -> None:
     if pins:
         print_pins(pins, DEFAULT)
-        fail(f"{mount.point}: {len(pins)} pins are held (--wait SECONDS, or --force)", ExitCode.BUSY)
+        fail(f"{mount.point}: pins held: {len(pins)} (try --wait SECONDS, or --force)", ExitCode.BUSY)
     who = ", ".join(users(mount.point)) or "processes that cannot be seen from here"
     fail(f"{mount.point}: in use by {who}", ExitCode.BUSY)
 

@@ -1,0 +1,117 @@
+"""umount: who is in the way, waiting, force. With a real mount: test_mounted_cli."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from cli.fakemount import FakeMount
+
+from pinfs.cli import umount as verb
+
+
+class Kernel:
+    """Unmounts, or answers EBUSY as many times as it is told to."""
+
+    def __init__(self, fake: FakeMount, table, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.busy = 0
+        self.calls: list[bool] = []
+        self._row, self._table = fake.row(), table
+        monkeypatch.setattr(verb, "unmount", self.unmount)
+        monkeypatch.setattr(verb, "users", lambda _point: ["4711 (bash)"])
+        monkeypatch.setattr(verb, "daemon_of", lambda _status: None)
+        monkeypatch.setattr(verb.os, "geteuid", lambda: 1000)
+
+    def unmount(self, point: str, *, lazy: bool = False) -> None:
+        self.calls.append(lazy)
+        if self.busy and not lazy:
+            self.busy -= 1
+            raise OSError(errno.EBUSY, "busy", point)
+        self._table.write_text(self._table.read_text().replace(self._row, ""))
+
+
+@pytest.fixture
+def kernel(fake: FakeMount, table, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    return Kernel(fake, table, monkeypatch)
+
+
+def test_nothing_in_the_way(run, fake: FakeMount, kernel: Kernel) -> None:
+    assert run("umount", fake.point).exit_code == 0
+    assert kernel.calls == [False]
+    assert run("umount", fake.point).exit_code == 3
+
+
+def test_holders_are_listed(run, fake: FakeMount, kernel: Kernel) -> None:
+    fake.pins({})
+    result = run("umount", fake.point)
+    assert (result.exit_code, kernel.calls) == (4, [])
+    assert "4711" in result.stdout
+    assert "pins held: 1" in result.stderr
+
+
+def test_users_of_files_are_named(run, fake: FakeMount, kernel: Kernel) -> None:
+    kernel.busy = 1
+    result = run("umount", fake.point)
+    assert (result.exit_code, kernel.calls) == (4, [False])
+    assert "in use by 4711 (bash)" in result.stderr
+
+
+def test_wait_for_pins_and_for_files(run, fake: FakeMount, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.pins({})
+    kernel.busy = 2
+    monkeypatch.setattr(verb.time, "sleep", lambda _s: fake.pins())  # the holder lets go while we wait
+    assert run("umount", "--wait", "60", fake.point).exit_code == 0
+    assert kernel.calls == [False, False, False]
+
+
+def test_force_does_not_ask_the_holders(run, fake: FakeMount, kernel: Kernel) -> None:
+    fake.pins({})
+    assert run("umount", "--force", fake.point).exit_code == 0
+    assert kernel.calls == [True]
+
+
+def test_stale_mounts_are_taken_away(run, fake: FakeMount, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_self: object) -> list[object]:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    monkeypatch.setattr(verb.Mount, "pins", gone)
+    assert run("umount", fake.point).exit_code == 0
+    assert kernel.calls == [False]
+
+
+def test_other_errors_are_told(run, fake: FakeMount, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(point: str, *, lazy: bool = False) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), point)
+
+    monkeypatch.setattr(verb, "unmount", refuse)
+    result = run("umount", fake.point)
+    assert (result.exit_code, result.stderr) == (5, f"pinfs: {fake.point}: Operation not permitted\n")
+
+
+def test_a_daemon_that_does_not_answer_is_not_waited_for() -> None:
+    reader, writer = os.pipe()
+    assert verb._within(0.01, lambda: os.read(reader, 1)) is None
+    os.close(writer)  # lets the thread end
+    assert verb._within(60, lambda: 5) == 5
+    os.close(reader)
+
+
+def test_a_number_that_means_another_process_is_not_the_daemon() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert verb.daemon_of({"pid": process.pid}) is None
+        process.send_signal(signal.SIGKILL)
+    assert verb.daemon_of({}) is None
+
+
+def test_the_end_of_the_daemon_is_waited_for() -> None:
+    program = "import os, sys; fuse = os.open('/dev/fuse', os.O_RDWR); print('up', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"up\n"
+        pidfd = verb.daemon_of({"pid": process.pid})
+        assert pidfd is not None
+        process.kill()
+        verb._ended(pidfd)
+        assert os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) is not None
+        os.close(pidfd)
