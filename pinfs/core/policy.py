@@ -48,16 +48,13 @@ LineOf = Callable[[int | None, str], int | None]
 class PolicyError(ValueError):
     """A policy that is refused.
 
-    `key` is the key at fault ('' for a text that is no TOML), `line` counts from 1 where it is known.
+    `key` is the key at fault ('' for a text that is no TOML), `line` counts from 1 where it is known, `file` is the
+    file in which it stands, if any.
     """
 
-    def __init__(self, key: str, why: str, line: int | None = None) -> None:
-        self.key, self.why, self.line = key, why, line
-        super().__init__(f"line {line}: {self._what}" if line else self._what)
-
-    @property
-    def _what(self) -> str:
-        return f"{self.key}: {self.why}" if self.key else self.why
+    def __init__(self, key: str, why: str, line: int | None = None, file: str = "") -> None:
+        self.key, self.why, self.line, self.file = key, why, line, file
+        super().__init__(": ".join(part for part in (file, f"line {line}" if line else "", key, why) if part))
 
 
 @dataclass(frozen=True, slots=True)
