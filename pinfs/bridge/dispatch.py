@@ -9,7 +9,9 @@ import errno
 import logging
 import os
 import select
+from collections import Counter
 from collections.abc import Callable, Coroutine
+from functools import partial
 from time import perf_counter
 from typing import Any, Final, cast
 
@@ -31,6 +33,9 @@ LINGER_MS: Final = 1  # how long to wait on the descriptor itself: going back to
 LARGE: Final = 4096  # bytes; from here on a second buffer for writev is cheaper than a copy
 
 Body = bytes | None
+_caller: Final = cast(Callable[[tuple[int, int, int, int]], Caller], partial(tuple.__new__, Caller))
+"""Caller without its Python constructor, which takes twice as long; once a request."""
+
 Work = Coroutine[Any, Any, Body]
 
 
@@ -52,13 +57,14 @@ class _Woken(trio.abc.Instrument):
 
 
 class Dispatcher:
-    """Serves one connection. `fd` must not block; it stays the caller's."""
+    """Serves one connection. `fd` must not block; it stays the caller's. `counts` counts requests by their way."""
 
-    def __init__(self, fd: int, ops: Operations, wishes: Wishes, on_agreed: Callable[[Terms], None]) -> None:
+    def __init__(
+        self, fd: int, ops: Operations, wishes: Wishes, on_agreed: Callable[[Terms], None], counts: Counter[str]
+    ) -> None:
         self.terms: Terms | None = None
         self.long_way = LongWay(self._to_kernel, self._on_init, self._on_ready)
-        self.straight = 0  # requests answered on the short way
-        self.parked_in_all = 0
+        self._counts = counts
         self._fd = fd
         self._ops = ops
         self._wishes = wishes
@@ -117,21 +123,27 @@ class Dispatcher:
         return False
 
     def _answer_one(self) -> None:
-        size = self._receive()
+        try:
+            size = os.readv(self._fd, self._into)
+        except OSError as e:
+            _check_end(e)
+            return
+        if not size:  # never on /dev/fuse: whoever stands in for the kernel has gone
+            raise Ended(False)
         if size < wire.IN_SIZE:
-            if size:
-                log.warning("a request of %d bytes is shorter than its header: dropped", size)
+            log.warning("a request of %d bytes is shorter than its header: dropped", size)
             return
         length, opcode, unique, nodeid, uid, gid, pid, extensions, _ = wire.IN_HEADER.unpack_from(self._buffer)
         route = self._routes.get(opcode)
         if route is None:
             self._answer_otherwise(opcode, unique, size)
             return
+        handler, shortest = route
         end = size - extensions * 8
-        if length != size or end < wire.IN_SIZE + route.shortest:
+        if length != size or end < wire.IN_SIZE + shortest:
             self._refuse(opcode, unique, errno.EINVAL)
             return
-        work = cast(Work, route.handler(nodeid, Caller(uid, gid, pid), self._view[wire.IN_SIZE : end]))
+        work = cast(Work, handler(nodeid, _caller((uid, gid, pid, 0)), self._view[wire.IN_SIZE : end]))
         try:
             body = run_straight(work)
         except Parked:
@@ -139,23 +151,13 @@ class Dispatcher:
         except Exception as e:
             self._refuse(opcode, unique, errno_of(e, f"opcode {opcode}"))
         else:
-            self.straight += 1
+            self._counts["short"] += 1
             if body is not None:
                 self._reply(opcode, unique, body)
 
-    def _receive(self) -> int:
-        """The size of the next request in the buffer; 0: there was none after all. Raises Ended."""
-        try:
-            return os.readv(self._fd, self._into)
-        except OSError as e:
-            if e.errno in (errno.ENODEV, errno.ECONNABORTED):
-                raise Ended(e.errno == errno.ECONNABORTED) from None
-            if e.errno in (errno.EAGAIN, errno.EINTR, errno.ENOENT):  # ENOENT: its caller gave up before we took it
-                return 0
-            raise
-
     def _answer_otherwise(self, opcode: int, unique: int, size: int) -> None:
         if opcode in LONG_WAY:
+            self._counts["pyfuse3"] += 1
             self.long_way.send(opcode, unique, self._view[:size])
         else:
             self._refuse(opcode, unique, errno.ENOSYS)
@@ -172,7 +174,7 @@ class Dispatcher:
 
     def _park(self, opcode: int, unique: int, work: Work) -> None:
         scope = self._parked[unique] = trio.CancelScope()
-        self.parked_in_all += 1
+        self._counts["parked"] += 1
         self._take_fresh_buffer()  # the old one is the handler's
         self._nursery.start_soon(self._finish, opcode, unique, work, scope, name=f"request {unique}")
 
@@ -239,3 +241,11 @@ class Dispatcher:
             fh, _, _ = wire.OPEN_OUT.unpack_from(body, len(body) - wire.OPEN_OUT.size)
             release = self._ops.releasedir if opcode == wire.OPENDIR else self._ops.release
             self._nursery.start_soon(release, fh)
+
+
+def _check_end(e: OSError) -> None:
+    """Tell "no request after all" from the end of the connection (Ended) and from what must not happen (raised)."""
+    if e.errno in (errno.ENODEV, errno.ECONNABORTED):
+        raise Ended(e.errno == errno.ECONNABORTED) from None
+    if e.errno not in (errno.EAGAIN, errno.EINTR, errno.ENOENT):  # ENOENT: its caller gave up before we took it
+        raise e

@@ -93,6 +93,15 @@ def open_source(source: str) -> int:
     return fd
 
 
+def has_acls(source_fd: int) -> bool:
+    """Whether the source's file system has POSIX ACLs, which the kernel then has to look at for permissions."""
+    try:
+        os.getxattr(source_fd, "system.posix_acl_access")
+    except OSError as e:
+        return e.errno == errno.ENODATA
+    return True
+
+
 def check_mountpoint(mountpoint: str, source_fd: int, *, replace_stale: bool = False) -> str:
     """The real path of a mount point that can be used. Raises StaleMountError, MountError."""
     try:
@@ -237,13 +246,18 @@ def _unmount_as_user(mountpoint: str, lazy: bool) -> None:
         raise OSError(errno.EBUSY if "busy" in text else errno.EINVAL, text, mountpoint)
 
 
-def is_mounted(mountpoint: str) -> bool:
-    """Whether a pinfs is mounted there, by the table of mounts: asking the mount itself could wait for ourselves."""
+def device_of(mountpoint: str) -> str | None:
+    """The device number ("0:44") of the pinfs that is mounted there last, by the table of mounts; None: there is none.
+
+    Asking the mount itself would be waiting for ourselves. The number tells one mount from the next on the same place.
+    """
+    found = None
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         fields = line.split(b" ")
-        if _plain(fields[4]) == os.fsencode(mountpoint) and fields[fields.index(b"-") + 1] == FSTYPE.encode():
-            return True
-    return False
+        if _plain(fields[4]) == os.fsencode(mountpoint):
+            is_ours = fields[fields.index(b"-") + 1] == FSTYPE.encode()
+            found = fields[2].decode() if is_ours else None
+    return found
 
 
 def _plain(field: bytes) -> bytes:
@@ -256,11 +270,18 @@ def _plain(field: bytes) -> bytes:
 def users(mountpoint: str) -> list[str]:
     """Who keeps a mount busy, as far as it can be seen: "PID (name)". Reads links only, never the mount."""
     below = mountpoint.rstrip("/") + "/"
-    return [
-        f"{process.name} ({(process / 'comm').read_text().strip()})"
-        for process in Path("/proc").iterdir()
-        if process.name.isdigit() and any((link + "/").startswith(below) for link in _links(process))
-    ]
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and any((link + "/").startswith(below) for link in _links(process)):
+            found.append(f"{process.name} ({_name_of(process)})")
+    return found
+
+
+def _name_of(process: Path) -> str:
+    try:
+        return (process / "comm").read_text().strip()
+    except OSError:
+        return "gone"
 
 
 def _links(process: Path) -> Iterator[str]:

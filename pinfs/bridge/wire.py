@@ -128,6 +128,8 @@ STATX_BASIC_STATS: Final = 0x7FF
 STATX_BTIME: Final = 0x800
 _S: Final = 1_000_000_000  # nanoseconds
 _U32: Final = 0xFFFF_FFFF
+_pack_attr: Final = ATTR_OUT.pack
+_pack_entry: Final = ENTRY_OUT.pack
 
 
 def seconds(timeout_s: float) -> tuple[int, int]:
@@ -136,26 +138,28 @@ def seconds(timeout_s: float) -> tuple[int, int]:
     return whole, int((timeout_s - whole) * _S)
 
 
+# The two that nearly every request ends in take a stat_result by position, which is a third faster than by name:
+# 0 mode, 3 nlink, 4 uid, 5 gid, 6 size, 7 8 9 atime mtime ctime in whole seconds.
+
+
 def attr_out(nodeid: int, st: os.stat_result, valid: tuple[int, int]) -> bytes:
     """struct fuse_attr_out. `valid`: how long the kernel may keep it, as of seconds()."""
-    atime_ns, mtime_ns, ctime_ns = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
-    return ATTR_OUT.pack(
+    return _pack_attr(
         valid[0], valid[1], 0,
-        nodeid, st.st_size, st.st_blocks,
-        atime_ns // _S, mtime_ns // _S, ctime_ns // _S, atime_ns % _S, mtime_ns % _S, ctime_ns % _S,
-        st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_rdev & _U32, st.st_blksize, 0,
+        nodeid, st[6], st.st_blocks,
+        st[7], st[8], st[9], st.st_atime_ns % _S, st.st_mtime_ns % _S, st.st_ctime_ns % _S,
+        st[0], st[3], st[4], st[5], st.st_rdev & _U32, st.st_blksize, 0,
     )  # fmt: skip
 
 
 def entry_out(entry: Entry, entry_valid: tuple[int, int], attr_valid: tuple[int, int]) -> bytes:
     """struct fuse_entry_out. Generation 0: a node id is given to another file only after the kernel forgot it."""
     nodeid, st = entry
-    atime_ns, mtime_ns, ctime_ns = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
-    return ENTRY_OUT.pack(
+    return _pack_entry(
         nodeid, 0, entry_valid[0], attr_valid[0], entry_valid[1], attr_valid[1],
-        nodeid, st.st_size, st.st_blocks,
-        atime_ns // _S, mtime_ns // _S, ctime_ns // _S, atime_ns % _S, mtime_ns % _S, ctime_ns % _S,
-        st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_rdev & _U32, st.st_blksize, 0,
+        nodeid, st[6], st.st_blocks,
+        st[7], st[8], st[9], st.st_atime_ns % _S, st.st_mtime_ns % _S, st.st_ctime_ns % _S,
+        st[0], st[3], st[4], st[5], st.st_rdev & _U32, st.st_blksize, 0,
     )  # fmt: skip
 
 

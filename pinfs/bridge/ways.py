@@ -1,0 +1,90 @@
+"""The two ways to serve a connection: through the bridge, or by pyfuse3 alone. Both take over the descriptor."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final, Protocol
+
+import pyfuse3
+import trio
+
+from pinfs.bridge.dispatch import Dispatcher
+from pinfs.bridge.face import Face
+from pinfs.bridge.negotiate import Terms, Wishes
+from pinfs.fs.operations import Operations
+
+log = logging.getLogger("pinfs.bridge")
+
+LOST_WITHOUT_BRIDGE: Final = (
+    "no fallocate (holes cannot be punched), no pins by ioctl, no SEEK_HOLE, no passthrough, "
+    "and a waiting breaker cannot be interrupted"
+)
+SPARE_TASKS: Final = 64  # of pyfuse3, above the breakers that may wait: they must never take the last one
+
+
+class Way(Protocol):
+    """Serves one connection."""
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Serve until the connection ends. Started when the kernel has been answered its INIT."""
+
+    def close(self) -> None:
+        """Let go of the connection; what is still under way is answered ENOTCONN by the kernel."""
+
+
+class Bridged:
+    """The short way for what is hot, pyfuse3 behind a socket for the rest. `on_agreed` hears the outcome of INIT."""
+
+    def __init__(
+        self, fd: int, ops: Operations, wishes: Wishes, on_agreed: Callable[[Terms], None], counts: Counter[str]
+    ) -> None:
+        self._fd = fd
+        self._on_agreed = on_agreed
+        self._ready = trio.Event()
+        self._dispatcher = Dispatcher(fd, ops, wishes, self._agreed, counts)
+        pyfuse3.init(Face(ops, enable_acl=wishes.posix_acl), f"/dev/fd/{self._dispatcher.long_way.libfuse_fd}", set())
+
+    def _agreed(self, terms: Terms) -> None:
+        self._on_agreed(terms)
+        self._ready.set()
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        async with _pyfuse3_running(SPARE_TASKS), trio.open_nursery() as nursery:
+            nursery.start_soon(self._announce, task_status)
+            if await self._dispatcher.run():
+                log.info("the connection was aborted")
+            nursery.cancel_scope.cancel()
+
+    async def _announce(self, task_status: trio.TaskStatus[None]) -> None:
+        await self._ready.wait()
+        task_status.started()
+
+    def close(self) -> None:
+        self._dispatcher.long_way.close()
+        pyfuse3.close(unmount=False)
+        os.close(self._fd)
+
+
+class Plain:
+    """pyfuse3 on the connection itself."""
+
+    def __init__(self, fd: int, ops: Operations, *, posix_acl: bool, max_waiting: int) -> None:
+        self._max_tasks = max_waiting + SPARE_TASKS
+        pyfuse3.init(Face(ops, enable_acl=posix_acl), f"/dev/fd/{fd}", set())
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await pyfuse3.main(1, self._max_tasks)
+
+    def close(self) -> None:
+        pyfuse3.close(unmount=False)  # libfuse closes the descriptor
+
+
+@asynccontextmanager
+async def _pyfuse3_running(max_tasks: int) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pyfuse3.main, 1, max_tasks)
+        yield
+        nursery.cancel_scope.cancel()
