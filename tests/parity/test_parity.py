@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NewMount
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -131,7 +130,7 @@ def drive(native: Path, mounted: Path, source: Path | None = None, seconds: floa
 
 
 @pytest.mark.parametrize("backing", ["tmpfs", "disk"])
-def test_the_mount_behaves_as_its_backing_does(new_mount: NewMount, backing: str) -> None:
+def test_the_mount_behaves_as_its_backing_does(new_mount: Callable[..., mounts.Mount], backing: str) -> None:
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:  # a fresh mount every minute: tests may not keep one for hours
         mount = new_mount(backing=backing)
