@@ -268,7 +268,7 @@ def run(config: Config, source: str, mountpoint: str, *, on_usable: Callable[[],
     trio.run(partial(serve, config, source, mountpoint, task_status=_Started(on_usable)))
 
 
-def start_in_background(config: Config, source: str, mountpoint: str) -> None:
+def run_in_background(config: Config, source: str, mountpoint: str) -> None:
     """Start a daemon, and return when the file system is usable. Raises what run() raises, for the same reasons."""
     source, mountpoint = os.path.abspath(source), os.path.abspath(mountpoint)
     reading, writing = os.pipe()
