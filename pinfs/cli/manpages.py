@@ -19,7 +19,7 @@ from pinfs.cli.verb import Verb
 def man(ctx: click.Context, directory: Path) -> None:
     """Write a man page for each verb into DIRECTORY, which is made if it does not exist."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name, page in pages(ctx.find_root()):
+    for name, page in pages(click.Context(ctx.find_root().command, info_name="pinfs")):
         (directory / f"{name}.1").write_text(page)
 
 

@@ -1,0 +1,93 @@
+"""`pinfs mount`: serve a directory as a pinfs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pinfs.cli import logs
+from pinfs.cli.exitcodes import ExitCode
+from pinfs.cli.verb import Verb, fail
+
+if TYPE_CHECKING:
+    from pinfs.config import Config
+
+
+@click.command(
+    cls=Verb,
+    short_help="Mount a directory.",
+    examples="""
+# in the foreground, until Ctrl-C
+pinfs mount /srv/models /mnt/models
+
+# in the background: returns when the file system is usable, or with the reason why not
+pinfs mount /srv/models /mnt/models --daemon
+
+# leases are broken after ten seconds
+pinfs mount /srv/models /mnt/models -o break_timeout=10,on_timeout=revoke
+
+# a policy from a file, read again on SIGHUP
+pinfs mount /srv/models /mnt/models --policy /etc/pinfs/models.toml -d
+
+# by mount(8), and as a line of /etc/fstab
+mount -t fuse.pinfs /srv/models /mnt/models -o break_timeout=10
+/srv/models  /mnt/models  fuse.pinfs  nofail,break_timeout=10  0 0
+""",
+)
+@click.argument("source")
+@click.argument("mountpoint")
+@click.option("-o", "options", multiple=True, metavar="OPTION[=VALUE][,...]",
+              help="Mount options and keys of the policy; in any place, and as often as you like.")  # fmt: skip
+@click.option("--policy", "policy_file", type=click.Path(path_type=Path), metavar="FILE", help="The policy (TOML).")
+@click.option("-d", "--daemon", "background", is_flag=True, help="Go to the background once the mount is usable.")
+@click.option("--log", "target", type=click.Choice(list(logs.Target)),
+              help="Where to log; default: stderr, in the background journal or syslog.")  # fmt: skip
+@click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Log to FILE.")
+@click.option("--json-log", is_flag=True, help="Log one JSON object a record.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more (log_level=debug).")
+@click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only (log_level=warning).")
+@click.option("--fake", is_flag=True, hidden=True, help="Check everything but do not mount, as mount -f.")
+def mount(source: str, mountpoint: str, background: bool, fake: bool, **how: Any) -> None:
+    """Mount the directory SOURCE on MOUNTPOINT, and serve it until it is unmounted.
+
+    SIGTERM and SIGINT unmount: whoever waits for a pin is answered first. SIGHUP reads the policy again, SIGUSR1 writes
+    stacks and state to the log. Options that are for others (nofail, _netdev, x-systemd.*...) are accepted.
+
+    Only one pinfs can serve a SOURCE at a time, and while it does, everybody should go through the mount: what changes
+    SOURCE behind its back does not ask for pins.
+    """
+    config = _config(how)
+    if fake:
+        return
+    _log(config.mount.log_level, background, how)
+    _serve(config, source, mountpoint, background)
+
+
+def _config(how: dict[str, Any]) -> "Config":
+    from pinfs.config import OptionError, load
+    from pinfs.core.policy import PolicyError
+
+    levels = {"log_level=debug": how["verbose"], "log_level=warning": how["quiet"]}
+    try:
+        return load([*how["options"], *(level for level, wanted in levels.items() if wanted)], how["policy_file"])
+    except (OptionError, PolicyError) as error:
+        fail(str(error), ExitCode.BAD_POLICY)
+
+
+def _log(level: str, background: bool, how: dict[str, Any]) -> None:
+    default = logs.background_target() if background else logs.Target.STDERR
+    target = logs.Target(how["target"]) if how["target"] else default
+    logs.setup(target, how["log_file"], level, as_json=how["json_log"])
+
+
+def _serve(config: "Config", source: str, mountpoint: str, background: bool) -> None:
+    from pinfs import daemon
+    from pinfs.bridge.mount import MountError, StaleMountError
+
+    serve = daemon.run_in_background if background else daemon.run
+    try:
+        serve(config, source, mountpoint)
+    except StaleMountError as error:
+        fail(str(error), ExitCode.STALE_MOUNT)
+    except MountError as error:
+        fail(str(error), ExitCode.MOUNT_FAILED)
