@@ -100,8 +100,8 @@ def control_files(
 
     def apply(text: bytes, ctx: CallerLike) -> None:
         try:
-            policies.replace(text.decode(), f"uid {ctx.uid}")
-        except (PolicyError, UnicodeDecodeError) as e:
+            policies.replace(text.decode(errors="replace"), f"uid {ctx.uid}")
+        except PolicyError as e:
             raise OSError(errno.EINVAL, str(e)) from e
 
     return {

@@ -84,12 +84,16 @@ class PinVerbs:
         spec: PinSpec,
         proxy_uid: int | None = None,
     ) -> Pin:
+        """Each pin keeps an eye on its process; ESRCH where that has just ended."""
         size = self._inodes.stat(inode).st_size
-        pins_before = len(self._book)
-        pin = self._guard.pin(inode.nodeid, owner, process, uid, name, spec, size, proxy_uid)
-        if process is not None and len(self._book) > pins_before:
+        if process is not None:
             self._holders.hold(process)
-        return pin
+        pins_before = len(self._book)
+        try:
+            return self._guard.pin(inode.nodeid, owner, process, uid, name, spec, size, proxy_uid)
+        finally:
+            if process is not None and len(self._book) == pins_before:  # refused, or a pin that was watched already
+                self._holders.drop(process)
 
     def _owner_for(self, wanted: PinValue, ctx: CallerLike) -> Process:
         """EPERM: not visible, or another user's process; ESRCH: `pid=` names no process."""
