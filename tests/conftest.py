@@ -1,0 +1,104 @@
+"""Fixtures for tests on real mounts, and what holds for every test. See support/mounts.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from support import mounts
+from support.actor import Actors
+from support.mounts import Mount
+
+hypothesis.settings.register_profile("default", max_examples=50, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("long", max_examples=5000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+NewMount = Callable[..., Mount]
+
+
+def _factory(stack: ExitStack) -> NewMount:
+    def new(*options: str, backing: str = "tmpfs", source: Path | None = None) -> Mount:
+        base = mounts.new_base(backing)
+        stack.callback(shutil.rmtree, base)
+        return stack.enter_context(Mount(base, options, source=source))
+
+    return new
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A fresh world-readable directory on tmpfs, for tests that mount by hand."""
+    path = mounts.new_base()
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def actors() -> Iterator[Actors]:
+    """Processes that the test directs, for tests without a mount of ours (a mount has its own)."""
+    actors = Actors()
+    yield actors
+    actors.dismiss()
+
+
+@pytest.fixture
+def new_mount() -> Iterator[NewMount]:
+    """Mounts as many as the test asks for: `new_mount("break_timeout=2", backing="disk")`."""
+    with ExitStack() as stack:
+        yield _factory(stack)
+
+
+@pytest.fixture
+def mount(request: pytest.FixtureRequest, new_mount: NewMount) -> Mount:
+    """A mount of the test's own; `@pytest.mark.mount("break_timeout=2", backing="disk")` says how."""
+    marker = request.node.get_closest_marker("mount")
+    return new_mount(*marker.args, **marker.kwargs) if marker else new_mount()
+
+
+@pytest.fixture(scope="module")
+def _module_mount(request: pytest.FixtureRequest) -> Iterator[Mount]:
+    with ExitStack() as stack:
+        yield _factory(stack)(*getattr(request.module, "SHARED_MOUNT_OPTIONS", ()))
+
+
+@pytest.fixture
+def shared_mount(_module_mount: Mount) -> Iterator[Mount]:
+    """One mount for all tests of a module (its SHARED_MOUNT_OPTIONS), for tests that leave it as they found it."""
+    _module_mount.watch()
+    yield _module_mount
+    _module_mount.dismiss()
+    _module_mount.check_log()
+
+
+@pytest.fixture
+def shared_dir(shared_mount: Mount) -> Path:
+    """A fresh directory on the shared mount, open to every uid."""
+    path = Path(tempfile.mkdtemp(dir=shared_mount.path))
+    path.chmod(0o777)
+    return path
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
+    """A failed test shows what the daemons that it had wrote."""
+    report = yield
+    if report.failed:
+        for live in mounts.live:
+            report.sections.append((f"log of the daemon on {live.path}", live.log()[-20_000:]))
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Nothing of ours stays mounted, or the run fails."""
+    for path in mounts.leftovers():
+        mounts.force_umount(path)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\nleft mounted by the tests: {path}")
