@@ -17,6 +17,6 @@ seconds=${2:-5}
 size=$((4 << 20))  # iodepth times bs, and some room for what fio puts before it
 
 [ -e "$file" ] || truncate -s "$size" "$file"
-exec pinfs pin "$file" -- fio --name=registered --filename=/dev/zero --rw=read --bs=4k --iodepth=32 \
+exec pinfs pin "$file" -- fio --name=registered --filename=/dev/zero --size=1g --rw=read --bs=4k --iodepth=32 \
 	--ioengine=io_uring --fixedbufs=1 --iomem=mmapshared:"$file" \
 	--time_based --runtime="$seconds" --output-format=terse --terse-version=3

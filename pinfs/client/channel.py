@@ -6,6 +6,7 @@ import select
 from collections.abc import Iterator
 from types import TracebackType
 
+from pinfs.client.errors import NOT_BREAKING, advice
 from pinfs.client.inode import File
 from pinfs.client.model import Event, PinInfo, parse_event, parse_pin
 from pinfs.client.mounts import control_file
@@ -26,7 +27,9 @@ class EventChannel:
 
     def __init__(self, mount: File) -> None:
         """`mount`: the root of a mount, or any file on it. Raises NotPinfsError, or OSError as open(2) does."""
-        self._adopt(os.open(control_file(mount, "events"), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+        path = control_file(mount, "events")
+        with advice("hear of breaks", str(path)):
+            self._adopt(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
 
     @classmethod
     def over(cls, fd: int) -> "EventChannel":
@@ -69,14 +72,16 @@ class EventChannel:
 
     def release(self, pin_id: int) -> None:
         """Release a pin of this process. Raises OSError: ENOENT (no such pin), EACCES or EPERM (not yours)."""
-        os.write(self._fd, b"release %d\n" % pin_id)
+        with advice("release", f"pin {pin_id}"):
+            os.write(self._fd, b"release %d\n" % pin_id)
 
     def extend(self, pin_id: int, seconds: float) -> None:
         """Ask for time until `seconds` from now, capped by policy.
 
         Raises OSError as `release`, and ENODATA: that pin is not breaking.
         """
-        os.write(self._fd, b"extend %d %g\n" % (pin_id, seconds))
+        with advice("extend", f"pin {pin_id}", NOT_BREAKING):
+            os.write(self._fd, b"extend %d %.3f\n" % (pin_id, seconds))
 
     def close(self) -> None:
         if self._fd >= 0:

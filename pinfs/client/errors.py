@@ -1,7 +1,7 @@
 """What an errno means to a holder, and what to do about it."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 ADVICE = {
@@ -18,6 +18,9 @@ ADVICE = {
 }
 
 
+NOT_BREAKING = {errno.ENODATA: "the pin is not being broken, so there is no deadline to move"}
+
+
 class NotPinfsError(OSError):
     """The file does not lie on a pinfs mount, so nothing can be promised about it (EOPNOTSUPP)."""
 
@@ -26,11 +29,12 @@ class NotPinfsError(OSError):
 
 
 @contextmanager
-def advice(what: str, name: str) -> Iterator[None]:
+def advice(what: str, name: str, special: Mapping[int, str] | None = None) -> Iterator[None]:
     """Say of an OSError what failed and what to do. It keeps its errno, and so its class (PermissionError...)."""
     try:
         yield
     except OSError as exc:
-        if exc.errno not in ADVICE:
+        hint = (ADVICE | dict(special or {})).get(exc.errno or 0)
+        if hint is None:
             raise
-        raise OSError(exc.errno, f"cannot {what}: {ADVICE[exc.errno]}", name) from exc
+        raise OSError(exc.errno, f"cannot {what}: {hint}", name) from exc

@@ -62,7 +62,8 @@ class Pin(ABC):
     def _register(self, wish: Wish) -> None: ...
 
     @abstractmethod
-    def _let_go(self) -> None: ...
+    def _let_go(self) -> None:
+        """Release the pin if it still stands, and all that goes with it."""
 
     @abstractmethod
     def extend(self, seconds: float) -> None:
@@ -98,15 +99,14 @@ class Pin(ABC):
             self._register(wish)
 
     def release(self) -> None:
-        """Release the pin; once more does nothing. Raises OSError where a `dirty` range cannot be flushed (EIO...)."""
+        """Release the pin; once more does nothing.
+
+        Raises OSError where a `dirty` range cannot be flushed (EIO...): then the pin still stands.
+        """
         with self._lock:
             if not self.active:
                 return
-            try:
-                self._let_go()
-            except OSError as exc:
-                if exc.errno not in GONE:
-                    raise
+            self._let_go()
             self._released = True
 
     def __enter__(self) -> "Pin":
@@ -124,35 +124,44 @@ class ProcessPin(Pin):
 
     def __init__(self, inode: Inode, name: str, wish: Wish, on_break: Callback | None) -> None:
         super().__init__(name, wish)
-        self._inode = inode
+        self._inode: Inode | None = inode
         self._watch = on_break and Watch(on_break, self.release, self.info)
         if self._watch:
             dispatch.join(inode, name, self._watch)
         try:
             self._register(wish)
         except BaseException:
-            self._unwatch()
+            self._unwatch(inode)
             raise
 
-    def _unwatch(self) -> None:
+    def _unwatch(self, inode: Inode) -> None:
         if self._watch:
-            dispatch.leave(self._inode, self.name, self._watch)
+            dispatch.leave(inode, self.name, self._watch)
+
+    def _pinned(self) -> Inode:
+        if self._inode is None:
+            raise OSError(errno.ENODATA, "the pin has been released")
+        return self._inode
 
     def _register(self, wish: Wish) -> None:
-        self.id = xattrs.register(self._inode, self.name, wish).id
+        self.id = xattrs.register(self._pinned(), self.name, wish).id
         self._wish = wish
 
     def info(self) -> PinInfo:
-        return xattrs.query(self._inode, self.name)
+        return xattrs.query(self._pinned(), self.name)
 
     def _let_go(self) -> None:
+        inode = self._pinned()
         try:
-            xattrs.release(self._inode, self.name)
-        finally:
-            self._unwatch()
+            xattrs.release(inode, self.name)
+        except OSError as exc:
+            if exc.errno not in GONE:
+                raise
+        self._unwatch(inode)
+        self._inode = None  # lets go of the file as well, so that the mount is not busy
 
     def extend(self, seconds: float) -> None:
-        with EventChannel(self._inode) as channel, advice("extend", self._inode.name):
+        with EventChannel(self._pinned()) as channel:
             channel.extend(self.id, seconds)
 
 
@@ -167,6 +176,7 @@ class HandlePin(Pin):
         super().__init__("", wish)
         self._fd = fd
         self._owned = owned
+        self._file = _identity(fd)
         self._wake: int | None = None
         self._register(wish)
         if on_break:
@@ -180,12 +190,16 @@ class HandlePin(Pin):
         threading.Thread(target=self._listen, args=(epoll, self._wake, watch), name="pinfs-handle", daemon=True).start()
 
     def _listen(self, epoll: select.epoll, wake: int, watch: Watch) -> None:
-        with epoll, suppress(OSError):
+        with epoll:
             while not any(fd == wake for fd, _ in epoll.poll()):
-                answer = ioctl.query(self._fd, self.id)
-                if answer.state == ioctl.BREAKING:
-                    watch.answer(ioctl.break_event(answer))
+                self._answer(watch)
         os.close(wake)
+
+    def _answer(self, watch: Watch) -> None:
+        with suppress(OSError):  # it may have gone meanwhile
+            answer = ioctl.query(self._fd, self.id)
+            if answer.state == ioctl.BREAKING:
+                watch.answer(ioctl.break_event(answer))
 
     def _register(self, wish: Wish) -> None:
         """A pin that changes is registered anew before the old one goes, so that its bytes are never without."""
@@ -199,22 +213,40 @@ class HandlePin(Pin):
             ioctl.unpin(self._fd, self.id)
         self.id, self._wish = pin_id, wish
 
+    def _check_open(self) -> None:
+        """A closed number may by now belong to another file, and an ioctl means something else there."""
+        if self._released or _identity(self._fd) != self._file:
+            raise OSError(errno.ENOENT, "the handle is closed, and its pins are released")
+
     def info(self) -> PinInfo:
         with advice(f"query pin {self.id}", f"descriptor {self._fd}"):
+            self._check_open()
             return ioctl.info(ioctl.query(self._fd, self.id))
 
     def _let_go(self) -> None:
         try:
+            self._check_open()
             ioctl.unpin(self._fd, self.id)
-        finally:
-            if self._wake is not None:
-                os.eventfd_write(self._wake, 1)
-            if self._owned:
-                os.close(self._fd)
+        except OSError as exc:
+            if exc.errno not in GONE:
+                raise
+        if self._wake is not None:
+            os.eventfd_write(self._wake, 1)
+        if self._owned:
+            os.close(self._fd)
 
     def extend(self, seconds: float) -> None:
-        with EventChannel(self._fd) as channel, advice("extend", f"descriptor {self._fd}"):
+        with EventChannel(self._fd) as channel:
             channel.extend(self.id, seconds)
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    """Which file a descriptor means; None when it is closed."""
+    try:
+        st = os.fstat(fd)
+    except OSError:
+        return None
+    return st.st_dev, st.st_ino
 
 
 class NoPin(Pin):

@@ -47,7 +47,7 @@ def test_commands(pair) -> None:
     channel.release(7)
     channel.extend(7, 2.5)
     assert mount.recv(100) == b"release 7\n"
-    assert mount.recv(100) == b"extend 7 2.5\n"
+    assert mount.recv(100) == b"extend 7 2.500\n"
 
 
 def test_wake_ends_a_wait_without_events(pair) -> None:

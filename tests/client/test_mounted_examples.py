@@ -1,5 +1,6 @@
 """The examples, run as a reader of the documents would run them."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -37,7 +38,7 @@ class Program:
             [str(word) for word in command],
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(REPO), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            env={**os.environ, "PYTHONPATH": str(REPO)},
         )
 
     def line(self) -> str:
@@ -110,13 +111,26 @@ def test_weights_server(run, file: Path, tmp_path: Path) -> None:
     assert lines[1].startswith("serving ") and lines[1].split()[1] != first.split()[1]
 
 
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pinfs` on the PATH, as an installed package has it."""
+    program = tmp_path / "pinfs"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m pinfs.cli.main "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
 @pytest.mark.skipif(shutil.which("fio") is None, reason="fio is not installed")
+@pytest.mark.usefixtures("installed")
 def test_io_uring_fio(run, file: Path, shared_mount: Mount, breaker: Actor) -> None:
     if not shared_mount.status()["passthrough"]:
         pytest.skip("registered buffers inside a file take passthrough")
+    buffers = file.with_name("buffers")
     with shared_mount.trace() as trace:
-        fio = run("sh", EXAMPLES / "io_uring_fio.sh", file.with_name("buffers"), 1)
+        fio = run("sh", EXAMPLES / "io_uring_fio.sh", buffers, 1)
         trace.until("pinned")
-        assert breaker.errno(os.truncate, str(file.with_name("buffers")), 0) is not None
-        status, _ = fio.end()
+        assert breaker.errno(os.truncate, str(buffers), 0) == errno.EBUSY
+        status, lines = fio.end()
     assert status == 0
+    assert any(";registered;" in line for line in lines)
+    assert breaker.errno(os.truncate, str(buffers), 0) is None
