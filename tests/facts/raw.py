@@ -99,7 +99,8 @@ class RawFuse(Actors):
 
     def backing_open(self, fd: int) -> int:
         """FUSE_DEV_IOC_BACKING_OPEN: registers `fd`, returns the backing id."""
-        return fcntl.ioctl(self.fd, BACKING_OPEN, bytearray(struct.pack("<iIQ", fd, 0, 0)))
+        number: int = fcntl.ioctl(self.fd, BACKING_OPEN, bytearray(struct.pack("<iIQ", fd, 0, 0)))
+        return number
 
     # --- requests and replies
 
@@ -157,7 +158,7 @@ class RawFuse(Actors):
 
     def shuttle(self, near: socket.socket) -> None:
         """Carries one message between the kernel and libfuse behind a socket, whichever is ready."""
-        if self.fd in select.select([self.fd, near], [], [], LIMIT_S)[0]:
+        if self.fd in select.select([self.fd, near.fileno()], [], [], LIMIT_S)[0]:
             request = bytearray(os.read(self.fd, BUFFER))
             if HEADER.unpack_from(request)[1] == INIT:
                 request[52:54] = (int.from_bytes(request[52:54], "little") & ~SPLICE).to_bytes(2, "little")

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyfuse3
 import trio
@@ -75,10 +75,15 @@ class Tiny(Actors):
         self.process.stdin.close()
         self.process.stdout.close()
 
+    def readable(self, limit_s: float = 0) -> bool:
+        """Whether a call is reported within `limit_s` seconds."""
+        assert self.process.stdout
+        return bool(select.select([self.process.stdout], [], [], limit_s)[0])
+
     def next(self) -> Call:
         """The next call that was reported; fails when none comes."""
+        assert self.readable(LIMIT_S), f"no call came; seen: {self.seen}"
         assert self.process.stdout
-        assert select.select([self.process.stdout], [], [], LIMIT_S)[0], f"no call came; seen: {self.seen}"
         name, *numbers = os.read(self.process.stdout.fileno(), LINE).decode().split()
         self.seen.append(Call(name, *map(int, numbers)))
         return self.seen[-1]
@@ -106,19 +111,19 @@ def report(name: str, inode: int = 0, value: int = 0, pid: int = 0) -> None:
     os.write(1, f"{name} {inode} {value} {pid}".ljust(LINE).encode())
 
 
-class Operations(pyfuse3.Operations):  # type: ignore[misc]
+class Operations(pyfuse3.Operations):
     """The file system's side."""
 
     def __init__(self) -> None:
         super().__init__()
         self.going = {inode: trio.Event() for inode in range(1, len(NAMES) + 1)}
 
-    async def lookup(self, parent, name, ctx):  # type: ignore[no-untyped-def]
+    async def lookup(self, parent: int, name: bytes, ctx: Any) -> Any:
         if name not in NAMES:
             raise pyfuse3.FUSEError(2)
         return await self.getattr(NAMES.index(name) + 1, ctx)
 
-    async def getattr(self, inode, ctx):  # type: ignore[no-untyped-def]
+    async def getattr(self, inode: int, ctx: Any) -> Any:
         report("getattr", inode, 0, ctx.pid if ctx else 0)
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = inode
@@ -127,13 +132,13 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
         entry.attr_timeout = entry.entry_timeout = 0
         return entry
 
-    async def open(self, inode, flags, ctx):  # type: ignore[no-untyped-def]
+    async def open(self, inode: int, flags: int, ctx: Any) -> Any:
         report("open", inode, flags, ctx.pid)
         if NAMES[inode - 1] == b"broken":
             raise ValueError("not a FUSEError")
         return pyfuse3.FileInfo(fh=inode)
 
-    async def setattr(self, inode, attr, fields, fh, ctx):  # type: ignore[no-untyped-def]
+    async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> Any:
         report("setattr", inode, attr.st_size, ctx.pid)
         if NAMES[inode - 1].startswith(b"wait"):
             await self.going[inode].wait()

@@ -108,6 +108,7 @@ class Actor:
 
     def readable(self, timeout_s: float) -> bool:
         """Whether an answer (or the actor's end) is there within `timeout_s` seconds."""
+        assert self.process.stdout
         return bool(select.select([self.process.stdout], [], [], timeout_s)[0])
 
     def answer(self, limit_s: float) -> Any:

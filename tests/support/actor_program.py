@@ -4,7 +4,9 @@ import os
 import pickle
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]  # support.acts, and pinfs as programs import it
@@ -23,7 +25,7 @@ def main() -> None:
         answers.flush()
 
 
-def answer(function, args, kwargs):  # type: ignore[no-untyped-def]
+def answer(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Exception | None]:
     try:
         return function(*args, **kwargs), None
     except Exception as failure:

@@ -94,7 +94,7 @@ def map_file(path: str, length: int, offset: int = 0, writable: bool = True) -> 
 def map_fd(fd: int, length: int, offset: int = 0, writable: bool = True) -> int:
     """Maps an open file shared. Returns the address. (The mmap module would keep a duplicate of the descriptor.)"""
     protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    address = _mmap(None, length, protection, mmap.MAP_SHARED, fd, offset)
+    address: int = _mmap(None, length, protection, mmap.MAP_SHARED, fd, offset)
     if address == _MAP_FAILED:
         raise OSError(ctypes.get_errno(), "mmap")
     return address

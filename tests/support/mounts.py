@@ -129,10 +129,10 @@ class Mount(Actors):
         """Writes down where the daemon stands, then ends it and sets free whatever waits for it."""
         if self.process.poll() is None:
             self._hung = f"{why}\n{where(self.pid)}"
-            self.process.send_signal(signal.SIGUSR1)  # stacks and state go to the log
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(1)
-            self.process.kill()
+            for number in (signal.SIGUSR1, signal.SIGABRT, signal.SIGKILL):  # its report, faulthandler's, the end
+                self.process.send_signal(number)
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(1)
         force_umount(self.path)
 
     def _bury(self) -> None:

@@ -1,0 +1,42 @@
+# Each target installs what it needs and is missing, and says so: Debian packages (scripts/install-needs), a virtual
+# environment, Python packages.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: help demo test lint venv clean
+
+help:
+	@echo "make demo    pins at work, with real processes (needs /dev/fuse)"
+	@echo "make test    all tests (need root and /dev/fuse); TESTS=tests/core, PYTEST_ARGS=-x for some"
+	@echo "make lint    ruff and mypy"
+	@echo "make venv    the virtual environment $(VENV) with pinfs in it"
+	@echo "make clean   removes $(VENV) and caches"
+
+demo: venv
+	@$(BIN)/python -m demo
+
+test: venv
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
+
+lint: venv
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+venv:
+	@PYTHON="$(PYTHON)" scripts/install-needs
+	@$(MAKE) --no-print-directory $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@echo "Installing Python packages into $(VENV):"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet install --editable '.[dev]'
+	@$(BIN)/python -m pip --disable-pip-version-check list --format=freeze | sed 's/^/    /'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
