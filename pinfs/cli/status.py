@@ -95,7 +95,7 @@ def _rows(one: Status) -> Iterator[tuple[str, str]]:
         yield "state", f"stale: {one['error']} (to mend: pinfs umount {one['mountpoint']})"
         return
     for key, value in one.items():
-        if key not in ("v", "mountpoint", "counters", "exit_code"):
+        if value is not None and key not in ("v", "mountpoint", "counters", "exit_code"):
             yield key, _words(key, value)
     for name, value in one["counters"].items():
         yield _COUNTED[name], f"{value:.0f}"
@@ -106,7 +106,7 @@ def _words(key: str, value: Any) -> str:
         return str(timedelta(seconds=round(value)))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "-" if value is None else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _watch(wanted: list[Mount], interval_s: float, as_json: bool) -> None:

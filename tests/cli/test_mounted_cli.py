@@ -15,7 +15,7 @@ from typing import Any
 import click
 import pytest
 from support.actor import SYSTEM_PYTHON, eventually
-from support.mounts import REPO, Mount, Trace, is_mounted
+from support.mounts import REPO, Mount, Trace, force_umount, is_mounted
 
 SHARED_MOUNT_OPTIONS = ("allow_other", "break_timeout=20")
 LIMIT_S = 60.0
@@ -330,15 +330,25 @@ def test_umount_names_who_has_files_open(mount: Mount) -> None:
     reader(os.close, fd)
 
 
-def test_daemon_stale_and_umount(base: Path) -> None:
+@pytest.fixture
+def point(base: Path) -> Iterator[Path]:
+    """Where a test mounts by hand; nothing stays there."""
+    path = base / "mnt"
+    path.mkdir()
+    yield path
+    while is_mounted(path):
+        force_umount(path)
+
+
+def test_daemon_stale_and_umount(base: Path, point: Path) -> None:
     """`--daemon` returns when the mount is usable; a killed daemon leaves a stale mount, which each verb recognises."""
-    source, point = base / "source", base / "mnt"
+    source = base / "source"
     source.mkdir()
-    point.mkdir()
     (source / "f").write_text("there")
     assert pinfs("mount", source, point, "--daemon", "-o", "rw,nofail,_netdev,x-systemd.automount").returncode == 0
     assert (point / "f").read_text() == "there"
     (one,) = json.loads(pinfs("status", point).stdout)["mounts"]
+    assert one["mountpoint"] == str(point), "only this test's own daemon may be killed"
     os.kill(one["pid"], signal.SIGKILL)
     eventually(lambda: pinfs("status", point).returncode == 7)
     assert pinfs("ls", point).returncode == 7
@@ -360,11 +370,12 @@ def test_daemon_stale_and_umount(base: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("how", [[], ["--daemon"]])
-def test_mounts_that_fail_say_why_in_one_line(base: Path, words: list[str], code: int, how: list[str]) -> None:
+def test_mounts_that_fail_say_why_in_one_line(
+    base: Path, point: Path, words: list[str], code: int, how: list[str]
+) -> None:
     (base / "source").mkdir()
-    (base / "mnt").mkdir()
     result = pinfs("mount", *[word.format(base=base) for word in words], *how)
     assert result.returncode == code
     assert "Traceback" not in result.stderr
     assert code == 2 or result.stderr.count("\n") == 1
-    assert not is_mounted(base / "mnt")
+    assert not is_mounted(point)
