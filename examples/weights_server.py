@@ -8,6 +8,7 @@ before the first byte goes: it drops its mapping, lets the truncate pass, and ma
 Ends with Ctrl-C, or after RELOADS reloads if a second argument says so.
 """
 
+import errno
 import hashlib
 import mmap
 import os
@@ -24,23 +25,27 @@ def infer(fd: int, size: int) -> str:
         return hashlib.sha256(weights).hexdigest()[:16]
 
 
-async def complete(fd: int, size: int) -> None:
-    """A model's weights have a known size; the writer is done when that is reached."""
-    while os.fstat(fd).st_size < size:
-        await trio.sleep(0.05)
+async def serve_one(fd: int, size: int, stay: bool) -> None:
+    """Serve until the file is about to be overwritten, or, not to `stay`, once."""
+    async with pinfs.client.trio.pin(fd, 0, size, mode="lease", note="weights_server") as pin:
+        print(f"serving {infer(fd, size)} under pin {pin.id}", flush=True)
+        if stay and (event := await pin.next_break()):
+            print(f"{event.op}: dropped the weights", flush=True)
 
 
 async def serve(path: str, reloads: int | None) -> None:
     fd = os.open(path, os.O_RDWR)
-    size = os.fstat(fd).st_size
+    size = os.fstat(fd).st_size  # the next weights will have the same
     while True:
-        await complete(fd, size)
-        async with pinfs.client.trio.pin(fd, 0, size, mode="lease", note="weights_server") as pin:
-            print(f"serving {infer(fd, size)} under pin {pin.id}", flush=True)
-            if reloads == 0:
-                return
-            event = await pin.next_break()
-            print(f"{event.op if event else 'revocation'}: dropped the weights", flush=True)
+        try:
+            await serve_one(fd, size, stay=reloads != 0)
+        except OSError as exc:
+            if exc.errno not in (errno.EAGAIN, errno.ENXIO):  # the truncate is under way, the weights are not all there
+                raise
+            await trio.sleep(0.05)
+            continue
+        if reloads == 0:
+            return
         reloads = None if reloads is None else reloads - 1
 
 
