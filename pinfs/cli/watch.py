@@ -107,9 +107,10 @@ def _print_event(event: Event) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    line = Text(time.strftime("%H:%M:%S "), style="dim")
+    line = Text()
+    line.append(time.strftime("%H:%M:%S "), style="dim")
     line.append(f"{event.get('event', '?'):<10}", style=_STYLES.get(event.get("event", ""), "green"))
-    line.append(printable(describe(event)), style="none")
+    line.append(printable(describe(event)))
     Console(highlight=False, soft_wrap=True).print(line)
 
 

@@ -379,3 +379,28 @@ def test_mounts_that_fail_say_why_in_one_line(
     assert "Traceback" not in result.stderr
     assert code == 2 or result.stderr.count("\n") == 1
     assert not is_mounted(point)
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("mount.pinfs", ["{source}", "{point}", "-sno", "rw,nofail,break_timeout=3"]),
+        ("/sbin/mount.fuse3", ["{source}", "{point}", "-t", "fuse.pinfs", "-o", "rw,nofail,break_timeout=3"]),
+    ],
+)
+def test_as_mount8_calls_it(base: Path, point: Path, program: str, arguments: list[str]) -> None:
+    """mount(8) looks for /sbin/mount.pinfs; for the type fuse.pinfs it runs mount.fuse3, which runs `pinfs`."""
+    source, programs = base / "source", base / "bin"
+    source.mkdir()
+    programs.mkdir()
+    for name in ("pinfs", "mount.pinfs"):
+        script = programs / name
+        script.write_text(f"#!{sys.executable}\n{PROGRAM}\n")
+        script.chmod(0o755)
+    environment = os.environ | PATHS | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    words = [program, *(word.format(source=source, point=point) for word in arguments)]
+    subprocess.run(words, env=environment, check=True, timeout=LIMIT_S)
+    row = subprocess.run(["findmnt", "-no", "SOURCE,FSTYPE", point], capture_output=True, text=True, check=True)
+    assert row.stdout.split() == [str(source), "fuse.pinfs"]
+    assert json.loads(pinfs("policy", "show", "--json", point).stdout)["break_timeout"] == 3
+    assert pinfs("umount", point).returncode == 0
