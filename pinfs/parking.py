@@ -38,7 +38,8 @@ def run_straight(handler: Coroutine[Any, Any, T]) -> T:
     try:
         trap = handler.send(None)
     except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+        result: T = end.value
+        return result
     finally:
         _stepping = False
     if trap is not PARK:
@@ -50,4 +51,5 @@ def run_straight(handler: Coroutine[Any, Any, T]) -> T:
 @coroutine
 def rest_of(handler: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
     """Go on with a parked handler, in a trio task. (A plain `await` refuses a coroutine that has already begun.)"""
-    return (yield from handler)
+    result: T = yield from handler
+    return result

@@ -34,11 +34,15 @@ class Handlers:
         self._notify = notify
         self._entry_valid = wire.seconds(ops.entry_timeout_s)
         self._attr_valid = wire.seconds(ops.attr_timeout_s)
+        self._nothing = wire.no_entry_out(self._entry_valid)
 
     # Names
 
     async def lookup(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
-        entry = await self._ops.lookup(nodeid, wire.name_of(body), ctx)
+        try:
+            entry = await self._ops.lookup(nodeid, wire.name_of(body), ctx)
+        except FileNotFoundError:
+            return self._nothing
         return wire.entry_out(entry, self._entry_valid, self._attr_valid)
 
     async def forget(self, nodeid: int, ctx: Caller, body: memoryview) -> None:

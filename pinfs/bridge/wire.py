@@ -166,6 +166,11 @@ def entry_out(entry: Entry, entry_valid: tuple[int, int], attr_valid: tuple[int,
 NO_ENTRY: Final = bytes(ENTRY_OUT.size)
 
 
+def no_entry_out(entry_valid: tuple[int, int]) -> bytes:
+    """struct fuse_entry_out that says for how long the kernel may remember that there is no such name."""
+    return _pack_entry(0, 0, entry_valid[0], 0, entry_valid[1], *[0] * (len(ENTRY_OUT.unpack(NO_ENTRY)) - 5))
+
+
 def open_out(opened: Opened) -> bytes:
     """struct fuse_open_out.
 

@@ -380,19 +380,18 @@ class Operations:
         with self._backing.creating_as(ctx):
             fd = os.open(name, _creation_flags(flags), mode, dir_fd=directory_fd)
         try:
-            entry = self._entry(directory, name)
-            inode = self._inodes.get(entry.nodeid)
-            if inode.key != self._inodes.key_of(os.fstat(fd)):
-                raise error(errno.ESTALE)
+            st = os.fstat(fd)
+            inode = self._inodes.learn(directory, name, st)
             self._backing.adopt(inode, fd, flags)
         except BaseException:
             os.close(fd)
             raise
-        return await self._created(inode, flags, ctx), entry
+        inode.lookups += 1
+        return await self._created(inode, st, flags, ctx), Entry(inode.nodeid, st)
 
-    async def _created(self, inode: Inode, flags: int, ctx: CallerLike) -> Opened:
+    async def _created(self, inode: Inode, st: os.stat_result, flags: int, ctx: CallerLike) -> Opened:
         try:
-            if flags & os.O_TRUNC and self._inodes.stat(inode).st_size:  # it was there already
+            if flags & os.O_TRUNC and st.st_size:  # it was there already
                 await self._truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
         except BaseException:
             self._backing.release(inode)
