@@ -105,6 +105,7 @@ def has_acls(source_fd: int) -> bool:
 def check_mountpoint(mountpoint: str, source_fd: int, *, replace_stale: bool = False) -> str:
     """The real path of a mount point that can be used. Raises StaleMountError, MountError."""
     try:
+        os.statvfs(mountpoint)  # a stale mount may still answer stat() from the kernel's cache
         st = os.stat(mountpoint)
     except OSError as e:
         if e.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
