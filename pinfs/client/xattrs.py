@@ -1,5 +1,6 @@
 """The verbs of SPEC section 5: extended attributes that act, and are never stored."""
 
+import errno
 import json
 import os
 import secrets
@@ -60,8 +61,18 @@ def register(inode: Inode, name: str, wish: Wish) -> PinInfo:
     """Register pin NAME, or replace it in one step. Waits while a removal of the same file waits (the inode's lock)."""
     key = PIN + check_name(name)
     with advice(f"pin {wish.start}:{wish.length}", inode.name):
-        os.setxattr(inode.path, key, encode(wish))
+        _set(inode, key, encode(wish))
         return parse_pin(os.getxattr(inode.path, key))
+
+
+def _set(inode: Inode, key: bytes, value: bytes) -> None:
+    """Turns EOPNOTSUPP back into EAGAIN, of which the kernel makes it in setxattr(2) (__vfs_setxattr_noperm)."""
+    try:
+        os.setxattr(inode.path, key, value)
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP:
+            raise
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN), inode.name) from exc
 
 
 def query(inode: Inode, name: str) -> PinInfo:

@@ -235,6 +235,18 @@ def test_outside_the_file(file: Path, owner) -> None:
     assert pinfs.pins(file) == []
 
 
+@pytest.mark.parametrize("owner", ["process", "handle"])
+def test_no_new_pin_while_a_removal_goes_on(file: Path, shared_mount: Mount, owner) -> None:
+    """The breaker is killed, so that the inode's lock is free, and the break goes on (SPEC 3.7)."""
+    breaker = shared_mount.actor()
+    with shared_mount.trace() as trace, pinfs.pin(file, mode="lease", signal="none") as first:
+        breaker.start(os.truncate, str(file), 0)
+        trace.until("break", pin=first.id)
+        breaker.kill()
+        with pytest.raises(BlockingIOError, match="a removal of an overlapping range is under way"):
+            pinfs.pin(file, owner=owner)
+
+
 def test_a_pin_survives_renaming_and_unlinking(file: Path) -> None:
     with pinfs.pin(file) as pin:
         file.rename(file.with_name("other"))
