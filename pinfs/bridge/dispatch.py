@@ -156,7 +156,9 @@ class Dispatcher:
                 self._reply(opcode, unique, body)
 
     def _answer_otherwise(self, opcode: int, unique: int, size: int) -> None:
-        if opcode in LONG_WAY:
+        if opcode == wire.INIT and size < wire.IN_SIZE + wire.INIT_IN.size:
+            self._refuse(opcode, unique, errno.EINVAL)
+        elif opcode in LONG_WAY:
             self._counts["pyfuse3"] += 1
             self.long_way.send(opcode, unique, self._view[:size])
         else:

@@ -1,0 +1,422 @@
+"""The dispatcher with a socket in the place of the kernel: every request gets exactly one reply, whatever it holds."""
+
+import errno
+import os
+import socket
+
+import pytest
+import trio
+import trio.testing
+from bridge.fake_kernel import Canned, dispatching
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinfs.bridge import wire
+from pinfs.bridge.handlers import LONG_WAY, UNANSWERED, Handlers
+from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Wishes
+
+NAME = b"name\0"
+WELL_FORMED = {
+    wire.LOOKUP: NAME,
+    wire.GETATTR: bytes(16),
+    wire.SETATTR: bytes(88),
+    wire.STATX: bytes(24),
+    wire.MKDIR: bytes(8) + NAME,
+    wire.UNLINK: NAME,
+    wire.RMDIR: NAME,
+    wire.RENAME: bytes(8) + NAME + NAME,
+    wire.RENAME2: bytes(16) + NAME + NAME,
+    wire.OPEN: bytes(8),
+    wire.CREATE: bytes(16) + NAME,
+    wire.TMPFILE: bytes(16) + NAME,
+    wire.READ: bytes(40),
+    wire.WRITE: wire.WRITE_IN.pack(1, 0, 4, 0, 0, 0, 0) + b"data",
+    wire.RELEASE: bytes(24),
+    wire.FSYNC: bytes(16),
+    wire.FALLOCATE: bytes(32),
+    wire.LSEEK: bytes(24),
+    wire.COPY_FILE_RANGE: bytes(56),
+    wire.COPY_FILE_RANGE_64: bytes(56),
+    wire.IOCTL: wire.IOCTL_IN.pack(1, 0, 5, 0, 4, 8) + b"data",
+    wire.POLL: bytes(24),
+    wire.OPENDIR: bytes(8),
+    wire.READDIR: wire.READ_IN.pack(1, 0, 500, 0, 0, 0, 0),
+    wire.READDIRPLUS: wire.READ_IN.pack(1, 0, 500, 0, 0, 0, 0),
+    wire.RELEASEDIR: bytes(24),
+    wire.SETXATTR: wire.SETXATTR_IN.pack(5, 0) + NAME + b"value",
+    wire.GETXATTR: wire.GETXATTR_IN.pack(5, 0) + NAME,
+    wire.LISTXATTR: wire.GETXATTR_IN.pack(50, 0),
+    wire.REMOVEXATTR: NAME,
+    wire.SYNCFS: bytes(8),
+}
+
+
+def test_the_table_of_requests_is_complete() -> None:
+    routes = Handlers(Canned(), lambda message: None).routes()  # type: ignore[arg-type]
+    assert routes.keys() - UNANSWERED == WELL_FORMED.keys()
+    assert not routes.keys() & LONG_WAY
+
+
+@pytest.mark.parametrize("opcode", WELL_FORMED)
+async def test_each_request_is_answered(opcode: int) -> None:
+    async with dispatching(Canned()) as (kernel, dispatcher):
+        assert (await kernel.ask(opcode, WELL_FORMED[opcode])).error == 0
+        await kernel.nothing_more()
+
+
+@pytest.mark.parametrize("opcode", WELL_FORMED)
+async def test_a_request_that_is_too_short_is_einval(opcode: int) -> None:
+    body = WELL_FORMED[opcode]
+    async with dispatching(Canned()) as (kernel, _):
+        for size in range(0 if opcode == wire.SYNCFS else len(body)):
+            error = (await kernel.ask(opcode, body[:size])).error
+            assert error == -errno.EINVAL or _is_whole(opcode, size)
+        await kernel.nothing_more()
+
+
+def _is_whole(opcode: int, size: int) -> bool:
+    """What carries more than it needs: SYNCFS's padding, a TMPFILE's name."""
+    return opcode == wire.SYNCFS or (opcode == wire.TMPFILE and size >= 16)
+
+
+@given(
+    st.integers(0, 60) | st.integers(0, 2**32 - 1),
+    st.binary(max_size=200),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**16 - 1) | st.just(0),
+)
+def test_fuzzed_requests_get_exactly_one_reply(opcode: int, body: bytes, nodeid: int, extensions: int) -> None:
+    async def fuzz() -> None:
+        async with dispatching(Canned()) as (kernel, dispatcher):
+            unique = kernel.send(opcode, body, nodeid, extensions)
+            if opcode in LONG_WAY and not (opcode == wire.INIT and len(body) < wire.INIT_IN.size):
+                await trio.testing.wait_all_tasks_blocked()
+                assert dispatcher.long_way.in_flight == 1
+                return
+            if opcode not in UNANSWERED:
+                reply = await kernel.receive()
+                assert reply.unique == unique
+                assert -512 < reply.error <= 0
+                assert not reply.error or not reply.body
+            await kernel.nothing_more()
+
+    trio.run(fuzz)
+
+
+@given(st.binary(max_size=60))
+def test_fuzzed_bytes_never_end_the_dispatcher(data: bytes) -> None:
+    async def fuzz() -> None:
+        async with dispatching(Canned()) as (kernel, _):
+            if data:  # an empty packet is the end of the connection
+                kernel.send_raw(data)
+            unique = kernel.send(wire.GETATTR, bytes(16))
+            while (await kernel.receive()).unique != unique:
+                pass
+
+    trio.run(fuzz)
+
+
+async def test_a_lying_length_is_einval() -> None:
+    async with dispatching(Canned()) as (kernel, _):
+        kernel.send_raw(wire.IN_HEADER.pack(4000, wire.GETATTR, 2, 1, 0, 0, 0, 0, 0) + bytes(16))
+        assert (await kernel.receive()).error == -errno.EINVAL
+
+
+async def test_unknown_opcodes_and_flush_are_enosys() -> None:
+    async with dispatching(Canned()) as (kernel, _):
+        for opcode in (0, 7, 19, wire.FLUSH, 37, 48, 54, 4096, 2**32 - 1):
+            assert (await kernel.ask(opcode, bytes(24))).error == -errno.ENOSYS
+
+
+async def test_extensions_are_not_taken_for_a_name() -> None:
+    ops = Canned()
+    async with dispatching(ops) as (kernel, _):
+        kernel.send(wire.LOOKUP, NAME + b"12345678", extensions=1)
+        assert (await kernel.receive()).error == 0
+    assert ops.calls[0][1][1] == b"name"
+
+
+@pytest.mark.parametrize(
+    ("raised", "answered"),
+    [
+        (OSError(errno.EBUSY, "pinned"), errno.EBUSY),
+        (OSError(errno.ENOSYS, "the backing cannot"), errno.EOPNOTSUPP),
+        (OSError("no number"), errno.EIO),
+        (OSError(5000, "not a number of the kernel's"), errno.EIO),
+        (ZeroDivisionError(), errno.EIO),
+    ],
+)
+async def test_errors(raised: Exception, answered: int) -> None:
+    ops = Canned()
+    ops.fail_with = raised
+    async with dispatching(ops) as (kernel, _):
+        for opcode, body in WELL_FORMED.items():
+            if opcode not in (wire.READDIR, wire.READDIRPLUS):
+                assert (await kernel.ask(opcode, body)).error == -answered
+
+
+async def test_callers_and_arguments_arrive() -> None:
+    ops = Canned()
+    async with dispatching(ops) as (kernel, _):
+        await kernel.ask(wire.MKDIR, wire.MKDIR_IN.pack(0o755, 0o027) + b"dir\0", nodeid=9)
+    assert ops.calls == [("mkdir", (9, b"dir", 0o755, (1, 2, 3, 0o027)))]
+
+
+async def test_a_write_of_a_mebibyte() -> None:
+    ops = Canned()
+    data = os.urandom(1 << 20)
+    written = []
+
+    async def write(fh, offset, data, *, kill_suidgid):
+        written.append((fh, offset, bytes(data), kill_suidgid))
+        return len(data)
+
+    ops.write = write
+    async with dispatching(ops) as (kernel, _):
+        body = wire.WRITE_IN.pack(6, 4096, len(data), wire.WRITE_KILL_SUIDGID, 0, 0, 0) + data
+        assert wire.IN_SIZE + len(body) <= BUFFER_SIZE
+        assert (await kernel.ask(wire.WRITE, body)).body == wire.WRITE_OUT.pack(1 << 20, 0)
+    assert written == [(6, 4096, data, True)]
+
+
+async def test_a_large_read_arrives_whole() -> None:
+    ops = Canned()
+    data = os.urandom(1 << 20)
+
+    async def read(fh, offset, size):
+        return data
+
+    ops.read = read
+    async with dispatching(ops) as (kernel, _):
+        assert (await kernel.ask(wire.READ, bytes(40))).body == data
+
+
+async def test_attributes_by_name_tell_their_size_or_that_it_does_not_fit() -> None:
+    async with dispatching(Canned()) as (kernel, _):
+        for opcode, name, whole in ((wire.GETXATTR, NAME, b"value"), (wire.LISTXATTR, b"", b"user.a\0user.b\0")):
+            for size, expected in ((0, wire.GETXATTR_OUT.pack(len(whole), 0)), (len(whole), whole), (100, whole)):
+                assert (await kernel.ask(opcode, wire.GETXATTR_IN.pack(size, 0) + name)).body == expected
+            reply = await kernel.ask(opcode, wire.GETXATTR_IN.pack(len(whole) - 1, 0) + name)
+            assert reply.error == -errno.ERANGE
+
+
+async def test_forgets() -> None:
+    ops = Canned()
+    async with dispatching(ops) as (kernel, _):
+        kernel.send(wire.FORGET, wire.U64.pack(3), nodeid=8)
+        kernel.send(wire.BATCH_FORGET, wire.BATCH_FORGET_IN.pack(2, 0) + wire.FORGET_ONE.pack(5, 1) + bytes(16))
+        await kernel.nothing_more()
+    assert ops.forgotten == [(8, 3), (5, 1), (0, 0)]
+
+
+# Waiting
+
+
+async def test_a_parked_request_does_not_hold_up_others() -> None:
+    ops = Canned()
+    ops.park_in = "setattr"
+    async with dispatching(ops) as (kernel, dispatcher):
+        waiting = [kernel.send(wire.SETATTR, bytes(88)) for _ in range(300)]
+        for _ in range(20):
+            await kernel.nothing_more()
+        assert dispatcher.parked == 300
+        ops.gate.set()
+        answered = [await kernel.receive() for _ in waiting]
+        assert sorted(reply.unique for reply in answered) == waiting
+        assert {reply.error for reply in answered} == {0}
+        await kernel.nothing_more()
+        assert dispatcher.parked == 0
+
+
+async def test_a_parked_write_keeps_its_data() -> None:
+    ops = Canned()
+    seen = []
+
+    async def write(fh, offset, data, *, kill_suidgid):
+        ops.park_in = "gate"
+        await ops.gate_passed()
+        seen.append(bytes(data))
+        return len(data)
+
+    async def gate_passed():
+        from pinfs.parking import park
+
+        await park()
+        await ops.gate.wait()
+
+    ops.write, ops.gate_passed = write, gate_passed
+    async with dispatching(ops) as (kernel, _):
+        kernel.send(wire.WRITE, WELL_FORMED[wire.WRITE])
+        await kernel.ask(wire.SETXATTR, wire.SETXATTR_IN.pack(100, 0) + NAME + b"z" * 100)
+        ops.gate.set()
+        assert (await kernel.receive()).body == wire.WRITE_OUT.pack(4, 0)
+    assert seen == [b"data"]
+
+
+async def test_an_interrupt_ends_the_request_it_names_with_eintr() -> None:
+    ops = Canned()
+    ops.park_in = "setattr"
+    async with dispatching(ops) as (kernel, dispatcher):
+        first, second = (kernel.send(wire.SETATTR, bytes(88)) for _ in range(2))
+        kernel.send(wire.INTERRUPT, wire.U64.pack(first))
+        reply = await kernel.receive()
+        assert (reply.unique, reply.error) == (first, -errno.EINTR)
+        await kernel.nothing_more()
+        assert dispatcher.parked == 1
+        ops.gate.set()
+        reply = await kernel.receive()
+        assert (reply.unique, reply.error) == (second, 0)
+
+
+async def test_an_interrupt_in_the_same_moment_as_the_request() -> None:
+    """Both are read before the parked handler has run a single step in its task."""
+    ops = Canned()
+    ops.park_in = "setattr"
+    async with dispatching(ops) as (kernel, _):
+        unique = kernel.send(wire.SETATTR, bytes(88))
+        kernel.send(wire.INTERRUPT, wire.U64.pack(unique))
+        assert (await kernel.receive()).error == -errno.EINTR
+
+
+async def test_an_interrupt_of_what_does_not_wait_is_ignored() -> None:
+    async with dispatching(Canned()) as (kernel, _):
+        for unique in (0, 2, 2**64 - 1):
+            kernel.send(wire.INTERRUPT, wire.U64.pack(unique))
+        await kernel.nothing_more()
+
+
+async def test_what_ends_before_its_interrupt_keeps_its_result() -> None:
+    ops = Canned()
+    ops.park_in = "setattr"
+    async with dispatching(ops) as (kernel, _):
+        unique = kernel.send(wire.SETATTR, bytes(88))
+        await kernel.nothing_more()
+        ops.gate.set()
+        kernel.send(wire.INTERRUPT, wire.U64.pack(unique))
+        reply = await kernel.receive()
+        assert reply.unique == unique
+        assert reply.error in (0, -errno.EINTR)
+        await kernel.nothing_more()
+
+
+async def test_the_end_of_the_connection_cancels_what_waits() -> None:
+    ops = Canned()
+    ops.park_in = "setattr"
+    async with dispatching(ops) as (kernel, dispatcher):
+        kernel.send(wire.SETATTR, bytes(88))
+        await kernel.nothing_more()
+    assert dispatcher.parked == 0
+
+
+async def test_poll_wakes_by_a_notification() -> None:
+    ops = Canned()
+    wakes = []
+
+    async def poll(fh, events, wake):
+        wakes.append(wake)
+        return 0
+
+    ops.poll = poll
+    async with dispatching(ops) as (kernel, _):
+        await kernel.ask(wire.POLL, wire.POLL_IN.pack(1, 77, wire.POLL_SCHEDULE_NOTIFY, 1))
+        await kernel.ask(wire.POLL, wire.POLL_IN.pack(1, 77, 0, 1))
+        assert wakes[1] is None
+        wakes[0]()
+        message = await kernel.receive()
+        assert (message.unique, message.error, message.body) == (0, wire.NOTIFY_POLL, wire.U64.pack(77))
+
+
+async def test_what_the_handlers_start_runs_although_requests_keep_coming() -> None:
+    """The short way must not starve trio: a task that a handler wakes gets its turn at once."""
+    ops = Canned()
+    woken = trio.Event()
+    ran = []
+
+    async def sleeper() -> None:
+        await woken.wait()
+        ran.append(len(ops.calls))
+
+    async def removexattr(*args):
+        woken.set()
+
+    ops.removexattr = removexattr
+    async with dispatching(ops) as (kernel, _), trio.open_nursery() as nursery:
+        nursery.start_soon(sleeper)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(5):
+            kernel.send(wire.GETATTR, bytes(16))
+        kernel.send(wire.REMOVEXATTR, NAME)
+        for _ in range(5):
+            kernel.send(wire.GETATTR, bytes(16))
+        for _ in range(11):
+            await kernel.receive()
+    assert ran == [5]
+
+
+# The long way
+
+
+async def test_the_long_way_and_back() -> None:
+    async with dispatching(Canned()) as (kernel, dispatcher):
+        libfuse = socket.socket(fileno=os.dup(dispatcher.long_way.libfuse_fd))
+        with libfuse:
+            unique = kernel.send(wire.READLINK, b"body", nodeid=5)
+            await trio.lowlevel.wait_readable(libfuse)
+            request = libfuse.recv(4096)
+            assert wire.IN_HEADER.unpack_from(request)[1:4] == (wire.READLINK, unique, 5)
+            assert request[wire.IN_SIZE :] == b"body"
+            libfuse.send(wire.OUT_HEADER.pack(wire.OUT_SIZE + 4, 0, unique) + b"link")
+            reply = await kernel.receive()
+            assert (reply.unique, reply.body) == (unique, b"link")
+        await kernel.nothing_more()
+        assert dispatcher.long_way.in_flight == 0
+
+
+async def test_more_requests_than_the_long_way_takes_at_a_time() -> None:
+    async with dispatching(Canned()) as (kernel, dispatcher):
+        libfuse = socket.socket(fileno=os.dup(dispatcher.long_way.libfuse_fd))
+        with libfuse:
+            sent = [kernel.send(wire.SYMLINK, b"x" * 4096) for _ in range(40)]
+            for expected in sent:
+                await trio.lowlevel.wait_readable(libfuse)
+                unique = wire.IN_HEADER.unpack_from(libfuse.recv(8192))[2]
+                assert unique == expected
+                assert dispatcher.long_way.in_flight <= 16
+                libfuse.send(wire.OUT_HEADER.pack(wire.OUT_SIZE, 0, unique))
+                assert (await kernel.receive()).unique == unique
+
+
+async def test_init_is_negotiated_by_the_bridge_and_libfuse_sees_no_splice() -> None:
+    offered = (
+        Init.SPLICE | Init.DO_READDIRPLUS | Init.INIT_EXT | 1 << 1 | 1 << 16 | Init.ATOMIC_O_TRUNC | Init.POSIX_ACL
+    )
+    body = wire.INIT_IN.pack(7, 45, 131072, int(offered), Init.PASSTHROUGH >> 32) + bytes(44)
+    async with dispatching(Canned(), Wishes(passthrough=True)) as (kernel, dispatcher):
+        libfuse = socket.socket(fileno=os.dup(dispatcher.long_way.libfuse_fd))
+        with libfuse:
+            unique = kernel.send(wire.INIT, body)
+            await trio.lowlevel.wait_readable(libfuse)
+            _, _, _, flags, _ = wire.INIT_IN.unpack_from(libfuse.recv(4096), wire.IN_SIZE)
+            assert not flags & Init.SPLICE
+            assert flags & Init.DO_READDIRPLUS
+            libfuse.send(wire.OUT_HEADER.pack(wire.OUT_SIZE + 64, 0, unique) + b"?" * 64)
+            reply = wire.INIT_OUT.unpack((await kernel.receive()).body)
+        major, minor, readahead, flags, _, _, max_write, gran, pages, _, flags2, depth, _ = reply
+        assert (major, minor, readahead, max_write, gran, pages, depth) == (7, 45, 131072, 1 << 20, 1, 256, 1)
+        assert flags | flags2 << 32 == (Init.DO_READDIRPLUS | Init.INIT_EXT | Init.ATOMIC_O_TRUNC | Init.PASSTHROUGH)
+        assert dispatcher.terms is not None
+        assert dispatcher.terms.passthrough
+
+
+async def test_replies_that_nobody_takes_are_taken_back() -> None:
+    """A handle or a lookup count that the kernel never heard of must not stay."""
+    ops = Canned()
+    async with dispatching(ops) as (kernel, _):
+        await kernel.nothing_more()
+        ops.calls.clear()
+        kernel.end.shutdown(socket.SHUT_RD)  # from here on writing to the kernel fails
+        kernel.send(wire.CREATE, WELL_FORMED[wire.CREATE])
+        kernel.send(wire.OPENDIR, WELL_FORMED[wire.OPENDIR])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    assert ops.forgotten == [(7, 1)]
+    assert [call for call in ops.calls if call[0].startswith("release")] == [("release", (3,)), ("releasedir", (4,))]
