@@ -113,6 +113,8 @@ class Daemon:
         options = self.config.mount
         self._fd = mount(options.fsname or self.source, self.mountpoint, _flags(options))
         self._device = device_of(self.mountpoint)
+        if self._device is not None:
+            self.fs.guard.mount_device = os.makedev(*map(int, self._device.split(":")))
         with ExitStack() as undo:
             undo.callback(self.detach)
             self.way = self._find_way()

@@ -13,19 +13,32 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from pinfs.core.breaks import PinBook, Removal, Turn
+from pinfs.core.breaks import UNLINKS, PinBook, Removal, Turn
 from pinfs.core.pins import Break, Event, Owner, Pin, PinSpec, Reservation
 from pinfs.core.policy import PolicySet
 from pinfs.core.ranges import END
-from pinfs.fs.types import CallerLike
+from pinfs.mappings import Mapping, mappings_of
 from pinfs.parking import park
 from pinfs.stats import Stats
 
 log = logging.getLogger("pinfs.guard")
 
 HOLDERS_IN_A_LOG_LINE: Final = 3
+NONBLOCKING_BY_HABIT: Final = frozenset({"truncate"})
+"""Programs that open with O_NONBLOCK only so that a FIFO does not hang them, and then expect to wait like everybody:
+EAGAIN (SPEC 3.7) would make leases useless to the truncate(1) of GNU coreutils."""
+
 UNPUBLISHED: Final = frozenset({"answered", "kill", "limit"})
 """Events between the core and the guard; people and programs see what they lead to."""
+
+
+class Breaker(Protocol):
+    """Who asks: `pid` is a thread id in the daemon's pid namespace, 0 where it is not visible there."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def uid(self) -> int: ...
 
 
 class Holders(Protocol):
@@ -61,6 +74,8 @@ class Guard:
     def __init__(self, holders: Holders, policies: Policies, events: Events, stats: Stats) -> None:
         self.book = PinBook(self._deliver, policies.current.limits)
         self.on_handle_event: Callable[[Owner], None] | None = None
+        self.mount_device = 0
+        """st_dev of the mount, known once it stands: mappings are found by it."""
         self._holders = holders
         self._policies = policies
         self._events = events
@@ -80,7 +95,7 @@ class Guard:
         op: str,
         start: int,
         end: int | None,
-        ctx: CallerLike,
+        ctx: Breaker,
         *,
         handle: Owner | None = None,
         nonblock: bool = False,
@@ -91,7 +106,10 @@ class Guard:
         open file description that the breaker used, the owner of its pins. OSError: EBUSY or ETXTBSY (SPEC 3.2, 3.3,
         3.6, 3.8), EAGAIN (`nonblock`, and the break goes on). A breaker that is cancelled leaves its breaks behind.
         """
-        removal = self._begin(inode, path, op, start, END if end is None else end, ctx, handle, nonblock)
+        end = END if end is None else end
+        if self.minds_mappings:
+            await self._refuse_mapped(inode, path, op, start, end, ctx)
+        removal = self._begin(inode, path, op, start, end, ctx, handle, nonblock)
         if removal is None:
             yield
             return
@@ -101,6 +119,41 @@ class Guard:
         finally:
             self.book.finish(removal, trio.current_time())
 
+    @property
+    def minds_mappings(self) -> bool:
+        """Whether a removal has to come here even where nothing is pinned: policy `mapped` is `deny` for some file."""
+        return self._policies.current.minds_mappings
+
+    async def _refuse_mapped(
+        self, inode: int, path: Callable[[], str | None], op: str, start: int, end: int, ctx: Breaker
+    ) -> None:
+        """EBUSY (policy `errno`) for bytes that a process has mapped, as if by a deny pin (SPEC 8, `mapped`)."""
+        where = path()
+        policy = self._policies.current.for_path(where)
+        if policy.mapped != "deny" or (op in UNLINKS and policy.unlink == "defer"):
+            return
+        pid = self._process_id(ctx)
+        await park()
+        mapping = await trio.to_thread.run_sync(self._first_mapping, inode, start, end, policy.own == "allow" and pid)
+        if mapping is not None:
+            removal = Removal(inode, start, end, op, pid=pid, uid=ctx.uid, path=where)
+            log.info("[%d, %d) of inode %d is mapped by pid %d", mapping.start, mapping.end, inode, mapping.pid)
+            self._deliver(Event("refused", trio.current_time(), removal=removal, why="mapped"))
+            raise OSError(policy.errno_number, f"mapped by process {mapping.pid}")
+
+    def _first_mapping(self, inode: int, start: int, end: int, allowed_pid: int) -> Mapping | None:
+        found = mappings_of(self.mount_device, inode, start, end)
+        return next((mapping for mapping in found if mapping.pid != allowed_pid), None)
+
+    def _process_id(self, ctx: Breaker) -> int:
+        """The pid of the breaker's process, or of its thread where the process cannot be found."""
+        return getattr(self._process(ctx), "pid", ctx.pid)
+
+    def _process(self, ctx: Breaker) -> Any:
+        with suppress(OSError):  # out of descriptors: then it is a breaker like any other
+            return self._holders.process_of(ctx.pid)
+        return None
+
     def _begin(
         self,
         inode: int,
@@ -108,17 +161,17 @@ class Guard:
         op: str,
         start: int,
         end: int,
-        ctx: CallerLike,
+        ctx: Breaker,
         handle: Owner | None,
         nonblock: bool,
     ) -> Removal | None:
         """Ask the book; None: nobody has anything in [start, end)."""
         if not self.book.touches(inode, start, end):
             return None
-        process = None
-        with suppress(OSError):  # out of descriptors: then it is a breaker like any other
-            process = self._holders.process_of(ctx.pid)
+        process = self._process(ctx)
         pid = getattr(process, "pid", ctx.pid)
+        if nonblock and getattr(process, "comm", "") in NONBLOCKING_BY_HABIT:
+            nonblock = False
         removal = Removal(inode, start, end, op, process, handle, pid, ctx.uid, path(), nonblock)
         policies = self._policies.current
         self.book.limits = policies.limits

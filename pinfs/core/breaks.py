@@ -107,6 +107,10 @@ class Alarms:
         self._count = 0
         self._sweep_at = 64
 
+    def __len__(self) -> int:
+        """How many entries it holds, skipped ones too."""
+        return len(self._heap)
+
     def set(self, item: Timed, deadline: float) -> None:
         """Seconds. Costs O(log n)."""
         item.deadline = deadline
@@ -172,9 +176,8 @@ class PinBook(PinTable):
         """The bytes of a READY removal are cut, or will not be: let the next one go on."""
         removal.turn = Turn.GONE
         if removal.order:
-            for orphan in self.files[removal.inode].orphans:
-                if removal.start <= orphan.start and orphan.end <= removal.end:
-                    self._unreserve(orphan)  # somebody has had the turn that it kept
+            if not removal.exempt:
+                self._drop_orphans(removal)
             self._unreserve(removal)
             self._look_again(removal.watchers, now)
 
@@ -438,6 +441,12 @@ class PinBook(PinTable):
         self._reserve(orphan)
         file.orphans += (orphan,)
         self._watch_or_cool_down(orphan, now)
+
+    def _drop_orphans(self, removal: Removal) -> None:
+        """Somebody has had the turn that they kept; no pin is left there to break."""
+        for orphan in self.files[removal.inode].orphans:
+            if removal.start <= orphan.start and orphan.end <= removal.end:
+                self._unreserve(orphan)
 
     def _watch_or_cool_down(self, orphan: Orphan, now: float) -> None:
         breaking = _first_breaking(self.files[orphan.inode], orphan)

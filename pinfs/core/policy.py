@@ -144,6 +144,11 @@ class PolicySet:
     limits: Limits = field(default_factory=Limits)
     _cache: dict[str, Policy] = field(default_factory=dict, compare=False, repr=False)
 
+    @cached_property
+    def minds_mappings(self) -> bool:
+        """Whether `mapped` is `deny` for any file."""
+        return self.base.mapped == "deny" or any(rule.overrides.get("mapped") == "deny" for rule in self.rules)
+
     def for_path(self, path: str | None) -> Policy:
         """The values for the file at `path`, relative to the root of the mount (None: no name left, gets the base)."""
         if path is None or not self.rules:

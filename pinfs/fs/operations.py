@@ -294,7 +294,7 @@ class Operations:
         nonblock: bool = False,
     ) -> None:
         with self._backing.writing(inode) as fd:
-            if inode.nodeid not in self._guarded or size >= os.fstat(fd).st_size:
+            if not self._asks(inode) or size >= os.fstat(fd).st_size:
                 os.ftruncate(fd, size)
                 return
             async with self._removal(inode, op, size, None, ctx, handle, nonblock=nonblock):
@@ -307,7 +307,7 @@ class Operations:
             raise error(errno.EBADF)
         inode = handle.inode
         with self._backing.writing(inode) as fd:
-            taken = self._taken_by_fallocate(fd, mode, offset, length) if inode.nodeid in self._guarded else None
+            taken = self._taken_by_fallocate(fd, mode, offset, length) if self._asks(inode) else None
             if taken is None:
                 syscalls.fallocate(fd, mode, offset, length)
                 return
@@ -329,9 +329,13 @@ class Operations:
                 return op, offset, None
         return None
 
+    def _asks(self, inode: Inode) -> bool:
+        """Whether a removal has anybody to ask: nearly always not, and then it goes straight on."""
+        return inode.nodeid in self._guarded or self._guard.minds_mappings
+
     def _last_name_guard(self, victim: Inode, op: str, ctx: CallerLike) -> AbstractAsyncContextManager[None]:
         """The guard for a name that goes: nothing to ask unless it is the last one of a pinned file."""
-        if victim.nodeid not in self._guarded or not victim.is_file or self._inodes.stat(victim).st_nlink > 1:
+        if not self._asks(victim) or not victim.is_file or self._inodes.stat(victim).st_nlink > 1:
             return _NOTHING
         return self._removal(victim, op, 0, None, ctx)
 
