@@ -1,0 +1,147 @@
+"""The scenes. Each shows the commands that it runs, and checks what it says."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from demo.stage import LIMIT_S, PATTERN, SIZE, Stage
+
+DEADLINE_S = 2
+FIO_S = 3
+
+
+def main() -> int:
+    with Stage() as stage:
+        stage.tell(f"Everything happens in {stage.dir} (tmpfs). 'reader' is demo/reader.py.")
+        without_pinfs(stage)
+        stage.scene(
+            f"Mount it through pinfs. Leases have to be answered within {DEADLINE_S} seconds here (default: 45)."
+        )
+        if not stage.mount(f"break_timeout={DEADLINE_S}"):
+            return 1
+        deny_pin(stage)
+        lease_pin(stage)
+        no_answer(stage)
+        real_pins(stage)
+        stage.scene("The end.")
+        stage.umount()
+        print(f"\n{stage.failures} things were not as they should be." if stage.failures else "\nAll as it should be.")
+    return 1 if stage.failures else 0
+
+
+def without_pinfs(stage: Stage) -> None:
+    stage.scene("Without pinfs: somebody truncates a file that another program has mapped.")
+    stage.write("plain/model.bin")
+    reader = stage.reader("plain/model.bin")
+    stage.expect(stage.run("truncate", "-s", "0", "plain/model.bin").code == 0, "the truncate succeeds")
+    stage.expect(reader.ended() == -signal.SIGBUS, "and its reader is killed by SIGBUS")
+
+
+def deny_pin(stage: Stage) -> None:
+    stage.scene("A deny pin: the reader does not let go.")
+    path = stage.write("mnt/model.bin")
+    reader = stage.reader("mnt/model.bin", "--pin", "deny")
+    stage.expect(stage.run("truncate", "-s", "0", "mnt/model.bin").busy, "the truncate is refused")
+    if bridge(stage):
+        punch = stage.run("fallocate", "-p", "-o", "0", "-l", "4096", "mnt/model.bin")
+        stage.expect(punch.busy, "so is a hole punched into it")
+    stage.expect(path.stat().st_size == SIZE and reader.still_reads(), "and the reader goes on")
+    stage.run("pinfs", "ls", "--table", "-o", "START,LENGTH,MODE,STATE,COMM,PID", "mnt/model.bin")
+    reader.stop()
+    stage.expect(stage.run("truncate", "-s", "0", "mnt/model.bin").code == 0, "when the reader has ended, it succeeds")
+
+
+def lease_pin(stage: Stage) -> None:
+    stage.scene("A lease pin: the reader lets go when it is asked.")
+    path = stage.write("mnt/model.bin")
+    reader = stage.reader("mnt/model.bin", "--pin", "lease")
+    cut = stage.run("truncate", "-s", "0", "mnt/model.bin")
+    stage.expect("released the pin" in reader.line() and reader.ended() == 0, "the reader was signalled and let go")
+    stage.expect(cut.code == 0 and path.stat().st_size == 0, "and then the truncate succeeded")
+
+
+def no_answer(stage: Stage) -> None:
+    stage.scene(f"A lease whose holder never answers: the truncate does not hang, it fails after {DEADLINE_S} seconds.")
+    stage.write("mnt/model.bin")
+    reader = stage.reader("mnt/model.bin", "--pin", "lease", "--ignore")
+    cut = stage.run("truncate", "-s", "0", "mnt/model.bin")
+    stage.expect(cut.busy and cut.seconds >= DEADLINE_S, f"refused at the deadline (after {cut.seconds:.1f} seconds)")
+    stage.expect(reader.still_reads(), "and the reader goes on")
+    reader.stop()
+
+
+def real_pins(stage: Stage) -> None:
+    stage.scene("Real page pins: a device (here: io_uring through fio) writes into the pages of a mapped file.")
+    if missing := why_no_real_pins(stage):
+        stage.tell(f"Not shown: {missing}.")
+        return
+    stage.tell("Without pinfs:")
+    plain = device_writes(stage, "plain/buffer.bin", [])
+    stage.expect(plain.cut == 0, "the truncate succeeds while the device writes, and nobody notices")
+    stage.expect(
+        plain.lost, "what the device writes from then on is lost: it still owns pages, but the file has others"
+    )
+    stage.tell("With a pin, held while fio runs:")
+    pinned = device_writes(stage, "mnt/buffer.bin", ["pinfs", "pin", "mnt/buffer.bin", "--"])
+    stage.expect(pinned.cut != 0, "the truncate is refused")
+    stage.expect(not pinned.lost, "and what the device writes is in the file")
+
+
+class DeviceRun:
+    """A truncate below a writing device: its exit code, and whether the file lacks what the device wrote."""
+
+    def __init__(self, cut: int, lost: bool) -> None:
+        self.cut, self.lost = cut, lost
+
+
+def device_writes(stage: Stage, name: str, holding: list[str]) -> DeviceRun:
+    """fio reads x's into registered buffers that lie in a shared mapping of file `name`; meanwhile we cut the file."""
+    buffer = stage.write(name, 0)
+    os.truncate(buffer, SIZE)
+    stage.write("data", SIZE)
+    fio = stage.start(
+        *holding, "fio", "--name=device", "--filename=data", "--rw=read", "--bs=64k", "--iodepth=8", "--direct=0",
+        "--ioengine=io_uring", "--fixedbufs=1", f"--iomem=mmapshared:{name}", "--time_based", f"--runtime={FIO_S}",
+        "--output-format=terse",
+    )  # fmt: skip
+    wait_for_data(buffer, fio.pid)
+    cut = stage.run("truncate", "-s", "0", name)
+    if cut.code == 0:
+        stage.run("truncate", "-s", str(SIZE), name)
+    fio.communicate(timeout=LIMIT_S)
+    stage.expect(fio.returncode == 0, "fio has seen no error")
+    return DeviceRun(cut.code, PATTERN not in buffer.read_bytes())
+
+
+def wait_for_data(buffer: Path, pid: int) -> None:
+    """Until the device has written something into the file."""
+    end = time.monotonic() + LIMIT_S
+    while PATTERN not in buffer.read_bytes():
+        if time.monotonic() > end or not Path(f"/proc/{pid}").exists():
+            raise SystemExit("fio writes nothing")
+        time.sleep(0.01)
+
+
+def why_no_real_pins(stage: Stage) -> str:
+    """What this machine lacks for them; nothing, if it has all."""
+    if not shutil.which("fio"):
+        return "there is no fio here"
+    if not status(stage, "passthrough"):
+        return "this mount has no FUSE passthrough (it needs root and Linux 6.9)"
+    return ""
+
+
+def bridge(stage: Stage) -> bool:
+    return status(stage, "bridge")
+
+
+def status(stage: Stage, key: str) -> bool:
+    return bool(json.loads((stage.dir / "mnt/.pinfs/status").read_text())[key])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""What the scenes stand on: it shows commands and runs them, directs readers, and counts what is not as expected."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+PATTERN = b"x"
+SIZE = 8 << 20
+LIMIT_S = 60.0
+"""How long anything may take here before the demo counts as failed."""
+
+
+class Stage:
+    """A scratch directory on tmpfs, with a plain directory `plain`, and `source` mounted through pinfs on `mnt`."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.dir = Path(tempfile.mkdtemp(prefix="pinfs-demo-", dir="/dev/shm"))
+        for name in ("plain", "source", "mnt"):
+            (self.dir / name).mkdir()
+        self.environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "LC_ALL": "C"}
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.is_mounted():
+            subprocess.run(["pinfs", "umount", "--force", "mnt"], cwd=self.dir, env=self.environment, check=False)
+        shutil.rmtree(self.dir)
+
+    # --- telling
+
+    def scene(self, title: str) -> None:
+        print(f"\n\033[1m{title}\033[0m" if sys.stdout.isatty() else f"\n{title}", flush=True)
+
+    def tell(self, text: str) -> None:
+        print(f"  {text}", flush=True)
+
+    def expect(self, holds: bool, what: str) -> None:
+        """A checked line. One that does not hold makes the demo fail, at its end."""
+        self.failures += not holds
+        self.tell(f"[{'ok' if holds else 'NOT SO'}] {what}")
+
+    # --- commands
+
+    def run(self, *command: str) -> Outcome:
+        """Shows a command as one would type it, runs it, shows what it prints."""
+        self.tell(f"$ {shlex.join(command)}")
+        started = time.monotonic()
+        done = subprocess.run(
+            command, cwd=self.dir, env=self.environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
+        outcome = Outcome(done.returncode, (done.stdout + done.stderr).strip(), time.monotonic() - started)
+        for line in outcome.text.splitlines():
+            self.tell(f"  {line}")
+        return outcome
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Shows a command and starts it in the background."""
+        self.tell(f"$ {shlex.join(command)} &")
+        return subprocess.Popen(command, cwd=self.dir, env=self.environment, stdout=subprocess.PIPE, text=True)
+
+    def reader(self, *arguments: str) -> Reader:
+        """Starts a reader (reader.py) and waits until it has mapped its file."""
+        self.tell(f"$ reader {' '.join(arguments)} &")
+        return Reader(self, arguments)
+
+    # --- files and mounts
+
+    def write(self, name: str, size: int = SIZE) -> Path:
+        """A file full of x."""
+        path = self.dir / name
+        path.write_bytes(PATTERN * size)
+        return path
+
+    def mount(self, *options: str) -> bool:
+        """Mounts `source` on `mnt`. False when this machine or user can't."""
+        asked = ["-o", ",".join(options)] if options else []
+        return self.run("pinfs", "mount", "source", "mnt", *asked, "--daemon").code == 0
+
+    def umount(self) -> None:
+        self.expect(self.run("pinfs", "umount", "mnt").code == 0 and not self.is_mounted(), "nothing is left mounted")
+
+    def is_mounted(self) -> bool:
+        return f" {self.dir / 'mnt'} " in Path("/proc/self/mountinfo").read_text()
+
+
+class Outcome:
+    """How a command ended: its exit code, what it printed, how long it took."""
+
+    def __init__(self, code: int, text: str, seconds: float) -> None:
+        self.code, self.text, self.seconds = code, text, seconds
+
+    @property
+    def busy(self) -> bool:
+        return self.code != 0 and re.search("Device or resource busy", self.text) is not None
+
+
+class Reader:
+    """A running reader.py."""
+
+    def __init__(self, stage: Stage, arguments: tuple[str, ...]) -> None:
+        self.stage = stage
+        program = [sys.executable, str(Path(__file__).with_name("reader.py")), *arguments]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            program, stdin=pipe, stdout=pipe, text=True, cwd=stage.dir, env=stage.environment
+        )
+        self.line()
+
+    def line(self) -> str:
+        """The next thing it says; nothing, if it has died or says nothing."""
+        assert self.process.stdout
+        text = self.process.stdout.readline() if select.select([self.process.stdout], [], [], LIMIT_S)[0] else ""
+        if text:
+            self.stage.tell(f"  reader: {text.strip()}")
+        return text
+
+    def still_reads(self) -> bool:
+        """Asks it to read all its pages once more."""
+        assert self.process.stdin
+        print(file=self.process.stdin, flush=True)
+        return "every page is there" in self.line()
+
+    def ended(self) -> int:
+        """How it ended by itself: its exit status, negative for a signal."""
+        self.process.wait(timeout=LIMIT_S)
+        return self.stop()
+
+    def stop(self) -> int:
+        """Tells it to end."""
+        self.process.communicate(timeout=LIMIT_S)
+        return self.process.returncode
