@@ -400,7 +400,7 @@ async def test_trio_callback(file: Path, breaker: Actor) -> None:
     async with pinfs.client.trio.pin(file, mode="lease", on_break=let_go) as held:
         assert await held.state() == "held"
         await trio.to_thread.run_sync(breaker, os.truncate, str(file), 0)
-        assert not held.active
+        assert await held.state() == "gone"
     assert [event.pin for event in events] == [held.id]
 
 
