@@ -19,7 +19,7 @@ from pinfs.core.ranges import END
 
 SIZE = 8
 UNIVERSE = 10  # stands for END
-MAX_WAITING = 3
+MAX_WAITING = 4
 OWNERS = ("a", "b", "c")
 OUTSIDER = "z"
 
@@ -41,7 +41,8 @@ class Asked:
     removal: Removal
     bytes: frozenset[Byte]
     exempt: bool
-    since: float
+    dawdles: bool
+    """Does not cut its bytes as soon as it may."""
     answers: list[Turn] = field(default_factory=list)
 
     @property
@@ -159,7 +160,7 @@ class Breaks(RuleBasedStateMachine):
         self.breaking[pin.id] = before if killed else max(before, limit)
         assert self.book.extend(pin, seconds, self.now) == self.breaking[pin.id]
 
-    @precondition(lambda self: len(self.standing) > 2)
+    @precondition(lambda self: len(self.standing) > 4)
     @rule(owner=st.sampled_from(OWNERS))
     def die(self, owner: str) -> None:
         self.book.owner_gone(owner, self.now)
@@ -196,15 +197,24 @@ class Breaks(RuleBasedStateMachine):
         length=st.integers(1, SIZE) | st.none(),
         op=st.sampled_from(["truncate", "punch_hole", "unlink"]),
         breaker=st.sampled_from([OUTSIDER, OUTSIDER, *OWNERS]),
-        nonblock=st.sampled_from([False, False, True]),
+        nonblock=st.sampled_from([False, False, False, True]),
+        dawdles=st.sampled_from([False, False, False, True]),
         policy=policies,
     )
     def begin(
-        self, inode: int, start: int, length: int | None, op: str, breaker: str, nonblock: bool, policy: Policy
+        self,
+        inode: int,
+        start: int,
+        length: int | None,
+        op: str,
+        breaker: str,
+        nonblock: bool,
+        dawdles: bool,
+        policy: Policy,
     ) -> None:
-        end = END if length is None else start + length
+        end = END if length is None else min(start + length, SIZE + 1)
         removal = Removal(inode, start, end, op, process=breaker, nonblock=nonblock)
-        asked = Asked(removal, bytes_of(inode, start, end), False, self.now)
+        asked = Asked(removal, bytes_of(inode, start, end), False, dawdles)
         removal.wake = lambda: asked.answers.append(removal.turn)
         if op == "unlink" and policy.unlink == "defer":
             assert self.book.begin(removal, policy, self.now) is Turn.READY
@@ -262,8 +272,24 @@ class Breaks(RuleBasedStateMachine):
             assert {self.owners[pin] for pin in taken} <= {asked.removal.process}
         else:
             assert not taken, "pinned bytes were taken without release, revocation or death"
-        self.left = [left for left in self.left if not left.bytes <= asked.bytes]
+        if not asked.exempt:
+            self.left = [left for left in self.left if not left.bytes <= asked.bytes]
         self.book.finish(asked.removal, self.now)
+        self.what_is_left_cools_down()
+        assert asked.removal.turn is Turn.GONE
+
+    @invariant()
+    def what_must_hold(self) -> None:
+        self.what_is_left_cools_down()
+        self.who_may_cut_mostly_does()
+        self.the_book_agrees()
+        self.each_breaking_pin_is_wanted_and_each_wanted_pin_breaks()
+        self.nothing_waits_in_vain_or_beyond_a_deadline()
+        self.every_removal_is_answered_at_most_once()
+
+    def who_may_cut_mostly_does(self) -> None:
+        while ready := [asked for asked in self.now_in(Turn.READY) if not asked.dawdles]:
+            self.cut(ready[0])
 
     # Time
 
@@ -281,13 +307,11 @@ class Breaks(RuleBasedStateMachine):
 
     # What must hold
 
-    @invariant()
     def what_is_left_cools_down(self) -> None:
         for left in self.left:
             if left.until is None and not any(self.standing[pin] & left.bytes for pin in self.breaking):
                 left.until = self.now + COOL_DOWN_S
 
-    @invariant()
     def the_book_agrees(self) -> None:
         assert {pin.id: held(pin) for pin in self.book.by_id.values()} == self.standing
         assert {p.id: p.deadline for p in self.book.by_id.values() if p.state is State.BREAKING} == self.breaking
@@ -297,7 +321,6 @@ class Breaks(RuleBasedStateMachine):
         for inode, at in [(inode, at) for inode in (1, 2) for at in range(SIZE)]:
             assert self.book.touches(inode, at, at + 1) == ((inode, at) in touched)
 
-    @invariant()
     def each_breaking_pin_is_wanted_and_each_wanted_pin_breaks(self) -> None:
         wanting = [a.bytes for a in self.asked if a.wants]
         for pin, at in self.standing.items():
@@ -306,7 +329,6 @@ class Breaks(RuleBasedStateMachine):
             elif pin in self.breaking:
                 assert any(left.bytes & at for left in self.left if left.until is None)
 
-    @invariant()
     def nothing_waits_in_vain_or_beyond_a_deadline(self) -> None:
         for place, asked in enumerate(self.asked):
             if asked.removal.turn is not Turn.WAITING:
@@ -317,7 +339,6 @@ class Breaks(RuleBasedStateMachine):
             assert all(self.breaking[pin] > self.now for pin in pins)
             assert all(self.breaking[pin] <= self.now + 100.0 + KILL_GRACE_S for pin in pins)
 
-    @invariant()
     def every_removal_is_answered_at_most_once(self) -> None:
         for asked in self.asked:
             assert len(asked.answers) <= 1

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.counted import Counted
 
 from pinfs.core.ranges import END, RangeTree
 
@@ -55,28 +56,6 @@ def test_removing_what_is_not_there_is_an_error() -> None:
     with pytest.raises(KeyError):
         tree.remove(5, 2)
     assert list(tree.overlapping(0, END)) == ["pin"]
-
-
-class Counted(int):
-    """A bound that counts how often it is compared: a measure of the nodes looked at that no clock disturbs."""
-
-    comparisons = 0
-
-    def _count(self) -> int:
-        Counted.comparisons += 1
-        return int(self)
-
-    def __lt__(self, other: int) -> bool:
-        return self._count() < int(other)
-
-    def __gt__(self, other: int) -> bool:
-        return self._count() > int(other)
-
-    def __ge__(self, other: int) -> bool:
-        return self._count() >= int(other)
-
-    def __le__(self, other: int) -> bool:
-        return self._count() <= int(other)
 
 
 def comparisons_of_a_question(size: int, hits: int) -> int:
