@@ -136,7 +136,7 @@ class Backing:
         file = inode.file
         if file is None:
             return 0
-        if not file.backing_id:
+        if file.backing_id is None:
             file.backing_id = self.passthrough.open(file.any_fd)
         return file.backing_id
 

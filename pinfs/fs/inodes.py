@@ -38,7 +38,7 @@ class OpenFile:
         self.opens = 0
         self.reader = -1
         self.writer = -1
-        self.backing_id = 0
+        self.backing_id: int | None = None  # decided by the first open, for all: 0 is "none"
 
     @property
     def any_fd(self) -> int:

@@ -281,6 +281,10 @@ class Operations:
         if kept != mode:
             os.chmod(self._inodes.magic_path(inode), kept)
 
+    def _drop_set_ids_for(self, inode: Inode, ctx: CallerLike) -> None:
+        if ctx.uid:
+            self._drop_set_ids(inode)
+
     # Removals: the only ways by which bytes leave a file
 
     async def _truncate(
@@ -310,11 +314,13 @@ class Operations:
             taken = self._taken_by_fallocate(fd, mode, offset, length) if self._asks(inode) else None
             if taken is None:
                 syscalls.fallocate(fd, mode, offset, length)
+                self._drop_set_ids_for(inode, ctx)
                 return
             self._backing.must_support_fallocate(fd, mode)
             op, start, end = taken
             async with self._removal(inode, op, start, end, ctx, handle):
                 syscalls.fallocate(fd, mode, offset, length)
+            self._drop_set_ids_for(inode, ctx)
 
     @staticmethod
     def _taken_by_fallocate(fd: int, mode: int, offset: int, length: int) -> tuple[str, int, int | None] | None:

@@ -243,7 +243,7 @@ class PinVerbs:
         """Whether one of the handle's pins is being broken; `wake` is called when that changes."""
         pins = self._book.by_owner.get(handle, {})
         urgent = any(pin.breaking is not None for pin in pins.values())
-        if wake is not None and not urgent:
+        if wake is not None:
             handle.wakes = [*handle.wakes[-15:], wake]
         return urgent
 
@@ -263,12 +263,17 @@ class PinVerbs:
     # Commands of the event channel
 
     async def command(self, line: str, ctx: CallerLike) -> None:
-        """`release ID`, `extend ID SECONDS`, `revoke ID`. EINVAL, ENOENT, EPERM, ENODATA (extend: not breaking)."""
+        """`release ID`, `resize ID START LENGTH`, `extend ID SECONDS`, `revoke ID`.
+
+        EINVAL, ENOENT, EPERM, ENODATA (extend: not breaking), and what registering a pin may say (resize).
+        """
         words = line.split()
         pin = self._commanded(words, ctx)
         match words:
             case ["release", _]:
                 await self._release(self._inodes.get(pin.inode), pin)
+            case ["resize", _, start, length]:
+                await self._resize(self._inodes.get(pin.inode), pin, f"{start}:{length}")
             case ["extend", _, seconds]:
                 self._guard.extend(pin, _seconds(seconds))
             case ["revoke", _]:
@@ -277,6 +282,17 @@ class PinVerbs:
                 self._guard.revoke(pin)
             case _:
                 _fail(errno.EINVAL, f"unknown command {line!r}")
+
+    async def _resize(self, inode: Inode, pin: Pin, place: str) -> None:
+        """Move or shrink a process's pin while a truncate holds back setxattr on its file."""
+        wanted = parse_pin_value(place.encode())
+        if pin.name is None:
+            _fail(errno.EINVAL, "a pin of a handle cannot be moved")
+        if pin.dirty:
+            await self._flush(inode)
+        spec = PinSpec(wanted.start, wanted.length, pin.mode, pin.signal, pin.dirty, pin.note)
+        size = self._inodes.stat(inode).st_size
+        self._guard.pin(pin.inode, pin.owner, pin.process, pin.uid, pin.name, spec, size, pin.proxy_uid)
 
     def _commanded(self, words: list[str], ctx: CallerLike) -> Pin:
         if len(words) < 2 or not words[1].isascii() or not words[1].isdigit() or len(words[1]) > 19:

@@ -218,6 +218,22 @@ async def test_extension(bench: Bench, other: Caller, autojump_clock: MockClock)
     assert trio.current_time() - started == pytest.approx(140, abs=0.01)
 
 
+async def test_shrinking_out_of_the_range_answers(bench: Bench, other: Caller, autojump_clock: MockClock) -> None:
+    nodeid = await bench.file("f", SIZE)
+    await bench.pin(nodeid, "p", "0:0,mode=lease,signal=none")
+    channel = await bench.control("events", os.O_RDWR)
+    started = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.truncate, nodeid, 4096, other)
+        pin = json.loads(await bench.ops.read(channel.fh, 0, 4096))["pin"]
+        assert await refused(bench.ops.write(channel.fh, 0, f"resize {pin} 0 x".encode())) == errno.EINVAL
+        await bench.ops.write(channel.fh, 0, f"resize {pin} 0 4096".encode())
+    assert trio.current_time() == started
+    assert (await bench.ops.getattr(nodeid, ME)).st_size == 4096
+    shown = await pin_json(bench, nodeid, "p")
+    assert (shown["length"], shown["state"]) == (4096, "held")
+
+
 async def test_a_dead_holder_is_no_obstacle(bench: Bench) -> None:
     holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     nodeid = await bench.file("f", SIZE)
