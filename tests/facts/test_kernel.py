@@ -156,6 +156,16 @@ def test_while_a_truncate_waits_setxattr_is_held_back_and_the_rest_is_not(raw: R
     raw.result(setting)
 
 
+def test_eagain_for_setxattr_reaches_the_caller_as_eopnotsupp(raw: RawFuse) -> None:
+    """__vfs_setxattr_noperm means something of its own by EAGAIN. (By getxattr and ioctl it comes through.)"""
+    setting = raw.actor().start(os.setxattr, raw.name, "user.a", b"1")
+    raw.fail(raw.until(fuse.SETXATTR), errno.EAGAIN)
+    assert raw.error(setting) == errno.EOPNOTSUPP
+    getting = raw.actor().start(os.getxattr, raw.name, "user.a")
+    raw.fail(raw.until(fuse.GETXATTR), errno.EAGAIN)
+    assert raw.error(getting) == errno.EAGAIN
+
+
 # --- passthrough
 
 
