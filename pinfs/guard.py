@@ -47,6 +47,7 @@ class Holders(Protocol):
     on_death: Callable[[Any], None]
 
     def process_of(self, tid: int, /) -> Any: ...
+    def report_deaths(self) -> None: ...
     def signal(self, process: Any, signo: int, value: int, uid: int, /) -> bool: ...
     def kill(self, process: Any, /) -> bool: ...
 
@@ -168,6 +169,7 @@ class Guard:
         """Ask the book; None: nobody has anything in [start, end)."""
         if not self.book.touches(inode, start, end):
             return None
+        self._holders.report_deaths()  # whoever has seen a holder end must not be refused for its pins
         process = self._process(ctx)
         pid = getattr(process, "pid", ctx.pid)
         if nonblock and getattr(process, "comm", "") in NONBLOCKING_BY_HABIT:

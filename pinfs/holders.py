@@ -26,6 +26,9 @@ import trio
 
 log = logging.getLogger("pinfs.holders")
 
+IDLE_PROCESSES = 256
+"""How many processes stay watched that hold nothing any more."""
+
 RECENT_THREADS = 256
 """How many callers that hold nothing are remembered; each may cost one descriptor."""
 DEATHS_AT_ONCE = 256
@@ -162,6 +165,8 @@ class Holders:
         """Living holders by pid; their pidfds are in `_epoll`."""
         self._watched: dict[int, Process] = {}
         """The same by pidfd."""
+        self._idle: dict[Process, None] = {}
+        """Watched without being held, oldest first: who lets a pin go often takes the next one at once."""
         self._recent: dict[int, Process] = {}
         """Threads seen lately, oldest first. Only a memory: every answer from it is checked."""
         self._all: WeakValueDictionary[int, Process] = WeakValueDictionary()
@@ -169,13 +174,14 @@ class Holders:
 
     def __len__(self) -> int:
         """The number of living holders."""
-        return len(self._watched)
+        return len(self._watched) - len(self._idle)
 
     def close(self) -> None:
         """Forgets everybody."""
         self._epoll.close()
         self._held.clear()
         self._watched.clear()
+        self._idle.clear()
         self._recent.clear()
 
     # ---- finding
@@ -238,21 +244,27 @@ class Holders:
 
     def hold(self, process: Process) -> None:
         """Watches the process until as many `drop`s. Raises OSError ESRCH when it is dead already."""
+        if process.holds == 0 and self._idle.pop(process, self) is self:
+            self._watch(process)
+        process.holds += 1
+
+    def _watch(self, process: Process) -> None:
         if not process.alive:
             raise ProcessLookupError(errno.ESRCH, f"process {process.pid} is gone")
-        if process.holds == 0:
-            process.start_time = process.start_time or _read_start_time(process.pid)
-            self._epoll.register(process.pidfd, select.EPOLLIN)
-            self._held[process.pid] = self._watched[process.pidfd] = process
-        process.holds += 1
+        process.start_time = process.start_time or _read_start_time(process.pid)
+        self._epoll.register(process.pidfd, select.EPOLLIN)
+        self._held[process.pid] = self._watched[process.pidfd] = process
 
     def drop(self, process: Process) -> None:
         """Takes one `hold` back; also after the process's death."""
         process.holds -= 1
-        if process.holds == 0:
-            self._unwatch(process)
+        if process.holds == 0 and process.pidfd in self._watched:
+            self._idle[process] = None
+            if len(self._idle) > IDLE_PROCESSES:
+                self._unwatch(next(iter(self._idle)))
 
     def _unwatch(self, process: Process) -> None:
+        self._idle.pop(process, None)
         if self._watched.pop(process.pidfd, None) is not None:
             self._epoll.unregister(process.pidfd)
         if self._held.get(process.pid) is process:
@@ -263,13 +275,22 @@ class Holders:
         task_status.started()
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
-            self._report_deaths()
+            self._report_some_deaths()
 
-    def _report_deaths(self) -> None:
+    def report_deaths(self) -> None:
+        """Reports all that have ended by now, for who cannot wait until it is the turn of `run`."""
+        while self._report_some_deaths():
+            pass
+
+    def _report_some_deaths(self) -> bool:
+        """False when nobody has ended."""
         dead = [self._watched[pidfd] for pidfd, _ in self._epoll.poll(0, DEATHS_AT_ONCE)]
         for process in dead:
-            if process.holds:  # the death before may have let this one go
+            if process.holds:
                 self._report_death(process)
+            else:  # idle, or let go by the death before it
+                self._unwatch(process)
+        return bool(dead)
 
     def _report_death(self, process: Process) -> None:
         self._unwatch(process)

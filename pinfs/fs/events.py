@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -72,7 +73,7 @@ class EventHub:
         self._stats = stats
         self._channels: dict[Hashable, list[Queue]] = {}
         self._traces: list[Queue] = []
-        self._last_seq: dict[Hashable, int] = {}
+        self._last_seq: WeakKeyDictionary[Hashable, int] = WeakKeyDictionary()  # the dead are not kept for a number
         self._trace_seq = 0
         self._breaks: dict[Hashable, dict[Pin, Json]] = {}  # under way, for channels that open later
         self.listeners: list[Callable[[Event], None]] = []
@@ -102,11 +103,6 @@ class EventHub:
 
     def close_trace(self, queue: Queue) -> None:
         self._traces.remove(queue)
-
-    def forget_process(self, process: Hashable) -> None:
-        """It is dead, or holds nothing any more: its numbers start anew."""
-        if process not in self._channels:
-            self._last_seq.pop(process, None)
 
     # Events
 

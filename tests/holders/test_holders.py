@@ -318,7 +318,7 @@ async def test_a_holder_that_the_death_before_let_go_is_not_reported(holders: Ho
             holders.drop(each)
 
     holders.on_death = on_death
-    holders._report_deaths()
+    holders.report_deaths()
     assert len(dead) == 1
     assert len(holders) == 0
 
