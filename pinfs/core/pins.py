@@ -154,7 +154,7 @@ class Pin:
         return None if self.breaking is None else self.breaking.deadline
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Event:
     """What happened to a pin or to a removal, at `now` seconds. Whoever hears it must not call back into the book.
 

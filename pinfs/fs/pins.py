@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Final, NoReturn
 
 import trio
@@ -68,11 +69,10 @@ class PinVerbs:
             _fail(errno.EEXIST)
         if flags & XATTR_REPLACE and old is None:
             _fail(errno.ENODATA)
-        if old is not None and old.dirty and not _covers(wanted, old):
+        if old is not None and old.dirty and not _covers(wanted.spec, old):
             await self._flush(inode)
         proxy_uid = None if wanted.pid is None else ctx.uid
-        spec = PinSpec(wanted.start, wanted.length, wanted.mode, wanted.signal, wanted.dirty, wanted.note)
-        self._register(inode, process, process, ctx.uid, name, spec, proxy_uid)
+        self._register(inode, process, process, ctx.uid, name, wanted.spec, proxy_uid)
 
     def _register(
         self,
@@ -290,7 +290,7 @@ class PinVerbs:
             _fail(errno.EINVAL, "a pin of a handle cannot be moved")
         if pin.dirty:
             await self._flush(inode)
-        spec = PinSpec(wanted.start, wanted.length, pin.mode, pin.signal, pin.dirty, pin.note)
+        spec = replace(pin.spec, start=wanted.spec.start, length=wanted.spec.length)
         size = self._inodes.stat(inode).st_size
         self._guard.pin(pin.inode, pin.owner, pin.process, pin.uid, pin.name, spec, size, pin.proxy_uid)
 
@@ -319,9 +319,8 @@ def _verb_name(attribute: bytes, prefix: bytes) -> bytes:
     return attribute[len(prefix) :] if attribute.startswith(prefix) else b""
 
 
-def _covers(wanted: PinValue, old: Pin) -> bool:
-    end = wanted.start + wanted.length if wanted.length else old.end
-    return wanted.dirty and wanted.start <= old.start and end >= old.end
+def _covers(wanted: PinSpec, old: Pin) -> bool:
+    return wanted.dirty and wanted.start <= old.start and wanted.end >= old.end
 
 
 def _to_json(value: object) -> bytes:

@@ -2,10 +2,10 @@
 
 import errno
 import re
-from dataclasses import dataclass
-from typing import Final, NoReturn
+from functools import lru_cache
+from typing import Final, NamedTuple, NoReturn
 
-from pinfs.core.pins import Mode
+from pinfs.core.pins import Mode, PinSpec
 from pinfs.holders import parse_signal
 
 MAX_NOTE_BYTES: Final = 256
@@ -17,16 +17,10 @@ _NUMBER = re.compile(r"[0-9]{1,19}", re.ASCII)
 _RANGE = re.compile(r"([0-9]{1,19}):([0-9]{1,19})", re.ASCII)
 
 
-@dataclass(slots=True, frozen=True)
-class PinValue:
-    """A parsed value: bytes for start and length; signal None: none; pid None: the caller itself."""
+class PinValue(NamedTuple):
+    """A parsed value. pid None: the caller itself."""
 
-    start: int
-    length: int
-    mode: Mode
-    signal: int | None
-    dirty: bool
-    note: str
+    spec: PinSpec
     pid: int | None
 
 
@@ -34,6 +28,7 @@ def _malformed(why: str) -> NoReturn:
     raise OSError(errno.EINVAL, why)
 
 
+@lru_cache(maxsize=1024)  # programs say the same again and again
 def parse_pin_value(value: bytes) -> PinValue:
     """EINVAL: malformed, unknown key, a key given twice, a number beyond 2**63 - 1."""
     if len(value) > MAX_VALUE_BYTES:
@@ -46,18 +41,13 @@ def parse_pin_value(value: bytes) -> PinValue:
     start, length = _parse_range(place)
     keys = _parse_keys(rest) if "," in text else {}
     mode = _parse_mode(keys.pop("mode", "deny"))
-    parsed = PinValue(
-        start,
-        length,
-        mode,
-        _parse_signal(keys.pop("signal", None), mode),
-        _parse_dirty(keys.pop("dirty", "no")),
-        _parse_note(keys.pop("note", "")),
-        _parse_pid(keys.pop("pid", None)),
-    )
+    signal = _parse_signal(keys.pop("signal", None), mode)
+    dirty = _parse_dirty(keys.pop("dirty", "no"))
+    note = _parse_note(keys.pop("note", ""))
+    pid = _parse_pid(keys.pop("pid", None))
     if keys:
         _malformed(f"unknown key {next(iter(keys))!r}")
-    return parsed
+    return PinValue(PinSpec(start, length, mode, signal, dirty, note), pid)
 
 
 def _parse_range(text: str) -> tuple[int, int]:

@@ -152,8 +152,8 @@ async def test_a_lease_is_broken_and_released(bench: Bench, other: Caller, autoj
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.truncate, nodeid, 0, other)
         event = json.loads(await bench.ops.read(channel.fh, 0, 4096))
-        assert (event["event"], event["seq"], event["op"], event["from"], event["to"]) == ("break", 1, "truncate", 0, None)
-        assert event["remaining_s"] == 45.0
+        expected = {"event": "break", "seq": 1, "op": "truncate", "from": 0, "to": None, "remaining_s": 45.0}
+        assert expected.items() <= event.items()
         assert (await pin_json(bench, nodeid, "p"))["state"] == "breaking"
         assert await refused(bench.pin(nodeid, "q", "0:10", other)) == errno.EAGAIN
         assert await bench.ops.getxattr(nodeid, b"user.pinfs.release.p", ME, 0) == b"released"  # asks for the size
@@ -281,7 +281,8 @@ async def test_the_last_name(bench: Bench, other: Caller, number: int) -> None:
         return
     await bench.ops.unlink(ROOT_ID, b"g", other)
     bench.ops.forget([(nodeid, 2)])
-    shown = [json.loads(line) for line in (await bench.ops.read((await bench.control("pins")).fh, 0, 65536)).splitlines()]
+    listing = await bench.ops.read((await bench.control("pins")).fh, 0, 65536)
+    shown = [json.loads(line) for line in listing.splitlines()]
     assert [(pin["inode"], pin["path"]) for pin in shown] == [(nodeid, None)]
     assert os.fstat(bench.fs.inodes.fd(bench.fs.inodes.get(nodeid))).st_size == SIZE
     bench.fs.guard.release(next(iter(bench.fs.guard.book.by_id.values())))
@@ -364,6 +365,6 @@ def test_any_value_is_a_pin_or_einval(value: bytes) -> None:
     except OSError as e:
         assert e.errno == errno.EINVAL
     else:
-        assert parsed.start >= 0
-        assert parsed.length >= 0
-        assert parsed.mode in Mode
+        assert parsed.spec.start >= 0
+        assert parsed.spec.length >= 0
+        assert parsed.spec.mode in Mode
