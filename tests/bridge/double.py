@@ -32,7 +32,6 @@ class Double:
         self.backing: dict[int, list[int]] = {}  # nodeid -> [backing id, opens, descriptor]
         self.last_fh = 0
         self.gate = trio.Event()  # truncating to WAIT waits for it
-        self.waiting = trio.Event()
         self.wakes: list[Callable[[], None]] = []
         self.calls: Counter[str] = Counter()
 
@@ -96,7 +95,6 @@ class Double:
 
     async def setattr(self, nodeid, changes: SetAttr, fh, ctx) -> os.stat_result:
         if changes.size == WAIT:
-            self.waiting.set()
             await park()
             await self.gate.wait()
         elif changes.size is not None:
