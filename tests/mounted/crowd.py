@@ -55,7 +55,7 @@ def _fork(work: Callable[..., Tally], *args: Any) -> tuple[int, int]:
 
 def hold(number: int, paths: list[str], size: int, seconds: float, seed: int) -> Tally:
     """Pins random ranges, fills them through a mapping and looks at them again and again: it dies of SIGBUS, or fails,
-    if a byte goes while its pin stands. A lease is given back when the signal comes. The last pin goes with its death."""
+    if a byte goes while its pin stands. Gives a lease back when the signal comes. Its last pin goes with its death."""
     chance = random.Random(f"holder {seed} {number}")
     path = paths[number % len(paths)]
     acts.catch(signal.SIGIO)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from mounted import crowd
@@ -40,7 +41,7 @@ def test_storm(mount: Mount) -> None:
 
 
 @pytest.mark.parametrize("bridge", ["on", "off"])
-def test_waiting_breakers_slow_down_nothing_else(new_mount: type[Mount], bridge: str) -> None:
+def test_waiting_breakers_slow_down_nothing_else(new_mount: Callable[..., Mount], bridge: str) -> None:
     """Three hundred wait, and everything else on the mount is served, the releases that they wait for first of all."""
     mount = new_mount(f"bridge={bridge}", "max_waiting=300")
     paths = [str(mount.path / f"f{number}") for number in range(300)]

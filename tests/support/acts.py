@@ -138,9 +138,10 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Writes a file as `cat >` does: creates or truncates it first."""
+    """Writes a file as `cat >` does: creates or truncates it first, then writes until all is there or an error comes."""
     with open(path, "wb", buffering=0) as file:
-        file.write(data)
+        while data:
+            data = data[file.write(data) :]
 
 
 def read_file(path: str) -> bytes:

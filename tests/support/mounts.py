@@ -28,7 +28,7 @@ from support.actor import Actors, where
 REPO = Path(__file__).parents[2]
 START_LIMIT_S = 30.0
 STOP_LIMIT_S = 20.0
-TEST_LIMIT_S = 240.0
+TEST_LIMIT_S = 120.0
 """A mount that one test keeps longer than this is aborted: the test hangs."""
 
 BACKINGS = {"tmpfs": Path("/dev/shm"), "disk": Path("/var/tmp")}
@@ -45,11 +45,15 @@ class DaemonError(AssertionError):
 
 
 class Mount(Actors):
-    """A mounted pinfs. `path` is the mount point, `source` the directory behind it."""
+    """A mounted pinfs. `path` is the mount point, `source` the directory behind it. `prefix` is a command to run the
+    daemon under (prlimit, ...), which must become the daemon by exec."""
 
-    def __init__(self, base: Path, options: Sequence[str] = (), *, source: Path | None = None) -> None:
+    def __init__(
+        self, base: Path, options: Sequence[str] = (), *, source: Path | None = None, prefix: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.base = base
+        self.prefix = tuple(prefix)
         self.source = source or _made(base / "source")
         self.path = _made(base / "mnt")
         self.options: tuple[str, ...] = ()
@@ -63,7 +67,7 @@ class Mount(Actors):
 
     def _start(self, options: Sequence[str]) -> None:
         self.options = tuple(options)
-        command = [sys.executable, str(REPO / "mount.py"), str(self.source), str(self.path)]
+        command = [*self.prefix, sys.executable, str(REPO / "mount.py"), str(self.source), str(self.path)]
         if options:
             command += ["-o", ",".join(options)]
         with self._log.open("ab") as log:
