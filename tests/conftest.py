@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ NewMount = Callable[..., Mount]
 
 
 def _factory(stack: ExitStack) -> NewMount:
-    def new(*options: str, backing: str = "tmpfs", source: Path | None = None) -> Mount:
+    def new(*options: str, backing: str = "tmpfs", source: Path | None = None, prefix: Sequence[str] = ()) -> Mount:
         base = mounts.new_base(backing)
         stack.callback(shutil.rmtree, base)
-        return stack.enter_context(Mount(base, options, source=source))
+        return stack.enter_context(Mount(base, options, source=source, prefix=prefix))
 
     return new
 
