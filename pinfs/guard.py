@@ -6,8 +6,9 @@ the count.
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine, Hashable, Iterable
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Protocol
 
@@ -88,8 +89,7 @@ class Guard:
 
     # Breakers
 
-    @asynccontextmanager
-    async def removal(
+    def removal(
         self,
         inode: int,
         path: Callable[[], str | None],
@@ -100,7 +100,7 @@ class Guard:
         *,
         handle: Owner | None = None,
         nonblock: bool = False,
-    ) -> AsyncIterator[None]:
+    ) -> AbstractAsyncContextManager[None]:
         """Inside of it [start, end) may be cut, in bytes, end None: to the end. Check the arguments again there.
 
         What is inside must not yield to other tasks: a range where nothing is pinned is not reserved. `handle`: the
@@ -108,17 +108,26 @@ class Guard:
         3.6, 3.8), EAGAIN (`nonblock`, and the break goes on). A breaker that is cancelled leaves its breaks behind.
         """
         end = END if end is None else end
+        return _Removing(self.book, self._ask(inode, path, op, start, end, ctx, handle, nonblock))
+
+    async def _ask(
+        self,
+        inode: int,
+        path: Callable[[], str | None],
+        op: str,
+        start: int,
+        end: int,
+        ctx: Breaker,
+        handle: Owner | None,
+        nonblock: bool,
+    ) -> Removal | None:
+        """Come back when [start, end) may be cut, with what is to be finished then (None: nothing)."""
         if self.minds_mappings:
             await self._refuse_mapped(inode, path, op, start, end, ctx)
         removal = self._begin(inode, path, op, start, end, ctx, handle, nonblock)
-        if removal is None:
-            yield
-            return
-        await self._answer(removal)
-        try:
-            yield
-        finally:
-            self.book.finish(removal, trio.current_time())
+        if removal is not None:
+            await self._answer(removal)
+        return removal
 
     @property
     def minds_mappings(self) -> bool:
@@ -274,6 +283,23 @@ class Guard:
             self._holders.kill(pin.process)
         elif event.kind == "break" and pin.signal is not None:
             self._holders.signal(pin.process, pin.signal, pin.id, pin.uid)
+
+
+@dataclass(slots=True)
+class _Removing:
+    """A removal from the question to the end of the cut. A class, as generators that are dropped while they are parked
+    come to a bad end."""
+
+    book: PinBook
+    answer: Coroutine[Any, Any, Removal | None]
+    removal: Removal | None = None
+
+    async def __aenter__(self) -> None:
+        self.removal = await self.answer
+
+    async def __aexit__(self, *failure: object) -> None:
+        if self.removal is not None:
+            self.book.finish(self.removal, trio.current_time())
 
 
 def _told(removal: Reservation | None) -> str:
