@@ -19,6 +19,9 @@ RAMFS_MAGIC: Final = 0x858458F6
 HUGETLBFS_MAGIC: Final = 0x958458F6
 IN_MEMORY: Final = frozenset({TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC})
 
+IDLE_FILES: Final = 128
+"""How many backing files stay open for nobody: opening and registering one costs more than all the rest of an open."""
+
 # All that a backing file is opened with besides its access: the kernel itself does O_APPEND, O_DIRECT and O_SYNC.
 _KEPT_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -65,6 +68,8 @@ class Backing:
         self._umask = os.umask(0)
         os.umask(self._umask)
         self._fallocate_modes: dict[tuple[int, int], bool] = {}
+        self._idle: dict[Inode, None] = {}  # whose backing file is open for nobody, least recently used first
+        inodes.on_forgotten = self.close_idle
 
     # Opening and closing
 
@@ -72,11 +77,14 @@ class Backing:
         """Open the backing file of an inode for one handle more. Errors of open(2)."""
         file = inode.file or OpenFile()
         self._open_for(inode, file, flags)
-        if inode.file is None:
-            inode.file = file
-            self.open_files += 1
-        file.opens += 1
+        self._idle.pop(inode, None)
+        self._count_in(inode, file)
         return file
+
+    def _count_in(self, inode: Inode, file: OpenFile) -> None:
+        inode.file = file
+        file.opens += 1
+        self.open_files += file.opens == 1
 
     def adopt(self, inode: Inode, fd: int, flags: int) -> None:
         """Count `fd`, just made by open(O_CREAT), as one handle more; the descriptor is ours from now on."""
@@ -84,15 +92,14 @@ class Backing:
             self.open(inode, flags & ~os.O_CREAT)
             os.close(fd)
             return
-        file = inode.file = OpenFile()
+        file = OpenFile()
         if flags & os.O_ACCMODE == os.O_RDONLY:
             file.reader = fd
         else:
             file.writer = fd
             if flags & os.O_ACCMODE == os.O_RDWR:
                 file.reader = fd
-        file.opens = 1
-        self.open_files += 1
+        self._count_in(inode, file)
 
     def _open_for(self, inode: Inode, file: OpenFile, flags: int) -> None:
         access = flags & os.O_ACCMODE
@@ -116,20 +123,39 @@ class Backing:
             return
 
     def release(self, inode: Inode) -> None:
-        """One handle fewer; the last one closes the backing file."""
+        """One handle fewer. After the last one the backing file is closed, or stays for who opens it next.
+
+        It stays only where that is nobody's business: a file that has been open for writing would keep others from
+        executing it, and one without a name would keep its space.
+        """
         file = inode.file
         if file is None:
             return
         file.opens -= 1
         if file.opens:
             return
+        self.open_files -= 1
+        if file.writer >= 0 or inode.name is None:
+            self._close(inode, file)
+            return
+        self._idle[inode] = None
+        if len(self._idle) > IDLE_FILES:
+            self.close_idle(next(iter(self._idle)))
+
+    def close_idle(self, inode: Inode) -> None:
+        """Close the backing file of an inode if it is open for nobody."""
+        if inode.file is not None and not inode.file.opens:
+            del self._idle[inode]
+            self._close(inode, inode.file)
+            self._inodes.settle(inode)
+
+    def _close(self, inode: Inode, file: OpenFile) -> None:
         if file.backing_id:
             self.passthrough.close(file.backing_id)
         if inode.name is None and inode.fd < 0:
             self._inodes.fd(inode)  # the kernel may still know the inode: keep a way to it
         inode.file = None
         file.close()
-        self.open_files -= 1
 
     def passthrough_id(self, inode: Inode) -> int:
         """The backing id of an open inode, one for all its handles (the kernel insists); 0: none."""

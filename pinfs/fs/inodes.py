@@ -104,6 +104,8 @@ class InodeTable:
         self._by_id: dict[int, Inode] = {ROOT_ID: self.root}
         self._foreign: dict[Key, int] = {}
         self._next_foreign = FOREIGN_IDS
+        self.on_forgotten: Callable[[Inode], None] = lambda inode: None
+        """Called with an inode that has an open backing file, but that the kernel does not know any more."""
         self._lru: OrderedDict[Inode, None] = OrderedDict()  # inodes whose descriptor may be closed
 
     def __len__(self) -> int:
@@ -222,6 +224,8 @@ class InodeTable:
 
     def settle(self, inode: Inode) -> None:
         """Let go of an inode that nothing refers to any more, and of the directories that only led to it."""
+        if inode.file is not None and not inode.lookups:
+            self.on_forgotten(inode)
         if inode.lookups or inode.children or inode.file is not None or self._is_pinned(inode.nodeid):
             return
         if self._by_id.get(inode.nodeid) is not inode:

@@ -166,7 +166,12 @@ class Operations:
         async with self._last_name_guard(victim, "unlink", ctx):
             self._inodes.keep_reachable(victim, directory, name)
             os.unlink(name, dir_fd=self._inodes.fd(directory))
-            self._inodes.drop_name(victim, directory, name)
+            self._lose_name(victim, directory, name)
+
+    def _lose_name(self, victim: Inode, directory: Inode, name: bytes) -> None:
+        self._inodes.drop_name(victim, directory, name)
+        if victim.name is None:
+            self._backing.close_idle(victim)
 
     async def rmdir(self, parent: int, name: bytes, ctx: CallerLike) -> None:
         """rmdir(2)."""
@@ -207,7 +212,7 @@ class Operations:
             self._exchange_names(old, new, moved, victim)
             return
         if victim is not None:
-            self._inodes.drop_name(victim, *new)
+            self._lose_name(victim, *new)
         if moved is not None:
             self._inodes.move(moved, old, new)
 

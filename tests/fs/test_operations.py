@@ -252,3 +252,28 @@ async def test_the_control_directory_is_there_but_not_listed(bench: Bench) -> No
     ):
         with pytest.raises(PermissionError):
             await attempt
+
+
+async def test_an_idle_backing_file_stays_only_while_that_is_nobodys_business(bench: Bench) -> None:
+    nodeid = await bench.file("f", 10)
+    inode = bench.fs.inodes.get(nodeid)
+    for _ in range(2):
+        await bench.ops.release((await bench.ops.open(nodeid, os.O_RDONLY, ME)).fh)
+        assert inode.file is not None  # for who opens it next
+        assert bench.fs.backing.open_files == 0
+    await bench.ops.release((await bench.ops.open(nodeid, os.O_RDWR, ME)).fh)
+    assert inode.file is None
+    await bench.ops.release((await bench.ops.open(nodeid, os.O_RDONLY, ME)).fh)
+    await bench.ops.unlink(ROOT_ID, b"f", ME)
+    assert inode.file is None
+    again = await bench.file("g")
+    await bench.ops.release((await bench.ops.open(again, os.O_RDONLY, ME)).fh)
+    bench.ops.forget([(nodeid, 1), (again, 1)])
+    assert len(bench.fs.inodes) == 1
+
+
+async def test_few_backing_files_stay_idle(bench: Bench) -> None:
+    for number in range(200):
+        nodeid = await bench.file(f"f{number}")
+        await bench.ops.release((await bench.ops.open(nodeid, os.O_RDONLY, ME)).fh)
+    assert sum(inode.file is not None for inode in bench.fs.inodes) == 128
