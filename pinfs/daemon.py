@@ -68,6 +68,8 @@ async def serve(
                 log.info("%s is mounted on %s", daemon.source, point)
                 _settle_memory()
                 task_status.started()
+            else:
+                serving.cancel_scope.cancel()
     if not daemon.is_as_wanted():
         raise MountError(f"passthrough=on, but {daemon.passthrough.why_not}")
 

@@ -28,7 +28,7 @@ ANSWERS = {
 
 
 class Canned:
-    """Operations that answer everything at once. `park_in` names one that waits for `gate`, `fail_in` one that breaks."""
+    """Operations that answer everything at once. `park_in` names one that waits for `gate`."""
 
     entry_timeout_s = attr_timeout_s = 1.5
 

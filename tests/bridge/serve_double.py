@@ -10,11 +10,8 @@ import os
 import signal
 import sys
 from collections import Counter
-from pathlib import Path
 
 import trio
-
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 from bridge.double import Double
 

@@ -59,7 +59,7 @@ def test_the_table_of_requests_is_complete() -> None:
 
 @pytest.mark.parametrize("opcode", WELL_FORMED)
 async def test_each_request_is_answered(opcode: int) -> None:
-    async with dispatching(Canned()) as (kernel, dispatcher):
+    async with dispatching(Canned()) as (kernel, _):
         assert (await kernel.ask(opcode, WELL_FORMED[opcode])).error == 0
         await kernel.nothing_more()
 

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 from bridge.double import REVERSE, WAIT
+from bridge.helpers import abort
 from support import mounts
 
 from pinfs.fs import syscalls
 
+PYTHONPATH = f"{mounts.REPO}:{mounts.REPO / 'tests'}"
 PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
 
 
@@ -34,7 +36,7 @@ class Doubled:
         program = Path(__file__).with_name("serve_double.py")
         self.daemon = subprocess.Popen(
             [sys.executable, str(program), str(self.source), str(self.path), kind],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": PYTHONPATH},
         )  # fmt: skip
         if not mounts.wait_mounted(self.path, self.daemon, 20):
             raise AssertionError(self.daemon.communicate())
@@ -280,7 +282,7 @@ def test_who_waits_is_answered_when_its_time_comes(mount: Doubled) -> None:
 
 
 def test_closing_does_not_wait_for_a_truncate_of_the_same_file(mount: Doubled) -> None:
-    """FOPEN_NOFLUSH: a holder can answer a break by closing its handle, although the truncate holds the inode's lock."""
+    """FOPEN_NOFLUSH: a holder can answer a break by closing, although the truncate holds the inode's lock."""
     (mount.path / "file").write_bytes(b"x")
     reader = os.open(mount.path / "file", os.O_RDWR)
     breaker = truncating(mount.path / "file")
@@ -299,17 +301,6 @@ def test_an_aborted_connection_frees_everybody(mount: Doubled, tmp_path: Path) -
     _, err = breaker.communicate(timeout=10)
     assert b"abort" in err
     mount.wait()
-
-
-def abort(path: Path, scratch: Path) -> None:
-    """What /sys/fs/fuse/connections/N/abort is for, on a fusectl of our own."""
-    rows = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    number = next(row[2].split(":")[1] for row in rows if row[4] == str(path))
-    subprocess.run(["mount", "-t", "fusectl", "none", str(scratch)], check=True)
-    try:
-        (scratch / number / "abort").write_text("1")
-    finally:
-        subprocess.run(["umount", str(scratch)], check=True)
 
 
 def test_a_lazy_unmount_lasts_until_the_last_file_is_closed(mount: Doubled) -> None:
