@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 
 import trio
-
 from bridge.double import Double
 
 from pinfs.bridge import mount

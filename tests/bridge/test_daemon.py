@@ -191,6 +191,20 @@ def punch(path: Path) -> None:
         os.close(fd)
 
 
+@pytest.mark.parametrize("option", ["passthrough=on", "passthrough=off"])
+@pytest.mark.parametrize("command", ["echo x >> {}", ": > {}", "truncate -s 1 {}"])
+def test_an_ordinary_users_write_takes_the_set_id_bits(base: Path, option: str, command: str) -> None:
+    """As on the backing itself, also where the kernel writes past the daemon."""
+    with Mount(base, [option]) as mount:
+        for file in (mount.path / "through", base / "behind"):
+            file.write_bytes(b"program")
+            file.chmod(0o6777)
+            with open(file, "rb"):  # somebody else has it open, by passthrough
+                subprocess.run(["sh", "-c", command.format(file)], user=12345, group=12345, extra_groups=[], check=True)
+        assert oct((mount.source / "through").stat().st_mode) == oct((base / "behind").stat().st_mode)
+        assert (mount.path / "through").read_bytes() == (base / "behind").read_bytes()
+
+
 @pytest.mark.mount("ro")
 def test_read_only(mount: Mount) -> None:
     with pytest.raises(OSError, match="Read-only"):
