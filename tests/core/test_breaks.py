@@ -133,6 +133,16 @@ def test_own_allow_does_not_help_when_others_have_pins_there() -> None:
     assert book.remove(policy=Policy(own="allow"), process="holder").why == "deny"
 
 
+def test_a_timeout_does_not_refuse_a_breaker_that_may_cut_these_pins_itself() -> None:
+    book = Book()
+    book.lease()
+    stranger = book.remove()
+    owner = book.remove(policy=Policy(own="allow"), process="holder")
+    assert owner.turn is Turn.WAITING, "its turn comes after the stranger's"
+    book.at(45)
+    assert (stranger.why, owner.turn) == ("timeout", Turn.READY)
+
+
 # Names that go
 
 
@@ -248,8 +258,10 @@ def test_growing_away_from_the_removal_is_allowed_and_answers_nothing() -> None:
     book = Book()
     pin = book.lease(10, 10, name=b"n")
     removal = book.remove(15, 20)
+    book.at(10)
     book.lease(5, 15, name=b"n")
     assert (pin.start, pin.state, pin.deadline, removal.turn) == (5, State.BREAKING, START + 45, Turn.WAITING)
+    assert book.kinds() == ["break"]
 
 
 @pytest.mark.parametrize("range_", [(0, 5), (500, 10)])
