@@ -257,6 +257,7 @@ class PinBook(PinTable):
                 self._time_out(item, now)
 
     def _time_out(self, breaking: Break, now: float) -> None:
+        """SPEC 3.6. Where there is no process to kill, `kill` revokes; one that survives the grace keeps its pin."""
         pin, on_timeout = breaking.pin, breaking.policy.on_timeout
         if on_timeout == "deny" or breaking.killed:
             self._stand(pin, "timeout", now)
