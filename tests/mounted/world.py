@@ -32,14 +32,6 @@ def state_of(pid: int) -> str:
         return "X"
 
 
-def waits(pid: int) -> bool:
-    """Whether a process is in a request to FUSE that nobody has answered yet."""
-    try:
-        return "request_wait_answer" in Path(f"/proc/{pid}/stack").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def uninterruptible() -> list[int]:
     """Threads of this process's descendants that are in state D now."""
     return [tid for pid in _descendants(os.getpid()) for tid in _threads(pid) if state_of(tid) == "D"]
