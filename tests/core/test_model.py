@@ -356,4 +356,4 @@ class Breaks(RuleBasedStateMachine):
 
 
 TestBreaks = Breaks.TestCase
-TestBreaks.settings = settings(max_examples=8 * settings().max_examples, stateful_step_count=50, print_blob=True)
+TestBreaks.settings = settings(max_examples=5 * settings().max_examples, stateful_step_count=50, print_blob=True)
