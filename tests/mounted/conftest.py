@@ -1,4 +1,4 @@
-"""Mounts over memory and over a disk, one of each for all tests of a module that leave them as they found them."""
+"""Mounts of several kinds, one of each for all tests of a module that leave them as they found them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 from conftest import _factory
+from mounted.kinds import KINDS
 from support.mounts import Mount
 
 
 @pytest.fixture(scope="module", params=["tmpfs", "disk"])
 def _each_mount(request: pytest.FixtureRequest) -> Iterator[Mount]:
+    backing, options = KINDS[request.param]
     with ExitStack() as stack:
-        yield _factory(stack)(backing=request.param)
+        yield _factory(stack)(*options, backing=backing)
 
 
 @pytest.fixture
 def each_mount(_each_mount: Mount) -> Iterator[Mount]:
-    """A mount over tmpfs, then one over a disk; `on` (below) chooses."""
+    """A mount over tmpfs, then one over a disk; `kinds.on` chooses other ones."""
     _each_mount.watch()
     yield _each_mount
     _each_mount.dismiss()

@@ -67,7 +67,7 @@ def is_breaking(file: Path, mount: Mount) -> bool:
     return bool(pin["state"] == "breaking")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("breaker", BREAKERS)
 def test_a_signal_ends_a_waiting_breaker(shared_mount: Mount, file: Path, breaker: str, number: int) -> None:
     lease(shared_mount, file)

@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 from conftest import NewMount
-from mounted.world import run
+from mounted.kinds import on
+from mounted.world import PAGE, run
 from support import acts
 from support.actor import Actor
 from support.mounts import Mount
 
-PAGE = 4096
 SIZE = 16 * PAGE
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO, INSERT = 1, 2, 8, 16, 32
-on_tmpfs = pytest.mark.parametrize("_each_mount", ["tmpfs"], indirect=True, scope="module")
-on_disk = pytest.mark.parametrize("_each_mount", ["disk"], indirect=True, scope="module")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -105,12 +103,12 @@ def test_a_lease_is_broken_and_then_the_hole_is_punched(mount: Mount, file: Path
     breaks_waits_and_succeeds(mount, file, "-p", "punch_hole")
 
 
-@on_disk
+@on("disk")
 def test_zeroing_breaks_a_lease_as_punching_does(mount: Mount, file: Path) -> None:
     breaks_waits_and_succeeds(mount, file, "-z", "zero_range")
 
 
-@on_disk
+@on("disk")
 def test_zeroing_a_pinned_range_is_refused(mount: Mount, file: Path) -> None:
     mount.actor().pin(file, "p", f"{4 * PAGE}:{PAGE}")
     assert fallocate(file, "-z", 2 * PAGE, 4 * PAGE) == (1, "fallocate: fallocate failed: Device or resource busy\n")
@@ -118,7 +116,7 @@ def test_zeroing_a_pinned_range_is_refused(mount: Mount, file: Path) -> None:
     assert file.read_bytes() == b"x" * 5 * PAGE + bytes(PAGE) + b"x" * 10 * PAGE
 
 
-@on_tmpfs
+@on("tmpfs")
 def test_what_the_backing_cannot_do_bothers_no_holder(mount: Mount, file: Path) -> None:
     """tmpfs has no ZERO_RANGE (SPEC 2: a holder is never bothered for an operation that would fail anyway)."""
     holder = mount.actor()
@@ -138,7 +136,7 @@ def test_preallocating_a_pinned_range_is_no_removal(mount: Mount, file: Path) ->
     assert file.read_bytes() == b"x" * SIZE + bytes(SIZE)
 
 
-@on_tmpfs
+@on("tmpfs")
 def test_what_is_refused_by_its_arguments_breaks_nothing(mount: Mount, file: Path) -> None:
     holder, breaker = mount.actor(), mount.actor()
     holder.pin(file, "p", "0:0,mode=lease,signal=none")

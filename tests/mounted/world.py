@@ -13,6 +13,7 @@ from support.actor import eventually
 from support.mounts import umount
 
 COMMAND_LIMIT_S = 30.0
+PAGE = 4096
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
