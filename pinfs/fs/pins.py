@@ -71,8 +71,8 @@ class PinVerbs:
             _fail(errno.ENODATA)
         if old is not None and old.dirty and not _covers(wanted.spec, old):
             await self._flush(inode)
-        proxy_uid = None if wanted.pid is None else ctx.uid
-        self._register(inode, process, process, ctx.uid, name, wanted.spec, proxy_uid)
+        uid, proxy_uid = (ctx.uid, None) if wanted.pid is None else (process.uids[0], ctx.uid)
+        self._register(inode, process, process, uid, name, wanted.spec, proxy_uid)
 
     def _register(
         self,
