@@ -12,13 +12,15 @@ from typing import Any
 
 import hypothesis
 import pytest
-from support import mounts
+from support import acts, mounts
 from support.actor import Actors
 from support.mounts import Mount
 
 hypothesis.settings.register_profile("default", max_examples=50, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("long", max_examples=5000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+PR_GET_SECUREBITS, PR_SET_SECUREBITS = 27, 28
 
 NewMount = Callable[..., Mount]
 
@@ -30,6 +32,16 @@ def _factory(stack: ExitStack) -> NewMount:
         return stack.enter_context(Mount(base, options, source=source, prefix=prefix))
 
     return new
+
+
+@pytest.fixture(autouse=True)
+def _same_process_as_before() -> Iterator[None]:
+    """Operations that run in the test process change its umask, and how it becomes another user (prctl(2),
+    SECBIT_NO_SETUID_FIXUP). Its children would inherit both, and be root under another name."""
+    securebits, umask = acts.libc.prctl(PR_GET_SECUREBITS), os.umask(0o022)
+    yield
+    acts.libc.prctl(PR_SET_SECUREBITS, securebits)
+    os.umask(umask)
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Writes a file as `cat >` does: creates or truncates it first, then writes until all is there or an error comes."""
+    """Writes a file as `cat >` does: creates or truncates it first, then writes until all is there or an error."""
     with open(path, "wb", buffering=0) as file:
         while data:
             data = data[file.write(data) :]
