@@ -229,7 +229,10 @@ class Daemon:
     def detach(self) -> None:
         """Whatever happened: nothing of this mount stays behind."""
         if self._device is not None and device_of(self.mountpoint) == self._device:
-            unmount(self.mountpoint, lazy=True)
+            try:
+                unmount(self.mountpoint, lazy=True)
+            except OSError as e:
+                log.error("%s cannot be unmounted: %s", self.mountpoint, e)
 
 
 def _flags(options: MountOptions) -> MountFlags:

@@ -238,7 +238,7 @@ class Dispatcher:
         """Nobody got what this reply gives: release it, or it would stay open for ever."""
         if opcode in (wire.LOOKUP, wire.MKDIR, wire.CREATE, wire.TMPFILE):
             (nodeid,) = wire.U64.unpack_from(body)
-            self._ops.forget([(nodeid, 1)])
+            self._ops.forget([(nodeid, 1)] if nodeid else [])
         if opcode in (wire.OPEN, wire.CREATE, wire.TMPFILE, wire.OPENDIR):
             fh, _, _ = wire.OPEN_OUT.unpack_from(body, len(body) - wire.OPEN_OUT.size)
             release = self._ops.releasedir if opcode == wire.OPENDIR else self._ops.release

@@ -73,7 +73,14 @@ class Face(pyfuse3.Operations):
 
     @_answer
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(await self._ops.lookup(parent_inode, name, ctx))
+        """A name that is not there is an answer, too, and one that the kernel may remember: node id 0."""
+        try:
+            return self._entry(await self._ops.lookup(parent_inode, name, ctx))
+        except FileNotFoundError:
+            nothing = EntryAttributes()
+            nothing.st_ino = 0
+            nothing.entry_timeout = self._ops.entry_timeout_s
+            return nothing
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         self._ops.forget(inode_list)

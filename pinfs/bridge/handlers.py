@@ -8,7 +8,6 @@ the dispatcher leaves the buffer to a handler that parks.
 
 import errno
 import os
-import stat
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
@@ -17,8 +16,6 @@ from pinfs.fs.operations import Operations
 from pinfs.fs.types import Caller, Entry, Opened, SetAttr
 
 Handler = Callable[[int, Caller, memoryview], Awaitable[bytes | None]]
-SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
-EXECUTABLE: Final = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 MAX_COPY: Final = 0x7FFF_F000  # bytes: COPY_FILE_RANGE answers in 32 bits
 
 
@@ -104,35 +101,12 @@ class Handlers:
         opened = await self._ops.open(nodeid, flags, ctx)
         if open_flags & wire.OPEN_KILL_SUIDGID:  # O_TRUNC by who may not keep set-user-id
             await self._ops.setattr(nodeid, SetAttr(kill_suidgid=True), None, ctx)
-        if opened.backing_id and ctx.uid and flags & os.O_ACCMODE:
-            opened = await self._keeping_privileges_safe(nodeid, opened, ctx)
         return wire.open_out(opened)
-
-    async def _keeping_privileges_safe(self, nodeid: int, opened: Opened, ctx: Caller) -> Opened:
-        """An ordinary user's write takes set-user-id, set-group-id and capabilities from a file.
-
-        With HANDLE_KILLPRIV_V2 that is our business, but what goes by passthrough we do not see: the backing is written
-        with the daemon's rights, and keeps them. DIRECT_IO beside PASSTHROUGH (which all handles of an inode must have)
-        sends the writes of this handle to the daemon; its mappings stay the backing's.
-        """
-        mode = (await self._ops.getattr(nodeid, ctx)).st_mode
-        if mode & SET_IDS or (mode & EXECUTABLE and await self._has_capabilities(nodeid, ctx)):
-            return opened._replace(flags=opened.flags | wire.FOPEN_DIRECT_IO)
-        return opened
-
-    async def _has_capabilities(self, nodeid: int, ctx: Caller) -> bool:
-        try:
-            return bool(await self._ops.getxattr(nodeid, b"security.capability", ctx))
-        except OSError:
-            return False
 
     async def create(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
         name = wire.name_of(body, 16)
-        opened, entry = await self._ops.create(nodeid, name, mode, flags, ctx._replace(umask=umask))
-        if opened.backing_id and ctx.uid and entry.st.st_mode & (SET_IDS | EXECUTABLE):
-            opened = await self._keeping_privileges_safe(entry.nodeid, opened, ctx)
-        return self._created(opened, entry)
+        return self._created(*await self._ops.create(nodeid, name, mode, flags, ctx._replace(umask=umask)))
 
     async def tmpfile(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)

@@ -167,8 +167,8 @@ NO_ENTRY: Final = bytes(ENTRY_OUT.size)
 
 
 def no_entry_out(entry_valid: tuple[int, int]) -> bytes:
-    """struct fuse_entry_out that says for how long the kernel may remember that there is no such name."""
-    return _pack_entry(0, 0, entry_valid[0], 0, entry_valid[1], *[0] * (len(ENTRY_OUT.unpack(NO_ENTRY)) - 5))
+    """struct fuse_entry_out for a name that does not exist, and how long the kernel may take that for granted."""
+    return ENTRY_OUT.pack(0, 0, entry_valid[0], 0, entry_valid[1], *[0] * 17)
 
 
 def open_out(opened: Opened) -> bytes:

@@ -51,6 +51,7 @@ class Double:
         return Entry(st.st_ino, st)
 
     async def lookup(self, parent, name, ctx) -> Entry:
+        self.calls[f"lookup of {os.fsdecode(name)}"] += 1
         return self.entry(parent, name)
 
     def forget(self, forgets: Iterable[tuple[int, int]]) -> None:

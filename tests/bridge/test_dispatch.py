@@ -155,6 +155,16 @@ async def test_errors(raised: Exception, answered: int) -> None:
                 assert (await kernel.ask(opcode, body)).error == -answered
 
 
+async def test_a_name_that_is_not_there_may_be_remembered_as_such() -> None:
+    ops = Canned()
+    ops.fail_with = FileNotFoundError(errno.ENOENT, "no such name")
+    async with dispatching(ops) as (kernel, _):
+        reply = await kernel.ask(wire.LOOKUP, NAME)
+    assert reply.error == 0
+    nodeid, _, entry_valid, _, entry_valid_ns, *_ = wire.ENTRY_OUT.unpack(reply.body)
+    assert (nodeid, entry_valid, entry_valid_ns) == (0, 1, 500_000_000)
+
+
 async def test_callers_and_arguments_arrive() -> None:
     ops = Canned()
     async with dispatching(ops) as (kernel, _):

@@ -120,6 +120,17 @@ def test_a_large_directory(any_mount: Doubled) -> None:
     assert sorted(names) == sorted(os.listdir(any_mount.source))
 
 
+def test_a_missing_name_is_looked_up_once_and_still_can_be_created(mount: Doubled) -> None:
+    for _ in range(5):
+        assert not (mount.path / "file").exists()
+    (mount.path / "file").touch()
+    assert (mount.path / "file").exists()
+    os.rename(mount.path / "file", mount.path / "other")
+    assert not (mount.path / "file").exists()
+    assert (mount.path / "other").exists()
+    assert mount.end()["calls"]["lookup of file"] <= 3
+
+
 def test_data_in_blocks_of_all_sizes(any_mount: Doubled) -> None:
     data = os.urandom(3 << 20)
     with open(any_mount.path / "file", "w+b", buffering=0) as file:
