@@ -2,9 +2,10 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import click
 from rich.console import Console
@@ -38,25 +39,38 @@ class Bar:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task = progress.add_task("", total=None)
+        self._ending = False
 
     def begin(self, batches: int) -> None:
         self._progress.update(self._task, total=batches, refresh=True)
 
     def step(self, row: str) -> None:
+        self._stop_here()
         self._progress.update(self._task, description=row, advance=1, refresh=True)
 
     def say(self, text: str) -> None:
+        self._stop_here()
         self._progress.update(self._task, description=text, refresh=True)
+
+    def end(self, number: int, frame: object) -> None:
+        """A signal handler: the first one ends us between two rounds, with nothing half made, the second at once."""
+        if self._ending:
+            raise KeyboardInterrupt
+        self._ending = True
+
+    def _stop_here(self) -> None:
+        if self._ending:
+            raise KeyboardInterrupt
 
 
 @contextmanager
-def _ends_cleanly() -> Iterator[None]:
-    """SIGTERM ends like Ctrl-C: with everything taken down."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _ended_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 @click.command(
@@ -111,8 +125,10 @@ def bench(
         raise click.UsageError("Name a directory.")
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})
-    with _ends_cleanly(), Progress(console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
-        outcome = run(plan, Bar(progress))
+    with Progress(console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
+        bar = Bar(progress)
+        with _ended_by(bar.end):
+            outcome = run(plan, bar)
     _print(outcome, wants_json(as_json, as_table))
 
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from pinfs.bench.report import as_json, to_fewest
 from pinfs.bench.rows import Batch, Rows, Skip
 from pinfs.bench.run import Measured, Plan, all_rows, chosen, measure, run
 from pinfs.cli.bench import bench
+from pinfs.cli.exitcodes import ExitCode
 
 
 class Silent:
@@ -90,6 +94,19 @@ def test_nothing_stays_after_an_interrupt(two: tuple[str, str], row: str) -> Non
         run(Plan(two, only=[row], rounds=1, quick=True), Interrupting(row))
     assert all(os.listdir(path) == [] for path in two)
     assert children() == []
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_stays_after_a_signal(two: tuple[str, str], ending: signal.Signals) -> None:
+    command = [sys.executable, "-c", "from pinfs.cli.main import main; main()", "bench", *two, "--only", "unlink"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not os.listdir(two[1]):
+            assert process.poll() is None
+        process.send_signal(ending)
+        _, errors = process.communicate()
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert "Traceback" not in errors
+    assert all(os.listdir(path) == [] for path in two)
 
 
 def test_a_directory_that_cannot_do_a_row_has_no_result_and_a_note(two: tuple[str, str]) -> None:
