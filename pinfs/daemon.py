@@ -34,6 +34,7 @@ from pinfs.config import Config, MountOptions, PolicyBox
 from pinfs.core.policy import PolicyError
 from pinfs.fs.assembly import FileSystem, assemble
 from pinfs.holders import raise_descriptor_limit
+from pinfs.notify import Notifier
 
 log = logging.getLogger("pinfs.daemon")
 
@@ -67,6 +68,8 @@ async def serve(
             if daemon.is_as_wanted():
                 log.info("%s is mounted on %s", daemon.source, point)
                 _settle_memory()
+                daemon.manager.tell("READY=1", f"STATUS={daemon.in_words()}")
+                nursery.start_soon(daemon.manager.keep_telling, daemon.in_words)
                 task_status.started()
             else:
                 serving.cancel_scope.cancel()
@@ -99,6 +102,7 @@ class Daemon:
         self.negotiated: list[str] = []
         self.way: Way
         self.serving = trio.CancelScope()
+        self.manager = Notifier(os.environ)
         self._since = time.monotonic()
         self._source_fd = source_fd
         self._fd = -1
@@ -186,6 +190,11 @@ class Daemon:
             "descriptors": len(os.listdir("/proc/self/fd")),
         }
 
+    def in_words(self) -> str:
+        """For `systemctl status`."""
+        book = self.fs.guard.book
+        return f"{self.source} on {self.mountpoint}: pins {len(book)}, waiting {book.waiting}"
+
     def log_report(self) -> None:
         """State, and where every task stands."""
         state = (f"{key}: {value}" for key, value in self.status().items())
@@ -211,6 +220,7 @@ class Daemon:
 
     async def end(self) -> None:
         """Answer waiting breakers, unmount, stop serving. Who still uses the mount gets ENOTCONN from now on."""
+        self.manager.tell("STOPPING=1", f"STATUS=unmounting {self.mountpoint}")
         self.fs.guard.close()
         with trio.move_on_after(UNMOUNT_S):
             await trio.to_thread.run_sync(self._unmount, abandon_on_cancel=True)
