@@ -1,0 +1,12 @@
+"""For the tests of programs that use pinfs: mounts of their own, and pins that somebody else holds.
+
+The pytest plugin (`plugin`) offers these as the fixtures `pinfs_mount` and `pinfs_pin`; here they are for other uses,
+such as a mount for a whole module:
+
+    with ScratchMount(["break_timeout=2"]) as mount: ...
+"""
+
+from pinfs.testing.held import HeldPin, HolderError
+from pinfs.testing.scratch import ScratchError, ScratchMount
+
+__all__ = ["HeldPin", "HolderError", "ScratchError", "ScratchMount"]
