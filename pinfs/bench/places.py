@@ -161,6 +161,11 @@ def _from_below(mount: Mount, path: str, work: str, first_backing: str | None) -
 
 
 def _label(places: list[Place]) -> list[Place]:
-    """Labels told apart: what has the same one gets its path."""
-    labels = [place.label for place in places]
-    return [replace(place, label=place.path) if labels.count(place.label) > 1 else place for place in places]
+    """Labels told apart: two of a kind go by their last names, or else by their paths."""
+    for names in ([os.path.basename(os.path.normpath(place.path)) for place in places], [p.path for p in places]):
+        labels = [place.label for place in places]
+        places = [
+            replace(place, label=name) if labels.count(place.label) > 1 else place
+            for place, name in zip(places, names, strict=True)
+        ]
+    return places

@@ -186,6 +186,14 @@ def test_a_read_only_directory_is_an_error_of_one_line() -> None:
     assert "Traceback" not in result.output
 
 
+def test_labels_tell_directories_apart(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("one/same", "two/same", "other")]
+    for path in paths:
+        Path(path).mkdir(parents=True)
+    with open_places(paths) as places:
+        assert [place.label for place in places] == [*paths[:2], "other"]
+
+
 def test_the_mount_of_a_path_is_the_innermost_one() -> None:
     assert mount_of("/proc/self").point == "/proc"
     assert mount_of("/proc/self").fstype == "proc"
