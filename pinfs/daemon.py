@@ -35,6 +35,7 @@ from pinfs.core.policy import PolicyError
 from pinfs.fs.assembly import FileSystem, assemble
 from pinfs.holders import raise_descriptor_limit
 from pinfs.notify import Notifier
+from pinfs.scrape import MetricsPort, NoPort
 
 log = logging.getLogger("pinfs.daemon")
 
@@ -55,11 +56,14 @@ async def serve(
         point = check_mountpoint(mountpoint, source_fd, replace_stale=config.mount.replace_stale)
         daemon = Daemon(config, os.path.realpath(source), source_fd, point)
         stack.callback(daemon.fs.close)
+        scraped = daemon.metrics_port()
+        stack.callback(scraped.close)
         daemon.mount()
         stack.callback(daemon.detach)
         stack.callback(daemon.way.close)
         nursery = await stack.enter_async_context(_cancelled_at_end())
         nursery.start_soon(daemon.obey_signals)
+        nursery.start_soon(scraped.run)
         await nursery.start(daemon.fs.guard.run)
         await nursery.start(daemon.fs.holders.run)
         async with trio.open_nursery() as serving:
@@ -189,6 +193,11 @@ class Daemon:
             "waiting": book.waiting,
             "descriptors": len(os.listdir("/proc/self/fd")),
         }
+
+    def metrics_port(self) -> MetricsPort | NoPort:
+        """Before anything is mounted: MountError when the port cannot be had."""
+        port = self.config.mount.metrics_port
+        return MetricsPort(port, self.fs.metrics) if port else NoPort()
 
     def in_words(self) -> str:
         """For `systemctl status`."""

@@ -1,7 +1,7 @@
 """`.pinfs/metrics`: the counters and gauges of one mount in Prometheus' text format (docs/interfaces.md)."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -17,6 +17,7 @@ from pinfs.holders import Holders
 from pinfs.stats import Histogram, Stats
 
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+Families = Callable[[], list[Family]]
 
 
 @dataclass(slots=True, frozen=True)
@@ -60,30 +61,25 @@ _GAUGES = {
 }
 
 
-class _Mount(Collector):
-    def __init__(self, stats: Stats, gauges: Gauges) -> None:
-        self._stats = stats
-        self._gauges = gauges
-
-    def collect(self) -> Iterator[Family]:
-        for name, text in _GAUGES.items():
-            yield GaugeMetricFamily(f"pinfs_{name}", text, value=getattr(self._gauges, name))
-        stats = self._stats
-        yield _total("pins_registered", "Pins registered", stats.pins_registered)
-        yield _total("breaks_started", "Breaks that holders were told of", stats.breaks_started)
-        yield _total("breaks_answered", "Breaks that holders answered", stats.breaks_answered)
-        yield _total("events_lost", "Events that a slow reader did not get", stats.events_lost)
-        yield _by("pins_released", "Pins that ended", ("by",), {(k,): n for k, n in stats.pins_released.items()})
-        yield _by(
-            "breaks_timed_out",
-            "Breaks that met their deadline",
-            ("on_timeout",),
-            {(k,): n for k, n in stats.breaks_timed_out.items()},
-        )
-        yield _by("refusals", "Removals refused", ("op", "why"), stats.refusals)
-        yield _by("limit_reached", "Limits met", ("limit",), {(k,): n for k, n in stats.limit_reached.items()})
-        yield _by("requests", "Requests by way", ("way",), {(k,): n for k, n in stats.requests.items()})
-        yield _histogram("break_seconds", "From the notice of a break to its answer", stats.break_seconds)
+def families(stats: Stats, gauges: Gauges) -> Iterator[Family]:
+    """All that is measured, as it is now."""
+    for name, text in _GAUGES.items():
+        yield GaugeMetricFamily(f"pinfs_{name}", text, value=getattr(gauges, name))
+    yield _total("pins_registered", "Pins registered", stats.pins_registered)
+    yield _total("breaks_started", "Breaks that holders were told of", stats.breaks_started)
+    yield _total("breaks_answered", "Breaks that holders answered", stats.breaks_answered)
+    yield _total("events_lost", "Events that a slow reader did not get", stats.events_lost)
+    yield _by("pins_released", "Pins that ended", ("by",), {(k,): n for k, n in stats.pins_released.items()})
+    yield _by(
+        "breaks_timed_out",
+        "Breaks that met their deadline",
+        ("on_timeout",),
+        {(k,): n for k, n in stats.breaks_timed_out.items()},
+    )
+    yield _by("refusals", "Removals refused", ("op", "why"), stats.refusals)
+    yield _by("limit_reached", "Limits met", ("limit",), {(k,): n for k, n in stats.limit_reached.items()})
+    yield _by("requests", "Requests by way", ("way",), {(k,): n for k, n in stats.requests.items()})
+    yield _histogram("break_seconds", "From the notice of a break to its answer", stats.break_seconds)
 
 
 def _total(name: str, text: str, value: int) -> CounterMetricFamily:
@@ -103,8 +99,16 @@ def _histogram(name: str, text: str, histogram: Histogram) -> HistogramMetricFam
     return HistogramMetricFamily(f"pinfs_{name}", text, buckets=buckets, sum_value=histogram.total)
 
 
-def render(stats: Stats, gauges: Gauges) -> bytes:
+class _Once(Collector):
+    def __init__(self, families: list[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Family]:
+        return self._families
+
+
+def render(families: list[Family]) -> bytes:
     """The text of `.pinfs/metrics`."""
     registry = CollectorRegistry()
-    registry.register(_Mount(stats, gauges))
+    registry.register(_Once(families))
     return generate_latest(registry)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pinfs.config import Config, PolicyBox
-from pinfs.fs.backing import Backing, NoPassthrough, Passthrough
+from pinfs.fs.backing import Backing, Passthrough
 from pinfs.fs.control import Control
 from pinfs.fs.controlfiles import control_files
 from pinfs.fs.events import EventHub
@@ -15,7 +15,7 @@ from pinfs.fs.operations import Operations
 from pinfs.fs.pins import PinVerbs
 from pinfs.guard import Guard
 from pinfs.holders import Holders
-from pinfs.metrics import Gauges, render
+from pinfs.metrics import Families, Family, Gauges, families, render
 from pinfs.stats import Stats
 
 SPARE_DESCRIPTORS: Final = 256  # for what is not a cached inode: pidfds, threads, sockets
@@ -33,6 +33,7 @@ class FileSystem:
     stats: Stats
     inodes: InodeTable
     backing: Backing
+    metrics: Families
 
     def close(self) -> None:
         """Let go of all descriptors."""
@@ -62,11 +63,12 @@ def assemble(
     hub.listeners.append(verbs.on_event)
     book.on_empty = inodes.settle_id
 
-    def gauges() -> Gauges:
-        return Gauges.of(book, inodes, backing, holders, passthrough=not isinstance(passthrough, NoPassthrough))
+    def metrics() -> list[Family]:
+        gauges = Gauges.of(book, inodes, backing, holders, passthrough=not passthrough.why_not)
+        return list(families(stats, gauges))
 
     control = Control(
-        control_files(guard, holders, inodes, hub, verbs, policies, lambda: render(stats, gauges()), status)
+        control_files(guard, holders, inodes, hub, verbs, policies, lambda: render(metrics()), status)
     )
     operations = Operations(
         backing,
@@ -77,7 +79,7 @@ def assemble(
         entry_timeout_s=config.mount.entry_timeout,
         attr_timeout_s=config.mount.attr_timeout,
     )
-    return FileSystem(operations, guard, holders, hub, stats, inodes, backing)
+    return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics)
 
 
 def _cache_size(max_descriptors: int) -> int:

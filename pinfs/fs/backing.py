@@ -29,6 +29,9 @@ _KEPT_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 class Passthrough(Protocol):
     """Registers backing files with the kernel, which then reads, writes and maps them without asking."""
 
+    why_not: str
+    """Empty where it works."""
+
     def open(self, fd: int) -> int:
         """A backing id for the file behind `fd`; 0 where there is no passthrough (for this file)."""
 
@@ -37,6 +40,8 @@ class Passthrough(Protocol):
 
 class NoPassthrough:
     """Every read and write comes to the daemon."""
+
+    why_not = "there is none"
 
     def open(self, fd: int) -> int:
         return 0
