@@ -17,6 +17,7 @@ from pinfs.cli.verb import Verb, fail, failure_of
 
 Pin = dict[str, Any]
 
+ROWS = 1000  # of a table; laying out a million takes minutes
 UNSEEN = "-"  # for others than the owner and root, the holder is not shown (SPEC 4)
 
 
@@ -98,11 +99,19 @@ pinfs ls --json | jq '.pins[] | select(.state == "breaking") | .pid'
 @click.argument("paths", metavar="[FILE|MOUNT]...", nargs=-1)
 @click.option("-o", "columns", metavar="COL[,COL]...", callback=_columns,
               help="Columns to print; +COL adds to the usual ones.")  # fmt: skip
+@click.option("-l", "--limit", metavar="ROWS", type=click.IntRange(0), default=ROWS, show_default=True,
+              help="Rows of the table; 0: all, however long that takes to lay out.")  # fmt: skip
 @click.option("-n", "--noheadings", is_flag=True, help="Print no line of headings.")
 @listing_options
 @click.pass_context
 def ls(
-    ctx: click.Context, paths: tuple[str, ...], columns: list[str], noheadings: bool, as_json: bool, as_table: bool
+    ctx: click.Context,
+    paths: tuple[str, ...],
+    columns: list[str],
+    limit: int,
+    noheadings: bool,
+    as_json: bool,
+    as_table: bool,
 ) -> None:
     """List the pins of each FILE or MOUNT, or of all pinfs mounts of this machine.
 
@@ -115,21 +124,24 @@ def ls(
     if wants_json(as_json, as_table):
         print_json({"v": 1, "pins": pins})
     else:
-        print_pins(pins, columns, headings=not noheadings)
+        print_pins(pins, columns, headings=not noheadings, limit=limit)
     for error in errors:
         failure_of(error).show()
     ctx.exit(of_errno(errors[0].errno) if errors else ExitCode.OK)
 
 
-def print_pins(pins: Iterable[Pin], columns: list[str], *, headings: bool = True) -> None:
-    """The table; pins that are being broken stand out."""
-    pins = list(pins)
+def print_pins(all_pins: Iterable[Pin], columns: list[str], *, headings: bool = True, limit: int = ROWS) -> None:
+    """The table of at most `limit` pins (0: all); pins that are being broken come first, and stand out."""
+    all_pins = sorted(all_pins, key=lambda pin: pin["state"] != "breaking")
+    pins = all_pins[:limit] if limit else all_pins
     print_table(
         columns if headings else (),
         [[COLUMNS[name](pin) for name in columns] for pin in pins],
         right=[number for number, name in enumerate(columns) if name in _NUMBERS],
         styles=[_STYLES.get(pin["state"], "") for pin in pins],
     )
+    if len(pins) < len(all_pins):
+        click.echo(f"... and {len(all_pins) - len(pins)} more: name a FILE, or --limit 0, or --json", err=True)
 
 
 def _pins_at(path: str) -> list[Pin]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from cli.fakemount import PIN, FakeMount
 
+from pinfs.cli.ls import print_pins
 from pinfs.cli.output import printable
 from pinfs.cli.watch import describe, differences
 
@@ -199,3 +200,11 @@ def test_an_event_in_words() -> None:
         "pin 7 lease [0, 4096) of models/w.bin held by 4711 trainer for truncate of 99 45.0 s left"
     )
     assert describe({"event": "overflow", "lost": 3}) == "3 events lost"
+
+
+def test_a_table_has_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+    pins = [{"id": number, "state": "held", "mode": "deny"} for number in range(7)] + [{"id": 99, "state": "breaking"}]
+    print_pins(pins, ["ID"], limit=3)
+    shown = capsys.readouterr()
+    assert shown.out.split() == ["ID", "99", "0", "1"]
+    assert "5 more" in shown.err
