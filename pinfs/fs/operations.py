@@ -164,6 +164,7 @@ class Operations:
             os.unlink(name, dir_fd=self._inodes.fd(directory))
             return
         async with self._last_name_guard(victim, "unlink", ctx):
+            self._check_still_there(victim, directory, name)
             self._inodes.keep_reachable(victim, directory, name)
             os.unlink(name, dir_fd=self._inodes.fd(directory))
             self._lose_name(victim, directory, name)
@@ -194,6 +195,7 @@ class Operations:
             self._rename(old, new, flags, moved, victim)
             return
         async with self._last_name_guard(victim, "rename", ctx):
+            self._check_still_there(victim, *new)
             self._rename(old, new, flags, moved, victim)
 
     def _rename(
@@ -231,6 +233,11 @@ class Operations:
         except FileNotFoundError:
             return None
         return self._inodes.find(st)
+
+    def _check_still_there(self, victim: Inode, directory: Inode, name: bytes) -> None:
+        """ESTALE: the wait was for another file than the one that somebody has put there behind the mount's back."""
+        if self._asks(victim) and self._victim(directory, name) is not victim:
+            raise error(errno.ESTALE)
 
     def _writable_directory(self, parent: int, name: bytes) -> Inode:
         _component(name)
