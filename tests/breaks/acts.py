@@ -162,10 +162,14 @@ def perform(places: Sequence[tuple[str, str]], workers: int) -> list[int | None]
         return list(pool.map(_perform, places))
 
 
+def operate(name: str, directory: str) -> None:
+    """Does one operation on the file in `directory`."""
+    OPERATIONS[name](directory)
+
+
 def _perform(place: tuple[str, str]) -> int | None:
-    name, directory = place
     try:
-        OPERATIONS[name](directory)
+        operate(*place)
     except OSError as failure:
         return failure.errno
     return None
