@@ -107,6 +107,8 @@ class Dispatcher:
         while True:
             await trio.lowlevel.wait_readable(self._fd)
             while self._turn():
+                # Twice: trio runs what is runnable in any order, so only after the first has everybody had a turn.
+                await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
 
     def _turn(self) -> bool:
@@ -236,7 +238,7 @@ class Dispatcher:
 
     def _take_back(self, opcode: int, body: bytes) -> None:
         """Nobody got what this reply gives: release it, or it would stay open for ever."""
-        if opcode in (wire.LOOKUP, wire.MKDIR, wire.CREATE, wire.TMPFILE):
+        if opcode in (wire.LOOKUP, wire.MKDIR, wire.SYMLINK, wire.LINK, wire.CREATE, wire.TMPFILE):
             (nodeid,) = wire.U64.unpack_from(body)
             self._ops.forget([(nodeid, 1)] if nodeid else [])
         if opcode in (wire.OPEN, wire.CREATE, wire.TMPFILE, wire.OPENDIR):

@@ -57,6 +57,19 @@ class Handlers:
         entry = await self._ops.mkdir(nodeid, wire.name_of(body, 8), mode, ctx._replace(umask=umask))
         return wire.entry_out(entry, self._entry_valid, self._attr_valid)
 
+    async def symlink(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        name, target = wire.names_of(body, 0)
+        entry = await self._ops.symlink(nodeid, name, target, ctx)
+        return wire.entry_out(entry, self._entry_valid, self._attr_valid)
+
+    async def link(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        (old_nodeid,) = wire.U64.unpack_from(body)
+        entry = await self._ops.link(old_nodeid, nodeid, wire.name_of(body, 8), ctx)
+        return wire.entry_out(entry, self._entry_valid, self._attr_valid)
+
+    async def readlink(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        return await self._ops.readlink(nodeid, ctx)
+
     async def unlink(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         await self._ops.unlink(nodeid, wire.name_of(body), ctx)
         return b""
@@ -218,6 +231,9 @@ class Handlers:
 
     # The file system
 
+    async def statfs(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        return wire.statfs_out(await self._ops.statfs(ctx))
+
     async def syncfs(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         await self._ops.syncfs(nodeid)
         return b""
@@ -232,6 +248,9 @@ class Handlers:
             wire.SETATTR: Route(self.setattr, wire.SETATTR_IN.size),
             wire.STATX: Route(self.statx, wire.STATX_IN.size),
             wire.MKDIR: Route(self.mkdir, wire.MKDIR_IN.size + 2),
+            wire.SYMLINK: Route(self.symlink, 4),
+            wire.LINK: Route(self.link, 8 + 2),
+            wire.READLINK: Route(self.readlink, 0),
             wire.UNLINK: Route(self.unlink, 2),
             wire.RMDIR: Route(self.rmdir, 2),
             wire.RENAME: Route(self.rename, 8 + 4),
@@ -257,23 +276,12 @@ class Handlers:
             wire.GETXATTR: Route(self.getxattr, wire.GETXATTR_IN.size + 2),
             wire.LISTXATTR: Route(self.listxattr, wire.GETXATTR_IN.size),
             wire.REMOVEXATTR: Route(self.removexattr, 2),
+            wire.STATFS: Route(self.statfs, 0),
             wire.SYNCFS: Route(self.syncfs, 0),
         }
 
 
-LONG_WAY: Final = frozenset(
-    {
-        wire.INIT,
-        wire.DESTROY,
-        wire.READLINK,
-        wire.SYMLINK,
-        wire.MKNOD,
-        wire.LINK,
-        wire.STATFS,
-        wire.FSYNCDIR,
-        wire.ACCESS,
-    }
-)
+LONG_WAY: Final = frozenset({wire.INIT, wire.DESTROY, wire.MKNOD, wire.FSYNCDIR, wire.ACCESS})
 """What goes through pyfuse3.
 
 What is neither here nor in routes() is answered ENOSYS, and the kernel never asks again: unknown opcodes, and

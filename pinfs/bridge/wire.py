@@ -98,6 +98,7 @@ WRITE_OUT: Final = Struct("<II")  # size padding
 GETXATTR_OUT: Final = Struct("<II")  # size padding
 IOCTL_OUT: Final = Struct("<iIII")  # result flags in_iovs out_iovs
 POLL_OUT: Final = Struct("<II")  # revents padding
+STATFS_OUT: Final = Struct("<QQQQQIII28x")  # blocks bfree bavail files ffree bsize namelen frsize
 DIRENT: Final = Struct("<QQII")  # ino off namelen type
 STATX_OUT: Final = Struct("<QI4x16xIIQIIIHxxQQQQqIxxxxqIxxxxqIxxxxqIxxxxIIII112x")
 
@@ -181,6 +182,13 @@ def open_out(opened: Opened) -> bytes:
     if backing_id:
         return OPEN_OUT.pack(fh, flags & BESIDE_PASSTHROUGH | FOPEN_PASSTHROUGH | FOPEN_NOFLUSH, backing_id)
     return OPEN_OUT.pack(fh, flags | FOPEN_NOFLUSH, 0)
+
+
+def statfs_out(st: os.statvfs_result) -> bytes:
+    """struct fuse_statfs_out."""
+    return STATFS_OUT.pack(
+        st.f_blocks, st.f_bfree, st.f_bavail, st.f_files, st.f_ffree, st.f_bsize, st.f_namemax, st.f_frsize
+    )  # fmt: skip
 
 
 def statx_out(nodeid: int, st: os.stat_result, btime_ns: int | None, valid: tuple[int, int]) -> bytes:

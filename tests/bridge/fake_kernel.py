@@ -20,7 +20,8 @@ from pinfs.parking import park
 ST = os.stat("/")
 ENTRY = Entry(7, ST)
 ANSWERS = {
-    "lookup": ENTRY, "mkdir": ENTRY, "getattr": ST, "setattr": ST, "statx_btime": (ST, 5), "open": Opened(3, 0, 0),
+    "lookup": ENTRY, "mkdir": ENTRY, "symlink": ENTRY, "link": ENTRY, "readlink": b"target", "statfs": os.statvfs("/"),
+    "getattr": ST, "setattr": ST, "statx_btime": (ST, 5), "open": Opened(3, 0, 0),
     "opendir": Opened(4, 0, 0), "create": (Opened(3, 0, 0), ENTRY), "tmpfile": (Opened(3, 0, 0), ENTRY),
     "read": b"data", "write": 4, "lseek": 9, "copy_file_range": 5, "poll": 1, "ioctl": b"12345678",
     "getxattr": b"value", "listxattr": [b"user.a", b"user.b"],

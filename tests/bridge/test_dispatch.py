@@ -22,6 +22,10 @@ WELL_FORMED = {
     wire.SETATTR: bytes(88),
     wire.STATX: bytes(24),
     wire.MKDIR: bytes(8) + NAME,
+    wire.SYMLINK: NAME + NAME,
+    wire.LINK: bytes(8) + NAME,
+    wire.READLINK: b"",
+    wire.STATFS: b"",
     wire.UNLINK: NAME,
     wire.RMDIR: NAME,
     wire.RENAME: bytes(8) + NAME + NAME,
@@ -370,10 +374,10 @@ async def test_the_long_way_and_back() -> None:
     async with dispatching(Canned()) as (kernel, dispatcher):
         libfuse = socket.socket(fileno=os.dup(dispatcher.long_way.libfuse_fd))
         with libfuse:
-            unique = kernel.send(wire.READLINK, b"body", nodeid=5)
+            unique = kernel.send(wire.MKNOD, b"body", nodeid=5)
             await trio.lowlevel.wait_readable(libfuse)
             request = libfuse.recv(4096)
-            assert wire.IN_HEADER.unpack_from(request)[1:4] == (wire.READLINK, unique, 5)
+            assert wire.IN_HEADER.unpack_from(request)[1:4] == (wire.MKNOD, unique, 5)
             assert request[wire.IN_SIZE :] == b"body"
             libfuse.send(wire.OUT_HEADER.pack(wire.OUT_SIZE + 4, 0, unique) + b"link")
             reply = await kernel.receive()
@@ -386,7 +390,7 @@ async def test_more_requests_than_the_long_way_takes_at_a_time() -> None:
     async with dispatching(Canned()) as (kernel, dispatcher):
         libfuse = socket.socket(fileno=os.dup(dispatcher.long_way.libfuse_fd))
         with libfuse:
-            sent = [kernel.send(wire.SYMLINK, b"x" * 4096) for _ in range(40)]
+            sent = [kernel.send(wire.MKNOD, b"x" * 4096) for _ in range(40)]
             for expected in sent:
                 await trio.lowlevel.wait_readable(libfuse)
                 unique = wire.IN_HEADER.unpack_from(libfuse.recv(8192))[2]
