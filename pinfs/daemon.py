@@ -29,16 +29,18 @@ from pinfs.bridge.mount import (
 )
 from pinfs.bridge.negotiate import Terms, Wishes
 from pinfs.bridge.passthrough import Passthrough, stack_depth
-from pinfs.bridge.ways import LOST_WITHOUT_BRIDGE, Bridged, Plain, Way
+from pinfs.bridge.ways import LOST_WITHOUT_BRIDGE, SPARE_TASKS, Bridged, Plain, Way
 from pinfs.config import Config, MountOptions, PolicyBox
 from pinfs.core.policy import PolicyError
 from pinfs.fs.assembly import FileSystem, assemble
+from pinfs.fs.events import Patience
 from pinfs.holders import raise_descriptor_limit
 from pinfs.notify import Notifier
 from pinfs.scrape import MetricsPort, NoPort
 
 log = logging.getLogger("pinfs.daemon")
 
+PLAIN_READ_S: Final = 10.0  # what a read of events may wait without the bridge, where nothing can interrupt it
 UNMOUNT_S: Final = 5.0  # what a plain unmount may take before the mount is detached
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # cyclic garbage is rare here, and looking for it goes through every inode
 
@@ -146,6 +148,7 @@ class Daemon:
         log.info("serving by pyfuse3 alone: %s", LOST_WITHOUT_BRIDGE)
         self.bridge_why_not = why_not
         self.passthrough.refuse("there is none without the bridge")
+        self.fs.hub.patience = Patience(PLAIN_READ_S, SPARE_TASKS // 2)
         limits = self.policies.current.limits
         posix_acl = has_acls(self._source_fd)
         return Plain(self._fd, self.fs.operations, posix_acl=posix_acl, max_waiting=limits.max_waiting)

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import trio
 
 from pinfs.fs.directories import DT_DIR, DT_REG, Add
-from pinfs.fs.events import Queue
+from pinfs.fs.events import Patience, Queue
 from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_NONSEEKABLE, FOPEN_STREAM, ByteHandle, Handle, Wake
 from pinfs.fs.inodes import ROOT_ID, Inode
 from pinfs.fs.types import CallerLike, Entry, SetAttr
@@ -145,11 +145,12 @@ class PolicyFile:
 class ChannelHandle(ControlHandle):
     """A stream of events, and the way back for commands."""
 
-    __slots__ = ("_close", "_command", "_news", "_wakes", "queue")
+    __slots__ = ("_close", "_command", "_news", "_patience", "_wakes", "queue")
     fopen_flags = FOPEN_DIRECT_IO | FOPEN_NONSEEKABLE | FOPEN_STREAM
 
-    def __init__(self, inode: Inode, flags: int) -> None:
+    def __init__(self, inode: Inode, flags: int, patience: Patience) -> None:
         super().__init__(inode, flags)
+        self._patience = patience
         self._wakes: list[Wake] = []
         self._news = trio.Event()
         self._close: Callable[[], None] = lambda: None
@@ -171,13 +172,27 @@ class ChannelHandle(ControlHandle):
         while not self.queue:
             if self.nonblocking:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-            await park()
-            self._news = trio.Event()
-            await self._news.wait()
+            await self._wait()
         lines = self.queue.take(size)
         if lines is None:
             raise OSError(errno.EINVAL, "buffer too small for an event")
         return lines
+
+    async def _wait(self) -> None:
+        """As long as the patience of this mount allows: EINTR then, and EAGAIN where too many wait already."""
+        patience = self._patience
+        if patience.waiting >= patience.readers:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        patience.waiting += 1
+        try:
+            await park()
+            self._news = trio.Event()
+            with trio.move_on_after(patience.seconds) as scope:
+                await self._news.wait()
+        finally:
+            patience.waiting -= 1
+        if scope.cancelled_caught:
+            raise OSError(errno.EINTR, os.strerror(errno.EINTR))
 
     async def write(self, offset: int, data: bytes) -> int:
         """Commands, one a line. The first that fails ends the write with its errno; those before it stand."""

@@ -38,7 +38,7 @@ class EventsFile:
             raise OSError(errno.EMFILE, "too many event channels")
         self._holders.hold(process)
         self._open += 1
-        handle = ChannelHandle(inode, flags)
+        handle = ChannelHandle(inode, flags, self._hub.patience)
         queue = self._hub.open_channel(process, handle.on_news)
 
         def close() -> None:
@@ -59,7 +59,7 @@ class TraceFile:
         self._hub = hub
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
-        handle = ChannelHandle(inode, flags)
+        handle = ChannelHandle(inode, flags, self._hub.patience)
         queue = self._hub.open_trace(handle.on_news)
         handle.connect(queue, lambda: self._hub.close_trace(queue), None)
         return handle

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -65,10 +67,23 @@ class Queue:
         return b"".join(taken)
 
 
+@dataclass(slots=True)
+class Patience:
+    """How many reads of streams may wait at a time, and for how long.
+
+    Finite where an interrupt of the reader does not reach the daemon, and each wait takes one of pyfuse3's tasks.
+    """
+
+    seconds: float = math.inf
+    readers: float = math.inf
+    waiting: int = 0
+
+
 class EventHub:
     """Numbers events for each stream and gives them to the channels that are open."""
 
     def __init__(self, stats: Stats) -> None:
+        self.patience = Patience()
         self.path_of: Callable[[int], str | None] = lambda inode: None
         self._stats = stats
         self._channels: dict[Hashable, list[Queue]] = {}

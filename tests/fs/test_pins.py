@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from pinfs.core.pins import Mode
+from pinfs.fs.events import Patience
 from pinfs.fs.inodes import ROOT_ID
 from pinfs.fs.pinvalue import parse_pin_value
 from pinfs.fs.types import Caller
@@ -336,6 +338,22 @@ async def test_commands(bench: Bench) -> None:
     await bench.ops.write(channel.fh, 0, f"revoke {pin}\n".encode())
     assert json.loads(await bench.ops.read(channel.fh, 0, 4096))["event"] == "revoked"
     assert not bench.fs.guard.book.by_id
+
+
+async def test_readers_without_patience(bench: Bench, autojump_clock: MockClock) -> None:
+    """Without the bridge nobody can interrupt a read, and each takes a task: few may wait, and not for ever."""
+    bench.fs.hub.patience = Patience(10.0, 1)
+    first, second = await bench.control("events"), await bench.control("events")
+    started = trio.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def read_first() -> None:
+            assert await refused(bench.ops.read(first.fh, 0, 4096)) == errno.EINTR
+
+        nursery.start_soon(read_first)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await refused(bench.ops.read(second.fh, 0, 4096)) == errno.EAGAIN
+    assert trio.current_time() - started == pytest.approx(10, abs=0.01)
 
 
 async def test_the_policy_file(bench: Bench) -> None:
