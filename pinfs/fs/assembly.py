@@ -68,7 +68,7 @@ def assemble(
         return list(families(stats, gauges))
 
     control = Control(
-        control_files(guard, holders, inodes, hub, verbs, policies, lambda: render(metrics()), status)
+        control_files(guard, stats, holders, inodes, hub, verbs, policies, lambda: render(metrics()), status)
     )
     operations = Operations(
         backing,

@@ -23,6 +23,7 @@ CONTROL_NAME: Final = b".pinfs"
 CONTROL_ID: Final = 1 << 62  # node ids of the directory and, counting on, its files
 MAX_COMMANDS_BYTES: Final = 64 << 10
 MAX_CHANNELS: Final = 4096
+MAX_CHANNELS_PER_USER: Final = 512  # root excepted: one user must not take them all
 
 Command = Callable[[str], Awaitable[None]]
 

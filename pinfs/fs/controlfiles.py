@@ -2,12 +2,13 @@
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from pinfs.config import PolicyBox
 from pinfs.core.policy import PolicyError, policy_to_toml
-from pinfs.fs.control import MAX_CHANNELS, ChannelHandle, ControlFile, ControlHandle, PolicyFile, Stream, TextFile
+from pinfs.fs.control import MAX_CHANNELS, MAX_CHANNELS_PER_USER, ChannelHandle, ControlFile, ControlHandle, PolicyFile, Stream, TextFile
 from pinfs.fs.describe import describe
 from pinfs.fs.events import EventHub, to_line
 from pinfs.fs.inodes import Inode, InodeTable
@@ -15,6 +16,7 @@ from pinfs.fs.pins import PinVerbs
 from pinfs.fs.types import CallerLike
 from pinfs.guard import Guard
 from pinfs.holders import Holders
+from pinfs.stats import Stats
 
 
 class EventsFile:
@@ -22,27 +24,28 @@ class EventsFile:
 
     mode = 0o666
 
-    def __init__(self, hub: EventHub, guard: Guard, holders: Holders, verbs: PinVerbs) -> None:
+    def __init__(self, hub: EventHub, stats: Stats, holders: Holders, verbs: PinVerbs) -> None:
         self._hub = hub
-        self._guard = guard
+        self._stats = stats
         self._holders = holders
         self._verbs = verbs
-        self._open = 0
+        self._open: Counter[int] = Counter()  # by uid
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
         """EPERM: the daemon cannot see the process (another pid namespace). EMFILE: too many channels are open."""
         process = self._holders.process_of(ctx.pid)
         if process is None:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        if self._open >= MAX_CHANNELS:
+        if self._open.total() >= MAX_CHANNELS or (ctx.uid and self._open[ctx.uid] >= MAX_CHANNELS_PER_USER):
+            self._stats.limit_reached["event_channels"] += 1
             raise OSError(errno.EMFILE, "too many event channels")
         self._holders.hold(process)
-        self._open += 1
+        self._open[ctx.uid] += 1
         handle = ChannelHandle(inode, flags, self._hub.patience)
         queue = self._hub.open_channel(process, handle.on_news)
 
         def close() -> None:
-            self._open -= 1
+            self._open[ctx.uid] -= 1
             self._hub.close_channel(process, queue)
             self._holders.drop(process)
 
@@ -88,6 +91,7 @@ class PinsFile:
 
 def control_files(
     guard: Guard,
+    stats: Stats,
     holders: Holders,
     inodes: InodeTable,
     hub: EventHub,
@@ -106,7 +110,7 @@ def control_files(
 
     return {
         b"pins": PinsFile(guard, inodes, verbs),
-        b"events": EventsFile(hub, guard, holders, verbs),
+        b"events": EventsFile(hub, stats, holders, verbs),
         b"trace": TraceFile(hub),
         b"policy": PolicyFile(lambda: policy_to_toml(policies.current).encode(), apply),
         b"policy.error": TextFile(0o444, lambda ctx: policies.last_error.encode()),
