@@ -8,7 +8,16 @@ from typing import Any
 
 from pinfs.config import PolicyBox
 from pinfs.core.policy import PolicyError, policy_to_toml
-from pinfs.fs.control import MAX_CHANNELS, MAX_CHANNELS_PER_USER, ChannelHandle, ControlFile, ControlHandle, PolicyFile, Stream, TextFile
+from pinfs.fs.control import (
+    MAX_CHANNELS,
+    MAX_CHANNELS_PER_USER,
+    ChannelHandle,
+    ControlFile,
+    ControlHandle,
+    PolicyFile,
+    Stream,
+    TextFile,
+)
 from pinfs.fs.describe import describe
 from pinfs.fs.events import EventHub, to_line
 from pinfs.fs.inodes import Inode, InodeTable
