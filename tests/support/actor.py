@@ -150,9 +150,7 @@ class Actor:
 
     def close(self) -> None:
         """Ends the actor, politely if it is idle."""
-        if self.process.poll() is None and self._busy:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.kill()
+        self.process.send_signal(signal.SIGKILL if self._busy else signal.SIGCONT)  # one that was stopped sees no end
         self._close_pipes()
         self._wait()
 
@@ -185,7 +183,8 @@ class Actors:
     def dismiss(self) -> None:
         """Ends all of them."""
         while self._actors:
-            self._actors.pop().close()
+            self._actors[-1].close()
+            self._actors.pop()
 
 
 def eventually(holds: Callable[[], bool], limit_s: float = 20.0) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from support.actor import Actors, where
+from support.actor import Actors, HungError, where
 
 REPO = Path(__file__).parents[2]
 START_LIMIT_S = 30.0
@@ -110,17 +110,21 @@ class Mount(Actors):
     def stop(self, by: str = "signal") -> None:
         """Ends the mount by SIGTERM, or by umount(2) when `by` is "umount", and holds the daemon to its promises: exit
         code 0 in bounded time, nothing mounted, nothing in the log above level INFO but what was announced."""
-        self.dismiss()
+        try:
+            self.dismiss()
+            self._ask_to_end(by)
+            self.process.wait(STOP_LIMIT_S)
+        except (HungError, subprocess.TimeoutExpired) as hang:
+            self.abort(f"does not end: {hang}")
+        finally:
+            self._bury()
+        self._check_end()
+
+    def _ask_to_end(self, by: str) -> None:
         if by == "umount":
             umount(self.path)
         else:
             self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(STOP_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self.abort("the daemon does not end")
-        self._bury()
-        self._check_end()
 
     def _check_end(self) -> None:
         if self._hung:
@@ -142,13 +146,13 @@ class Mount(Actors):
     def _bury(self) -> None:
         """After this nothing of the mount is left, however it ended."""
         self._unwatch()
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(STOP_LIMIT_S)
         live.remove(self)
+        self.process.kill()
+        self.process.wait(STOP_LIMIT_S)
         if is_mounted(self.path):
             force_umount(self.path)
             self._hung = self._hung or "the daemon ended and left its mount behind"
+        self.dismiss()  # those that hung on it are free now
 
     def __enter__(self) -> Mount:
         return self
