@@ -249,4 +249,3 @@ def _valid(fd: int) -> int:
     if fd < 0:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     return fd
-
