@@ -41,6 +41,7 @@ from pinfs.scrape import MetricsPort, NoPort
 log = logging.getLogger("pinfs.daemon")
 
 PLAIN_READ_S: Final = 10.0  # what a read of events may wait without the bridge, where nothing can interrupt it
+ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 UNMOUNT_S: Final = 5.0  # what a plain unmount may take before the mount is detached
 GC_THRESHOLDS: Final = (50_000, 20, 100)  # cyclic garbage is rare here, and looking for it goes through every inode
 
@@ -60,26 +61,25 @@ async def serve(
         stack.callback(daemon.fs.close)
         scraped = daemon.metrics_port()
         stack.callback(scraped.close)
+        # From here on a signal ends us in good order, however early it comes: no mount is left behind.
+        signals = stack.enter_context(trio.open_signal_receiver(*ENDING, *daemon.on_signal))
         daemon.mount()
         stack.callback(daemon.detach)
         stack.callback(daemon.way.close)
         nursery = await stack.enter_async_context(_cancelled_at_end())
-        nursery.start_soon(daemon.obey_signals)
+        nursery.start_soon(daemon.obey, signals)
         nursery.start_soon(scraped.run)
         await nursery.start(daemon.fs.guard.run)
         await nursery.start(daemon.fs.holders.run)
-        async with trio.open_nursery() as serving:
-            daemon.serving = serving.cancel_scope
-            await serving.start(daemon.way.run)
-            if daemon.is_as_wanted():
-                log.info("%s is mounted on %s", daemon.source, point)
-                _settle_memory()
-                daemon.manager.tell("READY=1", f"STATUS={daemon.in_words()}")
-                nursery.start_soon(daemon.manager.keep_telling, daemon.in_words)
-                task_status.started()
-            else:
-                serving.cancel_scope.cancel()
-    if not daemon.is_as_wanted():
+        with daemon.serving:
+            async with trio.open_nursery() as serving:
+                await serving.start(daemon.way.run)
+                if daemon.way.usable and daemon.is_as_wanted():
+                    daemon.announce(nursery)
+                    task_status.started()
+                else:
+                    serving.cancel_scope.cancel()
+    if daemon.way.usable and not daemon.is_as_wanted():
         raise MountError(f"passthrough=on, but {daemon.passthrough.why_not}")
 
 
@@ -108,6 +108,7 @@ class Daemon:
         self.negotiated: list[str] = []
         self.way: Way
         self.serving = trio.CancelScope()
+        self.on_signal: dict[int, Callable[[], None]] = {signal.SIGHUP: self.reload, signal.SIGUSR1: self.log_report}
         self.manager = Notifier(os.environ)
         self._since = time.monotonic()
         self._source_fd = source_fd
@@ -175,6 +176,13 @@ class Daemon:
         """Whether the mount has what its options insist on."""
         return self.config.mount.passthrough != "on" or not self.passthrough.why_not
 
+    def announce(self, nursery: trio.Nursery) -> None:
+        """The mount is usable: say so, to the log and to systemd."""
+        log.info("%s is mounted on %s", self.source, self.mountpoint)
+        _settle_memory()
+        self.manager.tell("READY=1", f"STATUS={self.in_words()}")
+        nursery.start_soon(self.manager.keep_telling, self.in_words)
+
     # Its state
 
     def status(self) -> dict[str, Any]:
@@ -214,16 +222,14 @@ class Daemon:
 
     # Its end
 
-    async def obey_signals(self) -> None:
-        """SIGTERM, SIGINT: end; SIGHUP: read the policy again; SIGUSR1: report."""
-        actions: dict[int, Callable[[], None]] = {signal.SIGHUP: self.reload, signal.SIGUSR1: self.log_report}
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, *actions) as signals:
-            async for number in signals:
-                if number in actions:
-                    actions[number]()
-                else:
-                    log.info("%s: unmounting %s", signal.Signals(number).name, self.mountpoint)
-                    await self.end()
+    async def obey(self, signals: AsyncIterator[int]) -> None:
+        """Do what signals ask for, in their order."""
+        async for number in signals:
+            if number in ENDING:
+                log.info("%s: unmounting %s", signal.Signals(number).name, self.mountpoint)
+                await self.end()
+            else:
+                self.on_signal[number]()
 
     def reload(self) -> None:
         """Read the policy file again; what cannot be read leaves the old policy in force."""

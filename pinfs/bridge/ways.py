@@ -25,10 +25,12 @@ SPARE_TASKS: Final = 64  # of pyfuse3, above the breakers that may wait: they mu
 
 
 class Way(Protocol):
-    """Serves one connection."""
+    """Serves one connection. `usable`: the kernel has been answered its INIT."""
+
+    usable: bool
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
-        """Serve until the connection ends. Started when the kernel has been answered its INIT."""
+        """Serve until the connection ends. Started when it is usable, or has ended before it was."""
 
     def close(self) -> None:
         """Let go of the connection; what is still under way is answered ENOTCONN by the kernel."""
@@ -40,26 +42,25 @@ class Bridged:
     def __init__(
         self, fd: int, ops: Operations, wishes: Wishes, on_agreed: Callable[[Terms], None], counts: Counter[str]
     ) -> None:
+        self.usable = False
         self._fd = fd
         self._on_agreed = on_agreed
-        self._ready = trio.Event()
         self._dispatcher = Dispatcher(fd, ops, wishes, self._agreed, counts)
         pyfuse3.init(Face(ops, enable_acl=wishes.posix_acl), f"/dev/fd/{self._dispatcher.long_way.libfuse_fd}", set())
 
     def _agreed(self, terms: Terms) -> None:
         self._on_agreed(terms)
-        self._ready.set()
+        self.usable = True
+        self._on_usable()
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
-        async with _pyfuse3_running(SPARE_TASKS), trio.open_nursery() as nursery:
-            nursery.start_soon(self._announce, task_status)
+        self._on_usable = task_status.started
+        async with _pyfuse3_running(SPARE_TASKS):
             if await self._dispatcher.run():
                 log.info("the connection was aborted")
-            nursery.cancel_scope.cancel()
-
-    async def _announce(self, task_status: trio.TaskStatus[None]) -> None:
-        await self._ready.wait()
-        task_status.started()
+        if not self.usable:
+            log.info("unmounted before it was usable")
+            task_status.started()
 
     def close(self) -> None:
         self._dispatcher.long_way.close()
@@ -71,6 +72,7 @@ class Plain:
     """pyfuse3 on the connection itself."""
 
     def __init__(self, fd: int, ops: Operations, *, posix_acl: bool, max_waiting: int) -> None:
+        self.usable = True  # it does not tell when it is
         self._max_tasks = max_waiting + SPARE_TASKS
         pyfuse3.init(Face(ops, enable_acl=posix_acl), f"/dev/fd/{fd}", set())
 
