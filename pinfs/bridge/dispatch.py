@@ -10,15 +10,15 @@ import logging
 import os
 import select
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import trio
 
 from pinfs.bridge import wire
-from pinfs.bridge.handlers import LONG_WAY, UNANSWERED, Handlers, Route
+from pinfs.bridge.handlers import LONG_WAY, UNANSWERED, Handlers, Route, Work
 from pinfs.bridge.longway import LongWay
 from pinfs.bridge.negotiate import BUFFER_SIZE, Terms, Wishes, agree
 from pinfs.fs.errors import errno_of
@@ -28,15 +28,15 @@ from pinfs.parking import Parked, rest_of, run_straight
 
 log = logging.getLogger("pinfs.bridge")
 
-TURN_S: Final = 0.001  # what the short way may take before trio gets a turn
-LINGER_MS: Final = 1  # how long to wait on the descriptor itself: going back to trio costs as much as an answer
+# How long the short way may go on, and wait on the descriptor itself, before trio gets a turn: going back to trio costs
+# as much as an answer. A timeout that is shorter than the kernel's tick (4 ms) means setting a timer, which costs as
+# much as a system call or two; but while requests wait, their threads and deadlines should not.
+PATIENCE_MS: Final = 5
+PATIENCE_WITH_PARKED_MS: Final = 1
 LARGE: Final = 4096  # bytes; from here on a second buffer for writev is cheaper than a copy
 
-Body = bytes | None
 _caller: Final = cast(Callable[[tuple[int, int, int, int]], Caller], partial(tuple.__new__, Caller))
 """Caller without its Python constructor, which takes twice as long; once a request."""
-
-Work = Coroutine[Any, Any, Body]
 
 
 class Ended(Exception):
@@ -114,14 +114,15 @@ class Dispatcher:
     def _turn(self) -> bool:
         """Answer what comes, until nothing more comes (False) or trio should get a turn (True)."""
         woken = self._woken
+        patience_ms = PATIENCE_WITH_PARKED_MS if self._parked else PATIENCE_MS
+        until = perf_counter() + patience_ms / 1000
         woken.yes = False
-        until = perf_counter() + TURN_S
-        wait_ms = 0
+        wait_ms = 0  # we come from trio, which may have somebody to wait for
         while self._poll.poll(wait_ms):
             self._answer_one()
             if woken.yes or self.long_way.in_flight or perf_counter() > until:
                 return True
-            wait_ms = LINGER_MS
+            wait_ms = patience_ms
         return False
 
     def _answer_one(self) -> None:
@@ -145,7 +146,7 @@ class Dispatcher:
         if length != size or end < wire.IN_SIZE + shortest:
             self._refuse(opcode, unique, errno.EINVAL)
             return
-        work = cast(Work, handler(nodeid, _caller((uid, gid, pid, 0)), self._view[wire.IN_SIZE : end]))
+        work = handler(nodeid, _caller((uid, gid, pid, 0)), self._view[wire.IN_SIZE : end])
         try:
             body = run_straight(work)
         except Parked:
@@ -183,7 +184,7 @@ class Dispatcher:
         self._nursery.start_soon(self._finish, opcode, unique, work, scope, name=f"request {unique}")
 
     async def _finish(self, opcode: int, unique: int, work: Work, scope: trio.CancelScope) -> None:
-        body: Body = None
+        body: bytes | None = None
         try:
             with scope:
                 body = await rest_of(work)

@@ -8,14 +8,15 @@ the dispatcher leaves the buffer to a handler that parks.
 
 import errno
 import os
-from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, NamedTuple
 
 from pinfs.bridge import wire
 from pinfs.fs.operations import Operations
 from pinfs.fs.types import Caller, Entry, Opened, SetAttr
 
-Handler = Callable[[int, Caller, memoryview], Awaitable[bytes | None]]
+Work = Coroutine[Any, Any, bytes | None]
+Handler = Callable[[int, Caller, memoryview], Work]
 MAX_COPY: Final = 0x7FFF_F000  # bytes: COPY_FILE_RANGE answers in 32 bits
 
 
