@@ -34,17 +34,17 @@ def policy_from_toml(text: str, overrides: Mapping[str, Any] | None = None) -> P
     """
     if len(text.encode(errors="surrogatepass")) > POLICY_BYTES_MAX:
         raise PolicyError("", f"a policy of more than {POLICY_BYTES_MAX} bytes")
-    overrides = overrides or {}
-    values = {**_parsed(text), **overrides}
+    values = _parsed(text)
     lines = _lines_of_keys(text)
 
     def line_of(rule: int | None, key: str) -> int | None:
         if rule is None:
-            return None if key in overrides else lines.get((None, key))
+            return lines.get((None, key))
         # An inline table has no lines of its own keys: then where it, or all of them, begin.
         return lines.get((rule, key)) or lines.get((rule, "rule")) or lines.get((None, "rule"))
 
-    return policy_from_mapping(values, line_of)
+    policies = policy_from_mapping(values, line_of)  # a bad value is refused also where an override hides it
+    return policy_from_mapping({**values, **overrides}, line_of) if overrides else policies
 
 
 def _parsed(text: str) -> dict[str, Any]:
