@@ -10,10 +10,13 @@ import mmap
 import os
 import select
 import signal
+import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from support import acts
 
@@ -29,6 +32,7 @@ KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE = 1, 2, 8, 16, 3
 RENAME_EXCHANGE = 2
 AT_FDCWD = -100
 PR_SET_PDEATHSIG = 1
+SYS_EXIT = 60 if os.uname().machine == "x86_64" else 93
 
 _PIN = struct.Struct("<QQIiIIQ64s")
 _QUERY = struct.Struct("<QQQIIqQQQ")
@@ -331,3 +335,95 @@ def lay_out(operation: str, directory: str) -> int:
         with open(f"{directory}/new", "wb") as file:
             file.write(NEW * 2)
     return os.stat(f"{directory}/f").st_ino
+
+
+# ---- what processes do to each other
+
+
+def send_fd(path: str, fd: int) -> None:
+    """Passes a descriptor to who listens at the socket `path` (SCM_RIGHTS), and closes it here."""
+    with socket.socket(socket.AF_UNIX) as out:
+        out.connect(path)
+        socket.send_fds(out, [b"."], [fd])
+    os.close(fd)
+
+
+def listen_for_fd(path: str) -> int:
+    """Makes the socket; returns its descriptor for `receive_fd`."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    os.chmod(path, 0o666)
+    listener.listen()
+    return listener.detach()
+
+
+def receive_fd(listener: int) -> int:
+    """The descriptor that somebody sends."""
+    with socket.socket(fileno=listener) as listening, listening.accept()[0] as incoming:
+        return socket.recv_fds(incoming, 1, 1)[1][0]
+
+
+def in_child(name: str, directory: str) -> int | None:
+    """Does an operation in a forked child. Returns its errno."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, b"%d" % (_perform((name, directory)) or 0))
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as answer:
+        number = int(answer.read())
+    os.waitpid(child, 0)
+    return number or None
+
+
+def cut_in_child(fd: int) -> int | None:
+    """ftruncate(2) in a forked child, through the open file that it shares. Returns its errno."""
+    child = os.fork()
+    if not child:
+        try:
+            os.ftruncate(fd, INSIDE)
+        except OSError as failure:
+            os._exit(failure.errno or 255)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or None
+
+
+def grandchild_that_pins(path: str) -> int:
+    """A process that pins and outlives its parent. Returns its pid."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        if not os.fork():
+            pin(path, "process", "deny")
+            os.write(writing, b"%d" % os.getpid())
+            signal.pause()
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    return int(os.read(reading, 20))
+
+
+def leave_to_threads(path: str) -> int:
+    """Forks a process whose first thread pins and ends, while another one lives on. Returns its pid."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        pin(path, "process", "lease")
+        threading.Thread(target=_outlive, args=(writing,)).start()
+        acts.libc.syscall(SYS_EXIT, 0)  # of this thread alone
+    os.close(writing)
+    assert os.read(reading, 1)
+    return child
+
+
+def _outlive(writing: int) -> None:
+    while Path(f"/proc/{os.getpid()}/stat").read_text().rsplit(") ", 1)[1][0] != "Z":
+        time.sleep(0.001)
+    os.write(writing, b".")
+    time.sleep(1000)
+
+
+def wait_urgent(fd: int) -> None:
+    """Returns when a pin of this handle is being broken."""
+    assert acts.poll(fd, select.POLLPRI) & select.POLLPRI

@@ -1,0 +1,110 @@
+"""A daemon that cannot see its callers: it lives in a pid namespace of its own, as in a container (SPEC 4)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support.actor import Actors
+from support.mounts import BAD_LOG_LINE, REPO, force_umount, is_mounted, umount, wait_mounted
+
+from breaks import acts
+from breaks.acts import ORIGINAL, PAGE
+
+APART = 'mount --make-private /proc && mount -t proc proc /proc && exec "$@"'
+"""In the new namespaces: a /proc that shows the daemon its own pids, and that nobody else sees."""
+
+
+class Apart(Actors):
+    """A mount whose daemon is in another pid namespace than all who use it."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__()
+        self.source, self.path, self.log = base / "source", base / "mnt", base / "log"
+        for directory in (self.source, self.path):
+            directory.mkdir()
+        command = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--propagation", "unchanged"]
+        command += ["sh", "-c", APART, "sh", sys.executable, str(REPO / "mount.py"), str(self.source), str(self.path)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen([*command, "-o", "break_timeout=100"], stdout=log, stderr=log)
+
+    def end(self) -> None:
+        self.dismiss()
+        if is_mounted(self.path):
+            umount(self.path)
+        assert self.process.wait(20) == 0
+
+
+@pytest.fixture
+def apart(base: Path) -> Iterator[Apart]:
+    """The base is a mount of its own, shared between mount namespaces: so the daemon's mount is seen here."""
+    with ExitStack() as stack:
+        for step in ("--bind", "--make-shared"):
+            subprocess.run(["mount", step, *([base] if step == "--bind" else []), base], check=True)
+        stack.callback(umount, base)
+        mount = Apart(base)
+        stack.callback(force_umount, mount.path)
+        assert wait_mounted(mount.path, mount.process, 20), mount.log.read_text()
+        yield mount
+        mount.end()
+        assert not BAD_LOG_LINE.search(mount.log.read_text())
+
+
+def test_who_is_not_visible_pins_by_handle_only(apart: Apart) -> None:
+    path = apart.path / "f"
+    path.write_bytes(ORIGINAL)
+    holder = apart.actor()
+    value = f"{PAGE}:{PAGE}".encode()
+    assert holder.errno(os.setxattr, str(path), "user.pinfs.pin.p", value) == errno.EPERM
+    value += f",pid={holder.pid}".encode()
+    assert holder.errno(os.setxattr, str(path), "user.pinfs.pin.p", value) in (errno.ESRCH, errno.EPERM)
+    fd = holder(acts.pin, str(path), "handle", "deny")
+    assert apart.actor().errno(os.truncate, str(path), 0) == errno.EBUSY
+    holder(os.close, fd)
+    assert apart.actor().errno(os.truncate, str(path), 0) is None
+
+
+def test_who_is_not_visible_still_answers_breaks(apart: Apart) -> None:
+    """It polls its handle; neither signal nor event channel can reach it."""
+    path = apart.path / "f"
+    path.write_bytes(ORIGINAL)
+    holder, breaker = apart.actor(), apart.actor()
+    fd = holder(os.open, str(path), os.O_RDWR)
+    pin = holder(acts.pin_handle, fd)
+    assert holder.errno(os.open, str(apart.path / ".pinfs" / "events"), os.O_RDWR) == errno.EPERM
+    cut = breaker.start(os.truncate, str(path), 0)
+    holder(acts.wait_urgent, fd)
+    holder(acts.unpin_handle, fd, pin)
+    assert cut.error() is None
+
+
+def test_nobody_who_is_not_visible_is_taken_for_another(apart: Apart) -> None:
+    """All of them have pid 0 for the daemon: that makes no two of them one process, and no breaker an owner."""
+    path = apart.path / "f"
+    path.write_bytes(ORIGINAL)
+    holder, breaker = apart.actor(), apart.actor()
+    fd = holder(os.open, str(path), os.O_RDWR)
+    pin = holder(acts.pin_handle, fd)
+    cut = breaker.start(os.truncate, str(path), 0)  # its own pin would be refused at once
+    holder(acts.wait_urgent, fd)
+    assert not cut.done()
+    holder(acts.unpin_handle, fd, pin)
+    assert cut.error() is None
+
+
+def test_an_invisible_breaker_can_be_killed(apart: Apart) -> None:
+    path = apart.path / "f"
+    path.write_bytes(ORIGINAL)
+    holder, breaker = apart.actor(), apart.actor()
+    fd = holder(os.open, str(path), os.O_RDWR)
+    holder(acts.pin_handle, fd)
+    breaker.start(os.truncate, str(path), 0)
+    holder(acts.wait_urgent, fd)
+    breaker.kill()
+    assert path.read_bytes() == ORIGINAL
