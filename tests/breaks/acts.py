@@ -40,6 +40,7 @@ IOC_PIN = 0xC068_50A0
 IOC_UNPIN = 0x4008_50A1
 IOC_QUERY = 0xC040_50A2
 MODES = {"deny": 0, "lease": 1}
+DIRTY = 1
 
 
 # ---- pins
@@ -48,9 +49,11 @@ Place = tuple[str, str, str]
 """The path of a file, owner and mode of its pin."""
 
 
-def pin_handle(fd: int, start: int = PAGE, length: int = PAGE, mode: str = "lease", signo: int = 0) -> int:
+def pin_handle(
+    fd: int, start: int = PAGE, length: int = PAGE, mode: str = "lease", signo: int = 0, flags: int = 0
+) -> int:
     """PINFS_IOC_PIN; returns the id."""
-    answer = fcntl.ioctl(fd, IOC_PIN, _PIN.pack(start, length, MODES[mode], signo, 0, 0, 0, b""))
+    answer = fcntl.ioctl(fd, IOC_PIN, _PIN.pack(start, length, MODES[mode], signo, flags, 0, 0, b""))
     return int(_PIN.unpack(answer)[6])
 
 
