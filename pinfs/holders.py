@@ -135,6 +135,11 @@ class Process:
         return self.status.comm
 
     @property
+    def comm_seen(self) -> str:
+        """The name when somebody last looked: for listings of many, where an exec since then matters little."""
+        return self._last.comm
+
+    @property
     def uids(self) -> tuple[int, int, int]:
         """Real, effective and saved uid."""
         return self.status.uids

@@ -184,6 +184,12 @@ class Backing:
     def any_fd(self, inode: Inode) -> int:
         return _valid(inode.file.any_fd if inode.file else -1)
 
+    def to_cut(self, inode: Inode) -> int | bytes:
+        """What truncate(2) takes."""
+        if inode.file is not None and inode.file.writer >= 0:
+            return inode.file.writer
+        return self._inodes.magic_path(inode)
+
     @contextmanager
     def writing(self, inode: Inode) -> Iterator[int]:
         """A descriptor to cut the file with: that of its handles, or one for the moment (truncate(2) needs no handle).

@@ -325,6 +325,10 @@ class InodeTable:
                 return st
         raise stale()
 
+    def handle(self, inode: Inode) -> int | bytes:
+        """What calls take that work on a descriptor and on a path: the open backing file, or a path to the inode."""
+        return self.magic_path(inode) if inode.file is None else inode.file.any_fd
+
     def magic_path(self, inode: Inode) -> bytes:
         """A path that leads to exactly this inode, for calls that take no descriptor of an O_PATH kind."""
         return b"/proc/self/fd/%d" % self.fd(inode)

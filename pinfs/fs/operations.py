@@ -277,12 +277,20 @@ class Operations:
         if changes.kill_suidgid:
             self._drop_set_ids(inode)
         if changes.uid is not None or changes.gid is not None:
-            os.chown(self._inodes.magic_path(inode), _or_same(changes.uid), _or_same(changes.gid))
+            os.chown(self._inodes.handle(inode), _or_same(changes.uid), _or_same(changes.gid))
         if changes.mode is not None:
-            os.chmod(self._inodes.magic_path(inode), stat.S_IMODE(changes.mode))
+            os.chmod(self._inodes.handle(inode), stat.S_IMODE(changes.mode))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
-            syscalls.utimens(self._inodes.magic_path(inode), changes.atime_ns, changes.mtime_ns, now=NOW)
+            self._set_times(inode, changes.atime_ns, changes.mtime_ns)
         return self._inodes.stat(inode)
+
+    def _set_times(self, inode: Inode, atime_ns: int | None, mtime_ns: int | None) -> None:
+        if atime_ns is None or mtime_ns is None or (atime_ns == NOW) != (mtime_ns == NOW):
+            syscalls.utimens(self._inodes.magic_path(inode), atime_ns, mtime_ns, now=NOW)
+        elif atime_ns == NOW:
+            os.utime(self._inodes.handle(inode))
+        else:
+            os.utime(self._inodes.handle(inode), ns=(atime_ns, mtime_ns))
 
     def _drop_set_ids(self, inode: Inode) -> None:
         """What write(2) and truncate(2) by an ordinary user do: here the daemon, who may keep the bits, is to do it."""
@@ -309,8 +317,11 @@ class Operations:
         handle: FileHandle | None = None,
         nonblock: bool = False,
     ) -> None:
+        if not self._asks(inode):
+            os.truncate(self._backing.to_cut(inode), size)
+            return
         with self._backing.writing(inode) as fd:
-            if not self._asks(inode) or size >= os.fstat(fd).st_size:
+            if size >= os.fstat(fd).st_size:
                 os.ftruncate(fd, size)
                 return
             async with self._removal(inode, op, size, None, ctx, handle, nonblock=nonblock):
@@ -599,7 +610,7 @@ class Operations:
         if is_pin_attribute(name):
             await self._pins.set(inode, name, value, flags, ctx)
         else:
-            os.setxattr(self._inodes.magic_path(inode), name, value, flags)
+            os.setxattr(self._inodes.handle(inode), name, value, flags)
 
     async def getxattr(self, nodeid: int, name: bytes, ctx: CallerLike, size: int | None = None) -> bytes:
         """getxattr(2). `size` is the caller's buffer in bytes (0: only asks how large; None: not known)."""
@@ -608,7 +619,7 @@ class Operations:
         inode = self._inodes.get(nodeid)
         if is_pin_attribute(name):
             return await self._pins.get(inode, name, ctx, size)
-        return os.getxattr(self._inodes.magic_path(inode), name)
+        return os.getxattr(self._inodes.handle(inode), name)
 
     async def listxattr(self, nodeid: int, ctx: CallerLike) -> list[bytes]:
         """listxattr(2); never lists a pin."""
@@ -623,4 +634,4 @@ class Operations:
         if is_pin_attribute(name):
             await self._pins.remove(inode, name, ctx)
         else:
-            os.removexattr(self._inodes.magic_path(inode), name)
+            os.removexattr(self._inodes.handle(inode), name)
