@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from containers.podman import SUITE, BoxedActor, Podman, shared_directory
 from support.mounts import REPO
+
+from containers.podman import SUITE, BoxedActor, Podman, shared_directory
 
 ASKED_FOR = ("containers", "newcomer")
 HERE = Path(__file__).parent
@@ -37,6 +38,7 @@ def podman() -> Iterator[Podman]:
     podman = Podman()
     yield podman
     podman.clear()
+    podman.prune()
 
 
 @pytest.fixture(autouse=True)
@@ -51,16 +53,22 @@ def debian(podman: Podman) -> str:
     return podman.debian(SUITE)
 
 
+def _stage(podman: Podman, debian: str, stage: str) -> str:
+    file = REPO / "containers/Containerfile"
+    return podman.build(stage, file, REPO, "--build-arg", f"BASE={debian}", f"--target={stage}")
+
+
 @pytest.fixture(scope="session")
 def image(podman: Podman, debian: str) -> str:
     """containers/Containerfile, as it is in this checkout."""
-    return podman.build(REPO / "containers/Containerfile", REPO, "--build-arg", f"BASE={debian}", "--target=daemon")
+    _stage(podman, debian, "needs")
+    return _stage(podman, debian, "daemon")
 
 
 @pytest.fixture(scope="session")
 def testing_image(podman: Podman, debian: str, image: str) -> str:
     """Its stage `testing`, with pytest and the fixtures of pinfs.testing."""
-    return podman.build(REPO / "containers/Containerfile", REPO, "--build-arg", f"BASE={debian}", "--target=testing")
+    return _stage(podman, debian, "testing")
 
 
 @pytest.fixture

@@ -79,14 +79,18 @@ class Podman:
                 _checked(["tar", "--numeric-owner", "-C", root, "-cf", tar.name, "."])
                 self("import", tar.name, image)
 
-    def build(self, file: Path, context: Path, *words: str) -> str:
-        """The id of an image, built from a Containerfile. Network, certificates and pip's cache are the host's."""
+    def build(self, tag: str, file: Path, context: Path, *words: str) -> str:
+        """The id of an image, built from a Containerfile. Network, certificates and pip's cache are the host's.
+
+        The tag keeps its layers for the next run.
+        """
         volumes = [f"{_CA}:{_CA}:ro"] if _CA.exists() else []
         volumes.append(f"{_made(Path.home() / '.cache/pip')}:/root/.cache/pip")
         mounts = [word for volume in volumes for word in ("-v", volume)]
         with _locked(), tempfile.NamedTemporaryFile() as answer:
             self(
-                "build", "--network=host", "--iidfile", answer.name, *mounts, *words, "-f", file, context,
+                "build", "--network=host", "--iidfile", answer.name, "--tag", f"localhost/pinfs-test:{tag}",
+                *mounts, *words, "-f", file, context,
                 limit_s=BUILD_LIMIT_S,
             )  # fmt: skip
             return Path(answer.name).read_text()
@@ -120,6 +124,10 @@ class Podman:
         """Ends and removes all containers of this run."""
         self("rm", "--force", "--time", "0", "--filter", f"label=session={self.session}", check=False)
 
+    def prune(self) -> None:
+        """Forgets the images of checkouts that are a day old."""
+        self("image", "prune", "--force", "--filter", "until=24h", check=False)
+
 
 class Container:
     """A container that runs in the background."""
@@ -151,7 +159,7 @@ class Container:
 
 
 class BoxedActor(Actor):
-    """An actor in a container of its own, with pid namespace and mounts as `options` say; the code is the checkout's."""
+    """An actor in a container of its own, with mounts and namespaces as `options` say; runs this checkout."""
 
     def __init__(self, podman: Podman, image: str, options: Sequence[str]) -> None:
         name = podman.name()

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from containers.podman import BoxedActor, Podman
 from support import acts
 from support.actor import eventually
 from support.mounts import Mount
 
+from containers.podman import BoxedActor, Podman
 from pinfs.client import ioctl
 
 pytestmark = pytest.mark.containers
@@ -31,7 +31,7 @@ def data(shared_mount: Mount) -> tuple[str, str]:
 
 
 def test_a_process_in_a_container_holds_a_pin(shared_mount: Mount, boxed: Boxed, data: tuple[str, str]) -> None:
-    """Its pid is the host's; the truncate is refused on the host and in other containers; it ends with the container."""
+    """Its pid is the host's; truncates are refused everywhere; the pin ends with the container."""
     holder, breaker = boxed(*data), boxed(*data)
     holder.pin("/data/file", "weights", "0:4096,note=served")
     (pin,) = shared_mount.pins()
@@ -94,7 +94,7 @@ def test_the_command_line_in_a_container(
 
 
 def test_root_of_a_user_namespace_is_not_root(shared_mount: Mount, boxed: Boxed, data: tuple[str, str]) -> None:
-    """A container with its own user ids is that user on the mount: it pins what it may write, and may look at no trace."""
+    """A container with its own user ids is that user: it pins what it may write, and may read no trace."""
     mine = shared_mount.path / "mine"
     mine.write_bytes(bytes(4096))
     os.chown(mine, 200000, 200000)
@@ -107,7 +107,7 @@ def test_root_of_a_user_namespace_is_not_root(shared_mount: Mount, boxed: Boxed,
 
 
 def test_a_new_daemon_is_seen_through_the_directory_above(share: Path, boxed: Boxed) -> None:
-    """With -v ABOVE:ABOVE:rslave containers see the mount of a daemon that was restarted; with -v MOUNT the dead one."""
+    """With -v ABOVE:ABOVE:rslave containers see a restarted daemon's mount; with -v MOUNT the dead one."""
     with Mount(share) as mount:
         (mount.path / "file").write_bytes(b"here")
         follows, fixed = boxed("-v", f"{share}:/above:rslave"), boxed("-v", f"{mount.path}:/data")

@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from containers.podman import CAN_MOUNT, BoxedActor, Container, Podman
 from support import acts
 from support.actor import eventually
 from support.mounts import is_mounted
 
+from containers.podman import CAN_MOUNT, BoxedActor, Container, Podman
 from pinfs.client import ioctl
 
 pytestmark = pytest.mark.containers
