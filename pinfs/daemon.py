@@ -150,9 +150,7 @@ class Daemon:
         self.bridge_why_not = why_not
         self.passthrough.refuse("there is none without the bridge")
         self.fs.hub.patience = Patience(PLAIN_READ_S, SPARE_TASKS // 2)
-        limits = self.policies.current.limits
-        posix_acl = has_acls(self._source_fd)
-        return Plain(self._fd, self.fs.operations, posix_acl=posix_acl, max_waiting=limits.max_waiting)
+        return Plain(self._fd, self.fs.operations, posix_acl=has_acls(self._source_fd))
 
     def _wishes(self) -> Wishes:
         passthrough = self.config.mount.passthrough != "off" and os.geteuid() == 0

@@ -21,7 +21,9 @@ LOST_WITHOUT_BRIDGE: Final = (
     "no fallocate (holes cannot be punched), no pins by ioctl, no SEEK_HOLE, no passthrough, "
     "and a waiting breaker cannot be interrupted"
 )
-SPARE_TASKS: Final = 64  # of pyfuse3, above the breakers that may wait: they must never take the last one
+SPARE_TASKS: Final = 64  # of pyfuse3 behind the bridge, where nothing waits
+UNBOUNDED_TASKS: Final = 1 << 30
+"""Of pyfuse3 alone: breakers must never take the last one, and how many wait is limited by policy, at run time."""
 
 
 class Way(Protocol):
@@ -71,14 +73,13 @@ class Bridged:
 class Plain:
     """pyfuse3 on the connection itself."""
 
-    def __init__(self, fd: int, ops: Operations, *, posix_acl: bool, max_waiting: int) -> None:
+    def __init__(self, fd: int, ops: Operations, *, posix_acl: bool) -> None:
         self.usable = True  # it does not tell when it is
-        self._max_tasks = max_waiting + SPARE_TASKS
         pyfuse3.init(Face(ops, enable_acl=posix_acl), f"/dev/fd/{fd}", set())
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         task_status.started()
-        await pyfuse3.main(1, self._max_tasks)
+        await pyfuse3.main(1, UNBOUNDED_TASKS)
 
     def close(self) -> None:
         pyfuse3.close(unmount=False)  # libfuse closes the descriptor

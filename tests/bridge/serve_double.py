@@ -37,7 +37,7 @@ async def main(source: str, mountpoint: str, kind: str) -> None:
             registry.probe(fd, source_fd)
 
     if kind == "plain":
-        way = Plain(fd, double, posix_acl=False, max_waiting=10)
+        way = Plain(fd, double, posix_acl=False)
     else:
         way = Bridged(fd, double, Wishes(passthrough=kind == "passthrough"), agreed, Counter())
     async with trio.open_nursery() as nursery:
