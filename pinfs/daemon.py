@@ -118,6 +118,7 @@ class Daemon:
         self.fs: FileSystem = assemble(
             os.dup(source_fd), config, self.policies, self.passthrough, self.status, raise_descriptor_limit()
         )
+        self.fs.backing.lower_privileges()
 
     # Its beginning
 

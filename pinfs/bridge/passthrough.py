@@ -8,7 +8,6 @@ from struct import Struct
 from typing import Final
 
 from pinfs.fs.backing import file_system_magic
-from pinfs.fs.syscalls import CAP_FSETID, CAP_SYS_RESOURCE, WithoutCapabilities
 
 log = logging.getLogger("pinfs.passthrough")
 
@@ -38,7 +37,6 @@ class Passthrough:
         self.registered = 0
         self._connection = -1
         self._reported: set[int] = set()
-        self._as_any_user = WithoutCapabilities(CAP_FSETID, CAP_SYS_RESOURCE)
 
     def probe(self, connection: int, source_fd: int) -> None:
         """Try it once on this connection, after INIT, with a file of the source (or the source itself)."""
@@ -79,15 +77,6 @@ class Passthrough:
         self.registered -= 1
 
     def _open(self, fd: int) -> int:
-        """The kernel will write with the capabilities of this moment, whoever the writer is.
-
-        Without these two it drops set-user-id bits and keeps to quotas as it would for any user; the price is that it
-        does so for root as well.
-        """
-        with self._as_any_user:
-            return self._register(fd)
-
-    def _register(self, fd: int) -> int:
         return int(fcntl.ioctl(self._connection, BACKING_OPEN, bytearray(_BACKING_MAP.pack(fd, 0, 0)), True))
 
     def _close(self, backing_id: int) -> None:

@@ -21,6 +21,7 @@ LOST_WITHOUT_BRIDGE: Final = (
     "no fallocate (holes cannot be punched), no pins by ioctl, no SEEK_HOLE, no passthrough, "
     "and a waiting breaker cannot be interrupted"
 )
+WATCH_S: Final = 1.0
 SPARE_TASKS: Final = 64  # of pyfuse3 behind the bridge, where nothing waits
 UNBOUNDED_TASKS: Final = 1 << 30
 """Of pyfuse3 alone: breakers must never take the last one, and how many wait is limited by policy, at run time."""

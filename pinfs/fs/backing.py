@@ -5,7 +5,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Final, Protocol
 
 from pinfs.fs import syscalls
@@ -64,6 +64,7 @@ class Backing:
 
     def __init__(self, inodes: InodeTable, passthrough: Passthrough) -> None:
         self.passthrough = passthrough
+        self.privileges = syscalls.Privileges()  # all that we have, for what the kernel has allowed the caller already
         self.open_files = 0
         self.in_memory = file_system_magic(inodes.root.fd) in IN_MEMORY
         self._inodes = inodes
@@ -211,20 +212,20 @@ class Backing:
 
     # Creating things that belong to the caller
 
-    @contextmanager
-    def creating_as(self, ctx: CallerLike) -> Iterator[None]:
+    def creating_as(self, ctx: CallerLike) -> AbstractContextManager[None]:
         """What is created inside belongs to the caller (or the directory's group, where that is set-group-id)."""
         if ctx.umask != self._umask:
             os.umask(ctx.umask)
             self._umask = ctx.umask
-        if not self._changes_owner or not (ctx.uid or ctx.gid):
-            yield
-            return
-        syscalls.set_fs_ids(ctx.uid, ctx.gid)
-        try:
-            yield
-        finally:
-            syscalls.set_fs_ids(0, 0)
+        return _AsCaller(ctx.uid, ctx.gid) if self._changes_owner and (ctx.uid or ctx.gid) else _AS_WE_ARE
+
+    def lower_privileges(self) -> None:
+        """Act as any user would: set-user-id bits are dropped when a file is written, and quotas hold.
+
+        With passthrough the kernel writes with the capabilities that the daemon has, whoever the writer is, so they
+        must never be more than an ordinary user's. The price: root's writes drop the bits and keep to quotas as well.
+        """
+        self.privileges.lower(syscalls.CAP_FSETID, syscalls.CAP_SYS_RESOURCE)
 
     # What the backing can do
 
@@ -249,6 +250,25 @@ class Backing:
             finally:
                 os.close(probe)
         return True
+
+
+class _AsCaller:
+    """A class, because @contextmanager costs more than what happens inside."""
+
+    __slots__ = ("_gid", "_uid")
+
+    def __init__(self, uid: int, gid: int) -> None:
+        self._uid = uid
+        self._gid = gid
+
+    def __enter__(self) -> None:
+        syscalls.set_fs_ids(self._uid, self._gid)
+
+    def __exit__(self, *_: object) -> None:
+        syscalls.set_fs_ids(0, 0)
+
+
+_AS_WE_ARE: Final[AbstractContextManager[None]] = nullcontext()
 
 
 def _valid(fd: int) -> int:

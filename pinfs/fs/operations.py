@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from functools import partial
 from typing import Final, TypeVar
 
@@ -35,6 +35,7 @@ POLLRDNORM, POLLWRNORM = 0x40, 0x100
 FILE_READY: Final = POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
 
 COPY_STEP: Final = 8 << 20  # bytes copied between two looks at whether the caller still wants it
+SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 SUID_SGID_EXEC: Final = stat.S_ISGID | stat.S_IXGRP
 
 _TAKES_RANGE: Final = {
@@ -47,6 +48,8 @@ _TAKES_TAIL: Final = {
 }
 
 
+ACCESS_ACL: Final = b"system.posix_acl_access"
+_AT_ONCE: Final[AbstractContextManager[None]] = nullcontext()
 _NOTHING: Final[AbstractAsyncContextManager[None]] = nullcontext()
 
 
@@ -277,9 +280,10 @@ class Operations:
         if changes.kill_suidgid:
             self._drop_set_ids(inode)
         if changes.uid is not None or changes.gid is not None:
-            os.chown(self._inodes.handle(inode), _or_same(changes.uid), _or_same(changes.gid))
+            with self._keeping_set_ids(inode):
+                os.chown(self._inodes.handle(inode), _or_same(changes.uid), _or_same(changes.gid))
         if changes.mode is not None:
-            os.chmod(self._inodes.handle(inode), stat.S_IMODE(changes.mode))
+            self._chmod(inode, stat.S_IMODE(changes.mode))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             self._set_times(inode, changes.atime_ns, changes.mtime_ns)
         return self._inodes.stat(inode)
@@ -299,11 +303,16 @@ class Operations:
         if mode & SUID_SGID_EXEC == SUID_SGID_EXEC:
             kept &= ~stat.S_ISGID
         if kept != mode:
-            os.chmod(self._inodes.magic_path(inode), kept)
+            self._chmod(inode, kept)
 
-    def _drop_set_ids_for(self, inode: Inode, ctx: CallerLike) -> None:
-        if ctx.uid:
-            self._drop_set_ids(inode)
+    def _keeping_set_ids(self, inode: Inode) -> AbstractContextManager[None]:
+        """For calls that would drop set-id bits on our behalf: it is the caller who counts, and the kernel tells us."""
+        return self._backing.privileges if self._inodes.stat(inode).st_mode & SET_IDS else _AT_ONCE
+
+    def _chmod(self, inode: Inode, mode: int) -> None:
+        """The kernel has already asked whether the caller may set these bits (S_ISGID: of a group it is in)."""
+        with self._backing.privileges if mode & stat.S_ISGID else _AT_ONCE:
+            os.chmod(self._inodes.handle(inode), mode)
 
     # Removals: the only ways by which bytes leave a file
 
@@ -318,14 +327,19 @@ class Operations:
         nonblock: bool = False,
     ) -> None:
         if not self._asks(inode):
-            os.truncate(self._backing.to_cut(inode), size)
+            with self._keeping_set_ids(inode):
+                os.truncate(self._backing.to_cut(inode), size)
             return
         with self._backing.writing(inode) as fd:
             if size >= os.fstat(fd).st_size:
-                os.ftruncate(fd, size)
+                self._cut(inode, fd, size)
                 return
             async with self._removal(inode, op, size, None, ctx, handle, nonblock=nonblock):
-                os.ftruncate(fd, size)
+                self._cut(inode, fd, size)
+
+    def _cut(self, inode: Inode, fd: int, size: int) -> None:
+        with self._keeping_set_ids(inode):
+            os.ftruncate(fd, size)
 
     async def fallocate(self, fh: int, mode: int, offset: int, length: int, ctx: CallerLike) -> None:
         """fallocate(2), all modes the kernel passes on. EBUSY and its like: pins (SPEC 2)."""
@@ -336,14 +350,18 @@ class Operations:
         with self._backing.writing(inode) as fd:
             taken = self._taken_by_fallocate(fd, mode, offset, length) if self._asks(inode) else None
             if taken is None:
-                syscalls.fallocate(fd, mode, offset, length)
-                self._drop_set_ids_for(inode, ctx)
+                self._fallocate(inode, fd, mode, offset, length, ctx)
                 return
             self._backing.must_support_fallocate(fd, mode)
             op, start, end = taken
             async with self._removal(inode, op, start, end, ctx, handle):
-                syscalls.fallocate(fd, mode, offset, length)
-            self._drop_set_ids_for(inode, ctx)
+                self._fallocate(inode, fd, mode, offset, length, ctx)
+
+    def _fallocate(self, inode: Inode, fd: int, mode: int, offset: int, length: int, ctx: CallerLike) -> None:
+        with self._keeping_set_ids(inode):
+            syscalls.fallocate(fd, mode, offset, length)
+        if ctx.uid:  # here the kernel does not tell
+            self._drop_set_ids(inode)
 
     @staticmethod
     def _taken_by_fallocate(fd: int, mode: int, offset: int, length: int) -> tuple[str, int, int | None] | None:
@@ -610,7 +628,8 @@ class Operations:
         if is_pin_attribute(name):
             await self._pins.set(inode, name, value, flags, ctx)
         else:
-            os.setxattr(self._inodes.handle(inode), name, value, flags)
+            with self._backing.privileges if name == ACCESS_ACL else _AT_ONCE:  # it may keep S_ISGID
+                os.setxattr(self._inodes.handle(inode), name, value, flags)
 
     async def getxattr(self, nodeid: int, name: bytes, ctx: CallerLike, size: int | None = None) -> bytes:
         """getxattr(2). `size` is the caller's buffer in bytes (0: only asks how large; None: not known)."""

@@ -98,23 +98,31 @@ class _CapData(ctypes.Structure):
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
-class WithoutCapabilities:
-    """`with` it, this thread acts without some of its capabilities (capset(2)); nothing changes where it has none."""
+class Privileges:
+    """Capabilities of this thread (and those it starts later) that are only there when they are needed."""
 
-    def __init__(self, *numbers: int) -> None:
+    def __init__(self) -> None:
         self._header = ctypes.byref(_CapHeader(0x20080522, 0))
         self._all = (_CapData * 2)()
-        self._fewer = (_CapData * 2)()
+        self._fewer: ctypes.Array[_CapData] | None = None
+
+    def lower(self, *numbers: int) -> None:
+        """From now on act without these (capset(2)), but inside of `with`; nothing changes where there are none."""
+        fewer = (_CapData * 2)()
         _checked(_libc.capget(self._header, self._all))
-        _checked(_libc.capget(self._header, self._fewer))
+        _checked(_libc.capget(self._header, fewer))
         for number in numbers:
-            self._fewer[number // 32].effective &= ~(1 << number % 32)
+            fewer[number // 32].effective &= ~(1 << number % 32)
+        _checked(_libc.capset(self._header, fewer))
+        self._fewer = fewer
 
     def __enter__(self) -> None:
-        _libc.capset(self._header, self._fewer)
+        if self._fewer is not None:
+            _checked(_libc.capset(self._header, self._all))
 
     def __exit__(self, *_: object) -> None:
-        _checked(_libc.capset(self._header, self._all))
+        if self._fewer is not None:
+            _checked(_libc.capset(self._header, self._fewer))
 
 
 def set_fs_ids(uid: int, gid: int) -> None:
