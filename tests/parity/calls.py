@@ -36,9 +36,6 @@ PAGE = 4096
 # ns; other times were set on purpose and are compared as they are
 NEAR_NOW = range(1_600_000_000_000_000_000, 4_000_000_000_000_000_000)
 
-TOUCHING_ATIME = {"read", "pread", "direct_read", "listdir", "readlink", "sendfile", "copy_file_range", "load", "tree"}
-"""These stamp with the coarse clock always, and relatime compares that with the other stamps."""
-
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -137,8 +134,9 @@ class Side:
             "size": st.st_size,
             "mtime": self._time(st.st_ino, "m", st.st_mtime_ns),
             "ctime": self._time(st.st_ino, "c", st.st_ctime_ns),
-            "atime": self._time(st.st_ino, "a", st.st_atime_ns),
         }
+        if stat.S_ISREG(st.st_mode):  # directories and links are cached: reading them may not touch atime (promises.md)
+            facts["atime"] = self._time(st.st_ino, "a", st.st_atime_ns)
         if self.exact_blocks:
             facts["blocks"] = st.st_blocks
         return facts
@@ -220,14 +218,28 @@ class Side:
     def fallocate(self, slot: int, mode: str, offset: int, length: int) -> None:
         checked(libc.fallocate(self.slots[slot], bits(mode, FALLOC), long(offset), long(length)))
 
-    def lseek(self, slot: int, offset: int, whence: str) -> int:
+    def lseek(self, slot: int, offset: int, whence: str) -> int | None:
+        """Not in directories: positions there are cookies of the file system."""
+        if stat.S_ISDIR(os.fstat(self.slots[slot]).st_mode):
+            return None
         return os.lseek(self.slots[slot], offset, bits(whence, prefix="SEEK_"))
 
-    def copy_file_range(self, source: int, target: int, length: int, offset_in: int, offset_out: int) -> int:
-        return os.copy_file_range(self.slots[source], self.slots[target], length, offset_in, offset_out)
+    def copy_file_range(self, source: int, target: int, length: int, offset_in: int, offset_out: int) -> int | None:
+        """Not with O_DIRECT: the mount copies what some file systems refuse as not aligned."""
+        fds = self.slots[source], self.slots[target]
+        if any(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT for fd in fds):
+            return None
+        return os.copy_file_range(*fds, length, offset_in, offset_out)
 
-    def sendfile(self, source: int, target: int, length: int, offset: int) -> int:
-        return os.sendfile(self.slots[target], self.slots[source], offset, length)
+    def sendfile(self, slot: int, length: int, offset: int) -> Runs:
+        """Into a pipe: the splice way of reading."""
+        reader, writer = os.pipe()
+        try:
+            done = os.sendfile(writer, self.slots[slot], offset, length)
+            return runs(os.read(reader, done))
+        finally:
+            os.close(reader)
+            os.close(writer)
 
     def fsync(self, slot: int) -> None:
         os.fsync(self.slots[slot])
@@ -241,9 +253,10 @@ class Side:
     def fchown(self, slot: int, uid: int, gid: int) -> None:
         os.fchown(self.slots[slot], uid, gid)
 
-    def append_flag(self, slot: int, on: bool) -> None:
+    def append_from_now(self, slot: int) -> None:
+        """F_SETFL. The other way is no promise: a passed-through file keeps the O_APPEND of its open (promises.md)."""
         flags = fcntl.fcntl(self.slots[slot], fcntl.F_GETFL)
-        fcntl.fcntl(self.slots[slot], fcntl.F_SETFL, flags | os.O_APPEND if on else flags & ~os.O_APPEND)
+        fcntl.fcntl(self.slots[slot], fcntl.F_SETFL, flags | os.O_APPEND)
 
     # --- locks
 
@@ -378,21 +391,13 @@ class Side:
     def tree(self, reach: str = "") -> list[tuple[bytes, dict[str, Any]]]:
         """All that can be seen of every file, by path; `reach` "above": from the parent of the root."""
         top = self.root if not reach else os.path.dirname(self.root)
+        paths = sorted(walk(top))
+        facts = [self._facts(os.lstat(path)) for path in paths]  # of all, before anything is read: reading moves atimes
         first_name: dict[int, bytes] = {}
-        return [(path[len(top) :], self._whole(path, top, first_name)) for path in sorted(walk(top))]
-
-    def _whole(self, path: bytes, top: bytes, first_name: dict[int, bytes]) -> dict[str, Any]:
-        st = os.lstat(path)
-        whole = self._facts(st)
-        whole["same file as"] = first_name.setdefault(st.st_ino, path[len(top) :])
-        whole["xattrs"] = [(name, os.getxattr(path, name, follow_symlinks=False)) for name in _xattrs(path)]
-        if stat.S_ISLNK(st.st_mode):
-            whole["target"] = os.readlink(path)
-        if stat.S_ISDIR(st.st_mode):
-            whole["entries"] = sorted(_entry(entry) for entry in os.scandir(path))
-        if stat.S_ISREG(st.st_mode):
-            whole.update(_content(path))
-        return whole
+        for path, whole in zip(paths, facts, strict=True):
+            whole["same file as"] = first_name.setdefault(os.lstat(path).st_ino, path[len(top) :])
+            whole.update(_inside(path))
+        return [(path[len(top) :], whole) for path, whole in zip(paths, facts, strict=True)]
 
     def reset(self) -> None:
         """Forgets everything: all files closed, all mappings gone, umask 0o022."""
@@ -409,6 +414,18 @@ class Side:
 def walk(top: bytes) -> list[bytes]:
     below = [os.path.join(where, name) for where, dirs, files in os.walk(top) for name in dirs + files]
     return [top, *below]
+
+
+def _inside(path: bytes) -> dict[str, Any]:
+    mode = os.lstat(path).st_mode
+    inside: dict[str, Any] = {"xattrs": [(x, os.getxattr(path, x, follow_symlinks=False)) for x in _xattrs(path)]}
+    if stat.S_ISLNK(mode):
+        inside["target"] = os.readlink(path)
+    if stat.S_ISDIR(mode):
+        inside["entries"] = sorted(_entry(entry) for entry in os.scandir(path))
+    if stat.S_ISREG(mode):
+        inside.update(_content(path))
+    return inside
 
 
 def _xattrs(path: bytes) -> list[str]:
@@ -460,20 +477,13 @@ def outcome(call: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, 
 
 
 def next_tick() -> None:
-    """Waits until the clock of time stamps moves."""
+    """Waits until the clock of time stamps moves: two steps never share one.
+
+    So "changed" can be told, and relatime comes to the same decision on both sides.
+    """
     before = time.clock_gettime(CLOCK_REALTIME_COARSE)
     while time.clock_gettime(CLOCK_REALTIME_COARSE) == before:
         time.sleep(0.0002)
-
-
-def fine_times(path: bytes) -> bool:
-    """Whether two changes with a look between them always have two time stamps (Linux 6.13, multigrain)."""
-    os.chmod(path, 0o755)
-    seen = set()
-    for _ in range(20):
-        os.chmod(path, 0o777)
-        seen.add(os.stat(path).st_ctime_ns)
-    return len(seen) == 20
 
 
 def become(uid: int, gid: int, groups: list[int]) -> None:
@@ -484,14 +494,13 @@ def become(uid: int, gid: int, groups: list[int]) -> None:
         os.setuid(uid)
 
 
-def serve(who: tuple[int, int, list[int]], roots: list[bytes], exact_blocks: bool, fine_times: bool) -> None:
+def serve(who: tuple[int, int, list[int]], roots: list[bytes], exact_blocks: bool) -> None:
     """Answers one line for each line (call, arguments): the outcomes on all roots."""
     become(*who)
     sides = [Side(root, exact_blocks) for root in roots]
     for line in sys.stdin.buffer:
         name, arguments = ast.literal_eval(line.decode())
-        if not fine_times or name in TOUCHING_ATIME:
-            next_tick()  # two steps never share a time stamp: "changed" can be told
+        next_tick()
         answers = [outcome(getattr(side, name), arguments) for side in sides]
         sys.stdout.buffer.write(repr(answers).encode() + b"\n")
         sys.stdout.buffer.flush()

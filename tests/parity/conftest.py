@@ -9,6 +9,20 @@ from support import mounts
 
 from parity.places import NewPlace, Place, make_place
 
+HERE = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: load that takes minutes; runs with -m long only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "long" in config.getoption("markexpr"):
+        return
+    unwanted = [item for item in items if HERE in item.path.parents and item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=unwanted)
+    items[:] = [item for item in items if item not in unwanted]
+
 
 @pytest.fixture
 def new_place() -> Iterator[NewPlace]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from parity.calls import PROGRAM, Side, checked, fine_times, libc  # left out of replay scripts
+from parity.calls import PROGRAM, Side, checked, libc  # left out of replay scripts
 
 Step = tuple[Any, ...]
 """(actor, call, *arguments)"""
@@ -41,7 +41,7 @@ class Worker:
     """One actor's process; see calls.serve."""
 
     def __init__(self, who: tuple[int, int, list[int]], roots: Sequence[bytes], exact_blocks: bool) -> None:
-        command = [sys.executable, PROGRAM, "--worker", repr((who, list(roots), exact_blocks, fine_times(roots[0])))]
+        command = [sys.executable, PROGRAM, "--worker", repr((who, list(roots), exact_blocks))]
         environment = {**os.environ, "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
@@ -130,7 +130,8 @@ class Pair:
     def close(self) -> None:
         for worker in self.workers.values():
             worker.close()
-        self._remove_roots()
+        for root in self.roots:
+            shutil.rmtree(os.path.dirname(root), ignore_errors=True)
 
     def script(self) -> str:
         """A Python program of its own that makes the steps so far again: `python3 SCRIPT NATIVE MOUNTED`."""

@@ -299,14 +299,14 @@ def test_a_mapping_is_shared_between_processes(any_place: Place) -> None:
     path = str(any_place.path / "shared")
     acts.write_file(path, bytes(8192))
     one, other = any_place.actor(), any_place.actor()
-    keys = one(acts.map_file, path, 8192), other(acts.map_file, path, 8192)
-    one(acts.poke, keys[0], 4000, b"hello" * 40)
-    assert other(acts.peek, keys[1], 4000, 200) == b"hello" * 40
+    first, second = one(acts.map_file, path, 8192), other(acts.map_file, path, 8192)
+    one(acts.poke, first + 4000, b"hello" * 40)
+    assert other(acts.peek, second + 4000, 200) == b"hello" * 40
     assert acts.read_file(path)[4000:4200] == b"hello" * 40
     fd = os.open(path, os.O_WRONLY)
     os.pwrite(fd, b"written", 0)
     os.close(fd)
-    assert one(acts.peek, keys[0], 0, 7) == b"written"
+    assert one(acts.peek, first, 7) == b"written"
 
 
 def test_no_update_of_a_shared_counter_is_lost(place: Place) -> None:
