@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -76,11 +77,22 @@ class Plain:
 
     def __init__(self, fd: int, ops: Operations, *, posix_acl: bool) -> None:
         self.usable = True  # it does not tell when it is
+        self._poll = select.poll()
+        self._poll.register(fd, 0)
         pyfuse3.init(Face(ops, enable_acl=posix_acl), f"/dev/fd/{fd}", set())
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         task_status.started()
-        await pyfuse3.main(1, UNBOUNDED_TASKS)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_connection, nursery.cancel_scope)
+            await pyfuse3.main(1, UNBOUNDED_TASKS)
+            nursery.cancel_scope.cancel()
+
+    async def _watch_connection(self, serving: trio.CancelScope) -> None:
+        """pyfuse3 would not end before its last handler has, which may wait for a holder's answer to nobody."""
+        while not self._poll.poll(0):  # POLLERR: the connection is over
+            await trio.sleep(WATCH_S)
+        serving.cancel()
 
     def close(self) -> None:
         pyfuse3.close(unmount=False)  # libfuse closes the descriptor
