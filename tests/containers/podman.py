@@ -26,6 +26,9 @@ CAN_MOUNT = ("--device", "/dev/fuse", "--cap-add", "SYS_ADMIN")
 """What a container needs that mounts a pinfs itself."""
 
 _CA = Path("/etc/ssl/certs/ca-certificates.crt")
+CERTIFICATES = [f"{_CA}:{_CA}:ro"] if _CA.exists() else []
+"""For `-v`: a container that fetches packages trusts whom the host trusts."""
+
 # As in Debian's own images: what nobody reads in a container stays out, and installing does not wait for the disk.
 _DPKG = """force-unsafe-io
 path-exclude /usr/share/doc/*
@@ -84,8 +87,7 @@ class Podman:
 
         The tag keeps its layers for the next run.
         """
-        volumes = [f"{_CA}:{_CA}:ro"] if _CA.exists() else []
-        volumes.append(f"{_made(Path.home() / '.cache/pip')}:/root/.cache/pip")
+        volumes = [*CERTIFICATES, f"{_made(Path.home() / '.cache/pip')}:/root/.cache/pip"]
         mounts = [word for volume in volumes for word in ("-v", volume)]
         with _locked(), tempfile.NamedTemporaryFile() as answer:
             self(

@@ -11,7 +11,6 @@ from containers.podman import CAN_MOUNT, Podman
 
 pytestmark = pytest.mark.containers
 SAMPLE = REPO / "examples/sample-app"
-PLUGIN_TESTS = REPO / "tests/plugin"
 
 
 @pytest.fixture(scope="session")

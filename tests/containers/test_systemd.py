@@ -13,9 +13,10 @@ CONFIGURATION = r"SOURCE=/srv/models\nMOUNTPOINT=/mnt/models\nOPTIONS=break_time
 
 
 @pytest.fixture(scope="session")
-def systemd_image(podman: Podman, image: str) -> str:
+def systemd_image(podman: Podman, debian: str, image: str) -> str:
     file = REPO / "tests/containers/Systemd.Containerfile"
-    return podman.build("systemd", file, REPO / "packaging", "--build-arg", f"PINFS={image}")
+    bases = ["--build-arg", f"BASE={debian}", "--build-arg", f"PINFS={image}"]
+    return podman.build("systemd", file, REPO / "packaging", *bases)
 
 
 @pytest.fixture

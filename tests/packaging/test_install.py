@@ -1,0 +1,67 @@
+"""packaging/install, and mount(8) on this machine: in a mount namespace whose /usr has what was installed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.mounts import REPO
+
+PINFS = Path(sys.executable).with_name("pinfs")
+LIMIT_S = 60.0
+
+# The mount, the daemon and what is overlaid on /usr end with the namespace.
+SCRIPT = """
+set -e
+mount --make-rprivate /
+mount -t overlay overlay -o lowerdir=stage/usr:/usr /usr
+{mount}
+findmnt -no SOURCE,FSTYPE mnt
+df --output=source,fstype mnt | tail -n 1
+grep -c "$PWD/mnt fuse.pinfs rw," /proc/mounts
+grep -o '^break_timeout = 7' mnt/.pinfs/policy
+cat mnt/file
+umount mnt
+! grep "$PWD/mnt " /proc/mounts
+"""
+
+
+@pytest.fixture
+def stage(base: Path) -> Path:
+    """Where packaging/install has put everything."""
+    for name in ("source", "mnt"):
+        (base / name).mkdir()
+    (base / "source/file").write_text("weights\n")
+    environment = {"DESTDIR": str(base / "stage"), "PATH": "/usr/bin:/bin"}
+    subprocess.run([REPO / "packaging/install", PINFS], env=environment, check=True, timeout=LIMIT_S)
+    return base / "stage"
+
+
+def test_what_is_installed(stage: Path) -> None:
+    found = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if not path.is_dir())
+    assert found == ["lib/systemd/system/pinfs@.service", "usr/bin/pinfs", "usr/sbin/mount.pinfs"]
+    assert (stage / "usr/bin/pinfs").readlink() == PINFS
+
+
+@pytest.mark.parametrize("kind", ["fuse.pinfs", "pinfs"])
+@pytest.mark.parametrize(
+    "how",
+    ["mount -t {kind} {base}/source {base}/mnt -o {options}", "echo '{line}' >fstab; mount -T fstab -a"],
+    ids=["mount -t", "fstab"],
+)
+def test_mount8_on_this_machine(base: Path, stage: Path, kind: str, how: str) -> None:
+    options = "rw,nofail,_netdev,x-systemd.automount,x-systemd.requires=a.mount,break_timeout=7"
+    line = f"{base}/source {base}/mnt {kind} {options} 0 0"
+    script = SCRIPT.format(mount=how.format(kind=kind, base=base, options=options, line=line))
+    result = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script],
+        cwd=base,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert result.stderr == ""
+    assert result.stdout.split() == [f"{base}/source", "fuse.pinfs"] * 2 + ["1", "break_timeout", "=", "7", "weights"]
