@@ -102,14 +102,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
     """A failed test shows what the daemons that it had wrote."""
     report = yield
     if report.failed:
-        for live in mounts.live:
+        for live in (live for live in mounts.live if live.base.exists()):
             report.sections.append((f"log of the daemon on {live.path}", live.log()[-20_000:]))
     return report
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Nothing of ours stays mounted, or the run fails."""
+    """Nothing of ours stays mounted, and no daemon unburied, or the run fails."""
+    for mount in mounts.live:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\nnever stopped by its test: {mount.path}, daemon {mount.pid}")
     for path in mounts.leftovers():
         mounts.force_umount(path)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -115,7 +115,7 @@ def test_a_stale_mount_is_recognised_and_replaced_when_asked(mount: Mount, base:
     (mount.path / "file").write_text("alive")
     assert (other / "file").read_text() == "alive"
     umount_and_wait(mount.path)
-    mount._start(())  # for the fixture, which ends a mount that is there
+    mount.bury()
 
 
 def umount_and_wait(path: Path) -> None:
@@ -250,11 +250,11 @@ def test_every_end_is_a_good_end(base: Path, tmp_path: Path, option: str, by: si
                 abort(mount.path, tmp_path)
                 assert mount.process.wait(20) == 0
                 assert not mounts.is_mounted(mount.path)
-                mount._bury()
+                mount.bury()
             case _:
                 mount.process.send_signal(by)
                 assert mount.process.wait(20) == 0
-                mount._bury()
+                mount.bury()
         mount.check_log()
     assert not mounts.is_mounted(mount.path)
 
@@ -277,7 +277,7 @@ def test_breakers_that_wait_are_answered_first(base: Path, option: str) -> None:
             assert breaker.returncode == 1
             assert b"busy" in err or b"No such file" in err or b"not connected" in err
         assert mount.process.wait(20) == 0
-        mount._bury()
+        mount.bury()
 
 
 def test_a_busy_mount_is_detached(mount: Mount) -> None:
@@ -288,4 +288,4 @@ def test_a_busy_mount_is_detached(mount: Mount) -> None:
         assert not mounts.is_mounted(mount.path)
         assert f"{os.getpid()} (" in mount.log()
         assert held.read() == "kept by the kernel"
-    mount._bury()
+    mount.bury()

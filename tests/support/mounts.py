@@ -80,7 +80,7 @@ class Mount(Actors):
         try:
             self._wait_usable()
         except BaseException:
-            self._bury()
+            self.bury()
             raise
 
     def watch(self, limit_s: float = TEST_LIMIT_S) -> None:
@@ -117,7 +117,7 @@ class Mount(Actors):
         except (HungError, subprocess.TimeoutExpired) as hang:
             self.abort(f"does not end: {hang}")
         finally:
-            self._bury()
+            self.bury()
         self._check_end()
 
     def _ask_to_end(self, by: str) -> None:
@@ -143,10 +143,11 @@ class Mount(Actors):
                     self.process.wait(1)
         force_umount(self.path)
 
-    def _bury(self) -> None:
-        """After this nothing of the mount is left, however it ended."""
+    def bury(self) -> None:
+        """After this nothing of the mount is left, however it ended, and nothing is asked of it any more."""
         self._unwatch()
-        live.remove(self)
+        if self in live:
+            live.remove(self)
         self.process.kill()
         self.process.wait(STOP_LIMIT_S)
         if is_mounted(self.path):
