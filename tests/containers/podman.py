@@ -43,11 +43,11 @@ class Podman:
     def __init__(self) -> None:
         CACHE.mkdir(parents=True, exist_ok=True)
         self.session = f"pinfs-{os.getpid()}"
-        settings = {
-            "CONTAINERS_CONF": _write(CACHE / "containers.conf", _containers_conf()),
-            "CONTAINERS_STORAGE_CONF": _write(CACHE / "storage.conf", _storage_conf()),
+        self.settings = {
+            "CONTAINERS_CONF": str(_write(CACHE / "containers.conf", _containers_conf())),
+            "CONTAINERS_STORAGE_CONF": str(_write(CACHE / "storage.conf", _storage_conf())),
         }
-        self.command = ["env", *(f"{key}={value}" for key, value in settings.items()), "podman"]
+        self.command = ["env", *(f"{key}={value}" for key, value in self.settings.items()), "podman"]
         self._names = 0
 
     def __call__(self, *words: object, check: bool = True, limit_s: float = LIMIT_S) -> str:

@@ -60,6 +60,15 @@ def test_a_lease_is_broken_between_containers(shared_mount: Mount, boxed: Boxed,
     assert cut.error() is None
 
 
+def test_a_number_of_a_process_is_the_hosts(shared_mount: Mount, boxed: Boxed, data: tuple[str, str]) -> None:
+    """`pid=` is looked up where the daemon is: a program in a container that passes its own number means another."""
+    holder, target = boxed(*data), shared_mount.actor()
+    holder.pin("/data/file", "p", f"0:4096,pid={target.process.pid}")
+    assert [pin["pid"] for pin in shared_mount.pins()] == [target.process.pid]
+    target.close()
+    eventually(lambda: not shared_mount.pins())
+
+
 def test_a_handle_in_a_container_holds_a_pin(shared_mount: Mount, boxed: Boxed, data: tuple[str, str]) -> None:
     holder = boxed(*data)
     fd = holder(os.open, "/data/file", os.O_RDWR)

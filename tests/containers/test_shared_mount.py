@@ -82,6 +82,13 @@ def test_another_pid_namespace_pins_by_handle(box: Container, app: Boxed) -> Non
     assert breaker.errno(os.truncate, "/share/mnt/file", 100) is None
 
 
+def test_the_command_line_says_so(podman: Podman, image: str, box: Container, share: Path) -> None:
+    words = ["sh", "-c", "pinfs pin /share/mnt/file -- true; echo status $?"]
+    said = podman.run(image, *words, options=["-v", f"{share}:/share:rslave"])
+    assert "status 5" in said
+    assert "pid namespace" in said
+
+
 def test_a_lease_across_pid_namespaces(box: Container, app: Boxed) -> None:
     """POLLPRI tells, an ioctl answers; the daemon knows neither of the two processes."""
     holder, breaker = app(), app()
