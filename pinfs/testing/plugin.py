@@ -60,6 +60,6 @@ def pytest_runtest_makereport(
     """A failed test shows what its daemon had to say."""
     report = yield
     mount = item.stash.get(_MOUNT, None)
-    if report.failed and mount is not None:
+    if report.failed and call.when != "teardown" and mount is not None:  # afterwards the log is gone with the mount
         report.sections.append((f"log of the pinfs on {mount.path}", mount.log()))
     return report

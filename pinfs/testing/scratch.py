@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,40 +31,40 @@ class ScratchError(Exception):
 
 
 class ScratchMount:
-    """An empty pinfs, mounted between `mount` and `unmount`, or within `with`.
+    """An empty pinfs, mounted within `with`.
 
     `path` is the mount point, `source` the directory behind it. `options` are those of `-o`; `backing` is a directory
-    to make the source in, where memory will not do (a DAX file system, say).
+    to make the source in, where memory will not do (a DAX file system, say). Raises ScratchError.
     """
+
+    path: Path
+    source: Path
 
     def __init__(self, options: Sequence[str] = (), backing: str | os.PathLike[str] | None = None) -> None:
         self.options = tuple(options)
-        self._base = Path(tempfile.mkdtemp(prefix="pinfs-scratch-", dir=backing or _memory()))
-        self._base.chmod(0o755)
-        self.path = self._base / "mnt"
-        self.source = self._base / "source"
-        self._log = self._base / "log"
-        self._daemon: int | None = None
+        self._backing = backing or _memory()
+        self._undo = ExitStack()
 
     def __enter__(self) -> "ScratchMount":
-        try:
-            self.mount()
-        except BaseException:
-            shutil.rmtree(self._base)
-            raise
+        with ExitStack() as undo:
+            base = Path(tempfile.mkdtemp(prefix="pinfs-scratch-", dir=self._backing))
+            undo.callback(shutil.rmtree, base)
+            base.chmod(0o755)
+            self.path, self.source, self._log = base / "mnt", base / "source", base / "log"
+            self.path.mkdir()
+            self.source.mkdir()
+            self._mount()
+            undo.callback(self._unmount, os.pidfd_open(self.status()["pid"]))
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self.unmount()
-        shutil.rmtree(self._base)
+        self._undo.close()
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
 
-    def mount(self) -> None:
-        """Mount; raises ScratchError, which says what is missing."""
-        self.path.mkdir(exist_ok=True)
-        self.source.mkdir(exist_ok=True)
+    def _mount(self) -> None:
         words: list[str | Path] = ["mount", self.source, self.path, "--daemon", "--log-file", self._log]
         for option in self.options:
             words += ["-o", option]
@@ -74,18 +74,14 @@ class ScratchMount:
         )  # fmt: skip
         if result.returncode:
             raise ScratchError(_NEEDED.format(why=result.stderr.strip()))
-        self._daemon = os.pidfd_open(self.status()["pid"])
 
-    def unmount(self) -> None:
-        """End the mount, whoever uses it; returns when its daemon has ended. Raises ScratchError if that hangs."""
-        if self._daemon is None:
-            return
-        daemon, self._daemon = self._daemon, None
+    def _unmount(self, daemon: int) -> None:
+        """End the mount, whoever uses it; returns when its daemon, a pidfd, has ended."""
         try:
             _end(daemon, signal.SIGTERM)
         except TimeoutError:
             _end(daemon, signal.SIGKILL)
-            subprocess.run(["umount" if os.geteuid() == 0 else "fusermount3", *_LAZILY, self.path], check=False)
+            subprocess.run([*_LAZY_UMOUNT, self.path], check=False)
             raise ScratchError(f"the daemon did not end within {END_S} s; its log:\n{self.log()}") from None
         finally:
             os.close(daemon)
@@ -101,12 +97,10 @@ class ScratchMount:
 
     def log(self) -> str:
         """What the daemon has logged so far."""
-        with suppress(FileNotFoundError):
-            return self._log.read_text(errors="replace")
-        return ""
+        return self._log.read_text(errors="replace")
 
 
-_LAZILY = ("-l",) if os.geteuid() == 0 else ("-u", "-z")
+_LAZY_UMOUNT = ("umount", "-l") if os.geteuid() == 0 else ("fusermount3", "-u", "-z")
 
 
 def _memory() -> Path | None:
