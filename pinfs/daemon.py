@@ -43,7 +43,7 @@ log = logging.getLogger("pinfs.daemon")
 PLAIN_READ_S: Final = 10.0  # what a read of events may wait without the bridge, where nothing can interrupt it
 ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 UNMOUNT_S: Final = 5.0  # what a plain unmount may take before the mount is detached
-GC_THRESHOLDS: Final = (50_000, 20, 100)  # cyclic garbage is rare here, and looking for it goes through every inode
+GC_THRESHOLDS: Final = (5_000, 3, 1_000_000)  # young objects are searched, a few at a time; all of them never
 
 
 async def serve(
@@ -91,9 +91,20 @@ async def _cancelled_at_end() -> AsyncIterator[trio.Nursery]:
 
 
 def _settle_memory() -> None:
+    """No search for cyclic garbage may go through all pins: with a million of them that stops everything for seconds.
+
+    Requests and breaks leave no cycles behind. So what two searches have found in use counts as lasting, and is not
+    searched again: reference counts still free it.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    gc.callbacks.append(_keep_survivors)
+
+
+def _keep_survivors(phase: str, info: dict[str, int]) -> None:
+    if phase == "stop" and info["generation"] == 1:
+        gc.freeze()
 
 
 class Daemon:
