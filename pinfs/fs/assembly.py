@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from pinfs.config import Config, PolicyBox
+from pinfs.descriptors import budget
 from pinfs.fs.backing import Backing, Passthrough
 from pinfs.fs.control import Control
 from pinfs.fs.controlfiles import control_files
@@ -17,9 +18,6 @@ from pinfs.guard import Guard
 from pinfs.holders import Holders
 from pinfs.metrics import Families, Family, Gauges, families, render
 from pinfs.stats import Stats
-
-SPARE_DESCRIPTORS: Final = 256  # for what is not a cached inode: pidfds, threads, sockets
-MAX_CACHED_DESCRIPTORS: Final = 4096
 
 
 @dataclass(slots=True)
@@ -51,13 +49,14 @@ def assemble(
 ) -> FileSystem:
     """Build a file system over the directory `source_fd` (taken over) that keeps to `max_descriptors`."""
     stats = Stats()
-    holders = Holders()
+    share = budget(max_descriptors)
+    holders = Holders(remembered=share.processes, first_spare=share.first_spare)
     hub = EventHub(stats)
     guard = Guard(holders, policies, hub, stats)
     book = guard.book
-    inodes = InodeTable(source_fd, _cache_size(max_descriptors), book.files.__contains__)
+    inodes = InodeTable(source_fd, share.ways, book.files.__contains__)
     hub.path_of = inodes.path_of
-    backing = Backing(inodes, passthrough)
+    backing = Backing(inodes, passthrough, share)
     verbs = PinVerbs(guard, holders, inodes, backing, HandleTable())
     guard.on_handle_event = verbs.on_handle_event
     hub.listeners.append(verbs.on_event)
@@ -80,8 +79,3 @@ def assemble(
         attr_timeout_s=config.mount.attr_timeout,
     )
     return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics)
-
-
-def _cache_size(max_descriptors: int) -> int:
-    """How many inodes may keep a descriptor: a quarter, because open files and holders need some as well."""
-    return max(16, min(MAX_CACHED_DESCRIPTORS, (max_descriptors - SPARE_DESCRIPTORS) // 4))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Final, Protocol
 
+from pinfs.descriptors import Budget
 from pinfs.fs import syscalls
 from pinfs.fs.inodes import Inode, InodeTable, OpenFile
 from pinfs.fs.types import CallerLike
@@ -18,9 +19,6 @@ TMPFS_MAGIC: Final = 0x01021994
 RAMFS_MAGIC: Final = 0x858458F6
 HUGETLBFS_MAGIC: Final = 0x958458F6
 IN_MEMORY: Final = frozenset({TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC})
-
-IDLE_FILES: Final = 128
-"""How many backing files stay open for nobody: opening and registering one costs more than all the rest of an open."""
 
 # All that a backing file is opened with besides its access: the kernel itself does O_APPEND, O_DIRECT and O_SYNC.
 _KEPT_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
@@ -62,19 +60,22 @@ def file_system_magic(fd: int) -> int:
 class Backing:
     """Backing files: one OpenFile for all handles of an inode, registered with the kernel once."""
 
-    def __init__(self, inodes: InodeTable, passthrough: Passthrough) -> None:
+    def __init__(self, inodes: InodeTable, passthrough: Passthrough, share: Budget) -> None:
         self.passthrough = passthrough
         self.privileges = syscalls.Privileges()  # all that we have, for what the kernel has allowed the caller already
         self.open_files = 0
         self.in_memory = file_system_magic(inodes.root.fd) in IN_MEMORY
         self._inodes = inodes
+        self._share = share
         self._changes_owner = os.geteuid() == 0
         if self._changes_owner and not syscalls.keep_capabilities_across_fs_ids():
             log.warning("no CAP_SETPCAP: new files are created without the caller's supplementary groups")
         self._umask = os.umask(0)
         os.umask(self._umask)
         self._fallocate_modes: dict[tuple[int, int], bool] = {}
-        self._idle: dict[Inode, None] = {}  # whose backing file is open for nobody, least recently used first
+        self._idle: dict[Inode, None] = {}
+        """Inodes whose backing file is open for nobody, least recently used first: opening and registering one costs
+        more than all the rest of an open."""
         inodes.on_forgotten = self.close_idle
 
     # Opening and closing
@@ -82,10 +83,20 @@ class Backing:
     def open(self, inode: Inode, flags: int) -> OpenFile:
         """Open the backing file of an inode for one handle more. Errors of open(2)."""
         file = inode.file or OpenFile()
-        self._open_for(inode, file, flags)
         self._idle.pop(inode, None)
+        try:
+            self._open_for(inode, file, flags)
+        except OSError:
+            self._not_opened(inode, file)
+            raise
         self._count_in(inode, file)
         return file
+
+    def _not_opened(self, inode: Inode, file: OpenFile) -> None:
+        if inode.file is None:
+            file.close()
+        elif not file.opens:
+            self._idle[inode] = None
 
     def _count_in(self, inode: Inode, file: OpenFile) -> None:
         inode.file = file
@@ -93,11 +104,15 @@ class Backing:
         self.open_files += file.opens == 1
 
     def adopt(self, inode: Inode, fd: int, flags: int) -> None:
-        """Count `fd`, just made by open(O_CREAT), as one handle more; the descriptor is ours from now on."""
+        """Count `fd`, just made by open(O_CREAT), as one handle more; the descriptor is ours from now on. EMFILE."""
         if inode.file is not None:
             self.open(inode, flags & ~os.O_CREAT)
             os.close(fd)
             return
+        if fd >= self._share.first_spare:
+            self._make_room()
+            spare, fd = fd, os.dup(fd)
+            os.close(spare)
         file = OpenFile()
         if flags & os.O_ACCMODE == os.O_RDONLY:
             file.reader = fd
@@ -112,14 +127,26 @@ class Backing:
         if access != os.O_RDONLY and file.writer < 0:
             self._open_writer(inode, file, flags)
         if access != os.O_WRONLY and file.reader < 0:
-            file.reader = self._inodes.open(inode, os.O_RDONLY | _KEPT_FLAGS)
+            file.reader = self._open_to_keep(inode, os.O_RDONLY)
+
+    def _open_to_keep(self, inode: Inode, flags: int) -> int:
+        """EMFILE when only spare descriptors are left. (The kernel gives the lowest number.)"""
+        while (fd := self._inodes.open(inode, flags | _KEPT_FLAGS)) >= self._share.first_spare:
+            os.close(fd)
+            self._make_room()
+        return fd
+
+    def _make_room(self) -> None:
+        if not self._idle:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        self.close_idle(next(iter(self._idle)))
 
     def _open_writer(self, inode: Inode, file: OpenFile, flags: int) -> None:
         """Read and write in one descriptor where that is allowed; an append-only file wants O_APPEND."""
         append = flags & os.O_APPEND
         for attempt in (os.O_RDWR, os.O_WRONLY, os.O_WRONLY | append):
             try:
-                file.writer = self._inodes.open(inode, attempt | _KEPT_FLAGS)
+                file.writer = self._open_to_keep(inode, attempt)
             except PermissionError:
                 if attempt == os.O_WRONLY | append:
                     raise
@@ -145,8 +172,13 @@ class Backing:
             self._close(inode, file)
             return
         self._idle[inode] = None
-        if len(self._idle) > IDLE_FILES:
+        if len(self._idle) > self._share.idle_files:
             self.close_idle(next(iter(self._idle)))
+
+    def close_idle_if_moved(self, inode: Inode) -> None:
+        """Do not serve a file that was replaced behind pinfs only because it was still open for nobody."""
+        if inode.file is not None and not inode.file.opens and not self._inodes.leads_to(inode):
+            self.close_idle(inode)
 
     def close_idle(self, inode: Inode) -> None:
         """Close the backing file of an inode if it is open for nobody."""

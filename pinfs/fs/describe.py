@@ -41,7 +41,7 @@ def _holder(pin: Pin) -> dict[str, Any]:
         "name": None if pin.name is None else pin.name.decode(errors="replace"),
         "pid": None if process is None else process.pid,
         "uid": pin.uid,
-        "comm": None if process is None else process.comm_seen,
+        "comm": None if process is None else process.comm,
         "signal": "none" if pin.signal is None else signal_name(pin.signal),
         "note": pin.note,
     }

@@ -316,6 +316,16 @@ class InodeTable:
             return os.fstat(inode.file.any_fd)
         if inode.fd >= 0:
             return os.fstat(inode.fd)
+        st = self._stat_by_name(inode)
+        if st is None:
+            raise stale()
+        return st
+
+    def leads_to(self, inode: Inode) -> bool:
+        """Whether a name still leads to the inode."""
+        return self._stat_by_name(inode) is not None
+
+    def _stat_by_name(self, inode: Inode) -> os.stat_result | None:
         for parent, name in self._names(inode):
             try:
                 st = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
@@ -323,7 +333,7 @@ class InodeTable:
                 continue
             if self.key_of(st) == inode.key:
                 return st
-        raise stale()
+        return None
 
     def handle(self, inode: Inode) -> int | bytes:
         """What calls take that work on a descriptor and on a path: the open backing file, or a path to the inode."""

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from pinfs.fs import syscalls
+from pinfs.fs import fileflags, syscalls
 from pinfs.fs.backing import Backing
 from pinfs.fs.control import Control, ControlDirectory, ControlHandle
 from pinfs.fs.directories import DT_DIR, Add, DirectoryHandle
@@ -407,6 +407,7 @@ class Operations:
         if self._control.is_control(nodeid):
             return self._opened_control(self._control.open(nodeid, flags, ctx))
         inode = self._inodes.get(nodeid)
+        self._backing.close_idle_if_moved(inode)
         self._backing.open(inode, flags)
         try:
             if flags & os.O_TRUNC:
@@ -519,11 +520,11 @@ class Operations:
         source = self._backing.reader(self.handles.get(fh_in, FileHandle).inode)
         target = self.handles.get(fh_out, FileHandle).inode
         copy = _copy_bytes if target.nodeid in self._guarded else os.copy_file_range
+        if ctx.uid:  # here the kernel does not tell
+            self._drop_set_ids(target)
         length = min(length, COPY_STEP)
-        if length <= 65536:
-            return copy(source, self._backing.writer(target), length, offset_in, offset_out)
         args = (source, self._backing.writer(target), length, offset_in, offset_out)
-        return await self._off_thread(copy, *args)
+        return copy(*args) if length <= 65536 else await self._off_thread(copy, *args)
 
     async def poll(self, fh: int, events: int, wake: Wake | None) -> int:
         """poll(2): POLLPRI while a pin of this handle is being broken. `wake` is called once when that may change."""
@@ -534,8 +535,14 @@ class Operations:
         return FILE_READY | (POLLPRI if self._pins.is_urgent(handle, wake) else 0)
 
     async def ioctl(self, fh: int, cmd: int, data: bytes, out_size: int, ctx: CallerLike) -> bytes:
-        """The ioctl interface (SPEC 6). ENOTTY: unknown number."""
-        return await self._pins.ioctl(self.handles.get(fh, FileHandle), cmd, data, out_size, ctx)
+        """The ioctl interface (SPEC 6), and the file flags of chattr(1). ENOTTY: unknown number."""
+        handle = self.handles.get(fh, Handle)
+        if cmd in fileflags.COMMANDS and isinstance(handle, FileHandle | DirectoryHandle):
+            fd = handle.fd if isinstance(handle, DirectoryHandle) else self._backing.any_fd(handle.inode)
+            return fileflags.ioctl(fd, cmd, data, ctx.uid)
+        if not isinstance(handle, FileHandle):
+            raise error(errno.ENOTTY)
+        return await self._pins.ioctl(handle, cmd, data, out_size, ctx)
 
     # Directories
 

@@ -286,10 +286,12 @@ class PinVerbs:
     async def _resize(self, inode: Inode, pin: Pin, place: str) -> None:
         """Move or shrink a process's pin while a truncate holds back setxattr on its file."""
         wanted = parse_pin_value(place.encode())
-        if pin.name is None:
-            _fail(errno.EINVAL, "a pin of a handle cannot be moved")
+        if pin.name is None or "," in place:
+            _fail(errno.EINVAL, "only the range can change, and only that of a process's pin")
         if pin.dirty:
             await self._flush(inode)
+            if self._book.by_id.get(pin.id) is not pin:
+                _fail(errno.ENOENT, "it went away meanwhile")
         spec = replace(pin.spec, start=wanted.spec.start, length=wanted.spec.length)
         size = self._inodes.stat(inode).st_size
         self._guard.pin(pin.inode, pin.owner, pin.process, pin.uid, pin.name, spec, size, pin.proxy_uid)
