@@ -93,6 +93,22 @@ def test_who_may_release_and_revoke(patient: Mount, file: Path, owner: str) -> N
     assert not patient.pins()
 
 
+def test_resize_changes_the_range_and_nothing_else(patient: Mount, file: Path) -> None:
+    holder = patient.actor()
+    channel = Channel(patient, holder)
+    holder.pin(file, "p", f"{DENY},mode=lease,note=kept")
+    before = pin_of(patient, file)
+    for place in ("0 1,mode=deny", "0:1 1", "0", "0 1 2", f"0 {PAGE * 4}", "x y"):
+        wanted = errno.ENXIO if place.endswith(str(PAGE * 4)) else errno.EINVAL
+        assert channel.tell(f"resize {before['id']} {place}") == wanted, place
+    assert pin_of(patient, file) == before
+    assert channel.tell(f"resize {before['id']} 0 1") is None
+    assert pin_of(patient, file) == {**before, "start": 0, "length": 1}
+    holder(acts.pin_handle, holder(os.open, str(file), os.O_RDWR))
+    handles = max(pin["id"] for pin in patient.pins())
+    assert channel.tell(f"resize {handles} 0 1") == errno.EINVAL
+
+
 def test_names_belong_to_their_process(patient: Mount, file: Path) -> None:
     """Two processes may use the same one, and none can touch the other's by it, not even root."""
     file.chmod(0o666)
