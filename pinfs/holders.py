@@ -17,6 +17,7 @@ import resource
 import select
 import signal
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,11 +27,9 @@ import trio
 
 log = logging.getLogger("pinfs.holders")
 
-IDLE_PROCESSES = 256
-"""How many processes stay watched that hold nothing any more."""
-
-RECENT_THREADS = 256
-"""How many callers that hold nothing are remembered; each may cost one descriptor."""
+REMEMBERED = 256
+"""How many callers that hold nothing are remembered, and how many who held something stay watched; each may cost one
+descriptor."""
 DEATHS_AT_ONCE = 256
 
 _SI_QUEUE = -1
@@ -131,13 +130,18 @@ class Process:
 
     @property
     def comm(self) -> str:
-        """The name of the program, as ps shows it."""
-        return self.status.comm
-
-    @property
-    def comm_seen(self) -> str:
-        """The name when somebody last looked: for listings of many, where an exec since then matters little."""
-        return self._last.comm
+        """The name of the program, as ps shows it (exec changes it), or as last seen once the process is gone."""
+        try:
+            fd = os.open(b"/proc/%d/comm" % self.pid, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return self._last.comm
+        try:
+            name = os.read(fd, 64)
+        except OSError:
+            return self._last.comm
+        finally:
+            os.close(fd)
+        return name.rstrip(b"\n").decode(errors="replace") if self.alive else self._last.comm
 
     @property
     def uids(self) -> tuple[int, int, int]:
@@ -162,9 +166,17 @@ class HolderCounters:
 class Holders:
     """All processes that matter. `on_death(process)` is called in the task of `run` once for each holder that ends."""
 
-    def __init__(self, on_death: Callable[[Process], None] = _ignore) -> None:
+    def __init__(
+        self,
+        on_death: Callable[[Process], None] = _ignore,
+        *,
+        remembered: int = REMEMBERED,
+        first_spare: int = sys.maxsize,
+    ) -> None:
         self.on_death = on_death
         self.counters = HolderCounters()
+        self._remembered = remembered
+        self._first_spare = first_spare
         self._epoll = select.epoll()
         self._held: dict[int, Process] = {}
         """Living holders by pid; their pidfds are in `_epoll`."""
@@ -231,11 +243,19 @@ class Holders:
             return None
         process = self._all.get(status.tgid)
         if process is None or not process.alive:
-            process = self._all[status.tgid] = Process(status, os.pidfd_open(status.tgid))
+            process = self._all[status.tgid] = Process(status, self._pidfd(status.tgid))
         return process if process.has_thread(tid) else None
 
+    def _pidfd(self, pid: int) -> int:
+        """EMFILE also when only spare descriptors are left (`pinfs.descriptors`)."""
+        pidfd = os.pidfd_open(pid)
+        if pidfd >= self._first_spare:
+            os.close(pidfd)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return pidfd
+
     def _remember(self, tid: int, process: Process) -> None:
-        if len(self._recent) >= RECENT_THREADS:
+        if len(self._recent) >= self._remembered:
             del self._recent[next(iter(self._recent))]
         self._recent[tid] = process
 
@@ -265,7 +285,7 @@ class Holders:
         process.holds -= 1
         if process.holds == 0 and process.pidfd in self._watched:
             self._idle[process] = None
-            if len(self._idle) > IDLE_PROCESSES:
+            if len(self._idle) > self._remembered:
                 self._unwatch(next(iter(self._idle)))
 
     def _unwatch(self, process: Process) -> None:

@@ -26,8 +26,9 @@ DAEMON_MODES = {"deny": Mode.DENY, "lease": Mode.LEASE}
 @given(OFFSETS, OFFSETS, MODES, st.none() | st.integers(1, 2**31 - 1), st.booleans(), NOTES)
 def test_the_daemon_reads_the_wish(start, length, mode, pid, dirty, note) -> None:
     value = parse_pin_value(xattrs.encode(Wish(start, length, mode, "USR1", pid, dirty, note)))
-    assert (value.start, value.length, value.mode) == (start, length, DAEMON_MODES[mode])
-    assert (value.signal, value.pid, value.dirty, value.note) == (signal.SIGUSR1, pid, dirty, note)
+    spec = value.spec
+    assert (spec.start, spec.length, spec.mode) == (start, length, DAEMON_MODES[mode])
+    assert (spec.signal, value.pid, spec.dirty, spec.note) == (signal.SIGUSR1, pid, dirty, note)
 
 
 @pytest.mark.parametrize("wish", [Wish(0, 0, note="a,pid=1"), Wish(0, 0, note="a\nb"), Wish(0, 0, signal="IO,pid=1")])
