@@ -9,7 +9,7 @@ MAX_SPARE: Final = 256
 
 
 class Budget(NamedTuple):
-    """How many each part may keep. What is remembered only to be faster gets a share; files and holders get the rest."""
+    """How many each part may keep. What is only remembered to be faster gets a share, files and holders the rest."""
 
     ways: int
     """O_PATH descriptors of inodes that have a name to be found by again."""
@@ -17,17 +17,21 @@ class Budget(NamedTuple):
     """Backing files that are open for nobody."""
     processes: int
     """Processes that hold nothing, twice: those seen lately, and those that held something."""
-    first_spare: int
-    """Descriptor numbers for open files (EMFILE) and holders (EDQUOT) end here: the others are for what needs one for a
-    moment, so that the mount can be looked at, listed and cleaned up whatever its users have and hold."""
+    files: int
+    """The descriptor number where those for open files end (EMFILE)."""
+    holders: int
+    """The same for holders (EDQUOT), so that one can still pin when others have too many files open. What is left is
+    for what needs one for a moment: whatever its users do, the mount can be looked at, listed and cleaned up."""
 
 
 def budget(limit: int) -> Budget:
     """The budget of a daemon that may have `limit` descriptors."""
     eighth = limit // 8
+    spare = min(MAX_SPARE, eighth)
     return Budget(
         ways=max(16, min(MAX_WAYS, limit // 4 - 64)),
         idle_files=min(MAX_IDLE_FILES, eighth),
         processes=min(MAX_PROCESSES, eighth),
-        first_spare=limit - min(MAX_SPARE, eighth),
+        files=limit - spare,
+        holders=limit - spare // 2,
     )

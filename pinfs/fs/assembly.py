@@ -50,7 +50,7 @@ def assemble(
     """Build a file system over the directory `source_fd` (taken over) that keeps to `max_descriptors`."""
     stats = Stats()
     share = budget(max_descriptors)
-    holders = Holders(remembered=share.processes, first_spare=share.first_spare)
+    holders = Holders(remembered=share.processes, first_spare=share.holders)
     hub = EventHub(stats)
     guard = Guard(holders, policies, hub, stats)
     book = guard.book

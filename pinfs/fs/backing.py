@@ -109,7 +109,7 @@ class Backing:
             self.open(inode, flags & ~os.O_CREAT)
             os.close(fd)
             return
-        if fd >= self._share.first_spare:
+        if fd >= self._share.files:
             self._make_room()
             spare, fd = fd, os.dup(fd)
             os.close(spare)
@@ -131,7 +131,7 @@ class Backing:
 
     def _open_to_keep(self, inode: Inode, flags: int) -> int:
         """EMFILE when only spare descriptors are left. (The kernel gives the lowest number.)"""
-        while (fd := self._inodes.open(inode, flags | _KEPT_FLAGS)) >= self._share.first_spare:
+        while (fd := self._inodes.open(inode, flags | _KEPT_FLAGS)) >= self._share.files:
             os.close(fd)
             self._make_room()
         return fd

@@ -59,7 +59,7 @@ async def bench(tmp_path: Path, options: list[str]) -> AsyncIterator[Bench]:
     config: Config = load(options, None)
     policies = PolicyBox(config.policies)
     source_fd = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
-    fs = assemble(source_fd, config, policies, NoPassthrough(), lambda: {"source": str(tmp_path)}, 1024)
+    fs = assemble(source_fd, config, policies, NoPassthrough(), lambda: {"source": str(tmp_path)}, 1 << 20)
     async with trio.open_nursery() as nursery:
         await nursery.start(fs.guard.run)
         await nursery.start(fs.holders.run)

@@ -19,7 +19,7 @@ import trio
 import trio.testing
 
 from pinfs import holders as module
-from pinfs.holders import RECENT_THREADS, Holders, Process, parse_signal, raise_descriptor_limit, signal_name
+from pinfs.holders import REMEMBERED, Holders, Process, parse_signal, raise_descriptor_limit, signal_name
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs other users")
 NOBODY = 65534
@@ -223,11 +223,11 @@ def test_one_object_for_one_process_even_when_it_was_forgotten(holders: Holders)
 
 
 def test_processes_that_hold_nothing_are_forgotten(holders: Holders) -> None:
-    with pipe_of_cats(RECENT_THREADS + 20) as pids:
+    with pipe_of_cats(REMEMBERED + 20) as pids:
         before = len(os.listdir("/proc/self/fd"))
         for pid in pids:
             assert holders.process_of(pid)
-        assert len(os.listdir("/proc/self/fd")) - before == RECENT_THREADS
+        assert len(os.listdir("/proc/self/fd")) - before == REMEMBERED
         holders.close()
         assert len(os.listdir("/proc/self/fd")) == before - 1
 
