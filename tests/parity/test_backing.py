@@ -136,7 +136,10 @@ def test_what_is_taken_away_behind_the_mount_is_an_error_and_no_more(any_place: 
     assert os.read(fd, 100) == b"content"
     os.write(fd, b" and more")
     gone = (errno.ENOENT, errno.ESTALE)
-    assert errno_of(os.open, "file", os.O_RDONLY, dir_fd=directory) in gone
+    assert errno_of(os.open, "file", os.O_RDONLY, dir_fd=directory) in (
+        None,
+        *gone,
+    )  # the kernel may still know the name
     assert errno_of(os.open, "new", os.O_CREAT | os.O_WRONLY, dir_fd=directory) in gone
     assert errno_of(os.listdir, any_place.path / "d" / "file") in (*gone, errno.ENOTDIR)
     os.close(fd)

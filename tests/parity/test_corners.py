@@ -16,7 +16,7 @@ from support import acts
 
 from parity import corner_acts
 from parity.calls import checked, libc
-from parity.places import Place
+from parity.places import NATIVE, Place
 
 
 def errno_of(call, *arguments, **named) -> int | None:  # type: ignore[no-untyped-def]
@@ -339,7 +339,7 @@ def test_direct_io(disk_place: Place) -> None:
     os.close(fd)
 
 
-@pytest.mark.parametrize("how", ["fsync", "fdatasync", "O_SYNC", "O_DSYNC", "syncfs"])
+@pytest.mark.parametrize("how", ["fsync", "fdatasync", "O_SYNC", "O_DSYNC"])
 def test_synced_data_has_a_place_on_the_disk(disk_place: Place, how: str) -> None:
     path, behind = disk_place.path / "file", str(disk_place.source / "file")
     path.touch()
@@ -350,9 +350,7 @@ def test_synced_data_has_a_place_on_the_disk(disk_place: Place, how: str) -> Non
         os.pwrite(plain, b"x" * 4096, offset)
         offset += 8192
     os.pwrite(synced, b"y" * 4096, offset)
-    if how == "syncfs":
-        checked(libc.syncfs(synced))
-    elif not flags:
+    if not flags:
         getattr(os, how)(synced)
     assert corner_acts.delayed_extents(behind) == 0
     os.close(plain)
@@ -495,15 +493,24 @@ def test_immutable_and_append_only_files(disk_place: Place) -> None:
     assert path.read_text() == "fixed and more"
 
 
-def test_file_flags_are_set_through_the_mount(disk_place: Place) -> None:
+@pytest.mark.skipif(NATIVE, reason="a plain directory has file flags")
+def test_file_flags_are_a_matter_of_the_source(disk_place: Place) -> None:
+    """The ioctls of chattr and lsattr are not passed on (promises.md): a clear refusal, and no effect."""
     path, behind = disk_place.path / "file", disk_place.source / "file"
     path.touch()
-    subprocess.run(["chattr", "+i", path], check=True)
-    try:
-        assert "i" in subprocess.check_output(["lsattr", behind], text=True).split()[0]
-        assert "i" in subprocess.check_output(["lsattr", path], text=True).split()[0]
-    finally:
-        subprocess.run(["chattr", "-i", behind], check=True)
+    before = subprocess.check_output(["lsattr", behind])
+    assert subprocess.run(["chattr", "+i", path], capture_output=True, check=False).returncode
+    assert subprocess.check_output(["lsattr", behind]) == before
+
+
+@pytest.mark.skipif(NATIVE, reason="plain directories can do it")
+@pytest.mark.parametrize("mode", [8, 32], ids=["collapse", "insert"])
+def test_the_kernel_does_not_pass_on_collapse_and_insert(disk_place: Place, mode: int) -> None:
+    """fuse_file_fallocate: EOPNOTSUPP before pinfs is asked, so the bytes stay where they are."""
+    fd = os.open(disk_place.path / "file", os.O_RDWR | os.O_CREAT)
+    os.write(fd, b"x" * 16384)
+    assert errno_of(corner_acts.fallocate, fd, mode, 4096, 4096) == errno.EOPNOTSUPP
+    os.close(fd)
 
 
 def test_changes_are_told_to_watchers(place: Place) -> None:
