@@ -10,8 +10,9 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import NewMount
@@ -60,7 +61,7 @@ def test_on_a_read_only_source_changes_fail_as_they_do_there_and_break_no_lease(
     mount = new_mount(source=read_only)
     file, holder, user = mount.path / "file", mount.actor(), mount.actor()
     holder.pin(file, "p", "0:0,mode=lease,signal=none")
-    for call, *args in (
+    calls: list[tuple[Callable[..., Any], *tuple[Any, ...]]] = [
         (os.truncate, str(file), 0),
         (os.open, str(file), os.O_RDWR),
         (os.open, str(file), os.O_RDONLY | os.O_TRUNC),
@@ -70,7 +71,8 @@ def test_on_a_read_only_source_changes_fail_as_they_do_there_and_break_no_lease(
         (os.mkdir, str(mount.path / "new")),
         (os.chmod, str(file), 0o600),
         (os.setxattr, str(file), "user.a", b"1"),
-    ):
+    ]
+    for call, *args in calls:
         assert user.errno(call, *args) == errno.EROFS, call
     assert [pin["state"] for pin in mount.pins()] == ["held"]
 

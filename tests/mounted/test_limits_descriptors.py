@@ -53,7 +53,7 @@ def made(place: Path, count: int) -> list[Path]:
 
 def open_all(actor: Actor, paths: list[Path], flags: int) -> tuple[list[Path], int | None]:
     """Opens until the first error: what is open now, and the errno."""
-    opened = []
+    opened: list[Path] = []
     for path in paths:
         if failed := actor.errno(os.open, str(path), flags):
             return opened, failed
