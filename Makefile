@@ -19,6 +19,7 @@ demo: venv
 	@$(BIN)/python -m demo
 
 test: venv
+	@PYTHON="$(PYTHON)" scripts/install-needs test
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
 
 lint: venv

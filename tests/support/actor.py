@@ -84,7 +84,7 @@ class Actor:
     ) -> None:
         program = [*prefix, SYSTEM_PYTHON, "-E", "-s", str(TESTS / "support" / "actor_program.py")]
         self.process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._busy = False
+        self.busy = False
         self.pid: int = self(os.getpid)  # as the actor sees it: another pid namespace has other numbers
         if uid or gid or groups:
             self(acts.become, uid, uid if gid is None else gid, tuple(groups))
@@ -95,11 +95,11 @@ class Actor:
 
     def start(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Pending[T]:
         """Starts the call and returns at once. One call at a time: ask for its result before the next."""
-        assert not self._busy, "this actor is still busy with its last call"
+        assert not self.busy, "this actor is still busy with its last call"
         assert self.process.stdin
         pickle.dump((function, args, kwargs), self.process.stdin)
         self.process.stdin.flush()
-        self._busy = True
+        self.busy = True
         return Pending(self)
 
     def errno(self, function: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> int | None:
@@ -116,7 +116,7 @@ class Actor:
         if not self.readable(limit_s):
             raise HungError(f"actor {self.process.pid} did not answer in {limit_s} s\n{where(self.process.pid)}")
         assert self.process.stdout
-        self._busy = False
+        self.busy = False
         try:
             value, failure = pickle.load(self.process.stdout)
         except EOFError:
@@ -148,10 +148,14 @@ class Actor:
         self._close_pipes()
         return status
 
-    def close(self) -> None:
-        """Ends the actor, politely if it is idle."""
-        self.process.send_signal(signal.SIGKILL if self._busy else signal.SIGCONT)  # one that was stopped sees no end
+    def end(self) -> None:
+        """Asks it to end, or kills it in the middle of a call. Does not wait: that call may hang on the mount."""
+        self.process.send_signal(signal.SIGKILL if self.busy else signal.SIGCONT)  # one that was stopped sees no end
         self._close_pipes()
+
+    def close(self) -> None:
+        """Ends the actor and waits for its end."""
+        self.end()
         self._wait()
 
     def _wait(self) -> int:
@@ -180,11 +184,13 @@ class Actors:
         self._actors.append(Actor(uid=uid, gid=gid, groups=groups, prefix=prefix))
         return self._actors[-1]
 
-    def dismiss(self) -> None:
-        """Ends all of them."""
-        while self._actors:
-            self._actors[-1].close()
-            self._actors.pop()
+    def dismiss(self, *, hanging: bool = True) -> None:
+        """Ends all of them; without `hanging` those in the middle of a call may take their time."""
+        for actor in self._actors:
+            actor.end()
+        for actor in [actor for actor in self._actors if hanging or not actor.busy]:
+            actor.close()
+            self._actors.remove(actor)
 
 
 def eventually(holds: Callable[[], bool], limit_s: float = 20.0) -> None:

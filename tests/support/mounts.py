@@ -111,7 +111,7 @@ class Mount(Actors):
         """Ends the mount by SIGTERM, or by umount(2) when `by` is "umount", and holds the daemon to its promises: exit
         code 0 in bounded time, nothing mounted, nothing in the log above level INFO but what was announced."""
         try:
-            self.dismiss()
+            self.dismiss(hanging=False)
             self._ask_to_end(by)
             self.process.wait(STOP_LIMIT_S)
         except (HungError, subprocess.TimeoutExpired) as hang:
@@ -153,7 +153,7 @@ class Mount(Actors):
         if is_mounted(self.path):
             force_umount(self.path)
             self._hung = self._hung or "the daemon ended and left its mount behind"
-        self.dismiss()  # those that hung on it are free now
+        self.dismiss()  # who was in the middle of a call is free now
 
     def __enter__(self) -> Mount:
         return self
