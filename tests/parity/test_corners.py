@@ -493,14 +493,19 @@ def test_immutable_and_append_only_files(disk_place: Place) -> None:
     assert path.read_text() == "fixed and more"
 
 
-@pytest.mark.skipif(NATIVE, reason="a plain directory has file flags")
-def test_file_flags_are_a_matter_of_the_source(disk_place: Place) -> None:
-    """The ioctls of chattr and lsattr are not passed on (promises.md): a clear refusal, and no effect."""
+def test_file_flags_are_set_and_shown_through_the_mount(disk_place: Place) -> None:
     path, behind = disk_place.path / "file", disk_place.source / "file"
     path.touch()
-    before = subprocess.check_output(["lsattr", behind])
-    assert subprocess.run(["chattr", "+i", path], capture_output=True, check=False).returncode
-    assert subprocess.check_output(["lsattr", behind]) == before
+    subprocess.run(["chattr", "+i", path], check=True)
+    try:
+        shown = [subprocess.check_output(["lsattr", p], text=True).split()[0] for p in (path, behind)]
+        assert shown[0] == shown[1]
+        assert "i" in shown[0]
+        assert errno_of(os.unlink, path) == errno.EPERM
+        assert disk_place.alice()(subprocess.call, ["chattr", "-i", str(path)], stderr=subprocess.DEVNULL)
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
+    path.unlink()
 
 
 @pytest.mark.skipif(NATIVE, reason="plain directories can do it")
