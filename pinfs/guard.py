@@ -277,9 +277,14 @@ class Guard:
         pin = event.pin
         if event.kind == "refused":
             log.info("%s is refused (%s): %s", _told(event.removal), event.why, _named([pin] if pin else []))
-        elif pin is None or pin.process is None:
+        elif pin is None:
+            return
+        elif event.kind == "revoked":
+            log.info("%s is revoked (%s)%s", _named([pin]), event.by, _wanted(event.breaking))
+        elif pin.process is None:
             return
         elif event.kind == "kill":
+            log.info("%s is killed%s", _named([pin]), _wanted(event.breaking))
             self._holders.kill(pin.process)
         elif event.kind == "break" and pin.signal is not None:
             self._holders.signal(pin.process, pin.signal, pin.id, pin.uid)
@@ -309,6 +314,14 @@ def _told(removal: Reservation | None) -> str:
     where = f"{removal.path!r}" if removal.path is not None else f"inode {removal.inode}"
     end = "end" if removal.end >= END else removal.end
     return f"{removal.op} of {where} [{removal.start}, {end}) by pid {removal.pid} uid {removal.uid}"
+
+
+def _wanted(breaking: Break | None) -> str:
+    """Why a pin has been broken, for the log."""
+    if breaking is None:
+        return ""
+    end = "end" if breaking.end >= END else breaking.end
+    return f": {breaking.op} wants [{breaking.start}, {end})"
 
 
 def _named(pins: Iterable[Pin]) -> str:
