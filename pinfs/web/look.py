@@ -1,0 +1,121 @@
+"""Looking at a mount, again and again, by its control directory: blocking, so in a thread."""
+
+import errno
+import json
+import logging
+import os
+import select
+import stat
+import time
+import tomllib
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count, islice
+from typing import Final
+
+from pinfs.cli.mounts import Mount
+from pinfs.cli.status import counters
+from pinfs.cli.watch import describe, differences
+from pinfs.web import picture
+from pinfs.web.picture import MAX_PINS, Json, text
+
+MAX_EVENTS: Final = 100  # that the page shows
+_BUFFER: Final = 1 << 20
+
+log = logging.getLogger("pinfs.web")
+
+
+class Look:
+    """One mount, as its control directory shows it to whoever runs this."""
+
+    def __init__(self, mount: Mount) -> None:
+        self._mount = mount
+        self._events: deque[Json] = deque(maxlen=MAX_EVENTS)
+        self._numbers = count(1)
+        self._before: dict[int, Json] | None = None
+        self._trace = -1
+        self.sees_all = False
+
+    def close(self) -> None:
+        if self._trace >= 0:
+            os.close(self._trace)
+        self._trace = -1
+
+    def take(self) -> Json:
+        """The whole picture. A mount that does not answer gives one that says so."""
+        shown: Json = {"v": 1, "at": time.time(), "mount": text(self._mount.point)}
+        try:
+            return shown | {"status": _safe(self._mount.status()), "counters": counters(self._mount)} | self._contents()
+        except OSError as error:
+            why = error.strerror
+        except (ValueError, LookupError) as error:  # what answers is no pinfs that we understand
+            log.exception("%s cannot be shown", self._mount.point)
+            why = repr(error)
+        self.close()
+        return shown | {"error": text(why), "events": list(self._events)}
+
+    def _contents(self) -> Json:
+        """OSError: it has ended, or its daemon has."""
+        if self._trace < 0:
+            self._open_trace()
+        pins = list(self._pins())
+        for event in self._trace_lines() if self.sees_all else self._differences(pins):
+            self._note(event)
+        values = tomllib.loads(self._mount.control("policy").read_text())
+        return {
+            "sees_all": self.sees_all,
+            "read": len(pins),
+            "files": picture.files(pins, self._size_of),
+            "holders": picture.holders(pins),
+            "policy": picture.policy(values),
+            "events": list(self._events),
+        }
+
+    def _pins(self) -> Iterator[Json]:
+        with self._mount.control("pins").open("rb") as lines:
+            yield from map(json.loads, islice(lines, MAX_PINS))
+
+    def _size_of(self, pin: Json) -> int | None:
+        """None: the file has gone, or another one has its name by now."""
+        with suppress(OSError, ValueError):
+            found = os.stat(os.path.join(self._mount.point, pin["path"]), follow_symlinks=False)
+            if stat.S_ISREG(found.st_mode) and found.st_ino == pin["inode"]:
+                return found.st_size
+        return None
+
+    # What happens
+
+    def _open_trace(self) -> None:
+        try:
+            self._trace = os.open(self._mount.control("trace"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM):
+                raise
+        self.sees_all = self._trace >= 0
+
+    def _trace_lines(self) -> Iterator[Json]:
+        with suppress(BlockingIOError):
+            while lines := os.read(self._trace, _BUFFER):
+                yield from map(json.loads, lines.splitlines())
+
+    def _differences(self, pins: list[Json]) -> Iterator[Json]:
+        """For those who may not read the trace; nothing is known of the time before the first look."""
+        now = {pin["id"]: pin for pin in pins}
+        before, self._before = self._before, now
+        return iter(()) if before is None else differences(before, now)
+
+    def _note(self, event: Json) -> None:
+        kind, words = text(event.get("event", "?")), text(describe(event))
+        self._events.append({"number": next(self._numbers), "at": time.time(), "event": kind, "words": words})
+
+    def wait_for_news(self, limit_s: float) -> None:
+        """Until something happens, `limit_s` seconds at most. Only root is told at once."""
+        waiting = select.poll()
+        if self._trace >= 0:
+            waiting.register(self._trace, select.POLLIN)
+        waiting.poll(limit_s * 1000)
+
+
+def _safe(status: Json) -> Json:
+    return {key: text(value) if isinstance(value, str) else value for key, value in status.items()}
