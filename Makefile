@@ -6,12 +6,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test lint venv clean
+.PHONY: help demo test lint docs venv clean
 
 help:
 	@echo "make demo    pins at work, with real processes (needs /dev/fuse)"
 	@echo "make test    all tests (need root and /dev/fuse); TESTS=tests/core, PYTEST_ARGS=-x for some"
 	@echo "make lint    ruff and mypy"
+	@echo "make docs    the documentation as a site, in site/; a broken link is an error"
 	@echo "make venv    the virtual environment $(VENV) with pinfs in it"
 	@echo "make clean   removes $(VENV) and caches"
 
@@ -26,6 +27,9 @@ lint: venv
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: venv
+	@$(BIN)/mkdocs build --quiet --strict
 
 venv:
 	@PYTHON="$(PYTHON)" scripts/install-needs
