@@ -32,7 +32,7 @@ class Compose:
             "-p",
             podman.session,
             "-f",
-            REPO / "containers/compose.yaml",
+            str(REPO / "containers/compose.yaml"),
         ]
 
     def __call__(self, *words: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +15,22 @@ STEP_LIMIT_S = 3600.0
 
 
 @pytest.fixture(params=["bookworm", "trixie"])
-def machine(request: pytest.FixtureRequest, podman: Podman, tmp_path: Path) -> Iterator[Container]:
-    """A fresh root with make and git, and a clone of what is committed here."""
-    clone = tmp_path / "pinfs"
+def machine(request: pytest.FixtureRequest, podman: Podman, tmp_path: Path) -> Container:
+    """A fresh root with make and git, and a clone of what is committed here.
+
+    What a container has and a machine has not is made up for: /dev/shm can execute, /var/tmp lies on a disk.
+    """
+    clone, disk = tmp_path / "pinfs", tmp_path / "disk"
     subprocess.run(["git", "clone", "--quiet", REPO, clone], check=True)
-    options = ["--privileged", "--network=host", "--shm-size=4g", "-v", f"{clone}:/root/pinfs"]
-    certificates = [word for option in CERTIFICATES for word in ("-v", option)]
-    box = podman.start(
-        podman.debian(request.param), "infinity",
-        options=[*options, *certificates, "--workdir=/root/pinfs", "--entrypoint=sleep"],
-    )  # fmt: skip
+    disk.mkdir()
+    disk.chmod(0o1777)
+    volumes = [*CERTIFICATES, f"{clone}:/usr/src/pinfs", f"{disk}:/var/tmp"]
+    options = ["--privileged", "--network=host", "--workdir=/usr/src/pinfs", "--entrypoint=sleep"]
+    options += ["--tmpfs=/dev/shm:rw,exec,nosuid,nodev,size=4g,mode=1777"]
+    options += [f"--volume={volume}" for volume in volumes]
+    box = podman.start(podman.debian(request.param), "infinity", options=options)
     box.exec("sh", "-c", "apt-get -qq update && apt-get -qq install -y --no-install-recommends make git >/dev/null")
-    yield box
+    return box
 
 
 def test_as_the_readme_says(podman: Podman, machine: Container) -> None:
