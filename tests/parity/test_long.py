@@ -22,7 +22,7 @@ SECONDS = os.environ.get("PINFS_LONG_SECONDS", "30")
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 STRESSORS = [
     "access",
-    "acl",
+    "chattr",
     "chdir",
     "chmod",
     "chown",
@@ -49,7 +49,6 @@ STRESSORS = [
     "link",
     "lockf",
     "lockofd",
-    "metamix",
     "mknod",
     "mmapaddr",
     "mmapfork",
@@ -64,11 +63,10 @@ STRESSORS = [
     "symlink",
     "sync-file",
     "touch",
-    "unlink",
     "utime",
     "xattr",
 ]
-"""The file system stressors of stress-ng but chattr and verity: these are ioctls of the backing (promises.md)."""
+"""The file system stressors of stress-ng 0.15 (Debian 12). Not verity: an ioctl of the backing (promises.md)."""
 
 
 def run(*command: str | Path, cwd: Path, user: str | None = None, limit_s: int = 200) -> str:
