@@ -48,7 +48,7 @@ class Crowd:
             self._start_with_fd("fallocate", punched, acts.fallocate, 3, 0, 4096)
         self.breakers = set(self.calls)
         eventually(self.all_wait)
-        self._start("setxattr", os.setxattr, truncated, "user.a", b"1")  # waits in the kernel, behind the truncate
+        self._start_with_fd("setxattr", truncated, os.setxattr, "user.a", b"1")  # waits in the kernel for the truncate
         if bridged:  # who reads cannot be interrupted otherwise, and would hold up the test
             self._start_with_fd("read of events", str(mount.control("events")), os.read, 4096)
 
