@@ -36,6 +36,9 @@ BAD_LOG_LINE = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^Traceback|Exception ig
 MNT_FORCE, MNT_DETACH = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
+DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM")
+"""So that a run that is killed leaves no daemon and no mount."""
+
 live: list[Mount] = []
 bases: list[Path] = []
 
@@ -67,7 +70,14 @@ class Mount(Actors):
 
     def _start(self, options: Sequence[str]) -> None:
         self.options = tuple(options)
-        command = [*self.prefix, sys.executable, str(REPO / "mount.py"), str(self.source), str(self.path)]
+        command = [
+            *self.prefix,
+            *DIES_WITH_US,
+            sys.executable,
+            str(REPO / "mount.py"),
+            str(self.source),
+            str(self.path),
+        ]
         if options:
             command += ["-o", ",".join(options)]
         with self._log.open("ab") as log:
@@ -121,6 +131,10 @@ class Mount(Actors):
         self._check_end()
 
     def _ask_to_end(self, by: str) -> None:
+        if not is_mounted(self.path):  # the test unmounted it: the daemon ends by itself when nobody uses it any more
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+                return
         if by == "umount":
             umount(self.path)
         else:
