@@ -23,7 +23,7 @@ from pinfs.fs.control import Control, ControlDirectory, ControlHandle
 from pinfs.fs.directories import DT_DIR, Add, DirectoryHandle
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle, Wake
 from pinfs.fs.inodes import Inode, InodeTable
-from pinfs.fs.pins import PinVerbs, is_pin_attribute
+from pinfs.fs.pins import PREFIX, PinVerbs, is_pin_attribute
 from pinfs.fs.types import NOW, CallerLike, Entry, Opened, SetAttr
 from pinfs.guard import Guard
 from pinfs.parking import park
@@ -48,6 +48,8 @@ _TAKES_TAIL: Final = {
 }
 
 
+HIDDEN: Final = (PREFIX, b"trusted.")
+NOTHING: Final = SetAttr()  # chown(-1, -1) arrives like this, and moves the ctime
 ACCESS_ACL: Final = b"system.posix_acl_access"
 _AT_ONCE: Final[AbstractContextManager[None]] = nullcontext()
 _NOTHING: Final[AbstractAsyncContextManager[None]] = nullcontext()
@@ -279,7 +281,7 @@ class Operations:
             await self._truncate(inode, changes.size, "truncate", ctx, handle=handle)
         if changes.kill_suidgid:
             self._drop_set_ids(inode)
-        if changes.uid is not None or changes.gid is not None:
+        if changes.uid is not None or changes.gid is not None or changes == NOTHING:
             with self._keeping_set_ids(inode):
                 os.chown(self._inodes.handle(inode), _or_same(changes.uid), _or_same(changes.gid))
         if changes.mode is not None:
@@ -439,7 +441,8 @@ class Operations:
             os.close(fd)
             raise
         inode.lookups += 1
-        return await self._created(inode, st, flags, ctx), Entry(inode.nodeid, st)
+        opened = await self._created(inode, st, flags, ctx)
+        return opened, Entry(inode.nodeid, self._inodes.stat(inode) if flags & os.O_TRUNC else st)
 
     async def _created(self, inode: Inode, st: os.stat_result, flags: int, ctx: CallerLike) -> Opened:
         try:
@@ -652,7 +655,8 @@ class Operations:
         if self._control.is_control(nodeid):
             return []
         names = os.listxattr(self._inodes.magic_path(self._inodes.get(nodeid)))
-        return [encoded for name in names if not is_pin_attribute(encoded := os.fsencode(name))]
+        hidden = HIDDEN if ctx.uid else (PREFIX,)  # xattr(7): trusted.* is for CAP_SYS_ADMIN, which the daemon has
+        return [encoded for name in names if not (encoded := os.fsencode(name)).startswith(hidden)]
 
     async def removexattr(self, nodeid: int, name: bytes, ctx: CallerLike) -> None:
         """removexattr(2)."""

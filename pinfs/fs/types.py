@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-NOW: Final = -1  # for SetAttr's times: the moment of the call, taken by the backing
+NOW: Final = 1 << 64  # no time that a file can have; for SetAttr's times: the moment of the call, taken by the backing
 
 
 class Caller(NamedTuple):
