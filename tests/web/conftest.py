@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import http.client
 import os
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -39,7 +37,9 @@ class Web:
     def get(self, path: str = "", method: str = "GET", **headers: str) -> http.client.HTTPResponse:
         """`path` below the key, or anywhere when it begins with a slash."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_S)
-        connection.request(method, path if path.startswith("/") else self.path + path, headers=headers)
+        connection.request(
+            method, path if path.startswith("/") else self.path + path, headers={"Connection": "close", **headers}
+        )
         return connection.getresponse()
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:

@@ -33,7 +33,7 @@ def free_port() -> int:
 
 def get(port: int, path: str = "/metrics", method: str = "GET", **headers: str) -> http.client.HTTPResponse:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)
-    connection.request(method, path, headers=headers)
+    connection.request(method, path, headers={"Connection": "close", **headers})
     return connection.getresponse()
 
 
