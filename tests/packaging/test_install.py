@@ -1,4 +1,4 @@
-"""packaging/install, and mount(8) on this machine: in a mount namespace whose /usr has what was installed."""
+"""packaging/install, and mount(8) on this machine, in a mount namespace that has what was installed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from support.mounts import REPO
 PINFS = Path(sys.executable).with_name("pinfs")
 LIMIT_S = 60.0
 
-# The mount, the daemon and what is overlaid on /usr end with the namespace.
+# The mount, the daemon and what is laid over the machine's own directories end with the namespace.
 SCRIPT = """
 set -e
 mount --make-rprivate /
-mount -t overlay overlay -o lowerdir=stage/usr:/usr /usr
+mount -t overlay overlay -o lowerdir=stage/usr/bin:/usr/bin /usr/bin
+mount -t overlay overlay -o lowerdir=stage/usr/sbin:/usr/sbin /usr/sbin
 {mount}
 findmnt -no SOURCE,FSTYPE mnt
 df --output=source,fstype mnt | tail -n 1
