@@ -70,10 +70,12 @@ def make_app(feed: Feed, key: str, names: Sequence[str]) -> Starlette:
         return StreamingResponse(feed.stream(), media_type="text/event-stream")
 
     routes = [Route("/news", news), *(_file(path, *file) for path, file in _FILES.items())]
-    return Starlette(
+    app = Starlette(
         routes=[Mount("/{key}", routes=routes, middleware=[Middleware(WithKey, key=key)])],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(names), www_redirect=False)],
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 def _file(path: str, name: str, media_type: str) -> Route:
