@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 MAX_CLIENTS: Final = 16
 PAUSE_S: Final = 0.2  # between two looks at least
-SHARE: Final = 5.0  # and this many times what the last one took, so that a big mount is looked at less often
+SHARE: Final = 9.0  # and this many times what the last one took, so that a big mount is looked at less often
 AGE_S: Final = 1.0  # without news, the next look comes after this
 
 

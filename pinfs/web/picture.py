@@ -14,7 +14,7 @@ from pinfs.cli.output import printable
 Json = dict[str, Any]
 SizeOf = Callable[[Json], int | None]
 
-MAX_PINS: Final = 20_000  # that are read at one look; what it takes must not be felt on the mount
+MAX_PINS: Final = 10_000  # that are read at one look; what it takes must not be felt on the mount
 MAX_FILES: Final = 40
 MAX_PINS_OF_A_FILE: Final = 12
 MAX_HOLDERS: Final = 20
