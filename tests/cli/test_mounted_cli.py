@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -236,9 +237,18 @@ def test_no_such_pin(mnt: Mount) -> None:
 # --- watch, status, policy, debug
 
 
+def has_open(pid: int, name: str) -> bool:
+    """Whether a process has a file of that name open; it opens and closes others while we look."""
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            if name in os.readlink(f"/proc/{pid}/fd/{fd}"):
+                return True
+    return False
+
+
 def test_watch_shows_a_break_from_pin_to_release(mnt: Mount, file: Path) -> None:
     watching = Running("watch", "--json", "--count", 4, mnt.path)
-    eventually(lambda: any("trace" in os.readlink(fd) for fd in Path(f"/proc/{watching.process.pid}/fd").iterdir()))
+    eventually(lambda: has_open(watching.process.pid, "trace"))
     with mnt.trace() as trace:
         running, pinned = holding(trace, file, "--mode", "lease")
         assert cut(file) is None
