@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -184,9 +185,10 @@ def shared_directory() -> Iterator[Path]:
 
 
 def _containers_conf() -> str:
-    """Limits below those of any machine, because podman's own defaults must be raised, which not everybody may."""
-    return """[containers]
-default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
+    """Limits that need no raising, which podman's own would, and not everybody may."""
+    descriptors = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 1 << 20)
+    return f"""[containers]
+default_ulimits = ["nofile={descriptors}:{descriptors}", "nproc=4096:4096"]
 netns = "none"
 [engine]
 runtime = "runc"

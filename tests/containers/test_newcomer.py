@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 from pathlib import Path
 
@@ -27,10 +26,8 @@ def machine(request: pytest.FixtureRequest, podman: Podman, tmp_path: Path) -> C
     disk.mkdir()
     disk.chmod(0o1777)
     volumes = [*CERTIFICATES, f"{clone}:/srv/pinfs", f"{disk}:/var/tmp"]
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     options = [
         "--privileged",
-        f"--ulimit=nofile={descriptors}:{descriptors}",
         "--network=host",
         "--workdir=/srv/pinfs",
         "--entrypoint=sleep",
