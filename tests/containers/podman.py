@@ -12,6 +12,7 @@ import resource
 import shutil
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -203,7 +204,7 @@ def _storage_conf() -> str:
     return f"""[storage]
 driver = "{driver}"
 graphroot = "{CACHE}/storage"
-runroot = "/run/pinfs-test-containers"
+runroot = "/run/pinfs-test-containers/{zlib.crc32(bytes(CACHE)):08x}"
 """
 
 

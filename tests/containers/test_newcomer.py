@@ -18,20 +18,15 @@ STEP_LIMIT_S = 3600.0
 def machine(request: pytest.FixtureRequest, podman: Podman, tmp_path: Path) -> Container:
     """A fresh root with make and git, and a clone of what is committed here.
 
-    What a container lacks is made up for: /dev/shm can execute, /var/tmp lies on a disk, descriptors are plenty. The
-    clone is not in root's home, where the tests' other users could not read it.
+    What a container lacks is made up for: /dev/shm can execute, /var/tmp is a disk, processes are plenty. The clone
+    is not in root's home, where the tests' other users could not read it.
     """
     clone, disk = tmp_path / "pinfs", tmp_path / "disk"
     subprocess.run(["git", "clone", "--quiet", REPO, clone], check=True)
     disk.mkdir()
     disk.chmod(0o1777)
     volumes = [*CERTIFICATES, f"{clone}:/srv/pinfs", f"{disk}:/var/tmp"]
-    options = [
-        "--privileged",
-        "--network=host",
-        "--workdir=/srv/pinfs",
-        "--entrypoint=sleep",
-    ]
+    options = ["--privileged", "--pids-limit=-1", "--network=host", "--workdir=/srv/pinfs", "--entrypoint=sleep"]
     options += ["--tmpfs=/dev/shm:rw,exec,nosuid,nodev,size=4g,mode=1777"]
     options += [f"--volume={volume}" for volume in volumes]
     box = podman.start(podman.debian(request.param), "infinity", options=options)
