@@ -151,8 +151,8 @@ def test_while_a_truncate_waits_setxattr_is_held_back_and_the_rest_is_not(raw: R
         raw.default(request)
         raw.error(pending)
     raw.default(waiting)
+    raw.reply(raw.until(fuse.SETXATTR))  # free as soon as the truncate has ended, maybe before its caller has woken
     raw.result(cut)
-    raw.reply(raw.until(fuse.SETXATTR))
     raw.result(setting)
 
 
