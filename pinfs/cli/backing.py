@@ -76,9 +76,12 @@ def _type_by_longest_prefix(path: str) -> str:
 def _type(directory: str, kind: str) -> Finding:
     text = f"{directory} is {kind}"
     if kind == "fuse.pinfs":
-        return bad("backing", text, "mount the directory below it, not the pinfs mount itself")
+        return bad("backing", f"{text}: the two would not know of each other's pins",
+                   "mount the directory below it, not the pinfs mount itself")  # fmt: skip
     if kind.startswith("fuse"):
-        return warn("backing", f"{text}: no passthrough on top of FUSE", "use the file system below it")
+        # Deeper than that the kernel does not go (FILESYSTEM_MAX_STACK_DEPTH).
+        return warn("backing", f"{text}: passthrough goes to that file system, and what its daemon is asked stays slow",
+                    "use the file system below it, if there is one")  # fmt: skip
     if kind == "overlay":
         return warn("backing", f"{text}: the first write of a file moves its bytes to the upper layer",
                     "use a volume or a bind mount instead of a container's own layers")  # fmt: skip

@@ -21,6 +21,7 @@ _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.
 _CAPABILITIES = {"chown": 0, "dac_override": 1, "fowner": 3, "fsetid": 4, "kill": 5, "setgid": 6, "setuid": 7,
                  "sys_ptrace": 19, "sys_admin": 21, "mknod": 27}  # fmt: skip
 _ENOUGH_DESCRIPTORS = 16384
+MTAB = Path("/etc/mtab")
 _OLDEST_LIBFUSE = (3, 3)  # the first that takes /dev/fd/N as mount point
 
 
@@ -71,6 +72,10 @@ def _fusermount() -> Finding:
         return bad("fusermount3", "is not installed", "apt install fuse3")
     if not Path(path).stat().st_mode & stat.S_ISUID and os.geteuid() != 0:
         return bad("fusermount3", f"{path} is not set-user-id", f"chown root {path}; chmod u+s {path}")
+    if not MTAB.exists() and os.geteuid() != 0:
+        # It looks there for whose mount it is (may_unmount in util/fusermount.c of libfuse).
+        return warn("fusermount3", f"{path} finds no {MTAB}: it mounts, but refuses to unmount",
+                    f"as root: ln -s /proc/self/mounts {MTAB}")  # fmt: skip
     return ok("fusermount3", path)
 
 
@@ -171,8 +176,22 @@ def _pid_namespace() -> Finding:
 
 
 def _proc() -> Finding:
+    if not _proc_is_ours():
+        return bad(
+            "/proc",
+            "is that of another pid namespace: its numbers mean other processes, and the wrong ones would hold pins",
+            "give the daemon a /proc of its own (unshare --pid --fork --mount-proc)",
+        )
     if os.access("/proc/1/status", os.R_OK):
         return ok("/proc", "shows the processes of all users")
     return warn(
         "/proc", "hides other users' processes (hidepid): they cannot own pins", "mount -o remount,hidepid=0 /proc"
     )
+
+
+def _proc_is_ours() -> bool:
+    """/proc/self is the number that the reader has in the pid namespace of that /proc (pid_namespaces(7))."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except FileNotFoundError:  # the reader has none there
+        return False

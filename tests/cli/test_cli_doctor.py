@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -45,6 +47,26 @@ def test_passthrough_is_probed(monkeypatch: pytest.MonkeyPatch, number: str, lev
     finding = machine._passthrough()
     assert finding.level == level
     assert words in finding.mend
+
+
+def test_a_user_needs_mtab_to_unmount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "MTAB", tmp_path / "mtab")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "refuses to unmount" in machine._fusermount().text
+    (tmp_path / "mtab").symlink_to("/proc/self/mounts")
+    assert machine._fusermount().level is Level.OK
+    (tmp_path / "mtab").unlink()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert machine._fusermount().level is Level.OK
+
+
+@pytest.mark.parametrize(("proc_of_its_own", "level"), [([], "fail"), (["--mount-proc"], "ok")])
+def test_the_proc_of_another_namespace(proc_of_its_own: list[str], level: str) -> None:
+    """Where /proc shows other numbers than the daemon is told, it would take one process for another."""
+    words = ["unshare", "--pid", "--fork", *proc_of_its_own, sys.executable, "-m", "pinfs.cli.main", "doctor", "--json"]
+    said = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL).stdout
+    (finding,) = [finding for finding in json.loads(said)["findings"] if finding["check"] == "/proc"]
+    assert finding["level"] == level
 
 
 def test_tmpfs() -> None:
