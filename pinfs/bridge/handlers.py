@@ -35,7 +35,12 @@ class Handlers:
         self._notify = notify
         self._entry_valid = wire.seconds(ops.entry_timeout_s)
         self._attr_valid = wire.seconds(ops.attr_timeout_s)
+        self._restless = ops.restless
         self._nothing = wire.no_entry_out(self._entry_valid)
+
+    def _valid(self, nodeid: int) -> tuple[int, int]:
+        """How long the kernel may remember attributes: not at all where it is not told of their changes."""
+        return wire.NOT_AT_ALL if nodeid in self._restless else self._attr_valid
 
     # Names
 
@@ -44,7 +49,7 @@ class Handlers:
             entry = await self._ops.lookup(nodeid, wire.name_of(body), ctx)
         except FileNotFoundError:
             return self._nothing
-        return wire.entry_out(entry, self._entry_valid, self._attr_valid)
+        return wire.entry_out(entry, self._entry_valid, self._valid(entry.nodeid))
 
     async def forget(self, nodeid: int, ctx: Caller, body: memoryview) -> None:
         self._ops.forget([(nodeid, *wire.U64.unpack_from(body))])
@@ -66,7 +71,7 @@ class Handlers:
     async def link(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         (old_nodeid,) = wire.U64.unpack_from(body)
         entry = await self._ops.link(old_nodeid, nodeid, wire.name_of(body, 8), ctx)
-        return wire.entry_out(entry, self._entry_valid, self._attr_valid)
+        return wire.entry_out(entry, self._entry_valid, self._valid(entry.nodeid))
 
     async def readlink(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         return await self._ops.readlink(nodeid, ctx)
@@ -96,25 +101,28 @@ class Handlers:
     async def getattr(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         flags, _, fh = wire.GETATTR_IN.unpack_from(body)
         st = await self._ops.getattr(nodeid, ctx, fh if flags & wire.GETATTR_FH else None)
-        return wire.attr_out(nodeid, st, self._attr_valid)
+        return wire.attr_out(nodeid, st, self._valid(nodeid))
 
     async def setattr(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         changes, fh = wire.attributes(wire.SETATTR_IN.unpack_from(body))
         st = await self._ops.setattr(nodeid, changes, fh, ctx)
-        return wire.attr_out(nodeid, st, self._attr_valid)
+        return wire.attr_out(nodeid, st, self._valid(nodeid))
 
     async def statx(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         flags, _, fh, _, _ = wire.STATX_IN.unpack_from(body)
         st, btime_ns = await self._ops.statx_btime(nodeid, fh if flags & wire.GETATTR_FH else None)
-        return wire.statx_out(nodeid, st, btime_ns, self._attr_valid)
+        return wire.statx_out(nodeid, st, btime_ns, self._valid(nodeid))
 
     # Files
 
     async def open(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         flags, open_flags = wire.OPEN_IN.unpack_from(body)
+        rested = nodeid not in self._restless
         opened = await self._ops.open(nodeid, flags, ctx)
         if open_flags & wire.OPEN_KILL_SUIDGID:  # O_TRUNC by who may not keep set-user-id
             await self._ops.setattr(nodeid, SetAttr(kill_suidgid=True), None, ctx)
+        if rested and nodeid in self._restless:
+            self._notify(wire.forget_attributes(nodeid))
         return wire.open_out(opened)
 
     async def create(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
@@ -127,7 +135,7 @@ class Handlers:
         return self._created(*await self._ops.tmpfile(nodeid, mode, flags, ctx._replace(umask=umask)))
 
     def _created(self, opened: Opened, entry: Entry) -> bytes:
-        return wire.entry_out(entry, self._entry_valid, self._attr_valid) + wire.open_out(opened)
+        return wire.entry_out(entry, self._entry_valid, self._valid(entry.nodeid)) + wire.open_out(opened)
 
     async def read(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
@@ -199,7 +207,7 @@ class Handlers:
 
     async def _listing(self, body: memoryview, plus: bool) -> bytes:
         fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
-        listing = wire.Listing(size, plus, self._entry_valid, self._attr_valid)
+        listing = wire.Listing(size, plus, self._entry_valid, self._valid)
         await self._ops.readdir(fh, offset, plus, listing.add)
         return b"".join(listing.parts)
 

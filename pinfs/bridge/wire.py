@@ -6,6 +6,7 @@ the dispatcher answers with EINVAL. Encoders return the body of a reply, without
 
 import errno
 import os
+from collections.abc import Callable
 from struct import Struct
 from typing import Final
 
@@ -64,6 +65,7 @@ OUT_HEADER: Final = Struct("<IiQ")  # len error unique
 IN_SIZE: Final = IN_HEADER.size
 OUT_SIZE: Final = OUT_HEADER.size
 NOTIFY_POLL: Final = 1
+NOTIFY_INVAL_INODE: Final = 2
 U64: Final = Struct("<Q")
 
 # Bodies of requests
@@ -99,6 +101,7 @@ GETXATTR_OUT: Final = Struct("<II")  # size padding
 IOCTL_OUT: Final = Struct("<iIII")  # result flags in_iovs out_iovs
 POLL_OUT: Final = Struct("<II")  # revents padding
 STATFS_OUT: Final = Struct("<QQQQQIII28x")  # blocks bfree bavail files ffree bsize namelen frsize
+INVAL_INODE_OUT: Final = Struct("<Qqq")  # ino off len
 DIRENT: Final = Struct("<QQII")  # ino off namelen type
 STATX_OUT: Final = Struct("<QI4x16xIIQIIIHxxQQQQqIxxxxqIxxxxqIxxxxqIxxxxIIII112x")
 
@@ -162,6 +165,18 @@ def entry_out(entry: Entry, entry_valid: tuple[int, int], attr_valid: tuple[int,
         st[7], st[8], st[9], st.st_atime_ns % _S, st.st_mtime_ns % _S, st.st_ctime_ns % _S,
         st[0], st[3], st[4], st[5], st.st_rdev & _U32, st.st_blksize, 0,
     )  # fmt: skip
+
+
+NOT_AT_ALL: Final = 0, 0
+"""The timeout of attributes that the kernel may use once."""
+
+
+def forget_attributes(nodeid: int) -> bytes:
+    """The whole message of a notification: the kernel asks again for the attributes of an inode, not for its data.
+
+    It takes none of the inode's locks (fuse_reverse_inval_inode with a negative offset): allowed inside any handler.
+    """
+    return OUT_HEADER.pack(OUT_SIZE + INVAL_INODE_OUT.size, NOTIFY_INVAL_INODE, 0) + INVAL_INODE_OUT.pack(nodeid, -1, 0)
 
 
 NO_ENTRY: Final = bytes(ENTRY_OUT.size)
@@ -244,14 +259,16 @@ def names_of(body: memoryview, offset: int) -> tuple[bytes, bytes]:
 class Listing:
     """The body of a READDIR or READDIRPLUS reply of at most `size` bytes, filled by add()."""
 
-    __slots__ = ("_attr_valid", "_entry_valid", "_plus", "_room", "parts")
+    __slots__ = ("_attr_valid_of", "_entry_valid", "_plus", "_room", "parts")
 
-    def __init__(self, size: int, plus: bool, entry_valid: tuple[int, int], attr_valid: tuple[int, int]) -> None:
+    def __init__(
+        self, size: int, plus: bool, entry_valid: tuple[int, int], attr_valid_of: Callable[[int], tuple[int, int]]
+    ) -> None:
         self.parts: list[bytes] = []
         self._room = size
         self._plus = plus
         self._entry_valid = entry_valid
-        self._attr_valid = attr_valid
+        self._attr_valid_of = attr_valid_of
 
     def add(self, name: bytes, next_offset: int, what: Entry | tuple[int, int]) -> bool:
         """Append one name, with its Entry or (st_ino, d_type). False: it does not fit any more."""
@@ -268,4 +285,4 @@ class Listing:
         return True
 
     def _entry(self, entry: Entry) -> bytes:
-        return entry_out(entry, self._entry_valid, self._attr_valid) if self._plus else b""
+        return entry_out(entry, self._entry_valid, self._attr_valid_of(entry.nodeid)) if self._plus else b""

@@ -2,8 +2,10 @@
 
 import ctypes
 import errno
+import fcntl
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Final, Protocol
@@ -203,6 +205,24 @@ class Backing:
         if file.backing_id is None:
             file.backing_id = self.passthrough.open(file.any_fd)
         return file.backing_id
+
+    def let_rest(self, inode: Inode) -> None:
+        """Take a restless inode for an ordinary one again as soon as nobody can store to it.
+
+        A mapping may outlive all handles, and then only the kernel knows of it: it grants a read lease on no file that
+        is open for writing (fcntl(2), F_SETLEASE), and a mapping keeps its file open. Where there are no leases the
+        inode stays as it is.
+        """
+        if inode.file is not None and inode.file.writer >= 0:
+            return
+        with suppress(OSError):
+            fd = self._inodes.open(inode, os.O_RDONLY | os.O_NONBLOCK | _KEPT_FLAGS)
+            try:
+                fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # for who opens it right now: SIGIO would end us
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+                self._inodes.restless.discard(inode.nodeid)
+            finally:
+                os.close(fd)
 
     # Descriptors to work with
 

@@ -107,6 +107,8 @@ class InodeTable:
         self.on_forgotten: Callable[[Inode], None] = lambda inode: None
         """Called with an inode that has an open backing file, but that the kernel does not know any more."""
         self._lru: OrderedDict[Inode, None] = OrderedDict()  # inodes whose descriptor may be closed
+        self.restless: set[int] = set()
+        """Node ids of files that may be changed by stores through mappings, of which nobody tells."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -231,6 +233,7 @@ class InodeTable:
         if self._by_id.get(inode.nodeid) is not inode:
             return
         del self._by_id[inode.nodeid]
+        self.restless.discard(inode.nodeid)
         self._foreign.pop(inode.key, None)
         self._close(inode)
         ways = [inode.parent, *(parent for parent, _ in inode.links or ())]

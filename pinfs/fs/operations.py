@@ -98,6 +98,7 @@ class Operations:
         self.entry_timeout_s = entry_timeout_s
         self.attr_timeout_s = attr_timeout_s
         self.handles = pins.handles
+        self.restless = inodes.restless  # whose attributes nobody may remember
         self._backing = backing
         self._inodes = inodes
         self._guard = guard
@@ -261,13 +262,18 @@ class Operations:
         """fstatat(2). ESTALE: changed behind pinfs."""
         if self._control.is_control(nodeid):
             return self._control.stat(nodeid)
-        return self._inodes.stat(self._inodes.get(nodeid))
+        inode = self._inodes.get(nodeid)
+        if nodeid in self.restless:
+            self._backing.let_rest(inode)
+        return self._inodes.stat(inode)
 
     async def statx_btime(self, nodeid: int, fh: int | None) -> tuple[os.stat_result, int | None]:
         """The attributes and the time of birth (nanoseconds; None: the backing has none)."""
         if self._control.is_control(nodeid):
             return self._control.stat(nodeid), None
         inode = self._inodes.get(nodeid)
+        if nodeid in self.restless:
+            self._backing.let_rest(inode)
         fd = self._inodes.fd(inode)
         return os.fstat(fd), syscalls.birth_time_ns(fd)
 
@@ -422,6 +428,8 @@ class Operations:
     def _opened(self, inode: Inode, flags: int) -> Opened:
         fh = self.handles.add(FileHandle(inode, flags))
         backing_id = self._backing.passthrough_id(inode)
+        if backing_id and flags & os.O_ACCMODE == os.O_RDWR:
+            self.restless.add(inode.nodeid)
         return Opened(fh, 0 if backing_id else FOPEN_KEEP_CACHE, backing_id)
 
     def _opened_control(self, handle: ControlHandle) -> Opened:

@@ -32,6 +32,7 @@ class Canned:
     """Operations that answer everything at once. `park_in` names one that waits for `gate`."""
 
     entry_timeout_s = attr_timeout_s = 1.5
+    restless: frozenset[int] = frozenset()
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple]] = []

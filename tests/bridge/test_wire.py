@@ -135,7 +135,7 @@ def test_two_names(data: bytes) -> None:
 @given(st.lists(st.binary(min_size=1, max_size=255), max_size=30), st.integers(0, 4096), st.booleans())
 def test_a_listing_keeps_to_its_size_and_is_aligned(names: list[bytes], size: int, plus: bool) -> None:
     entry = Entry(9, os.stat("/"))
-    listing = wire.Listing(size, plus, (0, 0), (0, 0))
+    listing = wire.Listing(size, plus, (0, 0), lambda nodeid: (0, 0))
     fitting = 0
     for place, name in enumerate(names, 1):
         if not listing.add(name, place, entry if plus else (9, 4)):
@@ -157,6 +157,6 @@ def read_listing(data: bytes, plus: bool) -> list[tuple[int, int, int, bytes]]:
 
 
 def test_dots_in_a_plus_listing_have_no_node() -> None:
-    listing = wire.Listing(4096, True, (0, 0), (0, 0))
+    listing = wire.Listing(4096, True, (0, 0), lambda nodeid: (0, 0))
     assert listing.add(b".", 1, (5, 4))
     assert b"".join(listing.parts)[:128] == bytes(128)

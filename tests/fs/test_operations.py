@@ -1,11 +1,13 @@
 """The plain file system: every operation over the source, without a mount."""
 
 import errno
+import mmap
 import os
 import stat
 
 import pytest
 
+from pinfs.fs.backing import NoPassthrough
 from pinfs.fs.inodes import ROOT_ID
 from pinfs.fs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from pinfs.fs.types import Caller, Entry, SetAttr
@@ -304,3 +306,46 @@ async def test_create_of_what_is_there_cuts_it_and_says_so(bench: Bench) -> None
     await bench.file("f", 45)
     _, entry = await bench.ops.create(ROOT_ID, b"f", 0o644, os.O_WRONLY | os.O_TRUNC, ME)
     assert entry.st.st_size == 0
+
+
+class EveryFile(NoPassthrough):
+    """A kernel that reads, writes and maps every file by itself."""
+
+    def open(self, fd: int) -> int:
+        return 1
+
+    def close(self, backing_id: int) -> None:
+        pass
+
+
+async def test_what_may_be_stored_to_is_restless_until_nobody_has_it_open_or_mapped(bench: Bench) -> None:
+    bench.fs.backing.passthrough = EveryFile()
+    nodeid = await bench.file("f", 4096)
+    opened = await bench.ops.open(nodeid, os.O_RDWR, ME)
+    with (bench.source / "f").open("r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 4096)
+    await bench.ops.getattr(nodeid, ME)
+    assert nodeid in bench.ops.restless
+    await bench.ops.release(opened.fh)
+    await bench.ops.getattr(nodeid, ME)
+    assert nodeid in bench.ops.restless
+    mapped.close()
+    await bench.ops.getattr(nodeid, ME)
+    assert nodeid not in bench.ops.restless
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY])
+async def test_nobody_can_store_through_other_handles(bench: Bench, flags: int) -> None:
+    bench.fs.backing.passthrough = EveryFile()
+    nodeid = await bench.file("f", 4096)
+    await bench.ops.open(nodeid, flags, ME)
+    assert nodeid not in bench.ops.restless
+
+
+async def test_a_forgotten_inode_is_not_restless(bench: Bench) -> None:
+    bench.fs.backing.passthrough = EveryFile()
+    opened, entry = await bench.ops.create(ROOT_ID, b"f", 0o600, os.O_RDWR, ME)
+    assert entry.nodeid in bench.ops.restless
+    await bench.ops.release(opened.fh)
+    bench.ops.forget([(entry.nodeid, 1)])
+    assert not bench.ops.restless

@@ -9,13 +9,14 @@ import shutil
 import socket
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support import acts
 
 from parity import corner_acts
-from parity.calls import checked, libc
+from parity.calls import checked, libc, next_tick
 from parity.places import NATIVE, Place
 
 
@@ -324,6 +325,54 @@ def test_msync_reaches_the_backing(disk_place: Place) -> None:
         shared[:5] = b"synced"[:5]
         shared.flush()
         assert (disk_place.source / "file").read_bytes()[:5] == b"synce"
+
+
+def test_stores_are_seen_in_the_attributes_at_once(any_place: Place) -> None:
+    """While a handle is open, and when only the mapping is left: the kernel tells nobody of them."""
+    path, behind = any_place.path / "file", any_place.source / "file"
+    path.touch()
+    os.truncate(path, 2**20)
+    path.stat()  # remembered from before the file is open
+    fd = os.open(path, os.O_RDWR)
+    with mmap.mmap(fd, 2**20) as shared:
+        for page in range(8):
+            if page == 4:
+                os.close(fd)
+            before = behind.stat()
+            next_tick()
+            shared[page * 8192] = 1
+            seen, true = path.stat(), behind.stat()
+            assert (seen.st_mtime_ns, seen.st_ctime_ns, seen.st_blocks) == (
+                true.st_mtime_ns,
+                true.st_ctime_ns,
+                true.st_blocks,
+            )
+            assert true.st_mtime_ns > before.st_mtime_ns
+
+
+@pytest.mark.skipif(NATIVE, reason="counts the daemon's requests")
+def test_attributes_are_remembered_when_nobody_can_store_any_more(any_place: Place) -> None:
+    assert any_place.mount
+    path = any_place.path / "file"
+    path.write_bytes(bytes(8192))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 8192) as shared:
+        shared[0] = 1
+        assert requests_of(any_place, [path.stat] * 100) >= 100
+    assert requests_of(any_place, [path.stat] * 100) < 100
+
+
+def requests_of(place: Place, calls: list[Callable[[], object]]) -> float:
+    """How many requests some calls come to (and looking at that)."""
+    before = _requests(place)
+    for call in calls:
+        call()
+    return _requests(place) - before
+
+
+def _requests(place: Place) -> float:
+    assert place.mount
+    samples = place.mount.metrics().items()
+    return sum(value for name, value in samples if name.startswith("pinfs_requests_total"))
 
 
 def test_direct_io(disk_place: Place) -> None:
