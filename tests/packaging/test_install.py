@@ -41,9 +41,38 @@ def stage(base: Path) -> Path:
 
 
 def test_what_is_installed(stage: Path) -> None:
-    found = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if not path.is_dir())
-    assert found == ["lib/systemd/system/pinfs@.service", "usr/bin/pinfs", "usr/sbin/mount.pinfs"]
+    found = [path.relative_to(stage) for path in stage.rglob("*") if not path.is_dir()]
+    pages = {path.name for path in found if path.parent == Path("usr/share/man/man1")}
+    assert {"pinfs.1", "pinfs-mount.1"} <= pages
+    assert sorted(str(path) for path in found if path.name not in pages) == [
+        "lib/systemd/system/pinfs@.service",
+        "usr/bin/pinfs",
+        "usr/sbin/mount.pinfs",
+        "usr/share/bash-completion/completions/pinfs",
+        "usr/share/fish/vendor_completions.d/pinfs.fish",
+        "usr/share/zsh/site-functions/_pinfs",
+    ]
     assert (stage / "usr/bin/pinfs").readlink() == PINFS
+
+
+def test_bash_completes_verbs(stage: Path) -> None:
+    """The installed script, as bash runs it after `pinfs re<Tab>`."""
+    script = """
+        . stage/usr/share/bash-completion/completions/pinfs
+        COMP_WORDS=(pinfs re) COMP_CWORD=1
+        "$(complete -p pinfs | sed 's/.*-F \\([^ ]*\\).*/\\1/')" pinfs
+        echo "${COMPREPLY[@]}"
+    """
+    said = subprocess.run(
+        ["bash", "-c", script],
+        cwd=stage.parent,
+        env={"PATH": f"{stage}/usr/bin:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert (said.stdout, said.stderr) == ("release revoke\n", "")
 
 
 @pytest.mark.parametrize("kind", ["fuse.pinfs", "pinfs"])
