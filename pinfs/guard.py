@@ -19,7 +19,7 @@ from pinfs.core.pins import Break, Event, Owner, Pin, PinSpec, Reservation
 from pinfs.core.policy import PolicySet
 from pinfs.core.ranges import END
 from pinfs.mappings import Mapping, mappings_of
-from pinfs.parking import park
+from pinfs.parking import Moment, later, park
 from pinfs.stats import Stats
 
 log = logging.getLogger("pinfs.guard")
@@ -188,16 +188,16 @@ class Guard:
         self.book.limits = policies.limits
         self.book.begin(removal, policies.for_path(removal.path), trio.current_time())
         if removal.turn is Turn.WAITING:
-            log.info("%s waits for %s", _told(removal), _named(self.book.in_the_way(removal)))
+            pins = list(islice(self.book.in_the_way(removal), HOLDERS_IN_A_LOG_LINE + 1))
+            later(lambda: log.info("%s waits for %s", _told(removal), _named(pins)))
         return removal
 
     async def _answer(self, removal: Removal) -> None:
         """Come back when the removal's turn has come. OSError: it is refused."""
         if removal.turn is Turn.WAITING:
-            answered = trio.Event()
-            removal.wake = answered.set
+            answered = Moment()
+            removal.wake = answered.come
             try:
-                await park()
                 await answered.wait()
             except BaseException:
                 self.book.leave(removal, trio.current_time())

@@ -1,51 +1,91 @@
 """How one handler serves two callers: the dispatcher, which runs it straight through, and trio tasks.
 
 The dispatcher steps a handler's coroutine itself, because starting a task costs as much as answering a request. A
-handler that has to wait says so with `await park()` before it touches any trio primitive. On the short way that
-yields PARK to the dispatcher, which moves the rest of the coroutine into a task; in a task it does nothing.
+handler that has to wait says what for. For a `Moment` the dispatcher keeps the coroutine, and goes on with it when the
+moment has come. Before it touches any trio primitive it says `await park()`: the dispatcher moves the rest of it into
+a task. In a task both do what a reader would expect.
 """
 
-from collections.abc import Coroutine, Generator
+import logging
+from collections.abc import Callable, Coroutine, Generator
 from types import coroutine
 from typing import Any, Final, TypeVar
 
+import trio
+
+log = logging.getLogger("pinfs.parking")
+
 T = TypeVar("T")
 
-PARK: Final = object()
+_PARK: Final = object()
 
 _stepping = False
+_chores: list[Callable[[], None]] = []
+
+
+class Moment:
+    """Comes once; one handler waits for it. On the short way `then` is called when it comes."""
+
+    __slots__ = ("_has_come", "then")
+
+    def __init__(self) -> None:
+        self._has_come = False
+        self.then: Callable[[], object] | None = None
+
+    def come(self) -> None:
+        """From now on nobody waits for it. Does not run the waiting handler: may be called from anywhere."""
+        self._has_come = True
+        if self.then is not None:
+            self.then()
+
+    async def wait(self) -> None:
+        if not self._has_come and _stepping:
+            await _give_back(self)
+        if not self._has_come:  # we are in a task, or have been moved into one
+            event = trio.Event()
+            self.then = event.set
+            await event.wait()
 
 
 class Parked(Exception):
-    """Raised by `run_straight` when the handler wants to wait: the rest of it belongs into a task."""
+    """Raised by `run_straight` when the handler waits: for `moment`, or (None) for something that wants a task."""
+
+    def __init__(self, moment: Moment | None) -> None:
+        self.moment = moment
 
 
 @coroutine
-def park() -> Generator[object, None, None]:
+def _give_back(trap: object) -> Generator[object, None, None]:
+    yield trap
+
+
+async def park() -> None:
     """Leave the short way. Must come before the first trio primitive that a handler awaits."""
     if _stepping:
-        yield PARK
+        await _give_back(_PARK)
 
 
-def run_straight(handler: Coroutine[Any, Any, T]) -> T:
-    """Run a handler to its end without a task.
+def run_straight(handler: Coroutine[Any, Any, T], failure: BaseException | None = None) -> T:
+    """Run a handler, or go on with one that was parked, to its end without a task.
 
-    Raises Parked when the handler says `await park()`; `await handler` in a trio task then goes on where it stopped.
-    Whatever else the handler raises passes through.
+    `failure` is raised where it waits. Raises Parked when it has to wait (again): `run_straight` goes on with it then,
+    or `await rest_of(handler)` in a trio task. Whatever else the handler raises passes through.
     """
     global _stepping
-    _stepping = True
+    before, _stepping = _stepping, True
     try:
-        trap = handler.send(None)
+        trap = handler.send(None) if failure is None else handler.throw(failure)
     except StopIteration as end:
         result: T = end.value
         return result
     finally:
-        _stepping = False
-    if trap is not PARK:
+        _stepping = before
+    if isinstance(trap, Moment):
+        raise Parked(trap)
+    if trap is not _PARK:
         handler.close()
-        raise RuntimeError("a handler awaited something other than park() on the short way")
-    raise Parked
+        raise RuntimeError("a handler awaited something other than a moment or park() on the short way")
+    raise Parked(None)
 
 
 @coroutine
@@ -53,3 +93,23 @@ def rest_of(handler: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
     """Go on with a parked handler, in a trio task. (A plain `await` refuses a coroutine that has already begun.)"""
     result: T = yield from handler
     return result
+
+
+def later(chore: Callable[[], None]) -> None:
+    """Do what nobody waits for (write to the log, say) after the replies that are due; in a task at once."""
+    if _stepping:
+        _chores.append(chore)
+    else:
+        chore()
+
+
+def do_chores() -> None:
+    """What was left for later; the dispatcher calls it when nothing else is to be done."""
+    while _chores:
+        chores = _chores.copy()
+        _chores.clear()
+        for chore in chores:
+            try:
+                chore()
+            except Exception:
+                log.exception("a chore failed")

@@ -1,15 +1,16 @@
 """The dispatcher: reads requests from /dev/fuse and answers them.
 
 The short way: one handler runs straight from the request to the reply, with no task and no scheduling in between.
-Only a handler that has to wait (it parks) goes on in a task of its own, under a cancel scope that an INTERRUPT for
-its request cancels. What pyfuse3 carries and is rare takes the long way.
+A handler that waits for a moment is kept, and gone on with when it has come; one that wants a thread or another of
+trio's primitives goes on in a task of its own. An INTERRUPT ends either. What pyfuse3 carries and is rare takes the
+long way.
 """
 
 import errno
 import logging
 import os
 import select
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
@@ -24,15 +25,15 @@ from pinfs.bridge.negotiate import BUFFER_SIZE, Terms, Wishes, agree
 from pinfs.fs.errors import errno_of
 from pinfs.fs.operations import Operations
 from pinfs.fs.types import Caller
-from pinfs.parking import Parked, rest_of, run_straight
+from pinfs.parking import Moment, Parked, do_chores, rest_of, run_straight
 
 log = logging.getLogger("pinfs.bridge")
 
 # How long the short way may go on, and wait on the descriptor itself, before trio gets a turn: going back to trio costs
 # as much as an answer. A timeout that is shorter than the kernel's tick (4 ms) means setting a timer, which costs as
-# much as a system call or two; but while requests wait, their threads and deadlines should not.
+# much as a system call or two; but while requests wait in tasks, their threads should not wait as well.
 PATIENCE_MS: Final = 5
-PATIENCE_WITH_PARKED_MS: Final = 1
+PATIENCE_WITH_TASKS_MS: Final = 1
 LARGE: Final = 4096  # bytes; from here on a second buffer for writev is cheaper than a copy
 
 _caller: Final = cast(Callable[[tuple[int, int, int, int]], Caller], partial(tuple.__new__, Caller))
@@ -71,7 +72,12 @@ class Dispatcher:
         self._on_agreed = on_agreed
         self._routes = Handlers(ops, self._to_kernel).routes()
         self._routes[wire.INTERRUPT] = Route(self._interrupt, 8)
-        self._parked: dict[int, trio.CancelScope] = {}
+        self._tasks: dict[int, trio.CancelScope] = {}
+        self._waiting: dict[int, tuple[int, Work]] = {}
+        """Opcode and handler of each request that waits for a moment, by its number."""
+        self._come: deque[int] = deque()
+        """Those whose moment has come."""
+        self._turning = False
         self._woken = _Woken()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
@@ -80,7 +86,7 @@ class Dispatcher:
     @property
     def parked(self) -> int:
         """Requests that wait right now."""
-        return len(self._parked)
+        return len(self._tasks) + len(self._waiting)
 
     def _take_fresh_buffer(self) -> None:
         self._buffer = bytearray(BUFFER_SIZE)
@@ -101,6 +107,8 @@ class Dispatcher:
             finally:
                 trio.lowlevel.remove_instrument(self._woken)
                 self._nursery.cancel_scope.cancel()
+                while self._waiting:
+                    self._waiting.popitem()[1][1].close()
         raise AssertionError("the loop ends by Ended only")
 
     async def _serve(self) -> None:
@@ -113,16 +121,29 @@ class Dispatcher:
 
     def _turn(self) -> bool:
         """Answer what comes, until nothing more comes (False) or trio should get a turn (True)."""
+        self._turning = True
+        try:
+            return self._answer_while_they_come()
+        finally:
+            self._turning = False
+
+    def _answer_while_they_come(self) -> bool:
         woken = self._woken
-        patience_ms = PATIENCE_WITH_PARKED_MS if self._parked else PATIENCE_MS
+        patience_ms = PATIENCE_WITH_TASKS_MS if self._tasks else PATIENCE_MS
         until = perf_counter() + patience_ms / 1000
         woken.yes = False
         wait_ms = 0  # we come from trio, which may have somebody to wait for
         while self._poll.poll(wait_ms):
             self._answer_one()
-            if woken.yes or self.long_way.in_flight or perf_counter() > until:
+            if self._come:
+                self._go_on()
+            if woken.yes or self.long_way.in_flight:
+                return True
+            if perf_counter() > until:
+                do_chores()
                 return True
             wait_ms = patience_ms
+        do_chores()
         return False
 
     def _answer_one(self) -> None:
@@ -147,16 +168,21 @@ class Dispatcher:
             self._refuse(opcode, unique, errno.EINVAL)
             return
         work = handler(nodeid, _caller((uid, gid, pid, 0)), self._view[wire.IN_SIZE : end])
+        self._counts["short" if self._step(opcode, unique, work) else "parked"] += 1
+
+    def _step(self, opcode: int, unique: int, work: Work, failure: BaseException | None = None) -> bool:
+        """Run a handler until it ends, or waits (False)."""
         try:
-            body = run_straight(work)
-        except Parked:
-            self._park(opcode, unique, work)
+            body = run_straight(work, failure)
+        except Parked as parked:
+            self._park(opcode, unique, work, parked.moment)
+            return False
         except Exception as e:
             self._refuse(opcode, unique, errno_of(e, f"opcode {opcode}"))
         else:
-            self._counts["short"] += 1
             if body is not None:
                 self._reply(opcode, unique, body)
+        return True
 
     def _answer_otherwise(self, opcode: int, unique: int, size: int) -> None:
         if opcode == wire.INIT and size < wire.IN_SIZE + wire.INIT_IN.size:
@@ -177,11 +203,32 @@ class Dispatcher:
 
     # Waiting requests
 
-    def _park(self, opcode: int, unique: int, work: Work) -> None:
-        scope = self._parked[unique] = trio.CancelScope()
-        self._counts["parked"] += 1
+    def _park(self, opcode: int, unique: int, work: Work, moment: Moment | None) -> None:
+        if moment is not None:
+            self._waiting[unique] = opcode, work
+            moment.then = partial(self._on_moment, unique)
+            return
+        scope = self._tasks[unique] = trio.CancelScope()
         self._take_fresh_buffer()  # the old one is the handler's
         self._nursery.start_soon(self._finish, opcode, unique, work, scope, name=f"request {unique}")
+
+    def _on_moment(self, unique: int) -> None:
+        """Whoever made the moment come is still at it: go on after that."""
+        self._come.append(unique)
+        if not self._turning and len(self._come) == 1:
+            self._nursery.start_soon(self._go_on_soon)
+
+    async def _go_on_soon(self) -> None:
+        self._go_on()
+        do_chores()
+
+    def _go_on(self) -> None:
+        """Go on with the handlers whose moments have come."""
+        while self._come:
+            unique = self._come.popleft()
+            if unique in self._waiting:  # else it was interrupted meanwhile
+                opcode, work = self._waiting.pop(unique)
+                self._step(opcode, unique, work)
 
     async def _finish(self, opcode: int, unique: int, work: Work, scope: trio.CancelScope) -> None:
         body: bytes | None = None
@@ -196,7 +243,7 @@ class Dispatcher:
             elif body is not None:
                 self._reply(opcode, unique, body)
         finally:
-            del self._parked[unique]
+            del self._tasks[unique]
 
     async def _interrupt(self, nodeid: int, ctx: Caller, body: memoryview) -> None:
         """The caller of a request was hit by a signal. What does not wait any more is answered already.
@@ -204,8 +251,11 @@ class Dispatcher:
         It cannot come too early: the kernel sends it only after we have read the request (FR_SENT).
         """
         (unique,) = wire.U64.unpack_from(body)
-        if (scope := self._parked.get(unique)) is not None:
-            scope.cancel()
+        if unique in self._waiting:
+            opcode, work = self._waiting.pop(unique)
+            self._step(opcode, unique, work, InterruptedError(errno.EINTR, os.strerror(errno.EINTR)))
+        elif unique in self._tasks:
+            self._tasks[unique].cancel()
 
     # Replies
 

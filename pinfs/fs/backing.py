@@ -6,8 +6,7 @@ import fcntl
 import logging
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Final, Protocol
 
 from pinfs.descriptors import Budget
@@ -243,24 +242,15 @@ class Backing:
             return inode.file.writer
         return self._inodes.magic_path(inode)
 
-    @contextmanager
-    def writing(self, inode: Inode) -> Iterator[int]:
+    def writing(self, inode: Inode) -> "_Writing":
         """A descriptor to cut the file with: that of its handles, or one for the moment (truncate(2) needs no handle).
 
         Counts as a handle meanwhile: a breaker may wait inside, while the last handle closes.
         """
         if inode.file is not None and inode.file.writer >= 0:
             inode.file.opens += 1
-            try:
-                yield inode.file.writer
-            finally:
-                self.release(inode)
-            return
-        fd = self._inodes.open(inode, os.O_WRONLY | os.O_NONBLOCK | _KEPT_FLAGS)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+            return _Writing(inode.file.writer, self, inode)
+        return _Writing(self._inodes.open(inode, os.O_WRONLY | os.O_NONBLOCK | _KEPT_FLAGS))
 
     # Creating things that belong to the caller
 
@@ -304,9 +294,27 @@ class Backing:
         return True
 
 
-class _AsCaller:
-    """A class, because @contextmanager costs more than what happens inside."""
+class _Writing:
+    """A class, as _AsCaller, because @contextmanager costs more than what happens inside."""
 
+    __slots__ = ("_backing", "_fd", "_inode")
+
+    def __init__(self, fd: int, backing: Backing | None = None, inode: Inode | None = None) -> None:
+        self._fd = fd
+        self._backing = backing
+        self._inode = inode
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        if self._backing is None or self._inode is None:
+            os.close(self._fd)
+        else:
+            self._backing.release(self._inode)
+
+
+class _AsCaller:
     __slots__ = ("_gid", "_uid")
 
     def __init__(self, uid: int, gid: int) -> None:

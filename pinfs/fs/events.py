@@ -90,7 +90,9 @@ class EventHub:
         self._traces: list[Queue] = []
         self._last_seq: WeakKeyDictionary[Hashable, int] = WeakKeyDictionary()  # the dead are not kept for a number
         self._trace_seq = 0
-        self._breaks: dict[Hashable, dict[Pin, Json]] = {}  # under way, for channels that open later
+        self._breaks: dict[Hashable, dict[Pin, tuple[int, Event]]] = {}
+        """Under way, with their numbers, for channels that open later. A line is written only for who reads it: the
+        holder of a breaking pin has its signal already, and the daemon should get out of its way."""
         self.listeners: list[Callable[[Event], None]] = []
 
     # Channels
@@ -98,9 +100,9 @@ class EventHub:
     def open_channel(self, process: Hashable, on_news: Callable[[], None]) -> Queue:
         """A stream of the events of one process, beginning with the breaks under way."""
         queue = Queue(on_news, self._stats)
-        for pin, event in self._breaks.get(process, {}).items():
+        for pin, (seq, event) in self._breaks.get(process, {}).items():
             if pin.breaking is not None:
-                queue.put(to_line(event))
+                queue.put(self._line(seq, event, traced=False))
         self._channels.setdefault(process, []).append(queue)
         return queue
 
@@ -130,30 +132,27 @@ class EventHub:
             self._tell_holder(event, pin, pin.process)
         if self._traces:
             self._trace_seq += 1
-            line = to_line({"v": 1, "seq": self._trace_seq, **self._body(event, traced=True)})
+            line = self._line(self._trace_seq, event, traced=True)
             for queue in self._traces:
                 queue.put(line)
 
     def _tell_holder(self, event: Event, pin: Pin, process: Hashable) -> None:
         seq = self._last_seq[process] = self._last_seq.get(process, 0) + 1
-        queues = self._channels.get(process, ())
-        if event.kind != "break" and not queues:
-            self._drop_break(process, pin)
-            return
-        body = {"v": 1, "seq": seq, **self._body(event, traced=False)}
         self._drop_break(process, pin)
         if event.kind == "break":
-            self._breaks.setdefault(process, {})[pin] = body
-        for queue in queues:
-            queue.put(to_line(body))
+            self._breaks.setdefault(process, {})[pin] = seq, event
+        if queues := self._channels.get(process):
+            line = self._line(seq, event, traced=False)
+            for queue in queues:
+                queue.put(line)
 
     def _drop_break(self, process: Hashable, pin: Pin) -> None:
         breaks = self._breaks.get(process)
         if breaks is not None and breaks.pop(pin, None) is not None and not breaks:
             del self._breaks[process]
 
-    def _body(self, event: Event, *, traced: bool) -> Json:
-        body: Json = {"event": event.kind}
+    def _line(self, seq: int, event: Event, *, traced: bool) -> bytes:
+        body: Json = {"v": 1, "seq": seq, "event": event.kind}
         if event.pin is not None:
             body |= self._pin_part(event.pin, traced)
         if isinstance(event.removal, Removal):
@@ -167,7 +166,7 @@ class EventHub:
             body["by"] = event.by
         if event.why is not None:
             body["why"] = event.why
-        return body
+        return to_line(body)
 
     def _pin_part(self, pin: Pin, traced: bool) -> Json:
         part: Json = {

@@ -138,8 +138,8 @@ def test_a_breaker_goes_on_after_the_flush(patient: Mount, file: Path, base: Pat
     with _traced(patient, base) as text:
         holder.release(file, "p")
         assert cut.error() is None
-        eventually(lambda: _calls(text).count("r") >= 2)
-    assert _calls(text).startswith("fr")
+        eventually(lambda: "frr" in _calls(text))
+    assert _calls(text).count("f") == 1
 
 
 # ---- the data

@@ -15,7 +15,7 @@ from pinfs.bridge import wire
 from pinfs.bridge.dispatch import Dispatcher
 from pinfs.bridge.negotiate import Terms, Wishes
 from pinfs.fs.types import Entry, Opened
-from pinfs.parking import park
+from pinfs.parking import Moment, park
 
 ST = os.stat("/")
 ENTRY = Entry(7, ST)
@@ -29,7 +29,8 @@ ANSWERS = {
 
 
 class Canned:
-    """Operations that answer everything at once. `park_in` names one that waits for `gate`."""
+    """Operations that answer everything at once. `park_in` names one that waits for `gate` in a task, `wait_in` one
+    that waits for a moment: those are in `moments`."""
 
     entry_timeout_s = attr_timeout_s = 1.5
     restless: frozenset[int] = frozenset()
@@ -37,6 +38,8 @@ class Canned:
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple]] = []
         self.park_in = ""
+        self.wait_in = ""
+        self.moments: list[Moment] = []
         self.fail_with: Exception | None = None
         self.gate = trio.Event()
         self.forgotten: list[tuple[int, int]] = []
@@ -55,6 +58,9 @@ class Canned:
             if name == self.park_in:
                 await park()
                 await self.gate.wait()
+            if name == self.wait_in:
+                self.moments.append(moment := Moment())
+                await moment.wait()
             if self.fail_with:
                 raise self.fail_with
             return ANSWERS.get(name)

@@ -7,13 +7,14 @@ import socket
 import pytest
 import trio
 import trio.testing
-from bridge.fake_kernel import Canned, dispatching
+from bridge.fake_kernel import ANSWERS, Canned, dispatching
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pinfs.bridge import wire
 from pinfs.bridge.handlers import LONG_WAY, UNANSWERED, Handlers
 from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Wishes
+from pinfs.parking import Moment, park
 
 NAME = b"name\0"
 WELL_FORMED = {
@@ -253,8 +254,6 @@ async def test_a_parked_write_keeps_its_data() -> None:
         return len(data)
 
     async def gate_passed():
-        from pinfs.parking import park
-
         await park()
         await ops.gate.wait()
 
@@ -319,6 +318,93 @@ async def test_the_end_of_the_connection_cancels_what_waits() -> None:
     async with dispatching(ops) as (kernel, dispatcher):
         kernel.send(wire.SETATTR, bytes(88))
         await kernel.nothing_more()
+    assert dispatcher.parked == 0
+
+
+async def test_who_waits_for_a_moment_goes_on_when_another_request_makes_it_come() -> None:
+    ops = Canned()
+    ops.wait_in = "setattr"
+
+    async def removexattr(nodeid, name, ctx):
+        ops.moments.pop(0).come()
+
+    ops.removexattr = removexattr
+    async with dispatching(ops) as (kernel, dispatcher):
+        waiting = [kernel.send(wire.SETATTR, bytes(88)) for _ in range(3)]
+        await kernel.nothing_more()
+        assert dispatcher.parked == 3
+        for unique in waiting:
+            release = kernel.send(wire.REMOVEXATTR, NAME)
+            assert [(await kernel.receive()).unique for _ in range(2)] == [release, unique]
+        assert dispatcher.parked == 0
+
+
+async def test_who_waits_for_a_moment_goes_on_when_a_task_makes_it_come() -> None:
+    ops = Canned()
+    ops.wait_in = "setattr"
+    async with dispatching(ops) as (kernel, dispatcher):
+        waiting = [kernel.send(wire.SETATTR, bytes(88)) for _ in range(3)]
+        await kernel.nothing_more()
+        for moment in ops.moments:
+            moment.come()
+        assert [(await kernel.receive()).unique for _ in range(3)] == waiting
+        assert dispatcher.parked == 0
+
+
+async def test_an_interrupt_ends_who_waits_for_a_moment() -> None:
+    ops = Canned()
+    ops.wait_in = "setattr"
+    async with dispatching(ops) as (kernel, dispatcher):
+        first, second = (kernel.send(wire.SETATTR, bytes(88)) for _ in range(2))
+        kernel.send(wire.INTERRUPT, wire.U64.pack(first))
+        reply = await kernel.receive()
+        assert (reply.unique, reply.error) == (first, -errno.EINTR)
+        for moment in ops.moments:  # also the one that nobody waits for any more
+            moment.come()
+        reply = await kernel.receive()
+        assert (reply.unique, reply.error) == (second, 0)
+        await kernel.nothing_more()
+        assert dispatcher.parked == 0
+
+
+async def test_who_waits_twice_goes_on_twice() -> None:
+    ops = Canned()
+    gates = [Moment(), Moment()]
+
+    async def setattr(*args):
+        for gate in gates:
+            await gate.wait()
+        await park()
+        await ops.gate.wait()
+        return ANSWERS["setattr"]
+
+    ops.setattr = setattr
+    async with dispatching(ops) as (kernel, dispatcher):
+        kernel.send(wire.SETATTR, bytes(88))
+        for gate in gates:
+            await kernel.nothing_more()
+            gate.come()
+        await kernel.nothing_more()
+        assert dispatcher.parked == 1
+        ops.gate.set()
+        assert (await kernel.receive()).error == 0
+
+
+async def test_the_end_of_the_connection_closes_who_waits_for_a_moment() -> None:
+    ops = Canned()
+    closed = []
+
+    async def setattr(*args):
+        try:
+            await Moment().wait()
+        finally:
+            closed.append(args)
+
+    ops.setattr = setattr
+    async with dispatching(ops) as (kernel, dispatcher):
+        kernel.send(wire.SETATTR, bytes(88))
+        await kernel.nothing_more()
+    assert len(closed) == 1
     assert dispatcher.parked == 0
 
 
