@@ -150,6 +150,7 @@ def test_a_lease_without_a_command_is_released_when_wanted(mnt: Mount, file: Pat
 
 def test_a_deny_pin_without_a_command_until_interrupted(file: Path, trace: Trace) -> None:
     running, _pinned = holding(trace, file)
+    assert running.out.readline().startswith("pin ")  # from here on it minds the signal
     assert cut(file) == errno.EBUSY
     assert running.end(signal.SIGINT)[0] == 0
     assert cut(file) is None
