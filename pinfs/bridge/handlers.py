@@ -39,8 +39,10 @@ class Handlers:
         self._nothing = wire.no_entry_out(self._entry_valid)
 
     def _valid(self, nodeid: int) -> tuple[int, int]:
-        """How long the kernel may remember attributes: not at all where it is not told of their changes."""
-        return wire.NOT_AT_ALL if nodeid in self._restless else self._attr_valid
+        """How long the kernel may remember attributes. Where it is not told of their changes, not longer than its clock
+        for times of files takes to move; without even that, each pin of a file open for writing would be two requests:
+        the kernel wants the attributes to see whether the caller may write."""
+        return wire.A_TICK if nodeid in self._restless else self._attr_valid
 
     # Names
 

@@ -167,8 +167,8 @@ def entry_out(entry: Entry, entry_valid: tuple[int, int], attr_valid: tuple[int,
     )  # fmt: skip
 
 
-NOT_AT_ALL: Final = 0, 0
-"""The timeout of attributes that the kernel may use once."""
+A_TICK: Final = 0, 1
+"""The shortest timeout there is: until the kernel's second tick from now, 8 ms at most where it has 250 a second."""
 
 
 def forget_attributes(nodeid: int) -> bytes:
