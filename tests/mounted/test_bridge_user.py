@@ -21,7 +21,7 @@ from support import acts
 from support.actor import Actors
 from support.mounts import REPO, force_umount, is_mounted, wait_mounted
 
-USER, OTHER = 1000, 1001
+USER, OTHER = 65534, 1001  # nobody: fusermount3 asks for the name of its user, and this one has a name everywhere
 LIMIT_S = 30.0
 
 
