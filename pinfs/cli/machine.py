@@ -5,6 +5,7 @@ import errno
 import fcntl
 import importlib
 import os
+import pwd
 import resource
 import shutil
 import stat
@@ -65,18 +66,29 @@ def _device() -> Finding:
 
 
 def _fusermount() -> Finding:
-    path = shutil.which("fusermount3")
-    if path is None and os.geteuid() == 0:
-        return warn("fusermount3", "is not installed (root mounts without it)", "apt install fuse3")
+    check, path = "fusermount3", shutil.which("fusermount3")
+    if os.geteuid() == 0:
+        return (
+            ok(check, path) if path else warn(check, "is not installed (root mounts without it)", "apt install fuse3")
+        )
     if path is None:
-        return bad("fusermount3", "is not installed", "apt install fuse3")
-    if not Path(path).stat().st_mode & stat.S_ISUID and os.geteuid() != 0:
-        return bad("fusermount3", f"{path} is not set-user-id", f"chown root {path}; chmod u+s {path}")
-    if not MTAB.exists() and os.geteuid() != 0:
+        return bad(check, "is not installed", "apt install fuse3")
+    if not Path(path).stat().st_mode & stat.S_ISUID:
+        return bad(check, f"{path} is not set-user-id", f"chown root {path}; chmod u+s {path}")
+    if not _has_name(os.getuid()):
+        return bad(check, f"{path} wants a name for user {os.getuid()}", "give that user a line in /etc/passwd")
+    if not MTAB.exists():
         # It looks there for whose mount it is (may_unmount in util/fusermount.c of libfuse).
-        return warn("fusermount3", f"{path} finds no {MTAB}: it mounts, but refuses to unmount",
+        return warn(check, f"{path} finds no {MTAB}: it mounts, but refuses to unmount",
                     f"as root: ln -s /proc/self/mounts {MTAB}")  # fmt: skip
-    return ok("fusermount3", path)
+    return ok(check, path)
+
+
+def _has_name(uid: int) -> bool:
+    try:
+        return bool(pwd.getpwuid(uid))
+    except KeyError:
+        return False
 
 
 def _libfuse() -> Finding:

@@ -49,9 +49,18 @@ def test_passthrough_is_probed(monkeypatch: pytest.MonkeyPatch, number: str, lev
     assert words in finding.mend
 
 
+def test_a_user_needs_a_name_to_mount() -> None:
+    """As `podman run --user` gives one, and `setpriv --reuid` does not."""
+    words = ["setpriv", "--reuid=123456", "--clear-groups", "--inh-caps=+dac_read_search"]
+    words += ["--ambient-caps=+dac_read_search", sys.executable, "-m", "pinfs.cli.main", "doctor", "--json"]
+    said = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL).stdout
+    (finding,) = [finding for finding in json.loads(said)["findings"] if finding["check"] == "fusermount3"]
+    assert (finding["level"], finding["text"][-15:]) == ("fail", "for user 123456")
+
+
 def test_a_user_needs_mtab_to_unmount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "MTAB", tmp_path / "mtab")
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
     assert "refuses to unmount" in machine._fusermount().text
     (tmp_path / "mtab").symlink_to("/proc/self/mounts")
     assert machine._fusermount().level is Level.OK
