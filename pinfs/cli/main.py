@@ -77,7 +77,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The console script. `argv` is without the program's name; exits with a code of `pinfs.cli.exitcodes`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = Path(sys.argv[0]).name
-    sys.exit(cli.main(mounthelper.translate(program, arguments, VERBS), prog_name="pinfs"))
+    try:
+        sys.exit(cli.main(mounthelper.translate(program, arguments, VERBS), prog_name="pinfs"))
+    except SystemExit as end:
+        if mounthelper.is_called_by_mount8(program, arguments, VERBS):
+            sys.exit(mounthelper.status_for_mount8(end.code))
+        raise
 
 
 if __name__ == "__main__":

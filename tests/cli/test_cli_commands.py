@@ -158,3 +158,19 @@ def test_man_pages_of_all_verbs(run, tmp_path: Path) -> None:
 )
 def test_calls_by_mount8(program: str, arguments: list[str], expected: list[str]) -> None:
     assert mounthelper.translate(program, arguments, VERBS) == expected
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "status"),
+    [
+        ("mount.pinfs", ["/nowhere", "/tmp"], 32),
+        ("mount.pinfs", ["/tmp", "/nowhere", "-o", "break_timeot=1"], 1),
+        ("pinfs", ["/nowhere", "/tmp", "-o", "rw"], 32),
+        ("mount.pinfs", ["/tmp", "/tmp", "-f"], 0),
+        ("pinfs", ["mount", "/nowhere", "/tmp"], 6),
+    ],
+)
+def test_mount8_is_told_in_its_own_numbers(tmp_path: Path, program: str, arguments: list[str], status: int) -> None:
+    (tmp_path / program).symlink_to(Path(sys.executable).with_name("pinfs"))
+    done = subprocess.run([tmp_path / program, *arguments], capture_output=True, check=False)
+    assert done.returncode == status, done.stderr
