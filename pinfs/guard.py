@@ -29,6 +29,7 @@ NONBLOCKING_BY_HABIT: Final = frozenset({"truncate"})
 """Programs that open with O_NONBLOCK only so that a FIFO does not hang them, and then expect to wait like everybody:
 EAGAIN (SPEC 3.7) would make leases useless to the truncate(1) of GNU coreutils."""
 
+ACTED_ON: Final = frozenset({"refused", "revoked", "kill", "break"})
 UNPUBLISHED: Final = frozenset({"answered", "kill", "limit"})
 """Events between the core and the guard; people and programs see what they lead to."""
 
@@ -264,7 +265,8 @@ class Guard:
     def _deliver(self, event: Event) -> None:
         """What the book emits. The holder's signal goes out first: a breaker waits for what it does."""
         try:
-            self._act(event)
+            if event.kind in ACTED_ON:
+                self._act(event)
             _count(self._stats, event)
             if event.kind not in UNPUBLISHED:
                 self._events.publish(event)

@@ -62,7 +62,7 @@ class Handlers:
 
     async def mkdir(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         mode, umask = wire.MKDIR_IN.unpack_from(body)
-        entry = await self._ops.mkdir(nodeid, wire.name_of(body, 8), mode, ctx._replace(umask=umask))
+        entry = await self._ops.mkdir(nodeid, wire.name_of(body, 8), mode, _with_umask(ctx, umask))
         return wire.entry_out(entry, self._entry_valid, self._attr_valid)
 
     async def symlink(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
@@ -130,11 +130,11 @@ class Handlers:
     async def create(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
         name = wire.name_of(body, 16)
-        return self._created(*await self._ops.create(nodeid, name, mode, flags, ctx._replace(umask=umask)))
+        return self._created(*await self._ops.create(nodeid, name, mode, flags, _with_umask(ctx, umask)))
 
     async def tmpfile(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
-        return self._created(*await self._ops.tmpfile(nodeid, mode, flags, ctx._replace(umask=umask)))
+        return self._created(*await self._ops.tmpfile(nodeid, mode, flags, _with_umask(ctx, umask)))
 
     def _created(self, opened: Opened, entry: Entry) -> bytes:
         return wire.entry_out(entry, self._entry_valid, self._valid(entry.nodeid)) + wire.open_out(opened)
@@ -300,6 +300,10 @@ FLUSH, because nothing has to be done when one of the descriptors of a handle is
 """
 
 UNANSWERED: Final = frozenset({wire.FORGET, wire.BATCH_FORGET, wire.INTERRUPT, wire.NOTIFY_REPLY})
+
+
+def _with_umask(ctx: Caller, umask: int) -> Caller:
+    return Caller(ctx[0], ctx[1], ctx[2], umask)  # a third of what _replace takes
 
 
 def _exactly(data: memoryview, size: int) -> memoryview:

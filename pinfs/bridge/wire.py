@@ -116,6 +116,7 @@ FATTR_FH: Final = 1 << 6
 FATTR_ATIME_NOW: Final = 1 << 7
 FATTR_MTIME_NOW: Final = 1 << 8
 FATTR_KILL_SUIDGID: Final = 1 << 11
+FATTR_TIMES: Final = FATTR_ATIME | FATTR_MTIME | FATTR_ATIME_NOW | FATTR_MTIME_NOW
 GETATTR_FH: Final = 1 << 0
 WRITE_KILL_SUIDGID: Final = 1 << 2
 OPEN_KILL_SUIDGID: Final = 1 << 0
@@ -223,14 +224,16 @@ def attributes(fields: tuple[int, ...]) -> tuple[SetAttr, int | None]:
     """What a SETATTR wants changed, from its SETATTR_IN fields, and the handle it came through."""
     valid, _, fh, size, _, atime, mtime, _, atimensec, mtimensec, _, mode, _, uid, gid, _ = fields
     changes = SetAttr(
-        mode=mode if valid & FATTR_MODE else None,
-        uid=uid if valid & FATTR_UID else None,
-        gid=gid if valid & FATTR_GID else None,
-        size=size if valid & FATTR_SIZE else None,
-        atime_ns=_time(valid & FATTR_ATIME, valid & FATTR_ATIME_NOW, atime, atimensec),
-        mtime_ns=_time(valid & FATTR_MTIME, valid & FATTR_MTIME_NOW, mtime, mtimensec),
-        kill_suidgid=bool(valid & FATTR_KILL_SUIDGID),
+        mode if valid & FATTR_MODE else None,
+        uid if valid & FATTR_UID else None,
+        gid if valid & FATTR_GID else None,
+        size if valid & FATTR_SIZE else None,
     )
+    if valid & FATTR_TIMES:
+        changes.atime_ns = _time(valid & FATTR_ATIME, valid & FATTR_ATIME_NOW, atime, atimensec)
+        changes.mtime_ns = _time(valid & FATTR_MTIME, valid & FATTR_MTIME_NOW, mtime, mtimensec)
+    if valid & FATTR_KILL_SUIDGID:
+        changes.kill_suidgid = True
     return changes, fh if valid & FATTR_FH else None
 
 

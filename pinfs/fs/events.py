@@ -137,11 +137,15 @@ class EventHub:
                 queue.put(line)
 
     def _tell_holder(self, event: Event, pin: Pin, process: Hashable) -> None:
+        if self._breaks:
+            self._drop_break(process, pin)
+        queues = self._channels.get(process)
+        if event.kind != "break" and queues is None:
+            return  # nobody will ever see its number
         seq = self._last_seq[process] = self._last_seq.get(process, 0) + 1
-        self._drop_break(process, pin)
         if event.kind == "break":
             self._breaks.setdefault(process, {})[pin] = seq, event
-        if queues := self._channels.get(process):
+        if queues:
             line = self._line(seq, event, traced=False)
             for queue in queues:
                 queue.put(line)

@@ -47,12 +47,11 @@ class ByteHandle(Handle):
 class FileHandle(ByteHandle):
     """A handle of a regular file; `wake` tells the kernel that poll(2) has news (set while somebody polls)."""
 
-    __slots__ = ("owns_pins", "urgent", "wakes")
+    __slots__ = ("wakes",)
 
     def __init__(self, inode: Inode, flags: int) -> None:
-        super().__init__(inode, flags)
-        self.owns_pins = False
-        self.urgent: set[int] = set()  # ids of its pins that are being broken
+        self.inode = inode  # not by super(): one is made for each open
+        self.flags = flags
         self.wakes: list[Wake] = []
 
 
@@ -71,10 +70,9 @@ class HandleTable:
         return len(self._handles)
 
     def add(self, handle: Handle) -> int:
-        self._last += 1
-        handle.number = self._last
-        self._handles[self._last] = handle
-        return self._last
+        number = self._last = handle.number = self._last + 1
+        self._handles[number] = handle
+        return number
 
     def get(self, fh: int, kind: type[H]) -> H:
         """EBADF: no such handle, or not of this kind."""

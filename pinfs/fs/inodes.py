@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 ROOT_ID: Final = 1
@@ -188,6 +188,19 @@ class InodeTable:
             parent.children -= 1
             self.settle(parent)
 
+    def grasp(self, parent: Inode, name: bytes) -> Inode | None:
+        """The known inode behind a name that is about to go, which is not needed to reach it any more; else None."""
+        try:
+            fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=self.fd(parent))
+        except FileNotFoundError:
+            return None
+        inode = self.find(os.fstat(fd))
+        if inode is None or inode.fd >= 0 or inode.file is not None or not self._only_name(inode, parent, name):
+            os.close(fd)
+        else:
+            self._keep_way(inode, fd)
+        return inode
+
     def keep_reachable(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """Before `name` goes: make sure that the inode can be reached without it."""
         if inode.fd < 0 and inode.file is None and self._only_name(inode, parent, name):
@@ -275,6 +288,9 @@ class InodeTable:
             fd = os.open(b"/proc/self/fd/%d" % inode.file.any_fd, os.O_PATH | os.O_CLOEXEC)
         else:
             fd = self.open(inode, O_PATH_NOFOLLOW)
+        self._keep_way(inode, fd)
+
+    def _keep_way(self, inode: Inode, fd: int) -> None:
         inode.fd = fd
         if inode.name is not None:
             self._lru[inode] = None
@@ -307,11 +323,10 @@ class InodeTable:
         raise stale()
 
     @staticmethod
-    def _names(inode: Inode) -> list[tuple[Inode, bytes]]:
-        names = list(inode.links or ())
-        if inode.parent is not None and inode.name is not None:
-            names.insert(0, (inode.parent, inode.name))
-        return names
+    def _names(inode: Inode) -> Iterable[tuple[Inode, bytes]]:
+        if inode.parent is None or inode.name is None:
+            return inode.links or ()
+        return ((inode.parent, inode.name), *(inode.links or ()))
 
     def stat(self, inode: Inode) -> os.stat_result:
         """lstat(2) of the inode, checked to be the inode."""

@@ -52,7 +52,6 @@ HIDDEN: Final = (PREFIX, b"trusted.")
 NOTHING: Final = SetAttr()  # chown(-1, -1) arrives like this, and moves the ctime
 ACCESS_ACL: Final = b"system.posix_acl_access"
 _AT_ONCE: Final[AbstractContextManager[None]] = nullcontext()
-_NOTHING: Final[AbstractAsyncContextManager[None]] = nullcontext()
 
 
 def error(number: int) -> OSError:
@@ -165,15 +164,20 @@ class Operations:
     async def unlink(self, parent: int, name: bytes, ctx: CallerLike) -> None:
         """unlink(2). EBUSY, ETXTBSY, EINTR, EAGAIN: pins, policy `unlink` (SPEC 2)."""
         directory = self._writable_directory(parent, name)
-        victim = self._victim(directory, name)
+        victim = self._inodes.grasp(directory, name)
         if victim is None:
             os.unlink(name, dir_fd=self._inodes.fd(directory))
-            return
-        async with self._last_name_guard(victim, "unlink", ctx):
-            self._check_still_there(victim, directory, name)
-            self._inodes.keep_reachable(victim, directory, name)
-            os.unlink(name, dir_fd=self._inodes.fd(directory))
-            self._lose_name(victim, directory, name)
+        elif self._takes_all(victim):
+            async with self._removal(victim, "unlink", 0, None, ctx):
+                self._check_still_there(victim, directory, name)
+                self._inodes.keep_reachable(victim, directory, name)
+                self._unlink(victim, directory, name)
+        else:
+            self._unlink(victim, directory, name)
+
+    def _unlink(self, victim: Inode, directory: Inode, name: bytes) -> None:
+        os.unlink(name, dir_fd=self._inodes.fd(directory))
+        self._lose_name(victim, directory, name)
 
     def _lose_name(self, victim: Inode, directory: Inode, name: bytes) -> None:
         self._inodes.drop_name(victim, directory, name)
@@ -183,9 +187,7 @@ class Operations:
     async def rmdir(self, parent: int, name: bytes, ctx: CallerLike) -> None:
         """rmdir(2)."""
         directory = self._writable_directory(parent, name)
-        victim = self._victim(directory, name)
-        if victim is not None:
-            self._inodes.keep_reachable(victim, directory, name)
+        victim = self._inodes.grasp(directory, name)
         os.rmdir(name, dir_fd=self._inodes.fd(directory))
         if victim is not None:
             self._inodes.drop_name(victim, directory, name)
@@ -197,10 +199,10 @@ class Operations:
         old = self._writable_directory(parent, name), name
         new = self._writable_directory(new_parent, new_name), new_name
         moved, victim = self._victim(*old), self._victim(*new)
-        if flags & syscalls.RENAME_EXCHANGE or victim is None or victim is moved:
+        if flags & syscalls.RENAME_EXCHANGE or victim is None or victim is moved or not self._takes_all(victim):
             self._rename(old, new, flags, moved, victim)
             return
-        async with self._last_name_guard(victim, "rename", ctx):
+        async with self._removal(victim, "rename", 0, None, ctx):
             self._check_still_there(victim, *new)
             self._rename(old, new, flags, moved, victim)
 
@@ -287,7 +289,7 @@ class Operations:
             await self._truncate(inode, changes.size, "truncate", ctx, handle=handle)
         if changes.kill_suidgid:
             self._drop_set_ids(inode)
-        if changes.uid is not None or changes.gid is not None or changes == NOTHING:
+        if changes.uid is not None or changes.gid is not None or (changes.mode is None and changes == NOTHING):
             with self._keeping_set_ids(inode):
                 os.chown(self._inodes.handle(inode), _or_same(changes.uid), _or_same(changes.gid))
         if changes.mode is not None:
@@ -319,7 +321,10 @@ class Operations:
 
     def _chmod(self, inode: Inode, mode: int) -> None:
         """The kernel has already asked whether the caller may set these bits (S_ISGID: of a group it is in)."""
-        with self._backing.privileges if mode & stat.S_ISGID else _AT_ONCE:
+        if mode & stat.S_ISGID:
+            with self._backing.privileges:
+                os.chmod(self._inodes.handle(inode), mode)
+        else:
             os.chmod(self._inodes.handle(inode), mode)
 
     # Removals: the only ways by which bytes leave a file
@@ -388,11 +393,9 @@ class Operations:
         """Whether a removal has anybody to ask: nearly always not, and then it goes straight on."""
         return inode.nodeid in self._guarded or self._guard.minds_mappings
 
-    def _last_name_guard(self, victim: Inode, op: str, ctx: CallerLike) -> AbstractAsyncContextManager[None]:
-        """The guard for a name that goes: nothing to ask unless it is the last one of a pinned file."""
-        if not self._asks(victim) or not victim.is_file or self._inodes.stat(victim).st_nlink > 1:
-            return _NOTHING
-        return self._removal(victim, op, 0, None, ctx)
+    def _takes_all(self, victim: Inode) -> bool:
+        """Whether a name that goes takes bytes with it that may be pinned: it is the last one of its file."""
+        return self._asks(victim) and victim.is_file and self._inodes.stat(victim).st_nlink == 1
 
     def _removal(
         self,
