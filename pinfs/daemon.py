@@ -20,6 +20,7 @@ from pinfs.bridge.mount import (
     MountFlags,
     StaleMountError,
     check_mountpoint,
+    check_not_nested,
     device_of,
     has_acls,
     mount,
@@ -57,6 +58,7 @@ async def serve(
         source_fd = open_source(source)
         stack.callback(os.close, source_fd)
         point = check_mountpoint(mountpoint, source_fd, replace_stale=config.mount.replace_stale)
+        check_not_nested(os.path.realpath(source))
         daemon = Daemon(config, os.path.realpath(source), source_fd, point)
         stack.callback(daemon.fs.close)
         scraped = daemon.metrics_port()

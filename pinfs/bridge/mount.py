@@ -93,6 +93,43 @@ def open_source(source: str) -> int:
     return fd
 
 
+def check_not_nested(source: str) -> None:
+    """Raises AlreadyServedError where the source of another mount lies inside this one, or the other way round.
+
+    The table of mounts names the candidates, their locks tell that they are served. So a mount in another namespace or
+    under a name of its own (-o fsname) is not noticed. Nor are those of other users than root and ourselves, who shall
+    not be able to keep anybody from mounting.
+    """
+    for other in {_plain(fields[-2]) for fields in _pinfs_mounts() if _mounted_by(fields) in (0, os.geteuid())}:
+        name = os.fsdecode(other)
+        try:
+            is_in_the_way = _are_nested(source, name) and _is_served(name)
+        except OSError:
+            continue  # not a path, or gone
+        if is_in_the_way:
+            raise AlreadyServedError(
+                f"another pinfs already serves {name}, and {source} "
+                f"{'lies inside' if _lies_in(source, os.stat(name)) else 'contains'} that: "
+                "two of them would not know of each other's pins"
+            )
+
+
+def _are_nested(one: str, other: str) -> bool:
+    first, second = os.stat(one), os.stat(other)
+    return not _same(first, second) and (_lies_in(one, second) or _lies_in(other, first))
+
+
+def _is_served(source: str) -> bool:
+    fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def has_acls(source_fd: int) -> bool:
     """Whether the source's file system has POSIX ACLs, which the kernel then has to look at for permissions."""
     try:
@@ -253,12 +290,25 @@ def device_of(mountpoint: str) -> str | None:
     Asking the mount itself would be waiting for ourselves. The number tells one mount from the next on the same place.
     """
     found = None
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        fields = line.split(b" ")
+    for fields in _table():
         if _plain(fields[4]) == os.fsencode(mountpoint):
             is_ours = fields[fields.index(b"-") + 1] == FSTYPE.encode()
             found = fields[2].decode() if is_ours else None
     return found
+
+
+def _table() -> Iterator[list[bytes]]:
+    """The table of mounts in fields (proc_pid_mountinfo(5)): 2 is the device, 4 the mount point."""
+    return (line.split(b" ") for line in Path("/proc/self/mountinfo").read_bytes().splitlines())
+
+
+def _pinfs_mounts() -> Iterator[list[bytes]]:
+    """The last three fields are the type, the name (of the source, where nobody gave it another), and the options."""
+    return (fields for fields in _table() if fields[-3] == FSTYPE.encode())
+
+
+def _mounted_by(fields: list[bytes]) -> int:
+    return int(fields[-1].partition(b"user_id=")[2].partition(b",")[0])
 
 
 def _plain(field: bytes) -> bytes:

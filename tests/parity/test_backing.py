@@ -186,6 +186,32 @@ def test_a_second_pinfs_on_the_same_source_is_refused(place: Place) -> None:
         shutil.rmtree(base)
 
 
+@pytest.mark.skipif(NATIVE, reason="plain directories have no daemon")
+@pytest.mark.parametrize("second", ["a directory", "a directory/below", "."])
+def test_a_second_pinfs_inside_the_source_or_around_it_is_refused(new_place: NewPlace, second: str) -> None:
+    base, other = mounts.new_base(), mounts.new_base()
+    (base / "a directory" / "below").mkdir(parents=True)
+    first = new_place(source=base / "a directory")
+    try:
+        with pytest.raises(mounts.DaemonError, match="another pinfs already serves"):
+            mounts.Mount(other, source=base / second)
+        assert first.mount
+        first.mount.stop()
+        mounts.Mount(other, source=base / second).stop()
+    finally:
+        shutil.rmtree(base)
+        shutil.rmtree(other)
+
+
+@pytest.mark.skipif(NATIVE, reason="plain directories have no daemon")
+def test_sources_beside_each_other_are_served(new_place: NewPlace) -> None:
+    base = mounts.new_base()
+    for name in ("one", "one more"):
+        (base / name).mkdir()
+        assert os.listdir(new_place(source=base / name).path) == []
+    shutil.rmtree(base)
+
+
 def test_owners_of_what_was_made_before_the_mount_are_kept(new_place: NewPlace) -> None:
     base = mounts.new_base("tmpfs")
     (base / "file").write_text("hers")
