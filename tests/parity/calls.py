@@ -15,10 +15,11 @@ import stat
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 PROGRAM = __file__
+CAPABILITY_VERSION_3 = 0x20080522
 CLOCK_REALTIME_COARSE = 5  # clock_gettime(2): the clock of time stamps
 FALLOC = {
     "KEEP_SIZE": 1,
@@ -97,11 +98,14 @@ class Flock:
 
 
 class Side:
-    """One of the two directories as one process sees it. Every public method is a call that a step can make."""
+    """One of the two directories as one process sees it. Every public method is a call that a step can make.
 
-    def __init__(self, root: bytes, exact_blocks: bool) -> None:
+    `unseen`: names of facts (atime, blocks, ...) that are not compared.
+    """
+
+    def __init__(self, root: bytes, unseen: Iterable[str]) -> None:
         self.root = root
-        self.exact_blocks = exact_blocks
+        self.unseen = set(unseen)
         self.slots: dict[int, int] = {}
         self.maps: dict[int, mmap.mmap] = {}
         self._times: dict[tuple[int, str], int] = {}
@@ -132,14 +136,16 @@ class Side:
             "gid": st.st_gid,
             "rdev": st.st_rdev,
             "size": st.st_size,
+            "blocks": st.st_blocks,
             "mtime": self._time(st.st_ino, "m", st.st_mtime_ns),
             "ctime": self._time(st.st_ino, "c", st.st_ctime_ns),
         }
         if stat.S_ISREG(st.st_mode):  # directories and links are cached: reading them may not touch atime (promises.md)
             facts["atime"] = self._time(st.st_ino, "a", st.st_atime_ns)
-        if self.exact_blocks:
-            facts["blocks"] = st.st_blocks
-        return facts
+        return self._seen(facts)
+
+    def _seen(self, facts: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in facts.items() if name not in self.unseen}
 
     def stat(self, path: bytes) -> dict[str, Any]:
         return self._facts(os.stat(self._path(path)))
@@ -157,11 +163,9 @@ class Side:
         mask, _block, attributes = struct.unpack_from("IIQ", buffer.raw)
         (inode,) = struct.unpack_from("Q", buffer.raw, 32)
         seconds, nanoseconds = struct.unpack_from("qI", buffer.raw, 80)
-        return {
-            "mask": mask & 0xFFF,
-            "attributes": attributes & 0x874,  # compressed, immutable, append, nodump, encrypted
-            "btime": self._time(inode, "b", seconds * 10**9 + nanoseconds) if mask & 0x800 else None,
-        }
+        btime = self._time(inode, "b", seconds * 10**9 + nanoseconds) if mask & 0x800 else None
+        attributes &= 0x874  # compressed, immutable, append, nodump, encrypted
+        return self._seen({"mask": mask & 0xFFF, "attributes": attributes, "btime": btime})
 
     # --- files
 
@@ -396,7 +400,7 @@ class Side:
         first_name: dict[int, bytes] = {}
         for path, whole in zip(paths, facts, strict=True):
             whole["same file as"] = first_name.setdefault(os.lstat(path).st_ino, path[len(top) :])
-            whole.update(_inside(path))
+            whole.update(self._seen(_inside(path)))
         return [(path[len(top) :], whole) for path, whole in zip(paths, facts, strict=True)]
 
     def reset(self) -> None:
@@ -487,17 +491,19 @@ def next_tick() -> None:
 
 
 def become(uid: int, gid: int, groups: list[int]) -> None:
-    """Takes on credentials; as an ordinary user there is only one choice."""
+    """Takes on credentials; as an ordinary user there is only one choice, and no capability."""
     if os.geteuid() == 0:
         os.setgroups(groups)
         os.setgid(gid)
         os.setuid(uid)
+    else:
+        checked(libc.capset(struct.pack("Ii", CAPABILITY_VERSION_3, 0), bytes(24)))
 
 
-def serve(who: tuple[int, int, list[int]], roots: list[bytes], exact_blocks: bool) -> None:
+def serve(who: tuple[int, int, list[int]], roots: list[bytes], unseen: list[str]) -> None:
     """Answers one line for each line (call, arguments): the outcomes on all roots."""
     become(*who)
-    sides = [Side(root, exact_blocks) for root in roots]
+    sides = [Side(root, unseen) for root in roots]
     for line in sys.stdin.buffer:
         name, arguments = ast.literal_eval(line.decode())
         next_tick()

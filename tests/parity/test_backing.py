@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,39 @@ def small() -> Iterator[SmallTmpfs]:
     base.rmdir()
 
 
-def write_all(path: Path, megabytes: int) -> int | None:
-    """Writes until it is refused. Returns the errno."""
-    with path.open("wb", buffering=0) as file:
-        return errno_of(lambda: [file.write(bytes(2**20)) for _ in range(megabytes)] and None)
+class Disks:
+    """File systems in images below `base`, on loop devices."""
+
+    def __init__(self, base: Path) -> None:
+        self._base = base
+        self._closing = ExitStack()
+
+    def mount(self, kind: str, image: Path, *options: str) -> Path:
+        """A new file system of 256 MiB, of which its image takes only what is used."""
+        if not shutil.which(f"mkfs.{kind}"):
+            pytest.skip(f"mkfs.{kind} is not installed")
+        with image.open("xb") as file:
+            file.truncate(2**28)
+        subprocess.run([f"mkfs.{kind}", "-q", *options, image], check=True, capture_output=True)
+        path = self._base / kind
+        path.mkdir()
+        self._closing.callback(path.rmdir)
+        if subprocess.run(["mount", "-t", kind, "-o", "loop", image, path], check=False).returncode:
+            pytest.skip(f"this kernel, or this container, cannot mount {kind} from an image")
+        self._closing.callback(mounts.umount, path, mounts.MNT_DETACH)
+        return path
+
+    def close(self) -> None:
+        self._closing.close()
+
+
+@pytest.fixture
+def disks() -> Iterator[Disks]:
+    base = mounts.new_base("disk")
+    disks = Disks(base)
+    yield disks
+    disks.close()
+    shutil.rmtree(base)
 
 
 def test_no_space(small: SmallTmpfs, new_place: NewPlace) -> None:
@@ -86,6 +116,60 @@ def test_a_quota_is_the_callers(small: SmallTmpfs, new_place: NewPlace) -> None:
     assert alice.errno(corner_acts.fill, fd, 3 * 2**20) == errno.EDQUOT
     assert os.stat(path).st_size <= 2**20
     assert place.bob().errno(acts.write_file, str(place.path / "his"), bytes(2**19)) is None
+
+
+def test_the_quota_of_a_subvolume(disks: Disks, new_place: NewPlace, tmp_path: Path) -> None:
+    """btrfs, because kernels without quota formats have these."""
+    disk = disks.mount("btrfs", tmp_path / "image")
+    for command in (
+        ("quota", "enable", disk),
+        ("subvolume", "create", disk / "limited"),
+        ("qgroup", "limit", "4M", disk / "limited"),
+    ):
+        subprocess.run(["btrfs", *command], check=True, capture_output=True)
+    place = new_place(source=disk / "limited")
+    place.source.chmod(0o777)
+    alice, path = place.alice(), str(place.path / "hers")
+    fd = alice(os.open, path, os.O_RDWR | os.O_CREAT, 0o600)
+    assert alice.errno(corner_acts.fill, fd, 2**23) == errno.EDQUOT
+    assert alice.errno(corner_acts.fallocate, fd, 0, 0, 2**24) == errno.EDQUOT
+    assert 0 < os.stat(path).st_size <= 2**22
+
+
+def test_a_disk_that_fails(small: SmallTmpfs, disks: Disks, new_place: NewPlace) -> None:
+    """The disk is an image in a tmpfs: when that is full its writes fail, when the image is cut its reads fail."""
+    image = small.mount("size=16m") / "image"
+    place = new_place(source=disks.mount("ext4", image, "-O", "^has_journal"))
+    files = [os.open(where / name, os.O_RDWR | os.O_CREAT) for where, name in ((place.path, "a"), (place.source, "b"))]
+    for fd in files:
+        os.write(fd, b"x" * 2**20)
+        os.fsync(fd)
+    mounted, native = map(fsync_until_it_fails, files)
+    assert mounted == native in (errno.ENOSPC, errno.EIO)  # the kernel may know why the disk failed, or not
+    os.truncate(image, 2**20)
+    for name in "ab":
+        forget_pages(place.source / name)
+    assert [errno_of(os.pread, fd, 10, 0) for fd in files] == [errno.EIO, errno.EIO]
+    for fd in files:
+        os.close(fd)
+    if place.mount:
+        place.mount.check_log()
+
+
+def fsync_until_it_fails(fd: int) -> int | None:
+    """The errno of the first fsync(2) that fails. Every write before it goes to the cache, and succeeds."""
+    for _ in range(64):
+        os.write(fd, b"y" * 2**20)
+        if failed := errno_of(os.fsync, fd):
+            return failed
+    return None
+
+
+def forget_pages(path: Path) -> None:
+    """What is clean goes from the cache: the next read asks the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
 
 
 def test_a_read_only_backing(small: SmallTmpfs, new_place: NewPlace) -> None:

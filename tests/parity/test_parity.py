@@ -1,6 +1,7 @@
 """Everything that is not about pins behaves as the backing directory does (SPEC 11): the same calls on both, compared.
 
-PINFS_PARITY_SECONDS says how long each backing is driven (default 15 s). A failure prints a program that repeats it.
+PINFS_PARITY_SECONDS says how long each backing is driven (default 15 s), and other kinds of mounts a third of it.
+A failure prints a program that repeats it.
 """
 
 import os
@@ -17,13 +18,19 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from mounted.world import as_user
 from support import mounts
 
 from parity import grammar
 from parity.grammar import Existing, Mapped, Opened
+from parity.modes import BY_A_USER, PYFUSE3_ALONE, STRAIGHT, THROUGH_THE_DAEMON, USER, Mode, UsersMount
 from parity.pair import DifferenceError, Pair
 
+NewMount = Callable[..., mounts.Mount]
 SECONDS = float(os.environ.get("PINFS_PARITY_SECONDS", "15"))
+LIMIT_S = 600.0
+"""What a minute's drive may take: a failure is made as short as it can be, which takes its time."""
+
 EXAMPLES_PER_ROUND = 25
 STEPS = 60
 
@@ -35,6 +42,8 @@ class ParityMachine(RuleBasedStateMachine):
 
     pair: Pair
     """Set by the test: the same for all sequences."""
+    left_out: frozenset[str] = frozenset()
+    """Calls that are not made, and flags that are not used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +101,8 @@ class ParityMachine(RuleBasedStateMachine):
 
 def _rule_for(call: str, arguments: st.SearchStrategy[tuple[Any, ...]]) -> Callable[..., None]:
     def run(self: ParityMachine, who: str, arguments: tuple[Any, ...]) -> None:
-        if settled := self.settle(who, arguments):
+        flags = {flag for one in arguments if isinstance(one, str) for flag in one.split("|")}
+        if not self.left_out & {call, *flags} and (settled := self.settle(who, arguments)):
             actor, values = settled
             self.step(actor, call, *values)
 
@@ -113,10 +123,12 @@ PROFILE = settings(
 )
 
 
-def drive(native: Path, mounted: Path, source: Path | None = None, seconds: float = SECONDS) -> None:
+def drive(
+    native: Path, mounted: Path, source: Path | None = None, seconds: float = SECONDS, mode: Mode = STRAIGHT
+) -> None:
     """Sequences until the time is up, at least one round. A failure prints the replay script of the shortest one."""
-    pair = Pair(native, mounted, source)
-    machine = type("Parity", (ParityMachine,), {"pair": pair})
+    pair = Pair(native, mounted, source, mode.unseen)
+    machine = type("Parity", (ParityMachine,), {"pair": pair, "left_out": frozenset(mode.left_out)})
     end = time.monotonic() + seconds
     try:
         run_state_machine_as_test(machine, settings=PROFILE)
@@ -129,15 +141,48 @@ def drive(native: Path, mounted: Path, source: Path | None = None, seconds: floa
         pair.close()
 
 
-@pytest.mark.parametrize("backing", ["tmpfs", "disk"])
-def test_the_mount_behaves_as_its_backing_does(new_mount: Callable[..., mounts.Mount], backing: str) -> None:
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:  # a fresh mount every minute: tests may not keep one for hours
-        mount = new_mount(backing=backing)
+def drive_new_mounts(new: Callable[[], mounts.Mount], seconds: float, mode: Mode) -> None:
+    """A fresh mount every minute: tests may not keep one for hours."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        mount = new()
+        mount.watch(LIMIT_S)
         native = mount.base / "native"
         native.mkdir()
-        drive(native, mount.path, mount.source, min(60.0, end - time.monotonic()))
+        drive(native, mount.path, mount.source, min(60.0, end - time.monotonic()), mode)
         mount.stop()
+
+
+@pytest.mark.parametrize("backing", ["tmpfs", "disk"])
+def test_the_mount_behaves_as_its_backing_does(new_mount: NewMount, backing: str) -> None:
+    drive_new_mounts(lambda: new_mount(*STRAIGHT.options, backing=backing), SECONDS, STRAIGHT)
+
+
+@pytest.mark.parametrize("mode", [THROUGH_THE_DAEMON, PYFUSE3_ALONE], ids=lambda mode: mode.options[-1])
+def test_a_mount_in_another_mode_does(new_mount: NewMount, mode: Mode) -> None:
+    drive_new_mounts(lambda: new_mount(*mode.options), SECONDS / 3, mode)
+
+
+def test_a_users_mount_does() -> None:
+    """Driven by the user, who alone may enter: with one uid and no capability."""
+    base = mounts.new_base()
+    program = "from parity.test_parity import drive_as_user; drive_as_user()"
+    tests = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": tests, "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        with UsersMount(base) as mount:
+            mount.watch(SECONDS + LIMIT_S)
+            command = [*as_user(USER), sys.executable, "-c", program, base]
+            done = subprocess.run(command, cwd=base, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        shutil.rmtree(base)
+
+
+def drive_as_user() -> None:
+    """What that user's process does."""
+    base = Path(sys.argv[1])
+    drive(base / "native", base / "mnt", base / "source", SECONDS / 3, BY_A_USER)
 
 
 @pytest.fixture

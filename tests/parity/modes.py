@@ -1,0 +1,52 @@
+"""The kinds of mounts that are compared with their backing, and what each may do otherwise (docs/promises.md)."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mounted.world import as_user
+from support import mounts
+
+USER = 1000  # one that fusermount3 finds in the table of users
+
+
+@dataclass(frozen=True)
+class Mode:
+    """`left_out`: calls that are not made and flags that are not used; `unseen`: facts that are not compared (see
+    calls.Side)."""
+
+    options: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+
+STRAIGHT = Mode(("dev",))  # as the native directory is mounted
+THROUGH_THE_DAEMON = Mode(
+    (*STRAIGHT.options, "passthrough=off"),
+    ("store",),  # reaches the backing, and its times, when the kernel writes it back
+    ("atime",),  # what is read from the kernel's cache moves none
+)
+PYFUSE3_ALONE = Mode(
+    (*STRAIGHT.options, "bridge=off"),
+    (*THROUGH_THE_DAEMON.left_out, "fallocate", "TMPFILE", "DATA", "HOLE", "REPLACE"),
+    (*THROUGH_THE_DAEMON.unseen, "data", "data ranges", "btime", "mask"),
+)
+BY_A_USER = Mode(
+    (),
+    (*THROUGH_THE_DAEMON.left_out, "mknod"),  # anybody may make device 0:0, and fusermount3 mounts with nodev
+    THROUGH_THE_DAEMON.unseen,
+)
+
+
+class UsersMount(mounts.Mount):
+    """Mounted by USER with fusermount3: nobody else may enter, not even root."""
+
+    def __init__(self, base: Path) -> None:
+        for directory in (base / "source", base / "mnt", base / "native"):
+            directory.mkdir()
+            os.chown(directory, USER, USER)
+        super().__init__(base, prefix=as_user(USER))
+
+    def _wait_usable(self) -> None:
+        if not mounts.wait_mounted(self.path, self.process, mounts.START_LIMIT_S):
+            raise mounts.DaemonError(f"the daemon did not mount\n{self.log()}")
