@@ -109,6 +109,7 @@ class Dispatcher:
                 self._nursery.cancel_scope.cancel()
                 while self._waiting:
                     self._waiting.popitem()[1][1].close()
+                do_chores()
         raise AssertionError("the loop ends by Ended only")
 
     async def _serve(self) -> None:
