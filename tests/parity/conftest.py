@@ -12,14 +12,20 @@ from parity.places import NewPlace, Place, make_place
 HERE = Path(__file__).parent
 
 
+OPT_IN = {
+    "long": "load that takes minutes; runs with -m long only",
+    "suites": "public suites that were built beside the project; run with -m suites only",
+}
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long: load that takes minutes; runs with -m long only")
+    for name, what in OPT_IN.items():
+        config.addinivalue_line("markers", f"{name}: {what}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "long" in config.getoption("markexpr"):
-        return
-    unwanted = [item for item in items if HERE in item.path.parents and item.get_closest_marker("long")]
+    unasked = [name for name in OPT_IN if name not in config.getoption("markexpr")]
+    unwanted = [item for item in items if HERE in item.path.parents and any(map(item.get_closest_marker, unasked))]
     config.hook.pytest_deselected(items=unwanted)
     items[:] = [item for item in items if item not in unwanted]
 
