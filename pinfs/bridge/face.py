@@ -146,7 +146,10 @@ class Face(pyfuse3.Operations):
 
     @_answer
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        return _file_info(await self._ops.open(inode, flags, ctx))
+        opened = await self._ops.open(inode, flags, ctx)
+        if flags & os.O_TRUNC and ctx.uid:  # here the kernel does not tell who may keep set-user-id
+            await self._ops.setattr(inode, SetAttr(kill_suidgid=True), None, ctx)
+        return _file_info(opened)
 
     @_answer
     async def create(

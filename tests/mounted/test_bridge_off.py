@@ -37,6 +37,15 @@ def test_what_is_lost_is_said(shared_mount: Mount, file: Path) -> None:
         assert os.lseek(opened.fileno(), 0, os.SEEK_HOLE) == 4 * PAGE
 
 
+def test_who_may_not_keep_set_ids_drops_them_by_opening(shared_mount: Mount, file: Path) -> None:
+    """O_TRUNC, of which the kernel does not say whether the caller may."""
+    for uid, mode in ((1000, 0o777), (0, 0o6777)):
+        file.chmod(0o6777)
+        user = shared_mount.actor(uid=uid)
+        user(os.close, user(os.open, str(file), os.O_RDONLY | os.O_TRUNC))
+        assert file.stat().st_mode & 0o7777 == mode
+
+
 def test_the_life_of_files_and_directories(shared_mount: Mount, shared_dir: Path) -> None:
     one, other = shared_dir / "one", shared_dir / "other"
     one.mkdir()
