@@ -155,7 +155,8 @@ class Face(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        opened, entry = await self._ops.create(parent_inode, name, mode, flags, ctx)
+        kill = bool(flags & os.O_TRUNC and ctx.uid)  # here the kernel does not tell
+        opened, entry = await self._ops.create(parent_inode, name, mode, flags, ctx, kill_suidgid=kill)
         return _file_info(opened), self._entry(entry)
 
     @_answer

@@ -128,9 +128,11 @@ class Handlers:
         return wire.open_out(opened)
 
     async def create(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
-        flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
-        name = wire.name_of(body, 16)
-        return self._created(*await self._ops.create(nodeid, name, mode, flags, _with_umask(ctx, umask)))
+        flags, mode, umask, open_flags = wire.CREATE_IN.unpack_from(body)
+        name, kill = wire.name_of(body, 16), bool(open_flags & wire.OPEN_KILL_SUIDGID)
+        return self._created(
+            *await self._ops.create(nodeid, name, mode, flags, _with_umask(ctx, umask), kill_suidgid=kill)
+        )
 
     async def tmpfile(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)

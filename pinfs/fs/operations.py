@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Final, TypeVar
 
@@ -68,6 +68,13 @@ def _component(name: bytes) -> bytes:
 def _creation_flags(flags: int) -> int:
     """O_TRUNC is left to the guard; O_APPEND and O_DIRECT are the kernel's business, which gives every position."""
     return (flags & ~(os.O_TRUNC | os.O_APPEND | os.O_DIRECT)) | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _is_there(directory_fd: int, name: bytes) -> bool:
+    with suppress(FileNotFoundError):
+        os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        return True
+    return False
 
 
 def _or_same(number: int | None) -> int:
@@ -438,10 +445,13 @@ class Operations:
     def _opened_control(self, handle: ControlHandle) -> Opened:
         return Opened(self.handles.add(handle), handle.fopen_flags, 0)
 
-    async def create(self, parent: int, name: bytes, mode: int, flags: int, ctx: CallerLike) -> tuple[Opened, Entry]:
-        """open(2) with O_CREAT."""
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: CallerLike, *, kill_suidgid: bool = False
+    ) -> tuple[Opened, Entry]:
+        """open(2) with O_CREAT. `kill_suidgid`: the caller may not keep the set-id bits of a file that it cuts."""
         directory = self._writable_directory(parent, name)
         directory_fd = self._inodes.fd(directory)
+        kill_suidgid = kill_suidgid and _is_there(directory_fd, name)  # a new file keeps what it was given
         with self._backing.creating_as(ctx):
             fd = os.open(name, _creation_flags(flags), mode, dir_fd=directory_fd)
         try:
@@ -453,6 +463,8 @@ class Operations:
             raise
         inode.lookups += 1
         opened = await self._created(inode, st, flags, ctx)
+        if kill_suidgid:
+            self._drop_set_ids(inode)
         return opened, Entry(inode.nodeid, self._inodes.stat(inode) if flags & os.O_TRUNC else st)
 
     async def _created(self, inode: Inode, st: os.stat_result, flags: int, ctx: CallerLike) -> Opened:

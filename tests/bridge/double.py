@@ -132,7 +132,7 @@ class Double:
     async def open(self, nodeid, flags, ctx) -> Opened:
         return self.opened(nodeid, os.open(self.path(nodeid), flags & ~os.O_NOFOLLOW))
 
-    async def create(self, parent, name, mode, flags, ctx) -> tuple[Opened, Entry]:
+    async def create(self, parent, name, mode, flags, ctx, *, kill_suidgid=False) -> tuple[Opened, Entry]:
         fd = os.open(name, flags | os.O_CREAT, mode & ~ctx.umask, dir_fd=self.nodes[parent])
         entry = self.entry(parent, name)
         return self.opened(entry.nodeid, fd), entry

@@ -349,3 +349,15 @@ async def test_a_forgotten_inode_is_not_restless(bench: Bench) -> None:
     await bench.ops.release(opened.fh)
     bench.ops.forget([(entry.nodeid, 1)])
     assert not bench.ops.restless
+
+
+@pytest.mark.parametrize("size", [0, 10])
+async def test_a_file_that_was_there_loses_set_ids_when_create_cuts_it(bench: Bench, size: int) -> None:
+    path = bench.source / "f"
+    path.write_bytes(bytes(size))
+    path.chmod(0o6777)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    _, entry = await bench.ops.create(ROOT_ID, b"f", 0o600, flags, ME, kill_suidgid=True)
+    assert stat.S_IMODE(entry.st.st_mode) == 0o777
+    _, entry = await bench.ops.create(ROOT_ID, b"new", 0o6777, flags, ME, kill_suidgid=True)
+    assert stat.S_IMODE(entry.st.st_mode) & 0o6000 == 0o6000
