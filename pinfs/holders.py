@@ -102,8 +102,8 @@ class Process:
         poller.register(pidfd, select.POLLIN)
         self._poll = poller.poll
 
-    def __del__(self) -> None:
-        os.close(self.pidfd)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.pidfd)  # at the interpreter's end the name `os` may be gone before the last process
 
     def __repr__(self) -> str:
         return f"<Process {self.pid} {self._last.comm!r}>"

@@ -548,3 +548,12 @@ def test_names_are_read_back(number: int | None) -> None:
 
 def test_names_as_documented() -> None:
     assert [signal_name(n) for n in (29, 35, None)] == ["IO", "RTMIN+1", "none"]
+
+
+def test_a_process_that_is_left_at_the_interpreters_end() -> None:
+    """What an earlier module holds goes when the names of the later one, pinfs.holders, have gone already."""
+    code = "import sys, types; sys.earlier = sys.modules['earlier'] = earlier = types.ModuleType('earlier');"
+    code += "import os; from pinfs import holders; status = holders.Status(os.getpid(), '', (0, 0, 0));"
+    code += "earlier.kept = holders, holders.Process(status, os.pidfd_open(os.getpid()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
