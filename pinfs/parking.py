@@ -19,8 +19,23 @@ T = TypeVar("T")
 
 _PARK: Final = object()
 
-_stepping = False
+_stepping = 0
 _chores: list[Callable[[], None]] = []
+
+
+class _ShortWay:
+    """Inside of it handlers are stepped, not awaited. Entered once for many of them, because it costs them all."""
+
+    def __enter__(self) -> None:
+        global _stepping
+        _stepping += 1
+
+    def __exit__(self, *_: object) -> None:
+        global _stepping
+        _stepping -= 1
+
+
+short_way: Final = _ShortWay()
 
 
 class Moment:
@@ -48,10 +63,10 @@ class Moment:
 
 
 class Parked(Exception):
-    """Raised by `run_straight` when the handler waits: for `moment`, or (None) for something that wants a task."""
+    """Raised by `run_straight` when the handler waits: `trap` is a `Moment`, or something that wants a task."""
 
-    def __init__(self, moment: Moment | None) -> None:
-        self.moment = moment
+    def __init__(self, trap: object) -> None:
+        self.trap = trap
 
 
 @coroutine
@@ -71,21 +86,21 @@ def run_straight(handler: Coroutine[Any, Any, T], failure: BaseException | None 
     `failure` is raised where it waits. Raises Parked when it has to wait (again): `run_straight` goes on with it then,
     or `await rest_of(handler)` in a trio task. Whatever else the handler raises passes through.
     """
-    global _stepping
-    before, _stepping = _stepping, True
     try:
-        trap = handler.send(None) if failure is None else handler.throw(failure)
+        with short_way:
+            trap = handler.send(None) if failure is None else handler.throw(failure)
     except StopIteration as end:
         result: T = end.value
         return result
-    finally:
-        _stepping = before
-    if isinstance(trap, Moment):
-        raise Parked(trap)
-    if trap is not _PARK:
+    raise Parked(known_trap(handler, trap))
+
+
+def known_trap(handler: Coroutine[Any, Any, Any], trap: object) -> object:
+    """The trap, if it is one of ours. RuntimeError: the handler has awaited something else, and is closed."""
+    if trap is not _PARK and not isinstance(trap, Moment):
         handler.close()
         raise RuntimeError("a handler awaited something other than a moment or park() on the short way")
-    raise Parked(None)
+    return trap
 
 
 @coroutine

@@ -8,6 +8,7 @@ the dispatcher leaves the buffer to a handler that parks.
 
 import errno
 import os
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +22,7 @@ MAX_COPY: Final = 0x7FFF_F000  # bytes: COPY_FILE_RANGE answers in 32 bits
 
 
 class Route(NamedTuple):
-    """A handler, and the least that the body of its request holds, in bytes."""
+    """A handler, and the least that its request holds, in bytes, header included."""
 
     handler: Handler
     shortest: int
@@ -252,47 +253,57 @@ class Handlers:
         return b""
 
     def routes(self) -> dict[int, Route]:
-        """Opcode to handler."""
+        """Opcode to handler, with the least that the body of a request holds, in bytes."""
+        shortest_bodies: dict[int, tuple[Handler, int]] = {
+            wire.LOOKUP: (self.lookup, 2),
+            wire.FORGET: (self.forget, 8),
+            wire.BATCH_FORGET: (self.batch_forget, wire.BATCH_FORGET_IN.size),
+            wire.GETATTR: (self.getattr, wire.GETATTR_IN.size),
+            wire.SETATTR: (self.setattr, wire.SETATTR_IN.size),
+            wire.STATX: (self.statx, wire.STATX_IN.size),
+            wire.MKDIR: (self.mkdir, wire.MKDIR_IN.size + 2),
+            wire.SYMLINK: (self.symlink, 4),
+            wire.LINK: (self.link, 8 + 2),
+            wire.READLINK: (self.readlink, 0),
+            wire.UNLINK: (self.unlink, 2),
+            wire.RMDIR: (self.rmdir, 2),
+            wire.RENAME: (self.rename, 8 + 4),
+            wire.RENAME2: (self.rename2, wire.RENAME2_IN.size + 4),
+            wire.OPEN: (self.open, wire.OPEN_IN.size),
+            wire.CREATE: (self.create, wire.CREATE_IN.size + 2),
+            wire.TMPFILE: (self.tmpfile, wire.CREATE_IN.size),
+            wire.READ: (self.read, wire.READ_IN.size),
+            wire.WRITE: (self.write, wire.WRITE_IN.size),
+            wire.RELEASE: (self.release, wire.RELEASE_IN.size),
+            wire.FSYNC: (self.fsync, wire.FSYNC_IN.size),
+            wire.FALLOCATE: (self.fallocate, wire.FALLOCATE_IN.size),
+            wire.LSEEK: (self.lseek, wire.LSEEK_IN.size),
+            wire.COPY_FILE_RANGE: (self.copy_file_range, wire.COPY_FILE_RANGE_IN.size),
+            wire.COPY_FILE_RANGE_64: (self.copy_file_range_64, wire.COPY_FILE_RANGE_IN.size),
+            wire.IOCTL: (self.ioctl, wire.IOCTL_IN.size),
+            wire.POLL: (self.poll, wire.POLL_IN.size),
+            wire.OPENDIR: (self.opendir, wire.OPEN_IN.size),
+            wire.READDIR: (self.readdir, wire.READ_IN.size),
+            wire.READDIRPLUS: (self.readdirplus, wire.READ_IN.size),
+            wire.RELEASEDIR: (self.releasedir, wire.RELEASE_IN.size),
+            wire.SETXATTR: (self.setxattr, wire.SETXATTR_IN.size + 2),
+            wire.GETXATTR: (self.getxattr, wire.GETXATTR_IN.size + 2),
+            wire.LISTXATTR: (self.listxattr, wire.GETXATTR_IN.size),
+            wire.REMOVEXATTR: (self.removexattr, 2),
+            wire.STATFS: (self.statfs, 0),
+            wire.SYNCFS: (self.syncfs, 0),
+        }
         return {
-            wire.LOOKUP: Route(self.lookup, 2),
-            wire.FORGET: Route(self.forget, 8),
-            wire.BATCH_FORGET: Route(self.batch_forget, wire.BATCH_FORGET_IN.size),
-            wire.GETATTR: Route(self.getattr, wire.GETATTR_IN.size),
-            wire.SETATTR: Route(self.setattr, wire.SETATTR_IN.size),
-            wire.STATX: Route(self.statx, wire.STATX_IN.size),
-            wire.MKDIR: Route(self.mkdir, wire.MKDIR_IN.size + 2),
-            wire.SYMLINK: Route(self.symlink, 4),
-            wire.LINK: Route(self.link, 8 + 2),
-            wire.READLINK: Route(self.readlink, 0),
-            wire.UNLINK: Route(self.unlink, 2),
-            wire.RMDIR: Route(self.rmdir, 2),
-            wire.RENAME: Route(self.rename, 8 + 4),
-            wire.RENAME2: Route(self.rename2, wire.RENAME2_IN.size + 4),
-            wire.OPEN: Route(self.open, wire.OPEN_IN.size),
-            wire.CREATE: Route(self.create, wire.CREATE_IN.size + 2),
-            wire.TMPFILE: Route(self.tmpfile, wire.CREATE_IN.size),
-            wire.READ: Route(self.read, wire.READ_IN.size),
-            wire.WRITE: Route(self.write, wire.WRITE_IN.size),
-            wire.RELEASE: Route(self.release, wire.RELEASE_IN.size),
-            wire.FSYNC: Route(self.fsync, wire.FSYNC_IN.size),
-            wire.FALLOCATE: Route(self.fallocate, wire.FALLOCATE_IN.size),
-            wire.LSEEK: Route(self.lseek, wire.LSEEK_IN.size),
-            wire.COPY_FILE_RANGE: Route(self.copy_file_range, wire.COPY_FILE_RANGE_IN.size),
-            wire.COPY_FILE_RANGE_64: Route(self.copy_file_range_64, wire.COPY_FILE_RANGE_IN.size),
-            wire.IOCTL: Route(self.ioctl, wire.IOCTL_IN.size),
-            wire.POLL: Route(self.poll, wire.POLL_IN.size),
-            wire.OPENDIR: Route(self.opendir, wire.OPEN_IN.size),
-            wire.READDIR: Route(self.readdir, wire.READ_IN.size),
-            wire.READDIRPLUS: Route(self.readdirplus, wire.READ_IN.size),
-            wire.RELEASEDIR: Route(self.releasedir, wire.RELEASE_IN.size),
-            wire.SETXATTR: Route(self.setxattr, wire.SETXATTR_IN.size + 2),
-            wire.GETXATTR: Route(self.getxattr, wire.GETXATTR_IN.size + 2),
-            wire.LISTXATTR: Route(self.listxattr, wire.GETXATTR_IN.size),
-            wire.REMOVEXATTR: Route(self.removexattr, 2),
-            wire.STATFS: Route(self.statfs, 0),
-            wire.SYNCFS: Route(self.syncfs, 0),
+            opcode: Route(handler, wire.IN_SIZE + shortest) for opcode, (handler, shortest) in shortest_bodies.items()
         }
 
+
+def _unknown(nodeid: int, ctx: Caller, body: memoryview) -> Work:
+    raise AssertionError("no request is as long as that")
+
+
+NO_ROUTE: Final = Route(_unknown, sys.maxsize)
+"""For opcodes that no handler answers."""
 
 LONG_WAY: Final = frozenset({wire.INIT, wire.DESTROY, wire.MKNOD, wire.FSYNCDIR, wire.ACCESS})
 """What goes through pyfuse3.
