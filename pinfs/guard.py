@@ -338,10 +338,6 @@ def _named(pins: Iterable[Pin]) -> str:
 def _count(stats: Stats, event: Event) -> None:
     breaking = event.breaking
     match event.kind:
-        case "pinned":
-            stats.pins_registered += event.why != "replaced"
-        case "released" | "revoked":
-            stats.pins_released[event.by or ""] += 1
         case "break":
             stats.breaks_started += 1
         case "refused" if isinstance(event.removal, Removal):

@@ -115,9 +115,9 @@ class Process:
 
     def has_thread(self, tid: int) -> bool:
         """Whether the thread `tid` is one of this living process."""
-        # EPERM: it is there, but not ours to signal. The kernel compares the thread group before it asks for rights.
-        found = tid == self.pid or _tgkill(self.pid, tid, 0) == 0 or ctypes.get_errno() == errno.EPERM
-        return found and not self._poll(0)
+        if tid != self.pid and _tgkill(self.pid, tid, 0) and ctypes.get_errno() != errno.EPERM:
+            return False  # EPERM: it is there, but not ours to signal; the kernel compares the thread group before that
+        return not self._poll(0)
 
     @property
     def status(self) -> Status:
@@ -208,7 +208,9 @@ class Holders:
 
         Raises OSError EDQUOT when there is no descriptor left for a process that is not known yet.
         """
-        process = self._recent.get(tid) or self._held.get(tid)
+        process = self._recent.get(tid)
+        if process is None:
+            process = self._held.get(tid)
         if process is not None and process.has_thread(tid):
             return process
         return self._find(tid) if tid > 0 else None
@@ -269,8 +271,11 @@ class Holders:
 
     def hold(self, process: Process) -> None:
         """Watches the process until as many `drop`s. Raises OSError ESRCH when it is dead already."""
-        if process.holds == 0 and self._idle.pop(process, self) is self:
-            self._watch(process)
+        if not process.holds:
+            if process in self._idle:
+                del self._idle[process]
+            else:
+                self._watch(process)
         process.holds += 1
 
     def _watch(self, process: Process) -> None:
@@ -283,7 +288,7 @@ class Holders:
     def drop(self, process: Process) -> None:
         """Takes one `hold` back; also after the process's death."""
         process.holds -= 1
-        if process.holds == 0 and process.pidfd in self._watched:
+        if not process.holds and process.pidfd in self._watched:
             self._idle[process] = None
             if len(self._idle) > self._remembered:
                 self._unwatch(next(iter(self._idle)))

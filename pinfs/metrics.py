@@ -61,15 +61,15 @@ _GAUGES = {
 }
 
 
-def families(stats: Stats, gauges: Gauges) -> Iterator[Family]:
+def families(stats: Stats, book: PinBook, gauges: Gauges) -> Iterator[Family]:
     """All that is measured, as it is now."""
     for name, text in _GAUGES.items():
         yield GaugeMetricFamily(f"pinfs_{name}", text, value=getattr(gauges, name))
-    yield _total("pins_registered", "Pins registered", stats.pins_registered)
+    yield _total("pins_registered", "Pins registered", book.registered)
     yield _total("breaks_started", "Breaks that holders were told of", stats.breaks_started)
     yield _total("breaks_answered", "Breaks that holders answered", stats.breaks_answered)
     yield _total("events_lost", "Events that a slow reader did not get", stats.events_lost)
-    yield _by("pins_released", "Pins that ended", ("by",), {(k,): n for k, n in stats.pins_released.items()})
+    yield _by("pins_released", "Pins that ended", ("by",), {(k,): n for k, n in book.ended.items()})
     yield _by(
         "breaks_timed_out",
         "Breaks that met their deadline",

@@ -28,10 +28,6 @@ class Histogram:
 class Stats:
     """Counters that only rise. What can be counted when somebody asks (pins, waiting...) is not kept here."""
 
-    pins_registered: int = 0
-    """New ones; a replaced pin is the same pin."""
-    pins_released: Counter[str] = field(default_factory=Counter)
-    """By who let go: holder, death, close, root, policy, kill."""
     breaks_started: int = 0
     breaks_answered: int = 0
     breaks_timed_out: Counter[str] = field(default_factory=Counter)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, TypeAlias
 
-from pinfs.core.pins import Break, Event, FilePins, Owner, Pin, PinSpec, PinTable, Reservation
+from pinfs.core.pins import Break, Event, FilePins, Owner, Pin, PinTable, Reservation
 from pinfs.core.policy import Limits, Policy
 from pinfs.core.ranges import RangeTree
 
@@ -201,31 +201,14 @@ class PinBook(PinTable):
 
     # -- what holders say
 
-    def pin(
-        self,
-        inode: int,
-        owner: Owner,
-        process: Hashable | None,
-        uid: int,
-        name: bytes | None,
-        spec: PinSpec,
-        size: int,
-        now: float,
-        proxy_uid: int | None = None,
-    ) -> Pin:
-        """As `PinTable.pin`.
-
-        A breaking pin that moves out of all that is wanted has answered; any other goes on breaking, to the same
-        deadline.
-        """
-        pin = super().pin(inode, owner, process, uid, name, spec, size, now, proxy_uid)
-        if pin.breaking is not None:
-            if self._is_wanted(pin):
-                self._look_again(pin.breaking.watchers, now)
-            else:
-                self._emit(Event("answered", now, pin, breaking=pin.breaking, by="holder"))
-                self._end_break(pin, now)
-        return pin
+    def _moved(self, pin: Pin, breaking: Break, now: float) -> None:
+        """A breaking pin that moves out of all that is wanted has answered; any other goes on breaking, to the same
+        deadline."""
+        if self._is_wanted(pin):
+            self._look_again(breaking.watchers, now)
+        else:
+            self._emit(Event("answered", now, pin, breaking=breaking, by="holder"))
+            self._break_ended(pin, breaking, now)
 
     def extend(self, pin: Pin, seconds: float, now: float) -> float:
         """Give a breaking pin until now + `seconds`, at most `break_timeout_max` after its break began (SPEC 7, 8).
@@ -374,15 +357,9 @@ class PinBook(PinTable):
 
     # -- the end of a break
 
-    def _drop(self, pin: Pin, event: Event) -> None:
-        super()._drop(pin, event)
-        self._end_break(pin, event.now)
-
-    def _end_break(self, pin: Pin, now: float) -> None:
-        breaking = pin.breaking
-        if breaking is not None:
-            pin.breaking = breaking.deadline = None
-            self._look_again(breaking.watchers, now)
+    def _break_ended(self, pin: Pin, breaking: Break, now: float) -> None:
+        pin.breaking = breaking.deadline = None
+        self._look_again(breaking.watchers, now)
 
     def _stand(self, pin: Pin, why: str, now: float) -> None:
         """The break is over and the pin stands: whoever still waits for it is refused. `why`: timeout, unwanted."""

@@ -5,6 +5,7 @@ in `breaks`; here a break is only something that a pin may carry, and a reservat
 """
 
 import errno
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -39,7 +40,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PinSpec:
-    """What a caller asks for. Bytes; length 0: to the end of the file, wherever that moves. signal None: no signal."""
+    """What a caller asks for. Bytes; length 0: to the end of the file, wherever that moves. signal None: no signal.
+
+    `end` is exclusive.
+    """
 
     start: int
     length: int
@@ -47,15 +51,10 @@ class PinSpec:
     signal: int | None = None
     dirty: bool = False
     note: str = ""
+    end: int = field(init=False, repr=False, compare=False)
 
-    @property
-    def end(self) -> int:
-        """Exclusive."""
-        return self.start + self.length if self.length else END
-
-    def bytes_now(self, size: int) -> int:
-        """How many bytes this pins in a file of `size` bytes."""
-        return self.length or size - self.start
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "end", self.start + self.length if self.length else END)
 
 
 @dataclass(slots=True, eq=False)
@@ -191,17 +190,23 @@ class FilePins:
             yield self.lease
 
     def add(self, pin: Pin) -> None:
-        if pin.mode is Mode.DENY:
-            tree = self.deny = self.deny or RangeTree()
+        spec = pin.spec
+        if spec.mode is Mode.DENY:
+            tree = self.deny
+            if tree is None:
+                tree = self.deny = RangeTree()
         else:
-            tree = self.lease = self.lease or RangeTree()
-        tree.insert(pin.start, pin.end, pin.id, pin)
+            tree = self.lease
+            if tree is None:
+                tree = self.lease = RangeTree()
+        tree.insert(spec.start, spec.end, pin.id, pin)
 
     def take(self, pin: Pin) -> None:
-        tree = self.deny if pin.mode is Mode.DENY else self.lease
+        spec = pin.spec
+        tree = self.deny if spec.mode is Mode.DENY else self.lease
         if tree is None:
             raise KeyError(pin.id)
-        tree.remove(pin.start, pin.id)
+        tree.remove(spec.start, pin.id)
 
     def overlapping(self, start: int, end: int) -> Iterator[Pin]:
         for tree in self.trees():
@@ -234,7 +239,10 @@ class PinTable:
     """All pins: by inode, by id, by owner; and the limits.
 
     An inode is in `files` if and only if it has pins or reservations: `inode in table.files` is the fast way to ask.
-    `on_empty` is called with an inode that has just left `files`.
+    `on_empty` is called with an inode that has just left `files`, `on_end` with each pin that has just ended.
+
+    `heard`: somebody wants to hear of pins that come and go undisturbed. Where nobody does, which is nearly always,
+    no events are made of that: it would be a third of what a pin costs.
     """
 
     def __init__(self, emit: Callable[[Event], None], limits: Limits) -> None:
@@ -244,7 +252,11 @@ class PinTable:
         self.usage: dict[int, Usage] = {}
         self.pinned_bytes = 0
         self.limits = limits
+        self.ended: Counter[str] = Counter()
+        """How many pins have ended, by who let go: holder, death, close, root, policy, kill."""
+        self.heard = True
         self.on_empty: Callable[[int], None] | None = None
+        self.on_end: Callable[[Pin], None] | None = None
         self._emit = emit
         self._named: dict[tuple[int, Owner, bytes], Pin] = {}
         self._by_proxy: dict[tuple[int, bytes, int], dict[int, Pin]] = {}
@@ -252,6 +264,15 @@ class PinTable:
 
     def __len__(self) -> int:
         return len(self.by_id)
+
+    def set_heard(self, heard: bool) -> None:
+        """See `heard`."""
+        self.heard = heard
+
+    @property
+    def registered(self) -> int:
+        """How many pins there have been; a replaced one is the same pin."""
+        return self._last_id
 
     def of_file(self, inode: int) -> Iterator[Pin]:
         """The pins of one inode, deny pins first, each kind by rising start."""
@@ -295,24 +316,30 @@ class PinTable:
         EDQUOT (limits). SPEC 3.1, 4, 5.
         """
         check_range(spec, size)
-        old = None if name is None else self.find(inode, owner, name)
-        self._check_reserved(inode, spec, old)
-        self._check_limits(uid, spec.bytes_now(size), old, now)
+        old = None if name is None else self._named.get((inode, owner, name))
+        file = self.files.get(inode)
+        if file is not None and file.reserved is not None:
+            self._check_reserved(file, spec, old)
+        charge = spec.length or size - spec.start
+        self._check_limits(uid, charge, old, now)
         if old is None:
             self._last_id += 1
-            pin = Pin(self._last_id, inode, owner, process, uid, name, spec, now, spec.bytes_now(size), proxy_uid)
+            pin = Pin(self._last_id, inode, owner, process, uid, name, spec, now, charge, proxy_uid)
+            self._put(pin)
         else:
             pin = old
             self._take(pin)
-            pin.process, pin.uid, pin.spec = process, uid, spec
-            pin.charged, pin.proxy_uid = spec.bytes_now(size), proxy_uid
-        self._put(pin)
-        self._emit(Event("pinned", now, pin, why="replaced" if old else None))
+            pin.process, pin.uid, pin.spec, pin.charged, pin.proxy_uid = process, uid, spec, charge, proxy_uid
+            self._put(pin)
+        if self.heard:
+            self._emit(Event("pinned", now, pin, why="replaced" if old else None))
+        if pin.breaking is not None:
+            self._moved(pin, pin.breaking, now)
         return pin
 
     def release(self, pin: Pin, now: float, by: str = "holder") -> None:
         """The holder lets go, or can hold no longer. `by`: holder, death, close."""
-        self._drop(pin, Event("released", now, pin, breaking=pin.breaking, by=by))
+        self._end(pin, "released", now, by)
 
     def owner_gone(self, owner: Owner, now: float, by: str = "death") -> None:
         """A process has ended, or the last reference to an open file description was closed (SPEC 4)."""
@@ -324,23 +351,38 @@ class PinTable:
 
     def revoke(self, pin: Pin, now: float, by: str = "root") -> None:
         """Take the pin from its holder. `by`: root, policy, kill."""
-        self._drop(pin, Event("revoked", now, pin, breaking=pin.breaking, by=by))
+        self._end(pin, "revoked", now, by)
 
-    def _drop(self, pin: Pin, event: Event) -> None:
+    def _end(self, pin: Pin, kind: EventKind, now: float, by: str) -> None:
+        breaking = pin.breaking
         self._take(pin)
-        self._emit(event)
+        self.ended[by] += 1
+        if self.on_end is not None:
+            self.on_end(pin)
+        if self.heard or breaking is not None or kind != "released":
+            self._emit(Event(kind, now, pin, breaking=breaking, by=by))
         self._forget_if_empty(pin.inode)
+        if breaking is not None:
+            self._break_ended(pin, breaking, now)
+
+    # What breaks have to do with pins that move and end: next door.
+
+    def _moved(self, pin: Pin, breaking: Break, now: float) -> None:
+        """A breaking pin has another range or mode now."""
+
+    def _break_ended(self, pin: Pin, breaking: Break, now: float) -> None:
+        """A pin has gone while it was breaking."""
 
     def _forget_if_empty(self, inode: int) -> None:
-        if inode in self.files and not self.files[inode]:
+        file = self.files.get(inode)
+        if file is not None and not (file.deny or file.lease or file.reserved):
             del self.files[inode]
             if self.on_empty is not None:
                 self.on_empty(inode)
 
-    def _check_reserved(self, inode: int, spec: PinSpec, old: Pin | None) -> None:
+    def _check_reserved(self, file: FilePins, spec: PinSpec, old: Pin | None) -> None:
         """EAGAIN for bytes that a removal wants; those that the old pin holds already are not new."""
-        file = self.files.get(inode)
-        if file is None or not file.is_reserved(spec.start, spec.end):
+        if not file.is_reserved(spec.start, spec.end):
             return
         if old is None:
             new, hardens = [(spec.start, spec.end)], False
@@ -352,7 +394,7 @@ class PinTable:
 
     def _check_limits(self, uid: int, charge: int, old: Pin | None, now: float) -> None:
         """EDQUOT. Root is exempt from what is counted per user; a pin that does not grow is never refused."""
-        if old is None and len(self) >= self.limits.max_pins:
+        if old is None and len(self.by_id) >= self.limits.max_pins:
             self._refuse_limit("max_pins", now)
         if uid == 0:
             return
@@ -374,12 +416,20 @@ class PinTable:
             file = self.files[pin.inode] = FilePins()
         file.add(pin)
         self.by_id[pin.id] = pin
-        self.by_owner.setdefault(pin.owner, {})[pin.id] = pin
+        owned = self.by_owner.get(pin.owner)
+        if owned is None:
+            owned = self.by_owner[pin.owner] = {}
+        owned[pin.id] = pin
         if pin.name is not None:
             self._named[pin.inode, pin.owner, pin.name] = pin
             if pin.proxy_uid is not None:
                 self._by_proxy.setdefault((pin.inode, pin.name, pin.proxy_uid), {})[pin.id] = pin
-        self._charge(pin, +1)
+        usage = self.usage.get(pin.uid)
+        if usage is None:
+            usage = self.usage[pin.uid] = Usage()
+        usage.pins += 1
+        usage.bytes += pin.charged
+        self.pinned_bytes += pin.charged
 
     def _take(self, pin: Pin) -> None:
         self.files[pin.inode].take(pin)
@@ -389,22 +439,20 @@ class PinTable:
             del self._named[pin.inode, pin.owner, pin.name]
             if pin.proxy_uid is not None:
                 _discard(self._by_proxy, (pin.inode, pin.name, pin.proxy_uid), pin.id)
-        self._charge(pin, -1)
-
-    def _charge(self, pin: Pin, sign: int) -> None:
-        usage = self.usage.setdefault(pin.uid, Usage())
-        usage.pins += sign
-        usage.bytes += sign * pin.charged
-        self.pinned_bytes += sign * pin.charged
+        usage = self.usage[pin.uid]
+        usage.pins -= 1
+        usage.bytes -= pin.charged
+        self.pinned_bytes -= pin.charged
         if not usage.pins:
             del self.usage[pin.uid]
 
 
 def check_range(spec: PinSpec, size: int) -> None:
     """OSError: EINVAL (no file has such a range: off_t is 63 bits), ENXIO (not inside `size` bytes). SPEC 5."""
-    if spec.start < 0 or spec.length < 0 or spec.start + spec.length >= END:
+    start, length = spec.start, spec.length
+    if start < 0 or length < 0 or start + length >= END:
         raise OSError(errno.EINVAL, "a range is not negative and ends below 2**63")
-    if spec.start + spec.length > size:
+    if start + length > size:
         raise OSError(errno.ENXIO, f"the range ends behind the file's {size} bytes")
 
 

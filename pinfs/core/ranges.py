@@ -56,7 +56,12 @@ class RangeTree(Generic[T]):
         """Add [start, end). The pair (start, key) must not be in the tree."""
         new = _Node(start, end, key, value, self._random())
         self._size += 1
-        parent, node, goes_left = None, self._root, False
+        if self._root is None:  # most files have one pin at a time
+            self._root = new
+            return
+        parent: _Node[T] | None = None
+        node: _Node[T] | None = self._root
+        goes_left = False
         while node is not None and node.priority >= new.priority:
             if node.max_end < end:
                 node.max_end = end
@@ -69,8 +74,13 @@ class RangeTree(Generic[T]):
 
     def remove(self, start: int, key: int) -> None:
         """Take out the range that was inserted with this start and key. KeyError: there is none."""
+        root = self._root
+        if root is not None and root.start == start and root.key == key:
+            self._size -= 1
+            self._root = _merge(root.left, root.right)
+            return
         path: list[_Node[T]] = []
-        node, goes_left = self._root, False
+        node, goes_left = root, False
         while node is not None and (node.start != start or node.key != key):
             path.append(node)
             goes_left = start < node.start or (start == node.start and key < node.key)

@@ -59,12 +59,14 @@ def assemble(
     backing = Backing(inodes, passthrough, share)
     verbs = PinVerbs(guard, holders, inodes, backing, HandleTable())
     guard.on_handle_event = verbs.on_handle_event
-    hub.listeners.append(verbs.on_event)
+    hub.on_audience = book.set_heard
+    hub.on_audience(False)
+    book.on_end = verbs.on_end
     book.on_empty = inodes.settle_id
 
     def metrics() -> list[Family]:
         gauges = Gauges.of(book, inodes, backing, holders, passthrough=not passthrough.why_not)
-        return list(families(stats, gauges))
+        return list(families(stats, book, gauges))
 
     control = Control(
         control_files(guard, stats, holders, inodes, hub, verbs, policies, lambda: render(metrics()), status)

@@ -93,7 +93,8 @@ class EventHub:
         self._breaks: dict[Hashable, dict[Pin, tuple[int, Event]]] = {}
         """Under way, with their numbers, for channels that open later. A line is written only for who reads it: the
         holder of a breaking pin has its signal already, and the daemon should get out of its way."""
-        self.listeners: list[Callable[[Event], None]] = []
+        self.on_audience: Callable[[bool], None] = lambda there_is: None
+        """Called when the first stream is opened, and when the last one is closed."""
 
     # Channels
 
@@ -104,12 +105,14 @@ class EventHub:
             if pin.breaking is not None:
                 queue.put(self._line(seq, event, traced=False))
         self._channels.setdefault(process, []).append(queue)
+        self._look_at_audience()
         return queue
 
     def open_trace(self, on_news: Callable[[], None]) -> Queue:
         """A stream of all events."""
         queue = Queue(on_news, self._stats)
         self._traces.append(queue)
+        self._look_at_audience()
         return queue
 
     def close_channel(self, process: Hashable, queue: Queue) -> None:
@@ -117,16 +120,19 @@ class EventHub:
         queues.remove(queue)
         if not queues:
             del self._channels[process]
+        self._look_at_audience()
 
     def close_trace(self, queue: Queue) -> None:
         self._traces.remove(queue)
+        self._look_at_audience()
+
+    def _look_at_audience(self) -> None:
+        self.on_audience(bool(self._channels or self._traces))
 
     # Events
 
     def publish(self, event: Event) -> None:
         """What the guard tells, in its order."""
-        for listener in self.listeners:
-            listener(event)
         pin = event.pin
         if pin is not None and event.kind in HOLDER_EVENTS and pin.process is not None:
             self._tell_holder(event, pin, pin.process)

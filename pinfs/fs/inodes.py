@@ -339,6 +339,12 @@ class InodeTable:
             raise stale()
         return st
 
+    def size(self, inode: Inode) -> int:
+        """st_size, in bytes. A third of what fstat(2) costs, most of which is making the result."""
+        if inode.file is not None:
+            return os.lseek(inode.file.any_fd, 0, os.SEEK_END)  # nobody uses the position of this descriptor
+        return self.stat(inode).st_size
+
     def leads_to(self, inode: Inode) -> bool:
         """Whether a name still leads to the inode."""
         return self._stat_by_name(inode) is not None

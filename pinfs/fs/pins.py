@@ -3,13 +3,14 @@
 import errno
 import json
 import os
+import stat
 from collections import OrderedDict
 from dataclasses import replace
 from typing import Final, NoReturn
 
 import trio
 
-from pinfs.core.pins import Event, Pin, PinSpec
+from pinfs.core.pins import Pin, PinSpec
 from pinfs.fs import ioctls
 from pinfs.fs.backing import Backing
 from pinfs.fs.describe import describe
@@ -59,8 +60,8 @@ class PinVerbs:
 
     async def set(self, inode: Inode, attribute: bytes, value: bytes, flags: int, ctx: CallerLike) -> None:
         """Register or replace the caller's pin. Errors: EINVAL, ENXIO, EAGAIN, EDQUOT, EPERM, ESRCH (SPEC 5)."""
-        name = _verb_name(attribute, PIN)
-        if not name or not inode.is_file:
+        name = attribute[len(PIN) :]
+        if not name or not attribute.startswith(PIN) or inode.kind != stat.S_IFREG:
             _fail(errno.EINVAL, "pins are set as user.pinfs.pin.NAME on regular files")
         wanted = parse_pin_value(value)
         process = self._owner_for(wanted, ctx)
@@ -72,7 +73,7 @@ class PinVerbs:
         if old is not None and old.dirty and not _covers(wanted.spec, old):
             await self._flush(inode)
         uid, proxy_uid = (ctx.uid, None) if wanted.pid is None else (process.uids[0], ctx.uid)
-        self._register(inode, process, process, uid, name, wanted.spec, proxy_uid)
+        self._register(inode, process, process, uid, name, wanted.spec, proxy_uid, old)
 
     def _register(
         self,
@@ -83,17 +84,19 @@ class PinVerbs:
         name: bytes | None,
         spec: PinSpec,
         proxy_uid: int | None = None,
+        old: Pin | None = None,
     ) -> Pin:
-        """Each pin keeps an eye on its process; ESRCH where that has just ended."""
-        size = self._inodes.stat(inode).st_size
-        if process is not None:
-            self._holders.hold(process)
-        pins_before = len(self._book)
+        """Each pin keeps an eye on its process, from here to `on_end`; ESRCH where that has just ended."""
+        size = self._inodes.size(inode)
+        newly_watched = process if old is None else None
+        if newly_watched is not None:
+            self._holders.hold(newly_watched)
         try:
             return self._guard.pin(inode.nodeid, owner, process, uid, name, spec, size, proxy_uid)
-        finally:
-            if process is not None and len(self._book) == pins_before:  # refused, or a pin that was watched already
-                self._holders.drop(process)
+        except BaseException:
+            if newly_watched is not None:
+                self._holders.drop(newly_watched)
+            raise
 
     def _owner_for(self, wanted: PinValue, ctx: CallerLike) -> Process:
         """EPERM: not visible, or another user's process; ESRCH: `pid=` names no process."""
@@ -137,8 +140,8 @@ class PinVerbs:
 
     async def remove(self, inode: Inode, attribute: bytes, ctx: CallerLike) -> None:
         """Release the caller's pin. ENODATA: no such pin."""
-        name = _verb_name(attribute, PIN)
-        if not name:
+        name = attribute[len(PIN) :]
+        if not name or not attribute.startswith(PIN):
             _fail(errno.ENODATA)
         await self._release(inode, self._find(inode, name, ctx))
 
@@ -254,11 +257,11 @@ class PinVerbs:
             for wake in wakes:
                 wake()
 
-    def on_event(self, event: Event) -> None:
+    def on_end(self, pin: Pin) -> None:
         """A pin less: one reason less to keep an eye on its process."""
-        pin = event.pin
-        if pin is not None and event.kind in ("released", "revoked") and isinstance(pin.process, Process):
-            self._holders.drop(pin.process)
+        process = pin.process
+        if isinstance(process, Process):
+            self._holders.drop(process)
 
     # Commands of the event channel
 

@@ -280,7 +280,7 @@ async def test_the_death_of_the_holder_lets_the_removal_go_on(world: World) -> N
     world.holders.on_death("p1")
     await wait_all_tasks_blocked()
     assert world.outcomes == [("b", "cut", 0.0)]
-    assert world.stats.pins_released == {"death": 1}
+    assert world.guard.book.ended == {"death": 1}
 
 
 async def test_an_extension_moves_the_deadline(world: World) -> None:
@@ -311,7 +311,7 @@ async def test_on_timeout_revoke(world: World) -> None:
     assert world.outcomes == [("b", "cut", 5.0)]
     assert world.events.kinds() == ["break", "revoked", "proceeded"]
     assert world.stats.breaks_timed_out == {"revoke": 1}
-    assert world.stats.pins_released == {"policy": 1}
+    assert world.guard.book.ended == {"policy": 1}
 
 
 async def test_on_timeout_kill(world: World) -> None:
@@ -324,7 +324,7 @@ async def test_on_timeout_kill(world: World) -> None:
     world.holders.on_death("p1")
     await wait_all_tasks_blocked()
     assert world.outcomes == [("b", "cut", 6.0)]
-    assert world.stats.pins_released == {"kill": 1}
+    assert world.guard.book.ended == {"kill": 1}
 
 
 async def test_on_timeout_kill_of_a_holder_that_does_not_die(world: World) -> None:
@@ -341,7 +341,7 @@ async def test_root_revokes(world: World) -> None:
     world.guard.revoke(pin)
     await wait_all_tasks_blocked()
     assert world.outcomes == [("b", "cut", 0.0)]
-    assert world.stats.pins_released == {"root": 1}
+    assert world.guard.book.ended == {"root": 1}
 
 
 async def test_a_handle_that_is_polled_hears_of_its_pins(world: World) -> None:
@@ -355,7 +355,7 @@ async def test_a_handle_that_is_polled_hears_of_its_pins(world: World) -> None:
     world.guard.owner_gone("handle", "close")
     assert told == ["handle", "handle"]
     assert pin.id not in world.guard.book.by_id
-    assert world.stats.pins_released == {"close": 1}
+    assert world.guard.book.ended == {"close": 1}
 
 
 async def test_own_pins_of_a_handle(world: World) -> None:
