@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import Final, cast
+from typing import Final
 
 import trio
 
@@ -25,7 +25,7 @@ from pinfs.bridge.negotiate import BUFFER_SIZE, Terms, Wishes, agree
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
 from pinfs.fs.errors import errno_of
 from pinfs.fs.operations import Operations
-from pinfs.fs.types import Caller
+from pinfs.fs.types import Caller, make_caller
 from pinfs.parking import Moment, Parked, do_chores, known_trap, rest_of, run_straight, short_way
 
 log = logging.getLogger("pinfs.bridge")
@@ -36,9 +36,6 @@ log = logging.getLogger("pinfs.bridge")
 PATIENCE_MS: Final = 5
 PATIENCE_WITH_TASKS_MS: Final = 1
 LARGE: Final = 4096  # bytes; from here on a second buffer for writev is cheaper than a copy
-
-_caller: Final = cast(Callable[[tuple[int, int, int, int]], Caller], partial(tuple.__new__, Caller))
-"""Caller without its Python constructor, which takes twice as long; once a request."""
 
 
 class Ended(Exception):
@@ -154,7 +151,7 @@ class Dispatcher:
                 self._answer_otherwise(opcode, unique, size)
             else:
                 served += 1
-                work = handler(nodeid, _caller((uid, gid, pid, 0)), self._view[IN_SIZE:end])
+                work = handler(nodeid, make_caller((uid, gid, pid, 0)), self._view[IN_SIZE:end])
                 try:
                     self._park(opcode, unique, work, known_trap(work, work.send(None)))
                 except StopIteration as answer:

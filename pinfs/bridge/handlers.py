@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from pinfs.bridge import wire
 from pinfs.fs.operations import Operations
-from pinfs.fs.types import Caller, Entry, Opened, SetAttr
+from pinfs.fs.types import Caller, Entry, Opened, SetAttr, make_caller
 
 Work = Coroutine[Any, Any, bytes | None]
 Handler = Callable[[int, Caller, memoryview], Work]
@@ -316,7 +316,7 @@ UNANSWERED: Final = frozenset({wire.FORGET, wire.BATCH_FORGET, wire.INTERRUPT, w
 
 
 def _with_umask(ctx: Caller, umask: int) -> Caller:
-    return Caller(ctx[0], ctx[1], ctx[2], umask)  # a third of what _replace takes
+    return make_caller((ctx[0], ctx[1], ctx[2], umask))
 
 
 def _exactly(data: memoryview, size: int) -> memoryview:

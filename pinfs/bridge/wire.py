@@ -245,8 +245,8 @@ def _time(is_set: int, is_now: int, whole: int, nanoseconds: int) -> int | None:
 
 def name_of(body: memoryview, offset: int = 0) -> bytes:
     """The one NUL-terminated name at the end of a request. EINVAL: anything else."""
-    name, *rest = body[offset:].tobytes().split(b"\0")
-    if rest != [b""]:
+    name, end, rest = body[offset:].tobytes().partition(b"\0")
+    if rest or not end:
         raise OSError(errno.EINVAL, "not one name")
     return name
 

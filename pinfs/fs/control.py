@@ -13,7 +13,7 @@ import trio
 from pinfs.fs.directories import DT_DIR, DT_REG, Add
 from pinfs.fs.events import Patience, Queue
 from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_NONSEEKABLE, FOPEN_STREAM, ByteHandle, Handle, Wake
-from pinfs.fs.inodes import ROOT_ID, Inode
+from pinfs.fs.inodes import ROOT_ID, Inode, stale
 from pinfs.fs.types import CallerLike, Entry, SetAttr
 from pinfs.parking import park
 
@@ -257,6 +257,7 @@ class Control:
         return Entry(nodeid, self.stat(nodeid))
 
     def stat(self, nodeid: int) -> os.stat_result:
+        """ESTALE: a node id that nobody has given out, or that was forgotten."""
         if nodeid == CONTROL_ID:
             mode, links = stat.S_IFDIR | 0o555, 2
         else:
@@ -268,9 +269,10 @@ class Control:
 
     def setattr(self, nodeid: int, changes: SetAttr) -> os.stat_result:
         """A shell's `>` cuts a file before it writes: accepted, and means nothing. EPERM: all other changes."""
+        st = self.stat(nodeid)
         if changes.mode is not None or changes.uid is not None or changes.gid is not None:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        return self.stat(nodeid)
+        return st
 
     def open(self, nodeid: int, flags: int, ctx: CallerLike) -> ControlHandle:
         if nodeid == CONTROL_ID:
@@ -293,4 +295,6 @@ class Control:
                 return
 
     def _file(self, nodeid: int) -> ControlFile:
+        if not self.is_control(nodeid):
+            raise stale()
         return self._files[nodeid - CONTROL_ID - 1][1]

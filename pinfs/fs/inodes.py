@@ -102,6 +102,10 @@ class InodeTable:
         self._root_ino = st.st_ino
         self._is_pinned = is_pinned
         self._by_id: dict[int, Inode] = {ROOT_ID: self.root}
+        self.known = self._by_id.get
+        """The inode of a node id, or None."""
+        self._reserved_inos = frozenset({ROOT_ID, st.st_ino})
+        """Inode numbers of the source's device that are no node ids, or not their own."""
         self._foreign: dict[Key, int] = {}
         self._next_foreign = FOREIGN_IDS
         self.on_forgotten: Callable[[Inode], None] = lambda inode: None
@@ -129,15 +133,20 @@ class InodeTable:
 
     def find(self, st: os.stat_result) -> Inode | None:
         """The inode that a stat result belongs to, if it is known."""
+        ino = st.st_ino
+        if st.st_dev == self.device and ino not in self._reserved_inos:
+            return self._by_id.get(ino)
         key = self.key_of(st)
-        if isinstance(key, int) and key != ROOT_ID:
-            return self.root if key == self._root_ino else self._by_id.get(key)
+        if key == self._root_ino:
+            return self.root
         nodeid = self._foreign.get(key)
         return None if nodeid is None else self._by_id[nodeid]
 
     def learn(self, parent: Inode, name: bytes, st: os.stat_result) -> Inode:
         """The inode that `name` in `parent` was seen to be, new or known. Does not count as a lookup."""
-        inode = self.find(st) or self._add(st)
+        inode = self.find(st)
+        if inode is None:
+            inode = self._add(st)
         if inode.name != name or inode.parent is not parent:
             self._add_name(inode, parent, name, st.st_nlink)
         return inode

@@ -19,12 +19,12 @@ import trio
 
 from pinfs.fs import fileflags, syscalls
 from pinfs.fs.backing import Backing
-from pinfs.fs.control import Control, ControlDirectory, ControlHandle
+from pinfs.fs.control import CONTROL_NAME, Control, ControlDirectory, ControlHandle
 from pinfs.fs.directories import DT_DIR, Add, DirectoryHandle
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle, Wake
 from pinfs.fs.inodes import Inode, InodeTable
-from pinfs.fs.pins import PREFIX, PinVerbs, is_pin_attribute
-from pinfs.fs.types import NOW, CallerLike, Entry, Opened, SetAttr
+from pinfs.fs.pins import PREFIX, PinVerbs
+from pinfs.fs.types import NOW, CallerLike, Entry, Opened, SetAttr, make_entry, make_opened
 from pinfs.guard import Guard
 from pinfs.parking import park
 
@@ -107,6 +107,7 @@ class Operations:
         self.restless = inodes.restless  # whose attributes nobody may remember
         self._backing = backing
         self._inodes = inodes
+        self._known = inodes.known
         self._guard = guard
         self._pins = pins
         self._control = control
@@ -116,16 +117,18 @@ class Operations:
 
     async def lookup(self, parent: int, name: bytes, ctx: CallerLike) -> Entry:
         """ENOENT, ENOTDIR, ESTALE; adds one to the lookup count."""
-        if self._control.owns(parent, name):
-            return self._control.lookup(parent, name)
-        directory = self._inodes.get(parent)
+        directory = self._known(parent)
+        if directory is None or name == CONTROL_NAME:
+            if self._control.owns(parent, name):
+                return self._control.lookup(parent, name)
+            directory = self._inodes.get(parent)
         return self._entry(directory, _component(name))
 
     def _entry(self, directory: Inode, name: bytes) -> Entry:
         st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
         inode = self._inodes.learn(directory, name, st)
         inode.lookups += 1
-        return Entry(inode.nodeid, st)
+        return make_entry((inode.nodeid, st))
 
     def forget(self, forgets: Iterable[tuple[int, int]]) -> None:
         """Take (node id, count) from the lookup counts. Never fails."""
@@ -256,22 +259,29 @@ class Operations:
 
     def _writable_directory(self, parent: int, name: bytes) -> Inode:
         _component(name)
-        if self._control.owns(parent, name):
-            raise error(errno.EPERM)
-        return self._inodes.get(parent)
+        directory = self._known(parent)
+        if directory is None or name == CONTROL_NAME:
+            if self._control.owns(parent, name):
+                raise error(errno.EPERM)
+            return self._inodes.get(parent)
+        return directory
 
     def _inode(self, nodeid: int) -> Inode:
-        if self._control.is_control(nodeid):
-            raise error(errno.EPERM)
-        return self._inodes.get(nodeid)
+        """EPERM: not of the backing, but of .pinfs. ESTALE: the kernel knows more than we do."""
+        inode = self._known(nodeid)
+        if inode is None:
+            if self._control.is_control(nodeid):
+                raise error(errno.EPERM)
+            return self._inodes.get(nodeid)
+        return inode
 
     # Attributes
 
     async def getattr(self, nodeid: int, ctx: CallerLike, fh: int | None = None) -> os.stat_result:
         """fstatat(2). ESTALE: changed behind pinfs."""
-        if self._control.is_control(nodeid):
+        inode = self._known(nodeid)
+        if inode is None:
             return self._control.stat(nodeid)
-        inode = self._inodes.get(nodeid)
         if nodeid in self.restless:
             self._backing.let_rest(inode)
         return self._inodes.stat(inode)
@@ -288,9 +298,9 @@ class Operations:
 
     async def setattr(self, nodeid: int, changes: SetAttr, fh: int | None, ctx: CallerLike) -> os.stat_result:
         """truncate, chmod, chown, utimensat in one. EBUSY and its like: pins, when it shrinks the file (SPEC 2)."""
-        if self._control.is_control(nodeid):
+        inode = self._known(nodeid)
+        if inode is None:
             return self._control.setattr(nodeid, changes)
-        inode = self._inodes.get(nodeid)
         if changes.size is not None:
             handle = None if fh is None else self.handles.get(fh, FileHandle)
             await self._truncate(inode, changes.size, "truncate", ctx, handle=handle)
@@ -422,9 +432,9 @@ class Operations:
 
     async def open(self, nodeid: int, flags: int, ctx: CallerLike) -> Opened:
         """open(2) of an existing file. With O_TRUNC a removal: EBUSY and its like."""
-        if self._control.is_control(nodeid):
+        inode = self._known(nodeid)
+        if inode is None:
             return self._opened_control(self._control.open(nodeid, flags, ctx))
-        inode = self._inodes.get(nodeid)
         self._backing.close_idle_if_moved(inode)
         self._backing.open(inode, flags)
         try:
@@ -440,7 +450,7 @@ class Operations:
         backing_id = self._backing.passthrough_id(inode)
         if backing_id and flags & os.O_ACCMODE == os.O_RDWR:
             self.restless.add(inode.nodeid)
-        return Opened(fh, 0 if backing_id else FOPEN_KEEP_CACHE, backing_id)
+        return make_opened((fh, 0 if backing_id else FOPEN_KEEP_CACHE, backing_id))
 
     def _opened_control(self, handle: ControlHandle) -> Opened:
         return Opened(self.handles.add(handle), handle.fopen_flags, 0)
@@ -462,20 +472,21 @@ class Operations:
             os.close(fd)
             raise
         inode.lookups += 1
-        opened = await self._created(inode, st, flags, ctx)
+        if flags & os.O_TRUNC and st.st_size:  # it was there already
+            await self._cut_created(inode, flags, ctx)
+            st = self._inodes.stat(inode)
         if kill_suidgid:
             self._drop_set_ids(inode)
-        return opened, Entry(inode.nodeid, self._inodes.stat(inode) if flags & os.O_TRUNC else st)
+            st = self._inodes.stat(inode)
+        return self._opened(inode, flags), make_entry((inode.nodeid, st))
 
-    async def _created(self, inode: Inode, st: os.stat_result, flags: int, ctx: CallerLike) -> Opened:
+    async def _cut_created(self, inode: Inode, flags: int, ctx: CallerLike) -> None:
         try:
-            if flags & os.O_TRUNC and st.st_size:  # it was there already
-                await self._truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
+            await self._truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
         except BaseException:
             self._backing.release(inode)
             self._inodes.forget(inode.nodeid, 1)
             raise
-        return self._opened(inode, flags)
 
     async def tmpfile(self, parent: int, mode: int, flags: int, ctx: CallerLike) -> tuple[Opened, Entry]:
         """open(2) with O_TMPFILE."""
@@ -658,7 +669,7 @@ class Operations:
     async def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, ctx: CallerLike) -> None:
         """setxattr(2)."""
         inode = self._inode(nodeid)
-        if is_pin_attribute(name):
+        if name.startswith(PREFIX):
             await self._pins.set(inode, name, value, flags, ctx)
         else:
             with self._backing.privileges if name == ACCESS_ACL else _AT_ONCE:  # it may keep S_ISGID
@@ -666,10 +677,11 @@ class Operations:
 
     async def getxattr(self, nodeid: int, name: bytes, ctx: CallerLike, size: int | None = None) -> bytes:
         """getxattr(2). `size` is the caller's buffer in bytes (0: only asks how large; None: not known)."""
-        if self._control.is_control(nodeid):
+        inode = self._known(nodeid)
+        if inode is None:
+            self._control.stat(nodeid)  # ESTALE: it is none of its files
             raise error(errno.ENODATA)
-        inode = self._inodes.get(nodeid)
-        if is_pin_attribute(name):
+        if name.startswith(PREFIX):
             return await self._pins.get(inode, name, ctx, size)
         return os.getxattr(self._inodes.handle(inode), name)
 
@@ -684,7 +696,7 @@ class Operations:
     async def removexattr(self, nodeid: int, name: bytes, ctx: CallerLike) -> None:
         """removexattr(2)."""
         inode = self._inode(nodeid)
-        if is_pin_attribute(name):
+        if name.startswith(PREFIX):
             await self._pins.remove(inode, name, ctx)
         else:
             os.removexattr(self._inodes.handle(inode), name)

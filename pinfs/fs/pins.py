@@ -22,19 +22,16 @@ from pinfs.guard import Guard
 from pinfs.holders import Holders, Process
 from pinfs.parking import park
 
-PREFIX: Final = b"user.pinfs."
+PREFIX: Final = b"user.pinfs."  # of the verbs of pins: never stored, never listed
 PIN: Final = b"user.pinfs.pin."
 RELEASE: Final = b"user.pinfs.release."
 PINS: Final = b"user.pinfs.pins"
 RELEASED: Final = b"released"
 XATTR_CREATE, XATTR_REPLACE = 1, 2
 MAX_ATTRIBUTE_BYTES: Final = 65536
+SHORTEST_JSON: Final = 224
+"""No pin's JSON is shorter, in bytes. Programs try a small buffer first, and what does not fit need not be written."""
 ECHOES: Final = 1024
-
-
-def is_pin_attribute(name: bytes | str) -> bool:
-    """Whether an attribute is a verb of pinfs: never stored, never listed."""
-    return name.startswith(PREFIX) if isinstance(name, bytes) else name.startswith("user.pinfs.")
 
 
 def _fail(number: int, why: str | None = None) -> NoReturn:
@@ -117,6 +114,8 @@ class PinVerbs:
             return await self._get_release(inode, name, ctx, size)
         if name := _verb_name(attribute, PIN):
             pin = self._find(inode, name, ctx)
+            if size and size < SHORTEST_JSON:
+                _fail(errno.ERANGE)
             return _to_json(describe(pin, inode.path(), reveal=True))
         _fail(errno.ENODATA)
 

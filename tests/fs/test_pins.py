@@ -19,6 +19,7 @@ from trio.testing import MockClock
 from pinfs.core.pins import Mode
 from pinfs.fs.events import Patience
 from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.pins import SHORTEST_JSON
 from pinfs.fs.pinvalue import parse_pin_value
 from pinfs.fs.types import Caller
 
@@ -386,3 +387,16 @@ def test_any_value_is_a_pin_or_einval(value: bytes) -> None:
         assert parsed.spec.start >= 0
         assert parsed.spec.length >= 0
         assert parsed.spec.mode in Mode
+
+
+async def test_no_json_is_shorter_than_what_is_refused_unwritten(bench: Bench) -> None:
+    nodeid = await bench.file("f", 10)
+    await bench.pin(nodeid, "n", "0:1,signal=IO")
+    pin = json.loads(await bench.ops.getxattr(nodeid, b"user.pinfs.pin.n", ME))
+    smallest = {key: 0 if isinstance(value, int | float) else None for key, value in pin.items()}
+    short_words = {"name": "", "owner": "handle", "mode": "deny", "state": "held", "comm": "", "signal": "", "note": ""}
+    assert len(json.dumps(smallest | short_words | {"path": ""})) >= SHORTEST_JSON
+    with pytest.raises(OSError, match=f"Errno {errno.ERANGE}"):
+        await bench.ops.getxattr(nodeid, b"user.pinfs.pin.n", ME, SHORTEST_JSON - 1)
+    with pytest.raises(OSError, match=f"Errno {errno.ENODATA}"):
+        await bench.ops.getxattr(nodeid, b"user.pinfs.pin.m", ME, 1)
