@@ -115,12 +115,11 @@ class Backing:
             spare, fd = fd, os.dup(fd)
             os.close(spare)
         file = OpenFile()
-        if flags & os.O_ACCMODE == os.O_RDONLY:
-            file.reader = fd
-        else:
-            file.writer = fd
-            if flags & os.O_ACCMODE == os.O_RDWR:
-                file.reader = fd
+        access = flags & os.O_ACCMODE
+        if access != os.O_RDONLY:
+            file.write_by(fd)
+        if access != os.O_WRONLY:
+            file.read_by(fd)
         self._count_in(inode, file)
 
     def _open_for(self, inode: Inode, file: OpenFile, flags: int) -> None:
@@ -128,7 +127,7 @@ class Backing:
         if access != os.O_RDONLY and file.writer < 0:
             self._open_writer(inode, file, flags)
         if access != os.O_WRONLY and file.reader < 0:
-            file.reader = self._open_to_keep(inode, os.O_RDONLY)
+            file.read_by(self._open_to_keep(inode, os.O_RDONLY))
 
     def _open_to_keep(self, inode: Inode, flags: int) -> int:
         """EMFILE when only spare descriptors are left. (The kernel gives the lowest number.)"""
@@ -147,13 +146,13 @@ class Backing:
         append = flags & os.O_APPEND
         for attempt in (os.O_RDWR, os.O_WRONLY, os.O_WRONLY | append):
             try:
-                file.writer = self._open_to_keep(inode, attempt)
+                file.write_by(self._open_to_keep(inode, attempt))
             except PermissionError:
                 if attempt == os.O_WRONLY | append:
                     raise
                 continue
             if attempt == os.O_RDWR and file.reader < 0:
-                file.reader = file.writer
+                file.read_by(file.writer)
             return
 
     def release(self, inode: Inode) -> None:

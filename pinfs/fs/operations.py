@@ -49,7 +49,6 @@ _TAKES_TAIL: Final = {
 
 
 HIDDEN: Final = (PREFIX, b"trusted.")
-NOTHING: Final = SetAttr()  # chown(-1, -1) arrives like this, and moves the ctime
 ACCESS_ACL: Final = b"system.posix_acl_access"
 _AT_ONCE: Final[AbstractContextManager[None]] = nullcontext()
 
@@ -306,7 +305,7 @@ class Operations:
             await self._truncate(inode, changes.size, "truncate", ctx, handle=handle)
         if changes.kill_suidgid:
             self._drop_set_ids(inode)
-        if changes.uid is not None or changes.gid is not None or (changes.mode is None and changes == NOTHING):
+        if changes.uid is not None or changes.gid is not None or changes.is_nothing:
             with self._keeping_set_ids(inode):
                 os.chown(self._inodes.handle(inode), _or_same(changes.uid), _or_same(changes.gid))
         if changes.mode is not None:

@@ -63,3 +63,8 @@ class SetAttr:
     atime_ns: int | None = None
     mtime_ns: int | None = None
     kill_suidgid: bool = False
+
+    @property
+    def is_nothing(self) -> bool:
+        """chown(-1, -1) arrives like this, and moves the ctime."""
+        return self.size is None and self.mode is None and self.mtime_ns is None and self == SetAttr()
