@@ -154,6 +154,8 @@ class Dispatcher:
                 work = handler(nodeid, make_caller((uid, gid, pid, 0)), self._view[IN_SIZE:end])
                 try:
                     self._park(opcode, unique, work, known_trap(work, work.send(None)))
+                    self._counts["parked"] += 1
+                    served -= 1
                 except StopIteration as answer:
                     body = answer.value
                     if body is not None:
@@ -214,7 +216,6 @@ class Dispatcher:
 
     def _park(self, opcode: int, unique: int, work: Work, trap: object) -> None:
         """A handler waits: keep it for its moment, or let it go on in a task."""
-        self._counts["parked"] += 1
         if isinstance(trap, Moment):
             self._waiting[unique] = opcode, work
             trap.then = partial(self._on_moment, unique)
