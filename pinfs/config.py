@@ -27,10 +27,12 @@ _ASSIGNED = re.compile(r"""\s*(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<bar
 _HEADER = re.compile(r"""\s*\[\[?\s*["']?(?P<table>[^\]"'.\s]+)["']?\s*(?:\.\s*["']?(?P<key>[^\]"'.\s]+))?""")
 
 
-def policy_from_toml(text: str, overrides: Mapping[str, Any] | None = None) -> PolicySet:
+def policy_from_toml(
+    text: str, overrides: Mapping[str, Any] | None = None, defaults: Mapping[str, Any] | None = None
+) -> PolicySet:
     """The policy that a TOML text states, with `overrides` (from `-o`) in place of its own values.
 
-    Raises PolicyError with key and line.
+    `defaults`: the values of keys that it does not name. Raises PolicyError with key and line.
     """
     if len(text.encode(errors="surrogatepass")) > POLICY_BYTES_MAX:
         raise PolicyError("", f"a policy of more than {POLICY_BYTES_MAX} bytes")
@@ -44,7 +46,9 @@ def policy_from_toml(text: str, overrides: Mapping[str, Any] | None = None) -> P
         return lines.get((rule, key)) or lines.get((rule, "rule")) or lines.get((None, "rule"))
 
     policies = policy_from_mapping(values, line_of)  # a bad value is refused also where an override hides it
-    return policy_from_mapping({**values, **overrides}, line_of) if overrides else policies
+    if overrides or defaults:
+        return policy_from_mapping({**(defaults or {}), **values, **(overrides or {})}, line_of)
+    return policies
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -82,16 +86,21 @@ class PolicyBox:
 
     def __init__(self, policies: PolicySet) -> None:
         self.current = policies
+        self._started_with = policies
         self.last_error = ""
         """Why the last replacement was refused; '' after one that was not."""
 
     def replace(self, text: str, who: str) -> None:
-        """Puts a whole TOML policy in force for `who` (a word for the log). On PolicyError the old one stays."""
-        self._install(lambda: policy_from_toml(text), who)
+        """Puts a TOML policy in force for `who` (a word for the log). On PolicyError the old one stays.
+
+        What it does not say is as the file and `-o` had it when the mount began: who writes one key changes one key.
+        """
+        self._install(lambda: policy_from_toml(text, defaults=self._started_with.own_values), who)
 
     def reload(self, config: Config, who: str) -> None:
         """Reads the policy file again; `-o` still goes first. On PolicyError the old policy stays."""
         self._install(config.read_policy, who)
+        self._started_with = self.current
 
     def _install(self, make: Callable[[], PolicySet], who: str) -> None:
         try:

@@ -49,6 +49,7 @@ class Holders(Protocol):
     on_death: Callable[[Any], None]
 
     def process_of(self, tid: int, /) -> Any: ...
+    def is_gone(self, process: Any, /) -> bool: ...
     def report_deaths(self) -> None: ...
     def signal(self, process: Any, signo: int, value: int, uid: int, /) -> bool: ...
     def kill(self, process: Any, /) -> bool: ...
@@ -86,6 +87,7 @@ class Guard:
         self._sooner = trio.Event()
         self._sleeps_until = math.inf
         holders.on_death = self.owner_gone
+        self.book.is_gone = holders.is_gone
         self.book.alarms.on_set = self._on_alarm
 
     # Breakers
@@ -101,15 +103,17 @@ class Guard:
         *,
         handle: Owner | None = None,
         nonblock: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> AbstractAsyncContextManager[None]:
         """Inside of it [start, end) may be cut, in bytes, end None: to the end. Check the arguments again there.
 
         What is inside must not yield to other tasks: a range where nothing is pinned is not reserved. `handle`: the
-        open file description that the breaker used, the owner of its pins. OSError: EBUSY or ETXTBSY (SPEC 3.2, 3.3,
-        3.6, 3.8), EAGAIN (`nonblock`, and the break goes on). A breaker that is cancelled leaves its breaks behind.
+        open file description that the breaker used, the owner of its pins. `check` raises what the removal would fail
+        with anyway: called before anybody is asked. OSError: EBUSY or ETXTBSY (SPEC 3.2, 3.3, 3.6, 3.8), EAGAIN
+        (`nonblock`, and the break goes on). A breaker that is cancelled leaves its breaks behind.
         """
         end = END if end is None else end
-        return _Removing(self.book, self._ask(inode, path, op, start, end, ctx, handle, nonblock))
+        return _Removing(self.book, self._ask(inode, path, op, start, end, ctx, handle, nonblock, check))
 
     async def _ask(
         self,
@@ -121,13 +125,19 @@ class Guard:
         ctx: Breaker,
         handle: Owner | None,
         nonblock: bool,
+        check: Callable[[], None],
     ) -> Removal | None:
         """Come back when [start, end) may be cut, with what is to be finished then (None: nothing)."""
+        pinned = self.book.touches(inode, start, end)
+        if pinned or self.minds_mappings:
+            check()
         if self.minds_mappings:
             await self._refuse_mapped(inode, path, op, start, end, ctx)
+            pinned = self.book.touches(inode, start, end)  # that may have taken a while
+        if not pinned:
+            return None
         removal = self._begin(inode, path, op, start, end, ctx, handle, nonblock)
-        if removal is not None:
-            await self._answer(removal)
+        await self._answer(removal)
         return removal
 
     @property
@@ -175,10 +185,8 @@ class Guard:
         ctx: Breaker,
         handle: Owner | None,
         nonblock: bool,
-    ) -> Removal | None:
-        """Ask the book; None: nobody has anything in [start, end)."""
-        if not self.book.touches(inode, start, end):
-            return None
+    ) -> Removal:
+        """Ask the book."""
         self._holders.report_deaths()  # whoever has seen a holder end must not be refused for its pins
         process = self._process(ctx)
         pid = getattr(process, "pid", ctx.pid)
@@ -278,7 +286,8 @@ class Guard:
     def _act(self, event: Event) -> None:
         pin = event.pin
         if event.kind == "refused":
-            log.info("%s is refused (%s): %s", _told(event.removal), event.why, _named([pin] if pin else []))
+            by = f": {_named([pin])}" if pin else ""
+            log.info("%s is refused (%s)%s", _told(event.removal), event.why, by)
         elif pin is None:
             return
         elif event.kind == "revoked":

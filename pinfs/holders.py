@@ -18,7 +18,7 @@ import select
 import signal
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -214,6 +214,10 @@ class Holders:
         if process is not None and process.has_thread(tid):
             return process
         return self._find(tid) if tid > 0 else None
+
+    def is_gone(self, process: Hashable) -> bool:
+        """Whether it has ended. Whatever else owns pins is there for as long as anybody has heard of it."""
+        return isinstance(process, Process) and not process.alive
 
     def process_by_pid(self, pid: int) -> Process:
         """The process with this number, or a thread of this number, in the daemon's pid namespace (`pid=N`, SPEC 5).

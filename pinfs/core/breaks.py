@@ -15,6 +15,7 @@ import heapq
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import islice
 from typing import Final, TypeAlias
 
 from pinfs.core.pins import Break, Event, FilePins, Owner, Pin, PinTable, Reservation
@@ -29,6 +30,9 @@ KILL_GRACE_S: Final = 10.0
 
 MAX_ORPHANS_PER_FILE: Final = 64
 """With more, they become one that spans them all: reserving a little more beats remembering without end."""
+
+MAX_LOOKS: Final = 64
+"""How many pins of the breaker itself are looked past for somebody else's, which only the errno depends on."""
 
 UNLINKS: Final = frozenset({"unlink", "rename"})
 """The removals that take the last name as well: policy `unlink` decides about them."""
@@ -82,9 +86,11 @@ class Removal(Reservation):
 class Orphan(Reservation):
     """What a breaker leaves behind that gave up while its breaks go on: its reservation, for it to try again.
 
-    `deadline`: the end of the cool-down, None while pins in it are breaking.
+    `process`: who may come back (None: nobody knows, or several). `deadline`: the end of the cool-down, None while pins
+    in it are breaking.
     """
 
+    process: Hashable | None = None
     deadline: float | None = field(default=None, init=False)
 
     @property
@@ -145,7 +151,11 @@ class PinBook(PinTable):
     def __init__(self, emit: Callable[[Event], None], limits: Limits) -> None:
         super().__init__(emit, limits)
         self.closing = False
+        self.is_gone: Callable[[Hashable], bool] = lambda process: False
+        """Whether a process has ended; what it has left may still be about."""
         self._waiting: dict[Removal, None] = {}
+        self._killed: dict[Hashable, dict[int, Pin]] = {}
+        """Processes that have been sent SIGKILL, and the pins for which, by id, as long as these are breaking."""
         self.alarms = Alarms()
         self._orders = 0
 
@@ -244,12 +254,23 @@ class PinBook(PinTable):
         pin, on_timeout = breaking.pin, breaking.policy.on_timeout
         if on_timeout == "deny" or breaking.killed:
             self._stand(pin, "timeout", now)
-        elif on_timeout == "kill" and pin.process is not None:
-            breaking.killed = True
-            self.alarms.set(breaking, now + KILL_GRACE_S)
-            self._emit(Event("kill", now, pin, breaking=breaking))
+        elif on_timeout == "kill" and pin.process is not None and not self.is_gone(pin.process):
+            self._kill(breaking, pin.process, now)
         else:
             self.revoke(pin, now, "policy")
+
+    def _kill(self, breaking: Break, process: Hashable, now: float) -> None:
+        breaking.killed = True
+        self._killed.setdefault(process, {})[breaking.pin.id] = breaking.pin
+        self.alarms.set(breaking, now + KILL_GRACE_S)
+        self._emit(Event("kill", now, breaking.pin, breaking=breaking))
+
+    def owner_gone(self, owner: Owner, now: float, by: str = "death") -> None:
+        """As `PinTable.owner_gone`. Pins for which it was killed go as well where a handle owns them, which others may
+        have: they have had their signal."""
+        for pin in list(self._killed.get(owner, {}).values()):
+            self.revoke(pin, now, "kill")
+        super().owner_gone(owner, now, by)
 
     # -- judging
 
@@ -259,7 +280,8 @@ class PinBook(PinTable):
         pins = file.overlapping(removal.start, removal.end)
         removal.exempt = policy.own == "allow" and all(map(removal.owns, pins))
         if not removal.exempt:
-            refusing = _denying(file, removal)
+            others = (pin for pin in islice(_denying(file, removal), MAX_LOOKS) if not removal.owns(pin))
+            refusing = next(others, None)
             if refusing is not None:
                 self._refuse([removal], policy.errno_number, "deny", refusing, now)
                 return True
@@ -358,15 +380,24 @@ class PinBook(PinTable):
     # -- the end of a break
 
     def _break_ended(self, pin: Pin, breaking: Break, now: float) -> None:
-        pin.breaking = breaking.deadline = None
+        self._end_break(breaking)
         self._look_again(breaking.watchers, now)
+
+    def _end_break(self, breaking: Break) -> None:
+        pin = breaking.pin
+        pin.breaking = breaking.deadline = None
+        if breaking.killed:
+            killed_for = self._killed[pin.process]
+            del killed_for[pin.id]
+            if not killed_for:
+                del self._killed[pin.process]
 
     def _stand(self, pin: Pin, why: str, now: float) -> None:
         """The break is over and the pin stands: whoever still waits for it is refused. `why`: timeout, unwanted."""
         breaking = pin.breaking
         if breaking is not None:
             self._emit(Event("withdrawn", now, pin, breaking=breaking, why=why))
-            pin.breaking = breaking.deadline = None
+            self._end_break(breaking)
             refused = [r for r in self._reserved_over(pin) if isinstance(r, Removal) and r.wants]
             self._refuse(refused, breaking.policy.errno_number, why, pin, now)
             self._look_again(breaking.watchers, now)
@@ -410,11 +441,13 @@ class PinBook(PinTable):
         file = self.files[removal.inode]
         if removal.exempt or _first_breaking(file, removal) is None:
             return
-        orphan = Orphan(removal.inode, removal.start, removal.end)
+        orphan = Orphan(removal.inode, removal.start, removal.end, removal.process)
         crowded = len(file.orphans) >= MAX_ORPHANS_PER_FILE
         for other in file.orphans:
             if crowded or (other.start < removal.end and removal.start < other.end):
                 orphan.start, orphan.end = min(orphan.start, other.start), max(orphan.end, other.end)
+                if not isinstance(other, Orphan) or other.process != removal.process:
+                    orphan.process = None
                 self._unreserve(other)
         self._reserve(orphan)
         file.orphans += (orphan,)
@@ -428,22 +461,24 @@ class PinBook(PinTable):
 
     def _watch_or_cool_down(self, orphan: Orphan, now: float) -> None:
         breaking = _first_breaking(self.files[orphan.inode], orphan)
-        if breaking is None:
-            self.alarms.set(orphan, now + COOL_DOWN_S)
-        else:
+        if breaking is not None:
             _watch(orphan, breaking)
+        elif orphan.process is not None and self.is_gone(orphan.process):
+            self._unreserve(orphan)
+        else:
+            self.alarms.set(orphan, now + COOL_DOWN_S)
 
 
-def _denying(file: FilePins, removal: Removal) -> Pin | None:
-    """A pin that refuses this removal (SPEC 3.2), as policy `conflict` and `unlink` have it."""
+def _denying(file: FilePins, removal: Removal) -> Iterator[Pin]:
+    """The pins that refuse this removal (SPEC 3.2), as policy `conflict` and `unlink` have it."""
     conflict = removal.policy.conflict
     if removal.op in UNLINKS and removal.policy.unlink == "deny":
         conflict = "deny"
     if conflict == "deny":
-        return file.first(removal.start, removal.end)
+        return file.overlapping(removal.start, removal.end)
     if conflict == "break" or file.deny is None:
-        return None
-    return file.deny.first_overlap(removal.start, removal.end)
+        return iter(())
+    return file.deny.overlapping(removal.start, removal.end)
 
 
 def _latest_before(removal: Removal, file: FilePins) -> Removal | None:

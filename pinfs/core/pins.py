@@ -344,10 +344,7 @@ class PinTable:
     def owner_gone(self, owner: Owner, now: float, by: str = "death") -> None:
         """A process has ended, or the last reference to an open file description was closed (SPEC 4)."""
         for pin in self.of_owner(owner):
-            if pin.breaking is not None and pin.breaking.killed:
-                self.revoke(pin, now, "kill")
-            else:
-                self.release(pin, now, by)
+            self.release(pin, now, by)
 
     def revoke(self, pin: Pin, now: float, by: str = "root") -> None:
         """Take the pin from its holder. `by`: root, policy, kill."""
@@ -393,17 +390,16 @@ class PinTable:
             raise OSError(errno.EAGAIN, "a removal of this range is under way")
 
     def _check_limits(self, uid: int, charge: int, old: Pin | None, now: float) -> None:
-        """EDQUOT. Root is exempt from what is counted per user; a pin that does not grow is never refused."""
+        """EDQUOT. Root is a user like any other here; a pin that does not grow is never refused."""
         if old is None and len(self.by_id) >= self.limits.max_pins:
             self._refuse_limit("max_pins", now)
-        if uid == 0:
-            return
-        usage = self.usage.get(uid, Usage())
+        usage = self.usage.get(uid)
+        pins, pinned = (0, 0) if usage is None else (usage.pins, usage.bytes)
         had = old.charged if old is not None and old.uid == uid else None
-        if had is None and usage.pins >= self.limits.max_pins_per_user:
+        if had is None and pins >= self.limits.max_pins_per_user:
             self._refuse_limit("max_pins_per_user", now)
         growth = charge - (had or 0)
-        if growth > 0 and usage.bytes + growth > self.limits.max_pinned_bytes_per_user:
+        if growth > 0 and pinned + growth > self.limits.max_pinned_bytes_per_user:
             self._refuse_limit("max_pinned_bytes_per_user", now)
 
     def _refuse_limit(self, limit: str, now: float) -> None:

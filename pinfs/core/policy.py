@@ -169,6 +169,11 @@ class PolicySet:
                     return replace(self.base, **rule.overrides), index, rule.path  # type: ignore[arg-type]
         return self.base, None, None
 
+    @property
+    def own_values(self) -> dict[str, Value]:
+        """All keys and values but the rules."""
+        return {f.name: getattr(part, f.name) for part in (self.base, self.limits) for f in fields(part)}
+
     def changed(self, new: PolicySet) -> list[str]:
         """What is different in `new`, one line each, for the log."""
         lines = _differences(self.base, new.base) + _differences(self.limits, new.limits)
@@ -267,9 +272,7 @@ def _short(value: Any) -> str:
 
 def policy_to_toml(policies: PolicySet) -> str:
     """The whole policy as TOML; `policy_from_mapping(tomllib.loads(text))` gives an equal one."""
-    lines = [
-        _assignment(f.name, getattr(part, f.name)) for part in (policies.base, policies.limits) for f in fields(part)
-    ]
+    lines = [_assignment(key, value) for key, value in policies.own_values.items()]
     for rule in policies.rules:
         lines += ["", "[[rule]]", _assignment("path", rule.path)]
         lines += [_assignment(key, value) for key, value in rule.overrides.items()]

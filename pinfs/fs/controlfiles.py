@@ -17,6 +17,7 @@ from pinfs.fs.control import (
     PolicyFile,
     Stream,
     TextFile,
+    check_read_only,
 )
 from pinfs.fs.describe import describe
 from pinfs.fs.events import EventHub, to_line
@@ -71,6 +72,7 @@ class TraceFile:
         self._hub = hub
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
+        check_read_only(flags)
         handle = ChannelHandle(inode, flags, self._hub.patience)
         queue = self._hub.open_trace(handle.on_news)
         handle.connect(queue, lambda: self._hub.close_trace(queue), None)
@@ -88,6 +90,7 @@ class PinsFile:
         self._verbs = verbs
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
+        check_read_only(flags)
         return Stream(inode, flags, self._lines(list(self._guard.book.by_id), ctx.uid))
 
     def _lines(self, ids: list[int], uid: int) -> Iterator[bytes]:

@@ -48,6 +48,8 @@ _TAKES_TAIL: Final = {
 }
 
 
+KEEPS_VICTIM: Final = syscalls.RENAME_EXCHANGE | syscalls.RENAME_NOREPLACE
+FIXED: Final = syscalls.STATX_ATTR_IMMUTABLE | syscalls.STATX_ATTR_APPEND
 HIDDEN: Final = (PREFIX, b"trusted.")
 ACCESS_ACL: Final = b"system.posix_acl_access"
 _AT_ONCE: Final[AbstractContextManager[None]] = nullcontext()
@@ -177,7 +179,8 @@ class Operations:
         if victim is None:
             os.unlink(name, dir_fd=self._inodes.fd(directory))
         elif self._takes_all(victim):
-            async with self._removal(victim, "unlink", 0, None, ctx):
+            check = partial(self._check_may_go, victim, directory)
+            async with self._removal(victim, "unlink", 0, None, ctx, check=check):
                 self._check_still_there(victim, directory, name)
                 self._inodes.keep_reachable(victim, directory, name)
                 self._unlink(victim, directory, name)
@@ -208,10 +211,11 @@ class Operations:
         old = self._writable_directory(parent, name), name
         new = self._writable_directory(new_parent, new_name), new_name
         moved, victim = self._victim(*old), self._victim(*new)
-        if flags & syscalls.RENAME_EXCHANGE or victim is None or victim is moved or not self._takes_all(victim):
+        if flags & KEEPS_VICTIM or victim is None or victim is moved or not self._takes_all(victim):
             self._rename(old, new, flags, moved, victim)
             return
-        async with self._removal(victim, "rename", 0, None, ctx):
+        check = partial(self._check_may_replace, victim, new[0], moved, old[0])
+        async with self._removal(victim, "rename", 0, None, ctx, check=check):
             self._check_still_there(victim, *new)
             self._rename(old, new, flags, moved, victim)
 
@@ -250,6 +254,29 @@ class Operations:
         except FileNotFoundError:
             return None
         return self._inodes.find(st)
+
+    # Whether a name could go if nobody had pinned anything: as the kernel's may_delete() would see it in the backing.
+
+    def _check_may_go(self, victim: Inode, directory: Inode) -> None:
+        """EROFS, EPERM."""
+        directory_fd = self._inodes.fd(directory)
+        if os.fstatvfs(directory_fd).f_flag & os.ST_RDONLY:
+            raise error(errno.EROFS)
+        if (syscalls.attributes_of(directory_fd) | self._attributes(victim)) & FIXED:
+            raise error(errno.EPERM)
+
+    def _check_may_replace(self, victim: Inode, directory: Inode, moved: Inode | None, source: Inode) -> None:
+        """The same for a rename over it. EXDEV, ENOTDIR."""
+        if self._inodes.stat(source).st_dev != self._inodes.stat(directory).st_dev:
+            raise error(errno.EXDEV)
+        self._check_may_go(victim, directory)
+        if moved is not None:
+            self._check_may_go(moved, source)
+            if moved.kind == stat.S_IFDIR:
+                raise error(errno.ENOTDIR)
+
+    def _attributes(self, inode: Inode) -> int:
+        return syscalls.attributes_of(self._inodes.fd(inode))
 
     def _check_still_there(self, victim: Inode, directory: Inode, name: bytes) -> None:
         """ESTALE: the wait was for another file than the one that somebody has put there behind the mount's back."""
@@ -363,7 +390,8 @@ class Operations:
             if size >= os.fstat(fd).st_size:
                 self._cut(inode, fd, size)
                 return
-            async with self._removal(inode, op, size, None, ctx, handle, nonblock=nonblock):
+            check = partial(self._check_may_lose, inode, syscalls.STATX_ATTR_APPEND)
+            async with self._removal(inode, op, size, None, ctx, handle, nonblock=nonblock, check=check):
                 self._cut(inode, fd, size)
 
     def _cut(self, inode: Inode, fd: int, size: int) -> None:
@@ -383,8 +411,14 @@ class Operations:
                 return
             self._backing.must_support_fallocate(fd, mode)
             op, start, end = taken
-            async with self._removal(inode, op, start, end, ctx, handle):
+            check = partial(self._check_may_lose, inode, FIXED)
+            async with self._removal(inode, op, start, end, ctx, handle, check=check):
                 self._fallocate(inode, fd, mode, offset, length, ctx)
+
+    def _check_may_lose(self, inode: Inode, attributes: int) -> None:
+        """EPERM: the file has become append-only or immutable since it was opened (do_ftruncate(), vfs_fallocate())."""
+        if self._attributes(inode) & attributes:
+            raise error(errno.EPERM)
 
     def _fallocate(self, inode: Inode, fd: int, mode: int, offset: int, length: int, ctx: CallerLike) -> None:
         with self._keeping_set_ids(inode):
@@ -422,10 +456,13 @@ class Operations:
         ctx: CallerLike,
         handle: FileHandle | None = None,
         *,
+        check: Callable[[], None],
         nonblock: bool = False,
     ) -> AbstractAsyncContextManager[None]:
         nonblock = nonblock or (handle is not None and handle.nonblocking)
-        return self._guard.removal(inode.nodeid, inode.path, op, start, end, ctx, handle=handle, nonblock=nonblock)
+        return self._guard.removal(
+            inode.nodeid, inode.path, op, start, end, ctx, handle=handle, nonblock=nonblock, check=check
+        )
 
     # Files
 

@@ -102,6 +102,8 @@ class PinVerbs:
             if process is None:
                 _fail(errno.EPERM, "the daemon cannot see your process (another pid namespace): pin by ioctl")
             return process
+        if not ctx.pid:
+            _fail(errno.EPERM, "the daemon cannot see your process, so it does not know whose numbers these are")
         process = self._holders.process_by_pid(wanted.pid)
         self._holders.may_act_for(ctx.uid, process)
         return process
@@ -125,16 +127,26 @@ class PinVerbs:
         Where the size is not known (plain pyfuse3), the question for the size releases, and the same question once
         more gets the same answer.
         """
-        echo = inode.nodeid, self._holders.process_of(ctx.pid), name
-        if size is None and self._echoes.pop(echo, echo) is None:
-            return RELEASED
-        pin = self._find(inode, name, ctx)
-        if size is None or size >= len(RELEASED):
-            await self._release(inode, pin)
         if size is None:
-            self._echoes[echo] = None
-            while len(self._echoes) > ECHOES:
-                self._echoes.popitem(last=False)
+            return await self._release_and_echo(inode, name, ctx)
+        pin = self._find(inode, name, ctx)
+        if size >= len(RELEASED):
+            await self._release(inode, pin)
+        return RELEASED
+
+    async def _release_and_echo(self, inode: Inode, name: bytes, ctx: CallerLike) -> bytes:
+        echo = inode.nodeid, self._holders.process_of(ctx.pid), name
+        answered_before = self._echoes.pop(echo, echo) is None
+        try:
+            pin = self._find(inode, name, ctx)
+        except OSError:
+            if answered_before:
+                return RELEASED
+            raise
+        await self._release(inode, pin)
+        self._echoes[echo] = None
+        while len(self._echoes) > ECHOES:
+            self._echoes.popitem(last=False)
         return RELEASED
 
     async def remove(self, inode: Inode, attribute: bytes, ctx: CallerLike) -> None:
@@ -269,26 +281,28 @@ class PinVerbs:
 
         EINVAL, ENOENT, EPERM, ENODATA (extend: not breaking), and what registering a pin may say (resize).
         """
-        words = line.split()
-        pin = self._commanded(words, ctx)
-        match words:
-            case ["release", _]:
+        match line.split():
+            case ["release", number]:
+                pin = self._commanded(number, ctx)
                 await self._release(self._inodes.get(pin.inode), pin)
-            case ["resize", _, start, length]:
-                await self._resize(self._inodes.get(pin.inode), pin, f"{start}:{length}")
-            case ["extend", _, seconds]:
-                self._guard.extend(pin, _seconds(seconds))
-            case ["revoke", _]:
+            case ["resize", number, start, length] if "," not in start + length:
+                wanted = parse_pin_value(f"{start}:{length}".encode())
+                pin = self._commanded(number, ctx)
+                await self._resize(self._inodes.get(pin.inode), pin, wanted)
+            case ["extend", number, text]:
+                seconds = _seconds(text)
+                self._guard.extend(self._commanded(number, ctx), seconds)
+            case ["revoke", number]:
+                pin = self._commanded(number, ctx)
                 if ctx.uid not in self._admins:
                     _fail(errno.EPERM)
                 self._guard.revoke(pin)
             case _:
                 _fail(errno.EINVAL, f"unknown command {line!r}")
 
-    async def _resize(self, inode: Inode, pin: Pin, place: str) -> None:
+    async def _resize(self, inode: Inode, pin: Pin, wanted: PinValue) -> None:
         """Move or shrink a process's pin while a truncate holds back setxattr on its file."""
-        wanted = parse_pin_value(place.encode())
-        if pin.name is None or "," in place:
+        if pin.name is None:
             _fail(errno.EINVAL, "only the range can change, and only that of a process's pin")
         if pin.dirty:
             await self._flush(inode)
@@ -298,10 +312,10 @@ class PinVerbs:
         size = self._inodes.stat(inode).st_size
         self._guard.pin(pin.inode, pin.owner, pin.process, pin.uid, pin.name, spec, size, pin.proxy_uid)
 
-    def _commanded(self, words: list[str], ctx: CallerLike) -> Pin:
-        if len(words) < 2 or not words[1].isascii() or not words[1].isdigit() or len(words[1]) > 19:
+    def _commanded(self, number: str, ctx: CallerLike) -> Pin:
+        if not number.isascii() or not number.isdigit() or len(number) > 19:
             _fail(errno.EINVAL, "not COMMAND ID")
-        pin = self._book.by_id.get(int(words[1]))
+        pin = self._book.by_id.get(int(number))
         if pin is None:
             _fail(errno.ENOENT, "no such pin")
         if not self.may_see(pin, ctx.uid):

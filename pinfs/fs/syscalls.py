@@ -15,6 +15,8 @@ UTIME_NOW: Final = (1 << 30) - 1
 UTIME_OMIT: Final = (1 << 30) - 2
 STATX_BASIC_STATS: Final = 0x7FF
 STATX_BTIME: Final = 0x800
+STATX_ATTR_IMMUTABLE: Final = 0x10
+STATX_ATTR_APPEND: Final = 0x20
 
 FALLOC_FL_KEEP_SIZE: Final = 0x01
 FALLOC_FL_PUNCH_HOLE: Final = 0x02
@@ -74,11 +76,21 @@ def _timespec(ns: int | None, now: int) -> Timespec:
     return Timespec(*divmod(ns, 1_000_000_000))
 
 
+def _statx(fd: int, mask: int) -> bytes:
+    """struct statx of what `fd` (O_PATH will do) refers to."""
+    result = ctypes.create_string_buffer(256)
+    _checked(_libc.statx(fd, b"", AT_EMPTY_PATH, mask, result))
+    return result.raw
+
+
+def attributes_of(fd: int) -> int:
+    """STATX_ATTR_* that `fd` (O_PATH will do) has; the bit of one that the backing does not know is 0."""
+    return int.from_bytes(_statx(fd, 0)[8:16], "little")
+
+
 def birth_time_ns(fd: int) -> int | None:
     """The creation time of what `fd` (O_PATH will do) refers to; None where the backing has none."""
-    result = ctypes.create_string_buffer(256)
-    _checked(_libc.statx(fd, b"", AT_EMPTY_PATH, STATX_BTIME, result))
-    buffer = result.raw
+    buffer = _statx(fd, STATX_BTIME)
     if not int.from_bytes(buffer[0:4], "little") & STATX_BTIME:
         return None
     seconds = int.from_bytes(buffer[80:88], "little", signed=True)

@@ -126,11 +126,11 @@ def expected(case: Case) -> Outcome:
         return Outcome(None, pin_stands=True)
     if pinned.holder == "own" and rules.own == "allow":
         return Outcome(None, pin_stands=True)
+    if pinned.holder == "own":  # SPEC 3.3: EBUSY "in both modes"
+        return Outcome(errno.EBUSY, pin_stands=True)
     denies = {"pin": pinned.mode == "deny", "deny": True, "break": False}[rules.conflict]
     if denies or (operation.named and rules.unlink == "deny"):  # SPEC 3.2
         return Outcome(rules.number, pin_stands=True)
-    if pinned.holder == "own":  # SPEC 3.3
-        return Outcome(errno.EBUSY, pin_stands=True)
     return _broken(operation, pinned, rules)
 
 

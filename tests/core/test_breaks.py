@@ -93,6 +93,15 @@ def test_policy_conflict_overrides_the_mode() -> None:
     assert book.kinds("refused") == ["break", "break"]
 
 
+@pytest.mark.parametrize(("others", "number"), [(False, errno.EBUSY), (True, errno.ETXTBSY)])
+def test_own_pins_refuse_with_ebusy_whatever_the_policy_says(others: bool, number: int) -> None:
+    book = Book()
+    book.deny(0, 10)
+    if others:
+        book.deny(20, 10, owner="other")
+    assert book.remove(policy=Policy(errno="ETXTBSY"), process="holder").errno == number
+
+
 @pytest.mark.parametrize("who", [{"process": "holder"}, {"handle": "holder"}])
 def test_a_breaker_cannot_wait_for_itself(who: dict[str, Any]) -> None:
     book = Book()
@@ -338,6 +347,60 @@ def test_a_holder_that_does_not_die_keeps_its_pin() -> None:
     book.at(45)
     book.at(45 + KILL_GRACE_S)
     assert (removal.why, pin.state) == ("timeout", State.HELD)
+
+
+def test_a_pin_of_a_handle_goes_with_the_process_that_was_killed_for_it() -> None:
+    """Others may have the handle open still."""
+    book = Book()
+    pin = book.lease(owner="handle", process="holder")
+    removal = book.remove(policy=Policy(on_timeout="kill"))
+    book.at(45)
+    assert book.kinds() == ["break", "kill"]
+    book.owner_gone("holder", book.now)
+    assert (removal.turn, pin.id in book.by_id, book.events[-2].by) == (Turn.READY, False, "kill")
+    assert book.ended == {"kill": 1}
+
+
+def test_only_pins_that_are_breaking_go_with_a_killed_process() -> None:
+    book = Book()
+    pin = book.lease(owner="handle", process="holder")
+    book.remove(policy=Policy(on_timeout="kill"))
+    book.at(45)
+    book.at(45 + KILL_GRACE_S)
+    book.owner_gone("holder", book.now)
+    assert pin.state is State.HELD
+
+
+def test_a_process_that_has_ended_is_not_killed() -> None:
+    book = Book()
+    book.is_gone = "holder".__eq__
+    book.lease(owner="handle", process="holder")
+    removal = book.remove(policy=Policy(on_timeout="kill"))
+    book.at(45)
+    assert (removal.turn, book.kinds()) == (Turn.READY, ["break", "revoked", "proceeded"])
+
+
+def test_nothing_is_kept_for_a_breaker_that_has_ended() -> None:
+    book = Book()
+    pin = book.lease()
+    removal = book.remove(process="breaker")
+    book.leave(removal, book.now)
+    with pytest.raises(OSError, match="under way"):
+        book.lease(20, 10)
+    book.is_gone = "breaker".__eq__
+    book.release(pin, book.now)
+    assert book.lease(0, 10)
+
+
+def test_what_one_of_two_breakers_left_is_kept_for_the_other() -> None:
+    book = Book()
+    book.is_gone = "dead".__eq__
+    pin = book.lease()
+    for process in ("alive", "dead"):
+        book.leave(book.remove(process=process), book.now)
+    book.release(pin, book.now)
+    with pytest.raises(OSError, match="under way"):
+        book.lease(0, 10)
 
 
 def test_where_there_is_nobody_to_kill_the_pin_is_revoked() -> None:

@@ -180,7 +180,7 @@ class Breaks(RuleBasedStateMachine):
             "break": [],
         }["deny" if removal.op == "unlink" and policy.unlink == "deny" else policy.conflict]
         asked.exempt = policy.own == "allow" and hit == own
-        if deny and not asked.exempt:
+        if [pin for pin in deny if pin not in own] and not asked.exempt:
             return "deny"
         if own and not asked.exempt:
             return "own"

@@ -156,10 +156,12 @@ def test_limits() -> None:
     ]
 
 
-def test_root_is_exempt_from_what_is_counted_per_user() -> None:
-    table = Table(max_pins_per_user=0, max_pinned_bytes_per_user=0)
-    assert table.add(0, SIZE, uid=0)
-    refused(errno.EDQUOT, table, 0, 1, uid=1)
+@pytest.mark.parametrize("uid", [0, 1])
+def test_root_is_a_user_like_any_other(uid: int) -> None:
+    table = Table(max_pins_per_user=1, max_pinned_bytes_per_user=10)
+    refused(errno.EDQUOT, table, 0, 11, uid=uid)
+    table.add(0, 10, uid=uid)
+    refused(errno.EDQUOT, table, 10, 1, uid=uid)
 
 
 def test_replacing_counts_the_difference() -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -271,6 +272,29 @@ async def test_an_interrupted_breaker(bench: Bench, other: Caller, autojump_cloc
     assert (await pin_json(bench, nodeid, "p"))["state"] == "held"
 
 
+async def test_release_where_the_size_of_the_buffer_is_not_known(bench: Bench) -> None:
+    """Through pyfuse3 alone: the C library asks for the size, and then once more for the value."""
+    nodeid = await bench.file("f", SIZE)
+    ask = partial(bench.ops.getxattr, nodeid, b"user.pinfs.release.p", ME)
+    for _ in range(2):
+        await bench.pin(nodeid, "p", "0:10")
+        assert await ask() == b"released"
+        assert not len(bench.fs.guard.book)
+    assert await ask() == b"released"
+    assert await refused(ask()) == errno.ENODATA
+
+
+async def test_who_is_not_visible_registers_for_nobody(bench: Bench) -> None:
+    nodeid = await bench.file("f", SIZE)
+    assert await refused(bench.pin(nodeid, "p", f"0:10,pid={os.getpid()}", Caller(0, 0, 0))) == errno.EPERM
+
+
+@pytest.mark.parametrize("name", ["pins", "trace", "metrics", "status", "policy.error"])
+async def test_what_can_only_be_read_is_not_opened_for_writing(bench: Bench, name: str) -> None:
+    for flags in (os.O_WRONLY, os.O_RDWR):
+        assert await refused(bench.control(name, flags)) == errno.EACCES
+
+
 @pytest.mark.parametrize(("options", "number"), [(["unlink=deny"], errno.EBUSY), (["unlink=defer"], 0)])
 async def test_the_last_name(bench: Bench, other: Caller, number: int) -> None:
     nodeid = await bench.file("f", SIZE)
@@ -327,6 +351,11 @@ async def test_commands(bench: Bench) -> None:
         "sing": errno.EINVAL,
         f"sing {pin}": errno.EINVAL,
         "release x": errno.EINVAL,
+        "frobnicate 99999": errno.EINVAL,
+        "extend 99999 x": errno.EINVAL,
+        "extend 99999 1": errno.ENOENT,
+        "resize 99999 0 x": errno.EINVAL,
+        "resize 99999 0 1": errno.ENOENT,
         "release 99999": errno.ENOENT,
         "release " + "9" * 5000: errno.EINVAL,
         f"extend {pin} soon": errno.EINVAL,

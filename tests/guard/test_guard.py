@@ -40,12 +40,16 @@ class FakeHolders:
         self.signals: list[tuple[Hashable, int, int, int]] = []
         self.killed: list[Hashable] = []
         self.dead: list[Hashable] = []
+        self.ended: list[Hashable] = []
         self.out_of_descriptors = False
 
     def process_of(self, tid: int) -> str | None:
         if self.out_of_descriptors:
             raise OSError(errno.EDQUOT, "no descriptor left")
         return f"p{tid // 100}" if tid else None
+
+    def is_gone(self, process: Hashable) -> bool:
+        return process in self.ended
 
     def report_deaths(self) -> None:
         """Who is dead, and has not been reported."""

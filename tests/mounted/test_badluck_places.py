@@ -165,3 +165,22 @@ def test_a_mount_below_the_source_is_part_of_what_is_served(base: Path, new_moun
         assert mount.actor().errno(os.truncate, str(file), 0) == errno.EBUSY
         assert file.read_bytes() == b"x" * PAGE
         mount.stop()
+
+
+@pytest.mark.mount("unlink=break", "break_timeout=100")
+def test_a_file_system_below_the_source_refuses_before_anybody_is_asked(mount: Mount) -> None:
+    below = mount.source / "below"
+    below.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", below], check=True)
+    try:
+        (below / "f").write_bytes(b"x")
+        (mount.source / "g").write_bytes(b"x")
+        holder, breaker = mount.actor(), mount.actor()
+        for name in ("below/f", "g"):
+            holder.pin(mount.path / name, "p", "0:0,mode=lease,signal=none")
+        assert breaker.errno(os.rename, str(mount.path / "below/f"), str(mount.path / "g")) == errno.EXDEV
+        subprocess.run(["mount", "-o", "remount,ro", below], check=True)
+        assert breaker.errno(os.unlink, str(mount.path / "below/f")) == errno.EROFS
+        assert {pin["state"] for pin in mount.pins()} == {"held"}
+    finally:
+        subprocess.run(["umount", "-l", below], check=True)

@@ -291,7 +291,25 @@ def test_a_bad_policy_leaves_the_old_one_in_force(caplog: pytest.LogCaptureFixtu
     assert box.last_error == "line 2: own: must be one of deny, allow, not 'x'"
     assert box.last_error in caplog.text
     box.replace("", "uid 0")
-    assert (box.current, box.last_error) == (PolicySet(), "")
+    assert (box.current.base, box.current.rules, box.last_error) == (policy_from_toml(GOOD).base, (), "")
+
+
+def test_what_a_new_policy_does_not_say_is_as_the_mount_began(tmp_path: Path) -> None:
+    file = tmp_path / "policy.toml"
+    file.write_text('break_timeout = 2\nmax_pins = 7\n[[rule]]\npath = "*.log"\nown = "allow"\n')
+    config = load(["errno=ETXTBSY"], file)
+    box = PolicyBox(config.policies)
+    for text in ('on_timeout = "revoke"', 'own = "allow"'):
+        box.replace(text, "uid 0")
+        began = {"break_timeout": 2.0, "max_pins": 7, "errno": "ETXTBSY"}
+        assert box.current == policy_from_toml(text, defaults=began)
+        assert not box.current.rules
+    file.write_text("break_timeout = 3")
+    box.reload(config, "SIGHUP")
+    box.replace('on_timeout = "revoke"', "uid 0")
+    assert (box.current.base.break_timeout, box.current.base.errno) == (3.0, "ETXTBSY")
+    box.replace(policy_to_toml(PolicySet()), "uid 0")
+    assert box.current == PolicySet()
 
 
 def test_reload_reads_the_file_again_under_the_options(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
