@@ -344,7 +344,10 @@ class PinTable:
     def owner_gone(self, owner: Owner, now: float, by: str = "death") -> None:
         """A process has ended, or the last reference to an open file description was closed (SPEC 4)."""
         for pin in self.of_owner(owner):
-            self.release(pin, now, by)
+            if pin.breaking is not None and pin.breaking.killed:
+                self.revoke(pin, now, "kill")
+            else:
+                self.release(pin, now, by)
 
     def revoke(self, pin: Pin, now: float, by: str = "root") -> None:
         """Take the pin from its holder. `by`: root, policy, kill."""
