@@ -56,6 +56,31 @@ class Status(NamedTuple):
     """Real, effective, saved."""
 
 
+def pid_namespace(tid: int | str) -> int | None:
+    """A number that tells the pid namespace of a thread (or of "self") from others; None where it cannot be seen."""
+    try:
+        return os.stat(f"/proc/{tid}/ns/pid").st_ino
+    except OSError:
+        return None
+
+
+_INNERMOST = re.compile(rb"^NSpid:.*\t(\d+)$", re.MULTILINE)
+
+
+def find_in_namespace(pid: int, namespace: int) -> int:
+    """The number that we have for the process which is `pid` in another pid namespace, below ours; 0: there is none.
+
+    Looks at every process: call it in a thread.
+    """
+    for name in os.listdir("/proc"):
+        if name.isdigit() and pid_namespace(name) == namespace:
+            with contextlib.suppress(OSError):
+                match = _INNERMOST.search(_read(f"/proc/{name}/status"))
+                if match is not None and int(match[1]) == pid:
+                    return int(name)
+    return 0
+
+
 _STATUS = re.compile(rb"Name:\t(.*)\n(?:.*\n)*?Tgid:\t(\d+)\n(?:.*\n)*?Uid:\t(\d+)\t(\d+)\t(\d+)\t")
 
 

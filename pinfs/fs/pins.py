@@ -19,7 +19,7 @@ from pinfs.fs.inodes import Inode, InodeTable
 from pinfs.fs.pinvalue import DEFAULT_SIGNAL, PinValue, parse_pin_value
 from pinfs.fs.types import CallerLike
 from pinfs.guard import Guard
-from pinfs.holders import Holders, Process
+from pinfs.holders import Holders, Process, find_in_namespace, pid_namespace
 from pinfs.parking import park
 
 PREFIX: Final = b"user.pinfs."  # of the verbs of pins: never stored, never listed
@@ -51,6 +51,7 @@ class PinVerbs:
         self._inodes = inodes
         self._backing = backing
         self._admins = {0, os.geteuid()}
+        self._pid_namespace = pid_namespace("self")
         self._echoes: OrderedDict[tuple[int, object, bytes], None] = OrderedDict()
 
     # Attributes
@@ -61,7 +62,7 @@ class PinVerbs:
         if not name or not attribute.startswith(PIN) or inode.kind != stat.S_IFREG:
             _fail(errno.EINVAL, "pins are set as user.pinfs.pin.NAME on regular files")
         wanted = parse_pin_value(value)
-        process = self._owner_for(wanted, ctx)
+        process = self._caller(ctx) if wanted.pid is None else await self._named(wanted.pid, ctx)
         old = self._book.find(inode.nodeid, process, name)
         if flags & XATTR_CREATE and old is not None:
             _fail(errno.EEXIST)
@@ -95,16 +96,22 @@ class PinVerbs:
                 self._holders.drop(newly_watched)
             raise
 
-    def _owner_for(self, wanted: PinValue, ctx: CallerLike) -> Process:
-        """EPERM: not visible, or another user's process; ESRCH: `pid=` names no process."""
-        if wanted.pid is None:
-            process = self._holders.process_of(ctx.pid)
-            if process is None:
-                _fail(errno.EPERM, "the daemon cannot see your process (another pid namespace): pin by ioctl")
-            return process
+    def _caller(self, ctx: CallerLike) -> Process:
+        """EPERM: not visible."""
+        process = self._holders.process_of(ctx.pid)
+        if process is None:
+            _fail(errno.EPERM, "the daemon cannot see your process (another pid namespace): pin by ioctl")
+        return process
+
+    async def _named(self, pid: int, ctx: CallerLike) -> Process:
+        """The process that the caller calls `pid`. ESRCH: none. EPERM: another user's, or the caller is not visible."""
         if not ctx.pid:
             _fail(errno.EPERM, "the daemon cannot see your process, so it does not know whose numbers these are")
-        process = self._holders.process_by_pid(wanted.pid)
+        namespace = pid_namespace(ctx.pid)
+        if namespace not in (None, self._pid_namespace):
+            await park()
+            pid = await trio.to_thread.run_sync(find_in_namespace, pid, namespace)
+        process = self._holders.process_by_pid(pid)
         self._holders.may_act_for(ctx.uid, process)
         return process
 

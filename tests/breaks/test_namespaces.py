@@ -1,4 +1,4 @@
-"""A daemon that cannot see its callers: it lives in a pid namespace of its own, as in a container (SPEC 4)."""
+"""Other pid namespaces: callers with numbers of their own, and a daemon that cannot see its callers (SPEC 4)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support.actor import Actors
-from support.mounts import BAD_LOG_LINE, REPO, force_umount, is_mounted, umount, wait_mounted
+from support.actor import Actors, eventually
+from support.mounts import BAD_LOG_LINE, REPO, Mount, force_umount, is_mounted, umount, wait_mounted
 
 from breaks import acts
 from breaks.acts import ORIGINAL, PAGE
@@ -108,3 +108,32 @@ def test_an_invisible_breaker_can_be_killed(apart: Apart) -> None:
     holder(acts.wait_urgent, fd)
     breaker.kill()
     assert path.read_bytes() == ORIGINAL
+
+
+NAMING = """
+import os, sys
+try:
+    os.setxattr(sys.argv[1], "user.pinfs.pin.p", b"0:4096,pid=" + sys.argv[2].encode())
+except OSError as e:
+    print(e.errno, flush=True)
+else:
+    print(0, os.getpid(), flush=True)
+input()
+"""
+
+
+@pytest.mark.parametrize(("number", "errno_"), [("1", 0), ("2", errno.ESRCH), ("{daemon}", errno.ESRCH)])
+def test_a_number_is_the_callers(mount: Mount, number: str, errno_: int) -> None:
+    """The first process of a namespace means itself by 1, not the host's."""
+    path = mount.path / "f"
+    path.write_bytes(ORIGINAL)
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", NAMING, str(path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*command, number.format(daemon=mount.pid)], stdin=pipe, stdout=pipe, text=True) as program:
+        assert program.stdin is not None and program.stdout is not None
+        assert program.stdout.readline().split() == ["0", "1"] if not errno_ else [str(errno_)]
+        children = Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
+        assert [str(pin["pid"]) for pin in mount.pins()] == (children if not errno_ else [])
+        program.stdin.close()
+        program.wait()
+    eventually(lambda: not mount.pins())

@@ -60,12 +60,16 @@ def test_a_lease_is_broken_between_containers(shared_mount: Mount, boxed: Boxed,
     assert cut.error() is None
 
 
-def test_a_number_of_a_process_is_the_hosts(shared_mount: Mount, boxed: Boxed, data: tuple[str, str]) -> None:
-    """`pid=` is looked up where the daemon is: a program in a container that passes its own number means another."""
-    holder, target = boxed(*data), shared_mount.actor()
-    holder.pin("/data/file", "p", f"0:4096,pid={target.process.pid}")
-    assert [pin["pid"] for pin in shared_mount.pins()] == [target.process.pid]
-    target.close()
+def test_a_number_of_a_process_is_the_callers(shared_mount: Mount, boxed: Boxed, data: tuple[str, str]) -> None:
+    """A program in a container that passes its own number means itself; the host's numbers mean nothing to it."""
+    holder, stranger = boxed(*data), shared_mount.actor()
+    holder.pin("/data/file", "p", f"0:4096,pid={holder(os.getpid)}")
+    (pin,) = shared_mount.pins()
+    assert pin["comm"] == "python3"
+    assert pin["pid"] != holder(os.getpid)
+    with pytest.raises(ProcessLookupError):
+        holder.pin("/data/file", "q", f"0:4096,pid={stranger.process.pid}")
+    holder.box.kill("KILL")
     eventually(lambda: not shared_mount.pins())
 
 
