@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from pinfs.core.policy import Limits, Policy
 from pinfs.core.ranges import END, RangeTree
@@ -21,7 +21,11 @@ EventKind: TypeAlias = Literal[
     "pinned", "break", "answered", "withdrawn", "released", "revoked", "kill", "refused", "proceeded", "limit"
 ]
 
+OwnKey: TypeAlias = int | tuple[int, bytes]
+"""A pin among those of its owner: (inode, name), where its owner has given it a name, else its id."""
+
 K = TypeVar("K")
+L = TypeVar("L")
 
 
 class Mode(StrEnum):
@@ -114,6 +118,10 @@ class Pin:
     charged: int
     proxy_uid: int | None = None
     breaking: Break | None = None
+
+    @property
+    def own_key(self) -> OwnKey:
+        return self.id if self.name is None else (self.inode, self.name)
 
     @property
     def start(self) -> int:
@@ -235,6 +243,9 @@ class Usage:
     bytes: int = 0
 
 
+_NONE: Final = Usage()
+
+
 class PinTable:
     """All pins: by inode, by id, by owner; and the limits.
 
@@ -248,9 +259,8 @@ class PinTable:
     def __init__(self, emit: Callable[[Event], None], limits: Limits) -> None:
         self.files: dict[int, FilePins] = {}
         self.by_id: dict[int, Pin] = {}
-        self.by_owner: dict[Owner, dict[int, Pin]] = {}
+        self.by_owner: dict[Owner, dict[OwnKey, Pin]] = {}
         self.usage: dict[int, Usage] = {}
-        self.pinned_bytes = 0
         self.limits = limits
         self.ended: Counter[str] = Counter()
         """How many pins have ended, by who let go: holder, death, close, root, policy, kill."""
@@ -258,7 +268,6 @@ class PinTable:
         self.on_empty: Callable[[int], None] | None = None
         self.on_end: Callable[[Pin], None] | None = None
         self._emit = emit
-        self._named: dict[tuple[int, Owner, bytes], Pin] = {}
         self._by_proxy: dict[tuple[int, bytes, int], dict[int, Pin]] = {}
         self._last_id = 0
 
@@ -268,6 +277,11 @@ class PinTable:
     def set_heard(self, heard: bool) -> None:
         """See `heard`."""
         self.heard = heard
+
+    @property
+    def pinned_bytes(self) -> int:
+        """As they were at registration; what two users pin counts twice."""
+        return sum(usage.bytes for usage in self.usage.values())
 
     @property
     def registered(self) -> int:
@@ -285,7 +299,8 @@ class PinTable:
 
     def find(self, inode: int, owner: Owner, name: bytes) -> Pin | None:
         """The pin that this owner calls `name` on this inode (SPEC 5: a name belongs to its process)."""
-        return self._named.get((inode, owner, name))
+        owned = self.by_owner.get(owner)
+        return None if owned is None else owned.get((inode, name))
 
     def find_proxy(self, inode: int, name: bytes, uid: int) -> Pin | None:
         """The pin called `name` that `uid` registered for another process, if there is exactly one on this inode."""
@@ -316,7 +331,7 @@ class PinTable:
         EDQUOT (limits). SPEC 3.1, 4, 5.
         """
         check_range(spec, size)
-        old = None if name is None else self._named.get((inode, owner, name))
+        old = None if name is None else self.find(inode, owner, name)
         file = self.files.get(inode)
         if file is not None and file.reserved is not None:
             self._check_reserved(file, spec, old)
@@ -394,15 +409,15 @@ class PinTable:
 
     def _check_limits(self, uid: int, charge: int, old: Pin | None, now: float) -> None:
         """EDQUOT. Root is a user like any other here; a pin that does not grow is never refused."""
-        if old is None and len(self.by_id) >= self.limits.max_pins:
+        limits, usage = self.limits, self.usage.get(uid, _NONE)
+        if old is None and len(self.by_id) >= limits.max_pins:
             self._refuse_limit("max_pins", now)
-        usage = self.usage.get(uid)
-        pins, pinned = (0, 0) if usage is None else (usage.pins, usage.bytes)
-        had = old.charged if old is not None and old.uid == uid else None
-        if had is None and pins >= self.limits.max_pins_per_user:
-            self._refuse_limit("max_pins_per_user", now)
-        growth = charge - (had or 0)
-        if growth > 0 and pinned + growth > self.limits.max_pinned_bytes_per_user:
+        if old is None or old.uid != uid:
+            if usage.pins >= limits.max_pins_per_user:
+                self._refuse_limit("max_pins_per_user", now)
+        else:
+            charge -= old.charged
+        if charge > 0 and usage.bytes + charge > limits.max_pinned_bytes_per_user:
             self._refuse_limit("max_pinned_bytes_per_user", now)
 
     def _refuse_limit(self, limit: str, now: float) -> None:
@@ -418,30 +433,24 @@ class PinTable:
         owned = self.by_owner.get(pin.owner)
         if owned is None:
             owned = self.by_owner[pin.owner] = {}
-        owned[pin.id] = pin
-        if pin.name is not None:
-            self._named[pin.inode, pin.owner, pin.name] = pin
-            if pin.proxy_uid is not None:
-                self._by_proxy.setdefault((pin.inode, pin.name, pin.proxy_uid), {})[pin.id] = pin
+        owned[pin.own_key] = pin
+        if pin.proxy_uid is not None and pin.name is not None:
+            self._by_proxy.setdefault((pin.inode, pin.name, pin.proxy_uid), {})[pin.id] = pin
         usage = self.usage.get(pin.uid)
         if usage is None:
             usage = self.usage[pin.uid] = Usage()
         usage.pins += 1
         usage.bytes += pin.charged
-        self.pinned_bytes += pin.charged
 
     def _take(self, pin: Pin) -> None:
         self.files[pin.inode].take(pin)
         del self.by_id[pin.id]
-        _discard(self.by_owner, pin.owner, pin.id)
-        if pin.name is not None:
-            del self._named[pin.inode, pin.owner, pin.name]
-            if pin.proxy_uid is not None:
-                _discard(self._by_proxy, (pin.inode, pin.name, pin.proxy_uid), pin.id)
+        _discard(self.by_owner, pin.owner, pin.own_key)
+        if pin.proxy_uid is not None and pin.name is not None:
+            _discard(self._by_proxy, (pin.inode, pin.name, pin.proxy_uid), pin.id)
         usage = self.usage[pin.uid]
         usage.pins -= 1
         usage.bytes -= pin.charged
-        self.pinned_bytes -= pin.charged
         if not usage.pins:
             del self.usage[pin.uid]
 
@@ -455,9 +464,9 @@ def check_range(spec: PinSpec, size: int) -> None:
         raise OSError(errno.ENXIO, f"the range ends behind the file's {size} bytes")
 
 
-def _discard(index: dict[K, dict[int, Pin]], key: K, pin_id: int) -> None:
+def _discard(index: dict[K, dict[L, Pin]], key: K, pin: L) -> None:
     """Take a pin out of an index of pins; an empty entry goes as well."""
     pins = index[key]
-    del pins[pin_id]
+    del pins[pin]
     if not pins:
         del index[key]
