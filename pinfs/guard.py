@@ -86,6 +86,8 @@ class Guard:
         self._stats = stats
         self._sooner = trio.Event()
         self._sleeps_until = math.inf
+        self._mourners: list[tuple[Owner, Moment]] = []
+        """Breakers that wait until the pins of an owner that is gone, a great many, have been dropped."""
         holders.on_death = self.owner_gone
         self.book.is_gone = holders.is_gone
         self.book.alarms.on_set = self._on_alarm
@@ -136,9 +138,28 @@ class Guard:
             pinned = self.book.touches(inode, start, end)  # that may have taken a while
         if not pinned:
             return None
+        self._holders.report_deaths()  # whoever has seen a holder end must not be refused for its pins
+        if self.book.gone:
+            await self._let_bury(inode, start, end)
         removal = self._begin(inode, path, op, start, end, ctx, handle, nonblock)
         await self._answer(removal)
         return removal
+
+    async def _let_bury(self, inode: int, start: int, end: int) -> None:
+        """Come back when no pin of somebody who is gone is left in [start, end)."""
+        book = self.book
+        while book.gone and not (book.closing or book.bury_in(inode, start, end, trio.current_time())):
+            buried = Moment()
+            self._mourners.append((next(reversed(book.gone)), buried))
+            await buried.wait()
+
+    def _tell_mourners(self) -> None:
+        mourners, self._mourners = self._mourners, []
+        for owner, buried in mourners:
+            if owner in self.book.gone and not self.book.closing:
+                self._mourners.append((owner, buried))
+            else:
+                buried.come()
 
     @property
     def minds_mappings(self) -> bool:
@@ -187,7 +208,6 @@ class Guard:
         nonblock: bool,
     ) -> Removal:
         """Ask the book."""
-        self._holders.report_deaths()  # whoever has seen a holder end must not be refused for its pins
         process = self._process(ctx)
         pid = getattr(process, "pid", ctx.pid)
         if nonblock and getattr(process, "comm", "") in NONBLOCKING_BY_HABIT:
@@ -217,6 +237,7 @@ class Guard:
     def close(self) -> None:
         """The mount ends: all that wait are refused with EBUSY, and from now on all that would have to."""
         self.book.close(trio.current_time())
+        self._tell_mourners()
 
     # Holders
 
@@ -254,7 +275,7 @@ class Guard:
     # Time
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keeps the deadlines, until cancelled."""
+        """Keeps the deadlines and drops the pins of the dead, until cancelled; others have their turn in between."""
         task_status.started()
         while True:
             deadline = self.book.next_deadline()
@@ -263,6 +284,7 @@ class Guard:
             with trio.move_on_at(self._sleeps_until):
                 await self._sooner.wait()
             self.book.expire(trio.current_time())
+            self._tell_mourners()
 
     def _on_alarm(self, deadline: float) -> None:
         if deadline < self._sleeps_until:

@@ -8,17 +8,21 @@ a READY one cuts the bytes and is finished.
 What always holds: each pin in the range of a waiting removal is breaking (unless the removal is exempt), each breaking
 pin has a deadline and is wanted by a waiting removal or an orphan, and no new pin appears in a reserved range. So a
 removal that has no pin left in its way may cut, and nothing waits beyond a deadline.
+
+The pins of an owner that is gone go at once, unless they are very many: then in slices, for nobody else shall wait for
+a million of them. Until then they stand in the book, but in nobody's way: see `owner_gone`.
 """
 
 import errno
 import heapq
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import islice
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from pinfs.core.pins import Break, Event, FilePins, Owner, Pin, PinTable, Reservation
+from pinfs.core.pins import Break, Event, FilePins, Owner, Pin, PinTable, Reservation, discard
 from pinfs.core.policy import Limits, Policy
 from pinfs.core.ranges import RangeTree
 
@@ -33,6 +37,9 @@ MAX_ORPHANS_PER_FILE: Final = 64
 
 MAX_LOOKS: Final = 64
 """How many pins of the breaker itself are looked past for somebody else's, which only the errno depends on."""
+
+AT_ONCE: Final = 128
+"""Pins that go, or breaks that end, between two looks at what else is to be done: some 1 ms."""
 
 UNLINKS: Final = frozenset({"unlink", "rename"})
 """The removals that take the last name as well: policy `unlink` decides about them."""
@@ -157,6 +164,10 @@ class PinBook(PinTable):
         self._killed: dict[Hashable, dict[int, Pin]] = {}
         """Processes that have been sent SIGKILL, and the pins for which, by id, as long as these are breaking."""
         self.alarms = Alarms()
+        self.gone: dict[Owner, str] = {}
+        """Owners that are gone and still have pins, each with the reason; who went first comes first."""
+        self.breaking_of: dict[Owner, dict[int, Pin]] = {}
+        """The breaking pins of each owner."""
         self._orders = 0
 
     @property
@@ -235,23 +246,79 @@ class PinBook(PinTable):
             self.alarms.set(breaking, latest)
         return breaking.deadline
 
+    # -- owners that are gone
+
+    def owner_gone(self, owner: Owner, now: float, by: str = "death") -> None:
+        """As `PinTable.owner_gone`. Pins for which it was killed go as well where a handle owns them, which others may
+        have: they have had their signal.
+
+        Very many pins go with `expire`, those that somebody waits for first. Whoever begins a removal clears its way of
+        those that are left: `bury_in`.
+        """
+        killed_for = self._killed.get(owner, {})
+        if len(self.by_owner.get(owner, ())) + len(killed_for) <= AT_ONCE:
+            for pin in list(killed_for.values()):
+                self.revoke(pin, now, "kill")
+            super().owner_gone(owner, now, by)
+            return
+        self.gone[owner] = by
+        if self.alarms.on_set is not None:
+            self.alarms.on_set(now)
+
+    def bury_in(self, inode: int, start: int, end: int, now: float) -> bool:
+        """Drop the pins of owners that are gone in [start, end). False: there are too many pins to look at in one go;
+        the latest of `gone` is to be waited for."""
+        file = self.files.get(inode)
+        pins = [] if file is None else list(islice(file.overlapping(start, end), AT_ONCE + 1))
+        for pin in pins:
+            self._lost(pin, now)
+        return len(pins) <= AT_ONCE
+
+    def _lost(self, pin: Pin, now: float) -> bool:
+        """Whether this was a pin of somebody who is gone; then it is dropped."""
+        by = self.gone.get(pin.owner)
+        if by is None and pin.breaking is not None and pin.breaking.killed:
+            by = self.gone.get(pin.process)
+        if by is not None:
+            self._lose(pin, now, by)
+        return by is not None
+
+    def _bury(self, owner: Owner, now: float) -> None:
+        """Drop some pins of an owner that is gone, first those that somebody waits for.
+
+        The last ones of an index: a dict that loses its first takes ever longer to find the next.
+        """
+        by = self.gone[owner]
+        pins: dict[Any, Pin] = self._killed.get(owner) or self.breaking_of.get(owner) or self.by_owner.get(owner, {})
+        for _ in range(min(len(pins), AT_ONCE)):
+            self._lose(pins.popitem()[1], now, by)
+        if owner not in self._killed and owner not in self.by_owner:
+            del self.gone[owner]
+
     # -- time
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do, in the seconds of `now`; None: never, as things stand."""
-        return self.alarms.next()
+        return -math.inf if self.gone else self.alarms.next()
 
     def expire(self, now: float) -> None:
-        """Do what the policy says about each pin whose deadline is past (SPEC 3.6), and end cool-downs."""
-        for item in self.alarms.due(now):
+        """Do what the policy says about pins whose deadline is past (SPEC 3.6), end cool-downs, drop pins of the gone.
+
+        Very many take more than one call: see `next_deadline`.
+        """
+        for item in islice(self.alarms.due(now), AT_ONCE):
             if isinstance(item, Orphan):
                 self._unreserve(item)
             else:
                 self._time_out(item, now)
+        if self.gone:
+            self._bury(next(iter(self.gone)), now)
 
     def _time_out(self, breaking: Break, now: float) -> None:
         """SPEC 3.6. Where there is no process to kill, `kill` revokes; one that survives the grace keeps its pin."""
         pin, on_timeout = breaking.pin, breaking.policy.on_timeout
+        if self._lost(pin, now):
+            return
         if on_timeout == "deny" or breaking.killed:
             self._stand(pin, "timeout", now)
         elif on_timeout == "kill" and pin.process is not None and not self.is_gone(pin.process):
@@ -264,13 +331,6 @@ class PinBook(PinTable):
         self._killed.setdefault(process, {})[breaking.pin.id] = breaking.pin
         self.alarms.set(breaking, now + KILL_GRACE_S)
         self._emit(Event("kill", now, breaking.pin, breaking=breaking))
-
-    def owner_gone(self, owner: Owner, now: float, by: str = "death") -> None:
-        """As `PinTable.owner_gone`. Pins for which it was killed go as well where a handle owns them, which others may
-        have: they have had their signal."""
-        for pin in list(self._killed.get(owner, {}).values()):
-            self.revoke(pin, now, "kill")
-        super().owner_gone(owner, now, by)
 
     # -- judging
 
@@ -320,6 +380,7 @@ class PinBook(PinTable):
         if pin.breaking is None:
             pin.breaking = Break(pin, removal.policy, now, None, removal.op, removal.start, removal.end)
             self.alarms.set(pin.breaking, now + removal.policy.break_timeout)
+            self.breaking_of.setdefault(pin.owner, {})[pin.id] = pin
             self._emit(Event("break", now, pin, removal, pin.breaking))
         return pin.breaking
 
@@ -386,11 +447,9 @@ class PinBook(PinTable):
     def _end_break(self, breaking: Break) -> None:
         pin = breaking.pin
         pin.breaking = breaking.deadline = None
+        discard(self.breaking_of, pin.owner, pin.id)
         if breaking.killed:
-            killed_for = self._killed[pin.process]
-            del killed_for[pin.id]
-            if not killed_for:
-                del self._killed[pin.process]
+            discard(self._killed, pin.process, pin.id)
 
     def _stand(self, pin: Pin, why: str, now: float) -> None:
         """The break is over and the pin stands: whoever still waits for it is refused. `why`: timeout, unwanted."""

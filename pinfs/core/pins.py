@@ -293,6 +293,11 @@ class PinTable:
         file = self.files.get(inode)
         return iter(()) if file is None else file.overlapping(0, END)
 
+    def count_of_file(self, inode: int) -> int:
+        """How many pins one inode has."""
+        file = self.files.get(inode)
+        return 0 if file is None else sum(map(len, file.trees()))
+
     def of_owner(self, owner: Owner) -> list[Pin]:
         """The pins of one owner, oldest first."""
         return list(self.by_owner.get(owner, {}).values())
@@ -359,10 +364,14 @@ class PinTable:
     def owner_gone(self, owner: Owner, now: float, by: str = "death") -> None:
         """A process has ended, or the last reference to an open file description was closed (SPEC 4)."""
         for pin in self.of_owner(owner):
-            if pin.breaking is not None and pin.breaking.killed:
-                self.revoke(pin, now, "kill")
-            else:
-                self.release(pin, now, by)
+            self._lose(pin, now, by)
+
+    def _lose(self, pin: Pin, now: float, by: str) -> None:
+        """A pin whose owner is gone."""
+        if pin.breaking is not None and pin.breaking.killed:
+            self.revoke(pin, now, "kill")
+        else:
+            self.release(pin, now, by)
 
     def revoke(self, pin: Pin, now: float, by: str = "root") -> None:
         """Take the pin from its holder. `by`: root, policy, kill."""
@@ -445,9 +454,9 @@ class PinTable:
     def _take(self, pin: Pin) -> None:
         self.files[pin.inode].take(pin)
         del self.by_id[pin.id]
-        _discard(self.by_owner, pin.owner, pin.own_key)
+        discard(self.by_owner, pin.owner, pin.own_key)
         if pin.proxy_uid is not None and pin.name is not None:
-            _discard(self._by_proxy, (pin.inode, pin.name, pin.proxy_uid), pin.id)
+            discard(self._by_proxy, (pin.inode, pin.name, pin.proxy_uid), pin.id)
         usage = self.usage[pin.uid]
         usage.pins -= 1
         usage.bytes -= pin.charged
@@ -464,9 +473,9 @@ def check_range(spec: PinSpec, size: int) -> None:
         raise OSError(errno.ENXIO, f"the range ends behind the file's {size} bytes")
 
 
-def _discard(index: dict[K, dict[L, Pin]], key: K, pin: L) -> None:
-    """Take a pin out of an index of pins; an empty entry goes as well."""
+def discard(index: dict[K, dict[L, Pin]], key: K, pin: L) -> None:
+    """Take a pin out of an index of pins, if it is still there; an empty entry goes as well."""
     pins = index[key]
-    del pins[pin]
+    pins.pop(pin, None)
     if not pins:
         del index[key]

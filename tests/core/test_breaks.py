@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.counted import Counted
 
+from pinfs.core import breaks
 from pinfs.core.breaks import COOL_DOWN_S, KILL_GRACE_S, MAX_ORPHANS_PER_FILE, PinBook, Removal, Turn
 from pinfs.core.pins import Event, Mode, Pin, PinSpec, State
 from pinfs.core.policy import Limits, Policy
@@ -349,14 +350,21 @@ def test_a_holder_that_does_not_die_keeps_its_pin() -> None:
     assert (removal.why, pin.state) == ("timeout", State.HELD)
 
 
-def test_a_pin_of_a_handle_goes_with_the_process_that_was_killed_for_it() -> None:
-    """Others may have the handle open still."""
+@pytest.mark.parametrize("at_once", [breaks.AT_ONCE, 0])
+def test_a_pin_of_a_handle_goes_with_the_process_that_was_killed_for_it(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may have the handle open still. At once, or where there are very many of them in slices."""
     book = Book()
     pin = book.lease(owner="handle", process="holder")
     removal = book.remove(policy=Policy(on_timeout="kill"))
     book.at(45)
     assert book.kinds() == ["break", "kill"]
+    monkeypatch.setattr(breaks, "AT_ONCE", at_once)
     book.owner_gone("holder", book.now)
+    monkeypatch.undo()
+    while book.gone:
+        book.expire(book.now)
     assert (removal.turn, pin.id in book.by_id, book.events[-2].by) == (Turn.READY, False, "kill")
     assert book.ended == {"kill": 1}
 

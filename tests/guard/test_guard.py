@@ -1,6 +1,7 @@
 """The guard with a clock that jumps: leases of 45 seconds, breakers that wait, are interrupted, are too many."""
 
 import errno
+import itertools
 import logging
 import math
 import mmap
@@ -14,7 +15,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from pinfs.core.breaks import COOL_DOWN_S, KILL_GRACE_S
+from pinfs.core.breaks import AT_ONCE, COOL_DOWN_S, KILL_GRACE_S
 from pinfs.core.pins import Event, Mode, Pin, PinSpec
 from pinfs.core.policy import Limits, Policy, PolicySet
 from pinfs.guard import Guard
@@ -366,6 +367,101 @@ async def test_own_pins_of_a_handle(world: World) -> None:
     world.pin(owner="handle", process=None)
     await world.cut("own", handle="handle")
     assert world.outcomes == [("own", "EBUSY", 0.0)]
+
+
+# Owners that are gone with a great many pins
+
+MANY = 3 * AT_ONCE
+
+
+async def test_a_great_many_pins_of_the_dead_go_in_slices(world: World) -> None:
+    for _ in range(MANY):
+        world.pin(inode=9)
+    world.guard.owner_gone("p1")
+    left = [len(world.guard.book)]
+    while left[-1]:
+        assert len(left) < 10
+        await trio.lowlevel.checkpoint()  # here all others have their turn
+        left.append(len(world.guard.book))
+    assert all(before - after <= 2 * AT_ONCE for before, after in itertools.pairwise(left))
+    assert left[0] == MANY
+    assert world.guard.book.ended == {"death": MANY}
+    assert (world.guard.book.gone, world.guard.book.next_deadline()) == ({}, None)
+
+
+async def test_a_removal_drops_the_few_pins_of_the_dead_that_are_in_its_way(world: World) -> None:
+    for _ in range(MANY):
+        world.pin(inode=9, mode=Mode.DENY)
+    world.pin(mode=Mode.DENY)
+    world.holders.dead.append("p1")
+    run_straight(world.cut("b"))  # without a wait
+    assert world.outcomes == [("b", "cut", 0.0)]
+    assert len(world.guard.book) == MANY
+
+
+async def test_a_removal_is_not_refused_for_a_great_many_pins_of_the_dead(world: World) -> None:
+    for number in range(MANY):
+        world.pin(start=number, mode=Mode.DENY)
+    world.holders.dead.append("p1")
+    await world.breaker("b")
+    assert world.outcomes == [("b", "cut", 0.0)]
+    assert world.guard.book.files == {}
+
+
+async def test_the_living_refuse_once_the_dead_are_buried(world: World) -> None:
+    for number in range(MANY):
+        world.pin(start=number, mode=Mode.DENY)
+        world.pin(start=number, owner="p2", mode=Mode.DENY)
+    world.guard.owner_gone("p1")
+    await world.breaker("b")
+    assert world.outcomes == [("b", "EBUSY", 0.0)]
+    assert len(world.guard.book) == MANY
+
+
+async def test_a_break_ends_with_the_death_of_who_holds_a_great_many_pins(world: World) -> None:
+    for _ in range(MANY):
+        world.pin(inode=9)
+    for number in range(MANY):
+        world.pin(start=number)
+    await world.breaker("b")
+    world.guard.owner_gone("p1")
+    await trio.sleep(0)
+    await trio.sleep(0)
+    while not world.outcomes:
+        assert len(world.guard.book) >= MANY, "the breaking pins go first"
+        await trio.lowlevel.checkpoint()
+    assert world.outcomes == [("b", "cut", 0.0)]
+    assert world.stats.breaks_answered == MANY
+
+
+async def test_the_dead_do_not_let_a_break_time_out(world: World) -> None:
+    for number in range(MANY):
+        world.pin(start=number)
+    await world.breaker("b")
+    world.guard.owner_gone("p1")
+    world.guard.book.expire(trio.current_time() + 45)
+    await wait_all_tasks_blocked()
+    assert world.outcomes == [("b", "cut", 0.0)]
+    assert not world.stats.breaks_timed_out
+
+
+@pytest.mark.parametrize("how", ["interrupted", "closed"])
+async def test_who_waits_for_a_burial_can_be_answered_before(world: World, how: str) -> None:
+    for number in range(MANY):
+        world.pin(start=number, mode=Mode.DENY)
+    world.guard.owner_gone("p1")
+    parked = world.cut("b")
+    with pytest.raises(Parked):
+        run_straight(parked)
+    if how == "interrupted":
+        with pytest.raises(InterruptedError):
+            run_straight(parked, InterruptedError())
+    else:
+        world.guard.close()
+        run_straight(parked)
+    await wait_all_tasks_blocked()
+    assert world.outcomes == [("b", {"interrupted": "interrupted", "closed": "EBUSY"}[how], 0.0)]
+    assert world.guard.book.files == {}
 
 
 # Breakers
