@@ -22,6 +22,7 @@ log = logging.getLogger("pinfs.control")
 CONTROL_NAME: Final = b".pinfs"
 CONTROL_ID: Final = 1 << 62  # node ids of the directory and, counting on, its files
 MAX_COMMANDS_BYTES: Final = 64 << 10
+MAX_READ: Final = 16 << 10  # bytes of a stream in one read: longer ones would hold up everybody else
 MAX_CHANNELS: Final = 4096
 MAX_CHANNELS_PER_USER: Final = 512  # root excepted: one user must not take them all
 
@@ -86,6 +87,7 @@ class Stream(ControlHandle):
         """ESPIPE: not where the last read ended."""
         if offset != self._at:
             raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
+        size = min(size, MAX_READ)
         parts, room = [self._rest], size - len(self._rest)
         while room > 0 and (line := next(self._lines, b"")):
             parts.append(line)

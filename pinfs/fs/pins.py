@@ -195,15 +195,14 @@ class PinVerbs:
         """All pins of the file as JSON, as many as an attribute can hold (64 KiB)."""
         shown: list[str] = []
         room = MAX_ATTRIBUTE_BYTES - 64
-        more = 0
         path = inode.path()
         for pin in self._book.of_file(inode.nodeid):
             text = json.dumps(describe(pin, path, reveal=self.may_see(pin, ctx.uid)))
             room -= len(text) + 2
             if room < 0:
-                more += 1
-            else:
-                shown.append(text)
+                break  # a million pins are counted, not looked at
+            shown.append(text)
+        more = self._book.count_of_file(inode.nodeid) - len(shown)
         return f'{{"v": 1, "pins": [{", ".join(shown)}], "more": {more}}}'.encode()
 
     def may_see(self, pin: Pin, uid: int) -> bool:
@@ -239,12 +238,15 @@ class PinVerbs:
         return wanted.answered(pin.id)
 
     def _ioctl_query(self, handle: FileHandle, pin_id: int) -> bytes:
-        pins = self._book.of_owner(handle)
-        wanted = pin_id or (pins[0].id if pins else 0)
-        pin = self._of_handle(handle, wanted)
-        after = [other.id for other in pins if other.id > pin.id]
+        pins = self._book.by_owner.get(handle, {})
+        pin = self._of_handle(handle, pin_id or next((first.id for first in pins.values()), 0))
+        following = pin.id + 1  # mostly; else it has to be looked for, which takes its time with a million pins
+        if following not in pins:
+            following = next(
+                (other.id for other in pins.values() if other.id > pin.id), 0
+            )  # they stand in rising order
         remaining = None if pin.deadline is None else max(0.0, pin.deadline - trio.current_time())
-        return ioctls.encode_query(pin, remaining, min(after, default=0))
+        return ioctls.encode_query(pin, remaining, following)
 
     def _of_handle(self, handle: FileHandle, pin_id: int) -> Pin:
         """ENOENT: this handle has no such pin."""
@@ -262,11 +264,9 @@ class PinVerbs:
 
     def is_urgent(self, handle: FileHandle, wake: Wake | None) -> bool:
         """Whether one of the handle's pins is being broken; `wake` is called when that changes."""
-        pins = self._book.by_owner.get(handle, {})
-        urgent = any(pin.breaking is not None for pin in pins.values())
         if wake is not None:
             handle.wakes = [*handle.wakes[-15:], wake]
-        return urgent
+        return handle in self._book.breaking_of
 
     def on_handle_event(self, owner: object) -> None:
         """Something happened to a pin of this handle: whoever polls it shall look again."""

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from pinfs.client import ioctl
 from pinfs.core.pins import Mode
 from pinfs.fs.events import Patience
 from pinfs.fs.inodes import ROOT_ID
@@ -338,6 +339,45 @@ async def test_strangers_see_that_but_not_by_whom(bench: Bench) -> None:
     assert not {"name", "pid", "uid", "comm", "note", "signal"} & shown.keys()
     (shown,) = json.loads(await bench.ops.getxattr(nodeid, b"user.pinfs.pins", ME))["pins"]
     assert (shown["name"], shown["note"], shown["pid"]) == ("secret", "mine", ME.pid)
+
+
+async def test_a_list_tells_how_many_did_not_fit(bench: Bench) -> None:
+    nodeid = await bench.file("f", SIZE)
+    for number in range(500):
+        await bench.pin(nodeid, f"p{number}", f"{number}:1")
+    listed = await bench.ops.getxattr(nodeid, b"user.pinfs.pins", ME)
+    shown = json.loads(listed)
+    assert 60_000 < len(listed) <= 65536
+    assert [pin["start"] for pin in shown["pins"]] == list(range(len(shown["pins"])))
+    assert len(shown["pins"]) + shown["more"] == 500
+
+
+async def test_all_pins_are_read_in_steps(bench: Bench) -> None:
+    nodeid = await bench.file("f", SIZE)
+    for number in range(500):
+        await bench.pin(nodeid, f"p{number}", f"{number}:1")
+    handle = await bench.control("pins")
+    text = b""
+    while part := await bench.ops.read(handle.fh, len(text), 1 << 20):
+        assert len(part) <= 16384
+        text += part
+    assert [json.loads(line)["start"] for line in text.splitlines()] == list(range(500))
+
+
+async def test_the_pins_of_a_handle_are_asked_for_one_after_the_other(bench: Bench) -> None:
+    nodeid = await bench.file("f", SIZE)
+    handles = [(await bench.ops.open(nodeid, os.O_RDWR, ME)).fh for _ in range(2)]
+    ids: dict[int, list[int]] = {fh: [] for fh in handles}
+    for fh in [*handles, *handles, *handles[:1] * 3, handles[1]]:
+        answer = await bench.ops.ioctl(fh, ioctl.PIN, ioctl.PinRequest(0, 1, 0).pack(), 200, ME)
+        ids[fh].append(ioctl.PinRequest.unpack(answer).id)
+    for fh in handles:
+        asked, following = [], 0
+        while not asked or following:
+            answer = await bench.ops.ioctl(fh, ioctl.QUERY, ioctl.PinQuery(following).pack(), 200, ME)
+            asked.append(ioctl.PinQuery.unpack(answer).id)
+            following = ioctl.PinQuery.unpack(answer).next_id
+        assert asked == ids[fh]
 
 
 async def test_commands(bench: Bench) -> None:
