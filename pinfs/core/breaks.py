@@ -17,6 +17,7 @@ import errno
 import heapq
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import islice
@@ -214,6 +215,16 @@ class PinBook(PinTable):
         """The mount ends: refuse all that wait, and from now on all that would have to."""
         self.closing = True
         self._refuse(list(self._waiting), errno.EBUSY, "shutdown", None, now)
+
+    @contextmanager
+    def reserved(self, inode: int, start: int, end: int) -> Iterator[None]:
+        """Inside of it no new pin appears in [start, end): EAGAIN. Removals do not mind."""
+        reservation = Reservation(inode, start, end)
+        self._reserve(reservation)
+        try:
+            yield
+        finally:
+            self._unreserve(reservation)
 
     def in_the_way(self, removal: Removal) -> Iterator[Pin]:
         """The pins in the range of a removal, deny pins first."""

@@ -63,7 +63,8 @@ class PinSpec:
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """A range of one inode in which no new pin may appear, because a removal wants it or has just wanted it (SPEC 3.1).
+    """A range of one inode in which no new pin may appear, because a removal wants it or has just wanted it (SPEC 3.1),
+    or because its blocks are being replaced (SPEC 2, copy_file_range).
 
     `order`: 1, 2, 3... in the order of arrival, 0 until it is in force. `watching`: what it waits for next; `watchers`:
     who waits for this one in the same way. A waiter watches one thing at a time and looks for another when that goes,

@@ -35,6 +35,7 @@ POLLRDNORM, POLLWRNORM = 0x40, 0x100
 FILE_READY: Final = POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
 
 COPY_STEP: Final = 8 << 20  # bytes copied between two looks at whether the caller still wants it
+SMALL: Final = 65536  # bytes that are copied faster than a thread is found
 SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 SUID_SGID_EXEC: Final = stat.S_ISGID | stat.S_IXGRP
 
@@ -83,7 +84,8 @@ def _or_same(number: int | None) -> int:
 
 
 def _copy_bytes(source: int, target: int, length: int, offset_in: int, offset_out: int) -> int:
-    """Copy through memory: copy_file_range(2) may share blocks, and so replace those that are pinned."""
+    """Copy through memory. copy_file_range(2) may share blocks: it would replace those of a pinned target, and the next
+    write those of a pinned source, which are its own no more."""
     data = os.pread(source, length, offset_in)
     return os.pwrite(target, data, offset_out)
 
@@ -589,15 +591,22 @@ class Operations:
     async def copy_file_range(
         self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int, flags: int, ctx: CallerLike
     ) -> int:
-        """copy_file_range(2), at the most 8 MiB a call. Where the target is pinned, bytes are copied, never shared."""
-        source = self._backing.reader(self.handles.get(fh_in, FileHandle).inode)
+        """copy_file_range(2), at the most 8 MiB a call. Where bytes are pinned they are copied, never shared."""
+        source = self.handles.get(fh_in, FileHandle).inode
         target = self.handles.get(fh_out, FileHandle).inode
-        copy = _copy_bytes if target.nodeid in self._guarded else os.copy_file_range
         if ctx.uid:  # here the kernel does not tell
             self._drop_set_ids(target)
         length = min(length, COPY_STEP)
-        args = (source, self._backing.writer(target), length, offset_in, offset_out)
-        return copy(*args) if length <= 65536 else await self._off_thread(copy, *args)
+        args = (self._backing.reader(source), self._backing.writer(target), length, offset_in, offset_out)
+        if self._is_pinned(source, offset_in, length) or self._is_pinned(target, offset_out, length):
+            return _copy_bytes(*args) if length <= SMALL else await self._off_thread(_copy_bytes, *args)
+        if length <= SMALL:
+            return os.copy_file_range(*args)
+        with self._guard.book.reserved(target.nodeid, offset_out, offset_out + length):  # no pin comes meanwhile
+            return await self._off_thread(os.copy_file_range, *args)
+
+    def _is_pinned(self, inode: Inode, offset: int, length: int) -> bool:
+        return inode.nodeid in self._guarded and self._guard.book.touches(inode.nodeid, offset, offset + length)
 
     async def poll(self, fh: int, events: int, wake: Wake | None) -> int:
         """poll(2): POLLPRI while a pin of this handle is being broken. `wake` is called once when that may change."""

@@ -4,8 +4,11 @@ import errno
 import mmap
 import os
 import stat
+import threading
+from collections.abc import Awaitable, Callable
 
 import pytest
+import trio
 
 from pinfs.fs.backing import NoPassthrough
 from pinfs.fs.inodes import ROOT_ID
@@ -238,6 +241,94 @@ async def test_holes_and_copies(bench: Bench) -> None:
     assert await bench.ops.lseek(b.fh, 0, os.SEEK_HOLE) == 0
     await bench.ops.fallocate(b.fh, 0x3, 8192, 4096, ME)
     assert (bench.source / "b").stat().st_blocks == 0
+
+
+class SlowCopies:
+    """os.copy_file_range, which waits in its thread until the test has seen enough."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.under_way, self.go_on, self.asked = threading.Event(), threading.Event(), 0
+        self._copy = os.copy_file_range
+        monkeypatch.setattr(os, "copy_file_range", self)
+
+    def __call__(self, *args: int) -> int:
+        self.asked += 1
+        self.under_way.set()
+        assert self.go_on.wait(20)
+        return self._copy(*args)
+
+
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture
+async def copying(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Awaitable[int]]:
+    """Copies a megabyte from `a` to the middle megabyte of `b`, on a backing that is not memory; offsets are relative
+    to these."""
+    monkeypatch.setattr(bench.fs.backing, "in_memory", False)
+    fhs = []
+    for name in ("a", "b"):
+        nodeid = await bench.file(name, 3 * MEGABYTE)
+        fhs.append((await bench.ops.open(nodeid, os.O_RDWR, ME)).fh)
+
+    async def copy(length: int = MEGABYTE) -> int:
+        return await bench.ops.copy_file_range(fhs[0], 0, fhs[1], MEGABYTE, length, 0, ME)
+
+    return copy
+
+
+async def node(bench: Bench, name: bytes) -> int:
+    return (await bench.ops.lookup(ROOT_ID, name, ME)).nodeid
+
+
+async def test_no_pin_comes_into_a_range_while_its_blocks_may_be_replaced(
+    bench: Bench, copying: Callable[..., Awaitable[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, b = SlowCopies(monkeypatch), await node(bench, b"b")
+    await bench.pin(b, "before", f"0:{MEGABYTE}")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(copying)
+        await trio.to_thread.run_sync(slow.under_way.wait)
+        await bench.pin(b, "after", f"{2 * MEGABYTE}:0")
+        for at in (MEGABYTE, 2 * MEGABYTE - 1):
+            with pytest.raises(BlockingIOError):
+                await bench.pin(b, "inside", f"{at}:1")
+        with pytest.raises(BlockingIOError):
+            await bench.pin(b, "before", f"0:{MEGABYTE + 1}")
+        slow.go_on.set()
+    await bench.pin(b, "inside", f"{MEGABYTE}:1")
+    assert slow.asked == 1
+    assert bench.fs.guard.book.files.keys() == {b}
+
+
+@pytest.mark.parametrize("size", [MEGABYTE, 4096])
+@pytest.mark.parametrize(
+    ("name", "place", "shared"),
+    [
+        (b"b", f"{MEGABYTE - 10}:11", False),
+        (b"b", f"{MEGABYTE + 4095}:1", False),
+        (b"b", f"0:{MEGABYTE}", True),
+        (b"b", f"{2 * MEGABYTE}:10", True),
+        (b"a", "4095:1", False),
+        (b"a", f"{MEGABYTE}:1", True),
+    ],
+)
+async def test_only_where_the_range_is_pinned_bytes_are_copied(
+    bench: Bench,
+    copying: Callable[..., Awaitable[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    name: bytes,
+    place: str,
+    shared: bool,
+) -> None:
+    slow = SlowCopies(monkeypatch)
+    slow.go_on.set()
+    await bench.pin(await node(bench, name), "p", place)
+    (bench.source / "a").write_bytes(b"y" * 3 * MEGABYTE)
+    assert await copying(size) == size
+    assert slow.asked == shared
+    assert (bench.source / "b").read_bytes() == b"x" * MEGABYTE + b"y" * size + b"x" * (2 * MEGABYTE - size)
 
 
 async def test_the_control_directory_is_there_but_not_listed(bench: Bench) -> None:

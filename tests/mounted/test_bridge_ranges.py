@@ -6,6 +6,10 @@ import ctypes
 import errno
 import json
 import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from mounted.kinds import on
 from mounted.world import PAGE, run
 from support import acts
 from support.actor import Actor
-from support.mounts import Mount
+from support.mounts import Mount, umount
 
 SIZE = 16 * PAGE
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO, INSERT = 1, 2, 8, 16, 32
@@ -205,6 +209,52 @@ def forbidding_copy_file_range() -> list[str]:
     """A command prefix: what follows gets EDQUOT from copy_file_range(2)."""
     here = Path(__file__).with_name("without_copy_file_range.py")
     return ["/usr/bin/env", "python3", str(here)]
+
+
+@pytest.fixture
+def reflinks(base: Path) -> Iterator[Path]:
+    """A directory on XFS, whose files can share blocks."""
+    image, disk = base / "image", base / "disk"
+    disk.mkdir()
+    with image.open("wb") as opened:
+        opened.truncate(512 << 20)
+    if not shutil.which("mkfs.xfs"):
+        pytest.skip("mkfs.xfs is not installed")
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", image], check=True)
+    if subprocess.run(["mount", "-o", "loop", image, disk], check=False).returncode:
+        pytest.skip("no loop devices here, or no XFS")
+    yield disk
+    umount(disk)
+
+
+def places(path: Path) -> dict[int, int]:
+    """Where each page of a file lies on the disk (filefrag(8) counts in blocks of 4 KiB here)."""
+    os.sync()
+    rows = re.findall(r"^ +\d+: +(\d+)\.\. +\d+: +(\d+)\.\. +\d+: +(\d+):", run("filefrag", "-v", path).stdout, re.M)
+    return {int(page) + n: int(block) + n for page, block, length in rows for n in range(int(length))}
+
+
+@pytest.mark.parametrize("pinned", ["source", "target"])
+def test_blocks_are_shared_but_where_they_are_pinned(reflinks: Path, new_mount: NewMount, pinned: str) -> None:
+    """Of 16 MiB, one page in the second half is pinned: that half is copied, the first one may be shared."""
+    mount = new_mount(source=reflinks)
+    size = 16 << 20
+    for name in ("source", "target"):
+        (mount.path / name).write_bytes(name[:1].encode() * size)
+    before = {name: places(reflinks / name) for name in ("source", "target")}
+    assert len(before["target"]) == size // PAGE
+    mount.actor().pin(mount.path / pinned, "p", f"{12 << 20}:1")
+    user = mount.actor()
+    for offset in range(0, size, 4 << 20):
+        fds = [user(os.open, str(mount.path / name), os.O_RDWR) for name in ("source", "target")]
+        assert user(os.copy_file_range, *fds, 4 << 20, offset, offset) == 4 << 20
+    after = {name: places(reflinks / name) for name in ("source", "target")}
+    assert after["source"] == before["source"]
+    kept = range((12 << 20) // PAGE, size // PAGE)
+    assert all(after["target"][page] == before["target"][page] for page in kept)
+    assert all(after["target"][page] == after["source"][page] for page in range(kept.start))
+    assert (mount.path / "target").read_bytes() == b"s" * size
+    mount.stop()
 
 
 # --- nameless files, times of birth, syncfs
