@@ -140,6 +140,8 @@ class MountOptions:
     """What /proc/mounts shows as the source, when not the source itself."""
     bridge: str = "auto"
     passthrough: str = "auto"
+    poll: bool = True
+    """Whether poll(2) is answered. If not, io_uring is as fast as on the backing, but nobody can wait by poll."""
     entry_timeout: float = 60.0
     """Seconds for which the kernel may remember a name; good as long as pinfs is the only way in."""
     attr_timeout: float = 60.0
@@ -308,10 +310,15 @@ def _one_of(*choices: str) -> Callable[[str, str], str]:
     return check
 
 
+def _on_or_off(name: str, text: str) -> bool:
+    return _one_of("on", "off")(name, text) == "on"
+
+
 _SETTINGS: Mapping[str, Callable[[str, str], Any]] = {
     "fsname": _text,
     "bridge": _one_of("auto", "on", "off"),
     "passthrough": _one_of("auto", "on", "off"),
+    "poll": _on_or_off,
     "entry_timeout": _seconds,
     "attr_timeout": _seconds,
     "log_level": _one_of("debug", "info", "warning", "error"),

@@ -164,11 +164,13 @@ class Daemon:
         self.bridge_why_not = why_not
         self.passthrough.refuse("there is none without the bridge")
         self.fs.hub.patience = Patience(PLAIN_READ_S, SPARE_TASKS // 2)
-        return Plain(self._fd, self.fs.operations, posix_acl=has_acls(self._source_fd))
+        poll = self.config.mount.poll
+        return Plain(self._fd, self.fs.operations, posix_acl=has_acls(self._source_fd), poll=poll)
 
     def _wishes(self) -> Wishes:
         passthrough = self.config.mount.passthrough != "off" and os.geteuid() == 0
-        return Wishes(passthrough, stack_depth(self._source_fd), has_acls(self._source_fd))
+        acls, poll = has_acls(self._source_fd), self.config.mount.poll
+        return Wishes(passthrough, stack_depth(self._source_fd), acls, poll)
 
     def _on_agreed(self, terms: Terms) -> None:
         self.negotiated = terms.names
@@ -211,6 +213,7 @@ class Daemon:
             "passthrough_why_not": self.passthrough.why_not or None,
             "bridge": not self.bridge_why_not,
             "bridge_why_not": self.bridge_why_not or None,
+            "poll": self.config.mount.poll,
             "negotiated": self.negotiated,
             "pins": len(book),
             "waiting": book.waiting,

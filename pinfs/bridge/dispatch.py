@@ -70,6 +70,8 @@ class Dispatcher:
         self._on_agreed = on_agreed
         self._routes = Handlers(ops, self._to_kernel).routes()
         self._routes[wire.INTERRUPT] = Route(self._interrupt, IN_SIZE + 8)
+        if not wishes.poll:
+            del self._routes[wire.POLL]
         self._tasks: dict[int, trio.CancelScope] = {}
         self._waiting: dict[int, tuple[int, Work]] = {}
         """Opcode and handler of each request that waits for a moment, by its number."""

@@ -3,6 +3,7 @@
 Complete, so that pinfs also runs on plain pyfuse3; behind the bridge only the rare operations come this way.
 """
 
+import errno
 import os
 import select
 from collections.abc import Callable, Coroutine, Sequence
@@ -39,6 +40,8 @@ def _answer(
     async def answered(self: "Face", /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await method(self, *args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
         except Exception as e:
             raise pyfuse3.FUSEError(errno_of(e, method.__name__)) from e
 
@@ -47,13 +50,15 @@ def _answer(
 
 
 class Face(pyfuse3.Operations):
-    """`enable_acl`: the backing has ACLs, and the kernel shall check them. flush is left out: ENOSYS."""
+    """`enable_acl`: the backing has ACLs, and the kernel shall check them. flush is left out: ENOSYS. So is poll where
+    it is not `answers_poll`."""
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, ops: Operations, *, enable_acl: bool = False) -> None:
+    def __init__(self, ops: Operations, *, enable_acl: bool = False, answers_poll: bool = True) -> None:
         super().__init__()
+        self._answers_poll = answers_poll
         self.enable_acl = enable_acl
         self._ops = ops
 
@@ -177,6 +182,8 @@ class Face(pyfuse3.Operations):
 
     @_answer
     async def poll(self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: RequestContext) -> int:
+        if not self._answers_poll:
+            raise pyfuse3.FUSEError(errno.ENOSYS)
         return await self._ops.poll(fh, ANY_EVENT, poll_handle.notify if poll_handle else None)
 
     # Directories

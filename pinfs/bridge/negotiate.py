@@ -76,6 +76,7 @@ class Wishes:
     passthrough: bool = False
     stack_depth: int = 1  # of file systems below: 2 where the source itself lies on a stacked one (overlayfs)
     posix_acl: bool = False
+    poll: bool = True  # False: POLL is answered ENOSYS, and the kernel never asks again
 
 
 @dataclass(frozen=True)

@@ -75,11 +75,11 @@ class Bridged:
 class Plain:
     """pyfuse3 on the connection itself."""
 
-    def __init__(self, fd: int, ops: Operations, *, posix_acl: bool) -> None:
+    def __init__(self, fd: int, ops: Operations, *, posix_acl: bool, poll: bool = True) -> None:
         self.usable = True  # it does not tell when it is
         self._poll = select.poll()
         self._poll.register(fd, 0)
-        pyfuse3.init(Face(ops, enable_acl=posix_acl), f"/dev/fd/{fd}", set())
+        pyfuse3.init(Face(ops, enable_acl=posix_acl, answers_poll=poll), f"/dev/fd/{fd}", set())
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         task_status.started()

@@ -35,9 +35,10 @@ pinfs doctor --json | jq -r '.findings[] | select(.level == "fail") | .mend'
 def doctor(ctx: click.Context, directory: str | None, as_json: bool, as_table: bool) -> None:
     """Check this machine, and DIRECTORY as a source, and say how to mend what is wrong.
 
-    Looks at the kernel, /dev/fuse, fusermount3, libfuse, pyfuse3, passthrough, capabilities, descriptor limits and the
-    pid namespace; of DIRECTORY at the file system, DAX, copy on write, and extents that its files share with others.
-    Every file below DIRECTORY is asked for its extents: this takes a while for millions of them. Nothing is changed.
+    Looks at the kernel, /dev/fuse, fusermount3, libfuse, pyfuse3, passthrough, capabilities, descriptor limits, the pid
+    namespace and the mounts that are there; of DIRECTORY at the file system, DAX, copy on write, and extents that its
+    files share with others. Every file below DIRECTORY is asked for its extents: this takes a while for millions of
+    them. Nothing is changed.
 
     "warn": it works, but something is lost. "fail": pinfs cannot mount, or a pin could not keep its promise.
     Exit code 8 if anything failed.
@@ -53,8 +54,10 @@ def doctor(ctx: click.Context, directory: str | None, as_json: bool, as_table: b
 def _examine(directory: str | None) -> Iterator[Finding]:
     from pinfs.cli.backing import check_backing
     from pinfs.cli.machine import check_machine
+    from pinfs.cli.served import check_mounts
 
     yield from check_machine()
+    yield from check_mounts()
     if directory is not None:
         with _progress() as progress:
             yield from check_backing(directory, progress)

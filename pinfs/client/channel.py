@@ -10,8 +10,7 @@ from pinfs.client.errors import NOT_BREAKING, advice
 from pinfs.client.inode import File
 from pinfs.client.model import Event, PinInfo, parse_event, parse_pin
 from pinfs.client.mounts import control_file
-
-BUFFER = 1 << 16  # read() answers whole lines, and EINVAL where not even one fits
+from pinfs.client.relay import BUFFER, Relay, answers_poll
 
 
 class EventChannel:
@@ -28,8 +27,10 @@ class EventChannel:
     def __init__(self, mount: File) -> None:
         """`mount`: the root of a mount, or any file on it. Raises NotPinfsError, or OSError as open(2) does."""
         path = control_file(mount, "events")
+        polled = answers_poll(path)
         with advice("hear of breaks", str(path)):
-            self._adopt(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_NONBLOCK if polled else 0))
+        self._adopt(fd, None if polled else Relay(fd))
 
     @classmethod
     def over(cls, fd: int) -> "EventChannel":
@@ -38,28 +39,31 @@ class EventChannel:
         channel._adopt(fd)
         return channel
 
-    def _adopt(self, fd: int) -> None:
+    def _adopt(self, fd: int, relay: Relay | None = None) -> None:
         self._fd = fd
+        self._relay = relay
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
-        self._poll.register(self._wake, select.POLLIN)
+        self._poll: select.poll | None = None
 
     def fileno(self) -> int:
         """Readable when there are events; see `take`. -1 when it is closed."""
-        return self._fd
+        return self._fd if self._relay is None else self._relay.fileno()
 
     def read(self, timeout_s: float | None = None) -> list[Event]:
         """Wait for events. Returns none of them after `timeout_s` seconds, or when `wake` was called."""
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.fileno(), select.POLLIN)
+            self._poll.register(self._wake, select.POLLIN)
         ready = self._poll.poll(None if timeout_s is None else max(0.0, timeout_s * 1000))
         if any(fd == self._wake for fd, _ in ready):
             os.eventfd_read(self._wake)
-        return self.take() if any(fd == self._fd for fd, _ in ready) else []
+        return self.take() if any(fd != self._wake for fd, _ in ready) else []
 
     def take(self) -> list[Event]:
         """The events that are there, without waiting. Raises OSError ENOTCONN or ENODEV when the mount has gone."""
         try:
-            lines = os.read(self._fd, BUFFER).splitlines()
+            lines = os.read(self.fileno(), BUFFER).splitlines()
         except BlockingIOError:
             return []
         if not lines:
@@ -85,9 +89,13 @@ class EventChannel:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
             os.close(self._wake)
+            if self._relay is None:
+                os.close(self._fd)
+            else:
+                self._relay.close()
         self._fd = self._wake = -1
+        self._relay = None
 
     def __iter__(self) -> Iterator[Event]:
         with self:

@@ -5,6 +5,7 @@ import os
 import select
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -16,7 +17,8 @@ from pinfs.client.dispatch import Callback, Watch
 from pinfs.client.errors import NotPinfsError, advice
 from pinfs.client.inode import File, Inode, descriptor_of, inode_of
 from pinfs.client.model import Mode, PinInfo, State
-from pinfs.client.mounts import is_pinfs
+from pinfs.client.mounts import control_file, is_pinfs
+from pinfs.client.relay import answers_poll
 from pinfs.client.xattrs import Wish
 
 GONE = {errno.ENODATA, errno.ENOENT, errno.ENOTCONN, errno.ECONNABORTED}  # the last two: the whole mount has gone
@@ -178,22 +180,41 @@ class HandlePin(Pin):
         self._owned = owned
         self._file = _identity(fd)
         self._wake: int | None = None
-        self._register(wish)
+        self._channel = EventChannel(fd) if on_break and not answers_poll(control_file(fd, "events")) else None
+        try:
+            self._register(wish)
+        except BaseException:
+            if self._channel is not None:
+                self._channel.close()
+            raise
         if on_break:
             self._watch(Watch(on_break, self.release, self.info))
 
     def _watch(self, watch: Watch) -> None:
+        if self._channel is not None:
+            self._start(self._hear, self._channel, watch)
+            return
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         epoll = select.epoll()
         epoll.register(self._wake, select.EPOLLIN)
         epoll.register(self._fd, select.EPOLLPRI | select.EPOLLET)
-        threading.Thread(target=self._listen, args=(epoll, self._wake, watch), name="pinfs-handle", daemon=True).start()
+        self._start(self._listen, epoll, self._wake, watch)
+
+    def _start(self, listen: Callable[..., None], *args: object) -> None:
+        threading.Thread(target=listen, args=args, name="pinfs-handle", daemon=True).start()
 
     def _listen(self, epoll: select.epoll, wake: int, watch: Watch) -> None:
         with epoll:
             while not any(fd == wake for fd, _ in epoll.poll()):
                 self._answer(watch)
         os.close(wake)
+
+    def _hear(self, channel: EventChannel, watch: Watch) -> None:
+        """On a mount that does not answer poll(2): the process's channel tells of its handles' pins as well."""
+        with channel, suppress(OSError):  # the mount has gone
+            while not self._released:
+                if any(event.pin == self.id or event.event == "overflow" for event in channel.read()):
+                    self._answer(watch)
 
     def _answer(self, watch: Watch) -> None:
         with suppress(OSError):  # it may have gone meanwhile
@@ -232,6 +253,10 @@ class HandlePin(Pin):
                 raise
         if self._wake is not None:
             os.eventfd_write(self._wake, 1)
+        if self._channel is not None:
+            self._released = True  # before the thread looks
+            with suppress(OSError):  # the mount has gone, and the thread with it
+                self._channel.wake()
         if self._owned:
             os.close(self._fd)
 

@@ -153,7 +153,7 @@ class PolicyFile:
 class ChannelHandle(ControlHandle):
     """A stream of events, and the way back for commands."""
 
-    __slots__ = ("_close", "_command", "_news", "_patience", "_wakes", "queue")
+    __slots__ = ("_close", "_command", "_ended", "_news", "_patience", "_wakes", "queue")
     fopen_flags = FOPEN_DIRECT_IO | FOPEN_NONSEEKABLE | FOPEN_STREAM
 
     def __init__(self, inode: Inode, flags: int, patience: Patience) -> None:
@@ -163,6 +163,7 @@ class ChannelHandle(ControlHandle):
         self._news = trio.Event()
         self._close: Callable[[], None] = lambda: None
         self._command: Command | None = None
+        self._ended = False
 
     def connect(self, queue: Queue, close: Callable[[], None], command: Command | None) -> None:
         self.queue = queue
@@ -176,8 +177,13 @@ class ChannelHandle(ControlHandle):
             wake()
 
     async def read(self, offset: int, size: int) -> bytes:
-        """Whole lines, waiting for the first. EAGAIN: none, and O_NONBLOCK. EINVAL: the first does not fit."""
+        """Whole lines, waiting for the first. EAGAIN: none, and O_NONBLOCK. EINVAL: the first does not fit.
+
+        Nothing, once `end` was written: close(2) does not end a read that waits in another thread.
+        """
         while not self.queue:
+            if self._ended:
+                return b""
             if self.nonblocking:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             await self._wait()
@@ -215,7 +221,11 @@ class ChannelHandle(ControlHandle):
         if not lines:
             raise OSError(errno.EINVAL, "not a command")
         for line in lines:
-            await self._command(line)
+            if line == "end":
+                self._ended = True
+                self.on_news()
+            else:
+                await self._command(line)
         return len(data)
 
     def poll(self, wake: Wake | None) -> int:

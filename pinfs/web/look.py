@@ -17,6 +17,7 @@ from typing import Final
 from pinfs.cli.mounts import Mount
 from pinfs.cli.status import counters
 from pinfs.cli.watch import describe, differences
+from pinfs.client.relay import answers_poll
 from pinfs.web import picture
 from pinfs.web.picture import MAX_PINS, Json, text
 
@@ -112,7 +113,7 @@ class Look:
     def wait_for_news(self, limit_s: float) -> None:
         """Until something happens, `limit_s` seconds at most. Only root is told at once."""
         waiting = select.poll()
-        if self._trace >= 0:
+        if self._trace >= 0 and answers_poll(self._mount.control("trace")):
             waiting.register(self._trace, select.POLLIN)
         waiting.poll(limit_s * 1000)
 

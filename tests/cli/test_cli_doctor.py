@@ -28,6 +28,20 @@ def test_this_machine_can_run_pinfs(run) -> None:
     assert all(finding["mend"] for finding in findings if finding["level"] != "ok")
 
 
+@pytest.mark.parametrize(("status", "words"), [({}, "answers poll(2)"), ({"poll": False}, "poll=off")])
+def test_what_a_mount_is_good_for(run, fake: FakeMount, status: dict[str, bool], words: str) -> None:
+    fake.write("status", json.dumps(status))
+    (finding,) = [one for one in json.loads(run("doctor").stdout)["findings"] if one["check"] == str(fake.point)]
+    assert finding["level"] == "ok"
+    assert words in finding["text"]
+
+
+def test_a_mount_that_does_not_answer_is_found(run, fake: FakeMount) -> None:
+    (fake.point / ".pinfs/status").unlink()
+    (finding,) = [one for one in json.loads(run("doctor").stdout)["findings"] if one["check"] == str(fake.point)]
+    assert (finding["level"], finding["mend"]) == ("warn", f"pinfs umount {fake.point}")
+
+
 def test_failures_have_an_exit_code_and_a_cure(run, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_args: object) -> int:
         raise FileNotFoundError(2, "No such file or directory")

@@ -183,6 +183,8 @@ BAD_OPTIONS += [
     "fsname=",
     "allow_root=1",
     "replace_stale=no",
+    "poll",
+    "poll=auto",
     "y-z",
 ]
 

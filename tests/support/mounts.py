@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -253,10 +254,16 @@ class Trace:
             self._read(limit_s, f"{event} {wanted}")
 
     def _read(self, limit_s: float, what: str) -> None:
-        if not select.select([self.fd], [], [], limit_s)[0]:
-            raise AssertionError(f"no event {what} in {limit_s} s; seen: {self.seen}")
-        lines = os.read(self.fd, 1 << 16)
-        self.seen.extend(json.loads(line) for line in lines.splitlines())
+        until = time.monotonic() + limit_s
+        while select.select([self.fd], [], [], max(0.0, until - time.monotonic()))[0] and time.monotonic() < until:
+            try:
+                lines = os.read(self.fd, 1 << 16)
+            except BlockingIOError:  # poll=off: always ready
+                time.sleep(0.01)
+                continue
+            self.seen.extend(json.loads(line) for line in lines.splitlines())
+            return
+        raise AssertionError(f"no event {what} in {limit_s} s; seen: {self.seen}")
 
 
 def new_base(backing: str = "tmpfs") -> Path:

@@ -1,0 +1,23 @@
+"""What `pinfs doctor` says of the mounts of this machine."""
+
+from collections.abc import Iterator
+
+from pinfs.cli.findings import Finding, ok, warn
+from pinfs.cli.mounts import Mount, mounts
+
+
+def check_mounts() -> Iterator[Finding]:
+    """One finding for each mount."""
+    return map(_mount, mounts())
+
+
+def _mount(mount: Mount) -> Finding:
+    try:
+        polled = mount.status().get("poll", True)
+    except OSError as error:
+        return warn(mount.point, f"is stale: {error.strerror}", f"pinfs umount {mount.point}")
+    if polled:
+        return ok(mount.point, "answers poll(2); files on it are slow through io_uring (poll=off: the other way round)")
+    return ok(
+        mount.point, "poll=off: files are fast through io_uring; poll(2) tells nothing, neither POLLPRI nor events"
+    )

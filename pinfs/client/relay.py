@@ -1,0 +1,80 @@
+"""Events on a mount that does not answer poll(2) (`-o poll=off`): a thread waits for them in read(2).
+
+There every descriptor is always ready, so that whoever polled would spin. What the thread reads it passes on through a
+socket, which can be polled like any other.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+BUFFER = 1 << 16  # bytes of whole lines; read() of a channel answers EINVAL where not even one fits
+PAUSE_S = 0.5  # where too many readers wait already (a mount without the bridge)
+
+
+def answers_poll(control_file: Path) -> bool:
+    """Whether poll(2) tells anything on the mount of a file in `.pinfs`."""
+    try:
+        return bool(json.loads(control_file.with_name("status").read_bytes()).get("poll", True))
+    except (OSError, ValueError):
+        return True
+
+
+class Relay:
+    """Takes over a blocking descriptor of a channel. The thread begins with the first call of `fileno`."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._owner = os.getpid()
+        self._news: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._closed = self._ended = False
+
+    def fileno(self) -> int:
+        """Does not block; each read from it gives what one read of the channel gave, nothing when the mount is gone."""
+        if self._news is None:
+            self._news, self._sink = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._news.setblocking(False)
+            threading.Thread(target=self._run, name="pinfs-relay", daemon=True).start()
+        return self._news.fileno()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError), self._sink as sink:  # nobody listens any more, or the mount has gone
+            while lines := self._read():
+                sink.send(lines)
+        with self._lock:
+            self._ended = True
+            if self._closed:
+                os.close(self._fd)
+
+    def _read(self) -> bytes:
+        while True:
+            try:
+                return os.read(self._fd, BUFFER)
+            except BlockingIOError:
+                time.sleep(PAUSE_S)
+
+    def close(self) -> None:
+        """A read that waits is not ended by close(2): the mount is asked to end it. Who ends last, closes."""
+        if self._news is None:
+            os.close(self._fd)
+        elif os.getpid() != self._owner:  # a forked child: the thread and its wait are its parent's
+            os.close(self._fd)
+            self._sink.close()
+            self._news.close()
+        else:
+            self._news.close()
+            self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._closed = True
+            if self._ended:
+                os.close(self._fd)
+            else:
+                with contextlib.suppress(OSError):  # the mount has gone, and has ended the read itself
+                    os.write(self._fd, b"end\n")
