@@ -410,6 +410,26 @@ async def test_commands(bench: Bench) -> None:
     assert not bench.fs.guard.book.by_id
 
 
+async def test_a_read_that_waits_is_ended_by_a_command(bench: Bench) -> None:
+    nodeid = await bench.file("f", SIZE)
+    await bench.pin(nodeid, "p", "0:10")
+    channel, other = await bench.control("events", os.O_RDWR), await bench.control("events", os.O_RDWR)
+    answers: list[bytes] = []
+
+    async def read() -> None:
+        answers.append(await bench.ops.read(channel.fh, 0, 4096))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        await bench.ops.write(channel.fh, 0, b"end\n")
+    await read()
+    assert answers == [b"", b""]
+    await bench.ops.removexattr(nodeid, b"user.pinfs.pin.p", ME)
+    assert b"released" in await bench.ops.read(channel.fh, 0, 4096)
+    assert b"released" in await bench.ops.read(other.fh, 0, 4096)
+
+
 async def test_readers_without_patience(bench: Bench, autojump_clock: MockClock) -> None:
     """Without the bridge nobody can interrupt a read, and each takes a task: few may wait, and not for ever."""
     bench.fs.hub.patience = Patience(10.0, 1)
