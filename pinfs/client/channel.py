@@ -75,6 +75,15 @@ class EventChannel:
         with advice("release", f"pin {pin_id}"):
             os.write(self._fd, b"release %d\n" % pin_id)
 
+    def resize(self, pin_id: int, start: int, length: int) -> None:
+        """Move, shrink or grow a pin of this process, also while a truncate of its file waits: what is left of it
+        outside the wanted bytes stays pinned. For pins of processes only.
+
+        Raises OSError as `release`, and as registering a pin does: ENXIO, EAGAIN, EDQUOT; EINVAL for a handle's pin.
+        """
+        with advice("resize", f"pin {pin_id}"):
+            os.write(self._fd, b"resize %d %d %d\n" % (pin_id, start, length))
+
     def extend(self, pin_id: int, seconds: float) -> None:
         """Ask for time until `seconds` from now, capped by policy.
 

@@ -13,7 +13,7 @@ ADVICE = {
     errno.EPERM: "not allowed; a process that the daemon cannot see (pid namespaces) needs owner='handle'",
     errno.ESRCH: "there is no such process in the mount's pid namespace",
     errno.ENODATA: "there is no such pin: it was released, revoked, or belongs to another process",
-    errno.ENOENT: "there is no such pin: it was released, revoked, or belongs to another handle",
+    errno.ENOENT: "there is no such pin: it was released, revoked, or belongs to somebody else",
     errno.ENOTTY: "this pinfs is mounted without its bridge, which carries ioctls; use owner='process'",
 }
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from pinfs.client import dispatch, ioctl, xattrs
 from pinfs.client.channel import EventChannel, all_pins
@@ -34,7 +34,8 @@ class Pin(ABC):
         self.name = name
         self._wish = wish
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the release, which must not wait for a change that the kernel holds back
+        self._changing = threading.Lock()
         self._released = False
 
     @property
@@ -59,7 +60,8 @@ class Pin(ABC):
         """The pin as it stands now. Raises OSError ENODATA or ENOENT when it is gone."""
 
     @abstractmethod
-    def _register(self, wish: Wish) -> None: ...
+    def _replace(self, wish: Wish) -> None:
+        """Change the pin to `wish` in one step. Raises OSError ENODATA or ENOENT when it is gone."""
 
     @abstractmethod
     def _let_go(self) -> None:
@@ -84,19 +86,20 @@ class Pin(ABC):
     def resize(self, start: int, length: int) -> None:
         """Move, shrink or grow, with no moment in between. Raises OSError as `pin` does; then the pin is as it was.
 
-        Not from a callback of a process-owned pin: the kernel holds back setxattr while a truncate of the file waits.
+        It also answers a break: once no wanted byte is pinned any more, the breaker goes on. (Where a mount's `.pinfs`
+        is out of reach, the kernel holds it back while a truncate of the file waits: as `change`.)
         """
-        self._change(replace(self._wish, start=start, length=length))
+        self._change(start=start, length=length)
 
     def change(self, *, mode: Mode) -> None:
-        """Change the mode; see `resize`."""
-        self._change(replace(self._wish, mode=mode))
+        """Change the mode; see `resize`. That of a process-owned pin waits while a truncate of the file waits."""
+        self._change(mode=mode)
 
-    def _change(self, wish: Wish) -> None:
-        with self._lock:
+    def _change(self, **what: Any) -> None:
+        with self._changing:
             if not self.active:
                 raise OSError(errno.ENODATA, "the pin has been released")
-            self._register(wish)
+            self._replace(replace(self._wish, **what))
 
     def release(self) -> None:
         """Release the pin; once more does nothing.
@@ -129,7 +132,7 @@ class ProcessPin(Pin):
         if self._watch:
             dispatch.join(inode, name, self._watch)
         try:
-            self._register(wish)
+            self.id = xattrs.register(inode, name, wish).id
         except BaseException:
             self._unwatch(inode)
             raise
@@ -143,8 +146,15 @@ class ProcessPin(Pin):
             raise OSError(errno.ENODATA, "the pin has been released")
         return self._inode
 
-    def _register(self, wish: Wish) -> None:
-        self.id = xattrs.register(self._pinned(), self.name, wish).id
+    def _replace(self, wish: Wish) -> None:
+        """A range goes by the event channel, because the kernel holds setxattr back while a truncate waits."""
+        inode = self._pinned()
+        channel = _channel_of(inode) if wish.mode == self.mode else None
+        if channel is None:
+            xattrs.change(inode, self.name, wish)
+        else:
+            with channel:
+                channel.resize(self.id, wish.start, wish.length)
         self._wish = wish
 
     def info(self) -> PinInfo:
@@ -165,6 +175,13 @@ class ProcessPin(Pin):
             channel.extend(self.id, seconds)
 
 
+def _channel_of(inode: Inode) -> EventChannel | None:
+    """None where there is none to be had: only a part of the mount is visible, or too many are open."""
+    with suppress(OSError):
+        return EventChannel(inode)
+    return None
+
+
 class HandlePin(Pin):
     """Owned by an open file description, by way of ioctls; released at the latest by its last close.
 
@@ -178,7 +195,7 @@ class HandlePin(Pin):
         self._owned = owned
         self._file = _identity(fd)
         self._wake: int | None = None
-        self._register(wish)
+        self.id = self._registered(wish)
         if on_break:
             self._watch(Watch(on_break, self.release, self.info))
 
@@ -201,17 +218,27 @@ class HandlePin(Pin):
             if answer.state == ioctl.BREAKING:
                 watch.answer(ioctl.break_event(answer))
 
-    def _register(self, wish: Wish) -> None:
-        """A pin that changes is registered anew before the old one goes, so that its bytes are never without."""
+    def _registered(self, wish: Wish) -> int:
         request = ioctl.PinRequest(
             wish.start, wish.length, ioctl.LEASE if wish.mode == "lease" else ioctl.DENY,
             ioctl.signal_number(wish.signal), ioctl.DIRTY if wish.dirty else 0, note=wish.note.encode(),
         )  # fmt: skip
         with advice(f"pin {wish.start}:{wish.length}", f"descriptor {self._fd}"):
-            pin_id = ioctl.pin(self._fd, request)
-        if self.id:
-            ioctl.unpin(self._fd, self.id)
-        self.id, self._wish = pin_id, wish
+            return ioctl.pin(self._fd, request)
+
+    def _replace(self, wish: Wish) -> None:
+        """Registered anew before the old one goes, so that its bytes are never without."""
+        with self._lock:
+            self._check_open()
+            fresh = self._registered(wish)
+            try:
+                with advice("change", f"pin {self.id}"):
+                    ioctl.unpin(self._fd, self.id)
+            except OSError:  # revoked meanwhile (then it must not come back unasked), or it cannot be flushed
+                with suppress(OSError):
+                    ioctl.unpin(self._fd, fresh)
+                raise
+            self.id, self._wish = fresh, wish
 
     def _check_open(self) -> None:
         """A closed number may by now belong to another file, and an ioctl means something else there."""
@@ -268,7 +295,7 @@ class NoPin(Pin):
     def extend(self, seconds: float) -> None:
         pass
 
-    def _register(self, wish: Wish) -> None:
+    def _replace(self, wish: Wish) -> None:
         raise NotImplementedError
 
     def _let_go(self) -> None:

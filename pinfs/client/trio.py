@@ -64,7 +64,7 @@ class AsyncPin:
         return await trio.to_thread.run_sync(self._held.state)
 
     async def resize(self, start: int, length: int) -> None:
-        """See `pinfs.Pin.resize`: not during a break, since the kernel holds setxattr back while a truncate waits."""
+        """See `pinfs.Pin.resize`: it also answers a break."""
         await trio.to_thread.run_sync(self._held.resize, start, length)
 
     async def change(self, *, mode: Mode) -> None:

@@ -65,10 +65,17 @@ def register(inode: Inode, name: str, wish: Wish) -> PinInfo:
         return parse_pin(os.getxattr(inode.path, key))
 
 
-def _set(inode: Inode, key: bytes, value: bytes) -> None:
+def change(inode: Inode, name: str, wish: Wish) -> None:
+    """Replace pin NAME in one step, if it still stands. Waits as `register` does; raises OSError ENODATA when it has
+    gone by then, as a pin that was revoked meanwhile must not come back unasked."""
+    with advice(f"change pin {name}", inode.name):
+        _set(inode, PIN + check_name(name), encode(wish), os.XATTR_REPLACE)
+
+
+def _set(inode: Inode, key: bytes, value: bytes, flags: int = 0) -> None:
     """Turns EOPNOTSUPP back into EAGAIN, of which the kernel makes it in setxattr(2) (__vfs_setxattr_noperm)."""
     try:
-        os.setxattr(inode.path, key, value)
+        os.setxattr(inode.path, key, value, flags)
     except OSError as exc:
         if exc.errno != errno.EOPNOTSUPP:
             raise

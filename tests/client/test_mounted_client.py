@@ -228,6 +228,98 @@ def test_resize_and_change(file: Path, breaker: Actor, owner) -> None:
 
 
 @pytest.mark.parametrize("owner", ["process", "handle"])
+def test_a_break_is_answered_by_a_smaller_pin(file: Path, breaker: Actor, callback: Callback, owner) -> None:
+    def shrink(event: pinfs.Event) -> None:
+        pin.resize(0, 5)
+        callback(event)
+
+    with pinfs.pin(file, mode="lease", on_break=shrink, owner=owner) as pin:
+        assert breaker.errno(os.truncate, str(file), 5) is None
+        assert callback.called.wait(LIMIT_S)
+        info = pin.info()
+        assert (info.start, info.length, info.state) == (0, 5, "held")
+        assert (pin.start, pin.length) == (0, 5)
+        callback.go_on.set()
+
+
+def test_a_resize_where_no_channel_can_be_had(file: Path, monkeypatch) -> None:
+    """As in a container that sees a part of the mount only."""
+    monkeypatch.setattr(pinfs.client.pin, "EventChannel", lambda inode: (_ for _ in ()).throw(FileNotFoundError()))
+    with pinfs.pin(file) as pin:
+        pin.resize(10, 20)
+        assert (pin.info().start, pin.info().length) == (10, 20)
+
+
+@pytest.mark.mount("break_timeout=1", "on_timeout=revoke")
+def test_a_change_that_comes_too_late_registers_nothing(mount: Mount) -> None:
+    """The kernel holds setxattr back until the truncate is through, and by then the pin is revoked."""
+    file = mount.path / "file"
+    file.write_bytes(b"x" * SIZE)
+    breaker = mount.actor()
+    with pinfs.EventChannel(file) as channel, pinfs.pin(file, mode="lease", signal="none") as pin:
+        cut = breaker.start(os.truncate, str(file), 5)
+        assert channel.read(LIMIT_S)[0].event == "break"
+        with pytest.raises(OSError, match="revoked") as failure:
+            pin.change(mode="deny")
+        assert failure.value.errno == errno.ENODATA
+        cut.result()
+        assert pinfs.pins(file) == []
+
+
+@pytest.mark.parametrize("owner", ["process", "handle"])
+def test_a_revoked_pin_does_not_come_back(file: Path, owner) -> None:
+    with pinfs.pin(file, owner=owner) as pin:
+        revoke(file, pin)
+        for change in (lambda: pin.resize(0, 5), lambda: pin.change(mode="lease")):
+            with pytest.raises(OSError, match="no such pin"):
+                change()
+            assert pinfs.pins(file) == []
+
+
+def revoke(file: Path, pin: pinfs.Pin) -> None:
+    with pinfs.EventChannel(file) as channel:
+        os.write(channel.fileno(), b"revoke %d\n" % pin.id)
+
+
+def test_a_closed_handle_changes_no_other_file(file: Path, shared_dir: Path) -> None:
+    """Its number may mean another file by now."""
+    (shared_dir / "other").write_bytes(b"x" * SIZE)
+    fd = os.open(file, os.O_RDWR)
+    pin = pinfs.pin(fd, owner="handle")
+    os.close(fd)
+    other = os.open(shared_dir / "other", os.O_RDWR)
+    assert other == fd
+    with pytest.raises(OSError, match="handle is closed"):
+        pin.resize(0, 5)
+    assert pinfs.pins(other) == []
+    pin.release()
+    os.close(other)
+
+
+def test_a_change_that_the_kernel_holds_back_keeps_no_release_waiting(file: Path, breaker: Actor, callback) -> None:
+    failures: list[OSError] = []
+
+    def change() -> None:
+        try:
+            pin.change(mode="deny")
+        except OSError as failure:
+            failures.append(failure)
+
+    with pinfs.pin(file, mode="lease", on_break=callback) as pin:
+        cut = breaker.start(os.truncate, str(file), 5)
+        assert callback.called.wait(LIMIT_S)
+        changing = threading.Thread(target=change)
+        changing.start()
+        stat = Path(f"/proc/self/task/{changing.native_id}/stat")
+        eventually(lambda: stat.read_text().rsplit(") ", 1)[1][0] == "D")  # it waits for the file's lock
+        callback.go_on.set()
+        cut.result()
+        changing.join()
+    assert [failure.errno for failure in failures] == [errno.ENODATA]
+    assert pinfs.pins(file) == []
+
+
+@pytest.mark.parametrize("owner", ["process", "handle"])
 def test_outside_the_file(file: Path, owner) -> None:
     with pytest.raises(OSError, match="does not lie inside the file") as failure:
         pinfs.pin(file, SIZE - 1, 2, owner=owner)
@@ -413,6 +505,17 @@ async def test_trio_breaks(file: Path, breaker: Actor) -> None:
             assert await held.state() == "breaking"
             await held.release()
         assert seen == ["truncate"]
+
+
+async def test_trio_a_break_is_answered_by_a_smaller_pin(file: Path, breaker: Actor) -> None:
+    async with pinfs.client.trio.pin(file, mode="lease") as held:
+        cut = breaker.start(os.truncate, str(file), 5)
+        event = await held.next_break()
+        assert event is not None and event.from_ == 5
+        await held.resize(0, 5)
+        await trio.to_thread.run_sync(cut.result)
+        assert await held.state() == "held"
+        assert (held.start, held.length) == (0, 5)
 
 
 async def test_trio_block_without_a_break(file: Path, breaker: Actor) -> None:
