@@ -3,6 +3,7 @@
 import errno
 import os
 import select
+import signal as signals
 import threading
 from abc import ABC, abstractmethod
 from contextlib import suppress
@@ -132,7 +133,7 @@ class ProcessPin(Pin):
         if self._watch:
             dispatch.join(inode, name, self._watch)
         try:
-            self.id = xattrs.register(inode, name, wish).id
+            self.id = xattrs.register(inode, name, _with_signal(wish)).id
         except BaseException:
             self._unwatch(inode)
             raise
@@ -151,7 +152,7 @@ class ProcessPin(Pin):
         inode = self._pinned()
         channel = _channel_of(inode) if wish.mode == self.mode else None
         if channel is None:
-            xattrs.change(inode, self.name, wish)
+            xattrs.change(inode, self.name, _with_signal(wish))
         else:
             with channel:
                 channel.resize(self.id, wish.start, wish.length)
@@ -173,6 +174,15 @@ class ProcessPin(Pin):
     def extend(self, seconds: float) -> None:
         with EventChannel(self._pinned()) as channel:
             channel.extend(self.id, seconds)
+
+
+def _with_signal(wish: Wish) -> Wish:
+    """The mode's default is SIGIO for a lease, and the kernel's default for that ends the process: a program that has
+    not said what SIGIO is to do gets none, and neither does another process, of which that is not known here."""
+    if wish.signal is not None or wish.mode != "lease":
+        return wish
+    minds = wish.pid in (None, os.getpid()) and signals.getsignal(signals.SIGIO) is not signals.SIG_DFL
+    return wish if minds else replace(wish, signal="none")
 
 
 def _channel_of(inode: Inode) -> EventChannel | None:
@@ -219,6 +229,7 @@ class HandlePin(Pin):
                 watch.answer(ioctl.break_event(answer))
 
     def _registered(self, wish: Wish) -> int:
+        wish = _with_signal(wish)
         request = ioctl.PinRequest(
             wish.start, wish.length, ioctl.LEASE if wish.mode == "lease" else ioctl.DENY,
             ioctl.signal_number(wish.signal), ioctl.DIRTY if wish.dirty else 0, note=wish.note.encode(),
@@ -326,8 +337,9 @@ def pin(
     is called in a thread of its own, and when it returns the pin is released; let go of the memory in it. If it raises,
     the exception is logged and the pin stays: the holder has not let go, so the deadline decides.
 
-    `signal`: `"USR1"`, `"RTMIN+1"`, a number, or `"none"`; sent at a break, the id in si_value. Default: none with
-    `on_break`, else what the mode says: SIGIO for a lease, whose default action ends the process.
+    `signal`: `"USR1"`, `"RTMIN+1"`, a number, or `"none"`; sent at a break, the id in si_value. Default: SIGIO for a
+    lease of a program that handles or ignores SIGIO when it pins (signal.getsignal; elsewhere it would end it), and
+    none with `on_break`, with `pid` of another process, or for a deny pin.
     `dirty`: a device may write here; the range is flushed before a release is answered. `note`: shown in listings.
     `name`: the process's own name of the pin, by default a fresh one; used again on the same file it moves that pin.
     `pid`: register for another process of the same user. `owner="handle"`: the pin belongs to the open file

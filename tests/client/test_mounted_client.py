@@ -3,9 +3,13 @@
 import errno
 import os
 import select
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -199,6 +203,52 @@ def test_what_a_pin_says_of_itself(file: Path, shared_mount: Mount) -> None:
         assert info.path == str(file.relative_to(shared_mount.path))
         assert pinfs.pins(file) == [info]
         assert info in pinfs.all_pins(shared_mount.path)
+
+
+@pytest.fixture
+def sigio() -> Iterator[Callable[[Any], object]]:
+    """Gives SIGIO a disposition."""
+    before = signal.getsignal(signal.SIGIO)
+    yield lambda handler: signal.signal(signal.SIGIO, handler)
+    signal.signal(signal.SIGIO, before)
+
+
+@pytest.mark.parametrize("owner", ["process", "handle"])
+def test_sigio_is_for_programs_that_mind_it(file: Path, sigio, owner) -> None:
+    for handler, told in ((signal.SIG_DFL, "none"), (signal.SIG_IGN, "IO"), (lambda *_: None, "IO")):
+        sigio(handler)
+        for how, expected in (
+            ({"mode": "lease"}, told),
+            ({"mode": "lease", "signal": "IO"}, "IO"),
+            ({"mode": "lease", "signal": "none"}, "none"),
+            ({"mode": "lease", "on_break": print}, "none"),
+            ({"mode": "deny"}, "none"),
+        ):
+            with pinfs.pin(file, owner=owner, **how):
+                assert [info.signal for info in pinfs.pins(file)] == [expected]
+        with pinfs.pin(file, owner=owner) as pin:
+            pin.change(mode="lease")
+            assert [info.signal for info in pinfs.pins(file)] == [told]
+
+
+def test_another_process_gets_no_signal_unasked(file: Path, shared_mount: Mount, sigio) -> None:
+    sigio(signal.SIG_IGN)
+    holder = shared_mount.actor()
+    with pinfs.pin(file, mode="lease", pid=holder.pid) as pin:
+        assert pin.info().signal == "none"
+
+
+@pytest.mark.mount("break_timeout=1")
+def test_a_lease_without_callback_and_handler_outlives_a_break(mount: Mount) -> None:
+    file = mount.path / "file"
+    file.write_bytes(b"x")
+    program = "import sys, pinfs\npin = pinfs.pin(sys.argv[1], mode='lease')\nprint('up', flush=True)\nsys.stdin.read()"
+    words = [sys.executable, "-c", program, str(file)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "up\n"
+        assert mount.actor().errno(os.truncate, str(file), 0) == errno.EBUSY
+        holder.communicate(timeout=LIMIT_S)
+    assert holder.returncode == 0
 
 
 def test_more_pins_than_an_attribute_holds(file: Path) -> None:
