@@ -595,6 +595,41 @@ async def test_trio_callback_that_fails_ends_the_block(file: Path, breaker: Acto
     assert pinfs.pins(file) == []
 
 
+@pytest.mark.parametrize(("on_timeout", "answer"), [("deny", errno.EBUSY), ("revoke", None)])
+async def test_trio_callback_that_never_returns(new_mount: Callable[..., Mount], on_timeout, answer) -> None:
+    mount = new_mount("break_timeout=1", f"on_timeout={on_timeout}")
+    file = mount.path / "file"
+    file.write_bytes(b"x")
+    begun = trio.Event()
+
+    async def never(event: pinfs.Event) -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+    with trio.fail_after(LIMIT_S):
+        async with pinfs.client.trio.pin(file, mode="lease", on_break=never):
+            cut = mount.actor().start(os.truncate, str(file), 0)
+            await begun.wait()
+    assert cut.error() == answer
+    assert pinfs.pins(file) == []
+
+
+async def test_trio_callback_that_has_begun_lets_go_in_peace(file: Path, breaker: Actor) -> None:
+    begun, done = trio.Event(), trio.Event()
+
+    async def slowly(event: pinfs.Event) -> None:
+        begun.set()
+        await trio.sleep(0.1)
+        assert await held.state() == "breaking"
+        done.set()
+
+    async with pinfs.client.trio.pin(file, mode="lease", on_break=slowly) as held:
+        cut = breaker.start(os.truncate, str(file), 0)
+        await begun.wait()
+    assert done.is_set()
+    cut.result()
+
+
 async def test_trio_not_on_pinfs(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(pinfs.NotPinfsError):
