@@ -335,7 +335,8 @@ def pin(
 
     `mode="deny"`: a truncate (or hole punch) of the range fails with EBUSY. `mode="lease"`: it waits, `on_break(event)`
     is called in a thread of its own, and when it returns the pin is released; let go of the memory in it. If it raises,
-    the exception is logged and the pin stays: the holder has not let go, so the deadline decides.
+    the exception is logged and the pin stays: the holder has not let go, so the deadline decides. (Where the mount's
+    policy says `conflict = "break"`, deny pins are asked in the same way.)
 
     `signal`: `"USR1"`, `"RTMIN+1"`, a number, or `"none"`; sent at a break, the id in si_value. Default: SIGIO for a
     lease of a program that handles or ignores SIGIO when it pins (signal.getsignal; elsewhere it would end it), and
@@ -367,8 +368,6 @@ def pin(
 def _check(mode: str, on_break: Callback | None, pid: int | None, name: str | None, owner: str) -> None:
     if mode not in ("deny", "lease") or owner not in ("process", "handle"):
         raise ValueError("mode is 'deny' or 'lease', owner is 'process' or 'handle'")
-    if on_break and mode != "lease":
-        raise ValueError("on_break takes mode='lease': a deny pin is never asked to let go")
     if on_break and pid not in (None, os.getpid()):
         raise ValueError("on_break cannot be called for another process: its breaks are told to that process")
     if owner == "handle" and (pid is not None or name is not None):

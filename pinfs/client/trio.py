@@ -160,18 +160,18 @@ async def pin(
     """Pin a byte range for the length of the block; arguments and errors as for `pinfs.pin`, but no signal by default.
 
     `on_break(event)` is awaited in a task of the block's own nursery; when it returns, the pin is released. What it
-    raises cancels the block, and comes out of it in a group, as from any nursery. Without it, `breaks()` tells of them.
+    raises cancels the block, and comes out of it in a group, as from any nursery. Without it, `breaks()` of a lease
+    tells of them.
 
     Leaving the block waits for a callback that has begun, so that it can let go in peace, but not beyond the end of the
     break (released, withdrawn, revoked): then it is cancelled.
     """
-    if on_break and mode != "lease":
-        raise ValueError("on_break takes mode='lease': a deny pin is never asked to let go")
     register = partial(
         plain.pin, file, start, length,
         mode=mode, signal=signal, dirty=dirty, note=note, name=name, missing_ok=missing_ok,
     )  # fmt: skip
-    held = await trio.to_thread.run_sync(_open, file, mode == "lease", register)
+    listens = mode == "lease" or on_break is not None
+    held = await trio.to_thread.run_sync(_open, file, listens, register)
     try:
         if on_break is None:
             yield held

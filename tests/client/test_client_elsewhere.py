@@ -52,7 +52,6 @@ def test_missing_ok_is_not_for_missing_files(tmp_path: Path) -> None:
     [
         {"mode": "shared"},
         {"owner": "thread"},
-        {"on_break": print},
         {"mode": "lease", "on_break": print, "pid": 1},
         {"owner": "handle", "pid": 1},
         {"owner": "handle", "name": "x"},

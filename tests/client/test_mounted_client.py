@@ -91,6 +91,17 @@ def test_a_lease_is_broken_by_way_of_the_callback(file: Path, breaker: Actor, ca
     assert file.stat().st_size == 100
 
 
+@pytest.mark.parametrize("owner", ["process", "handle"])
+@pytest.mark.mount("conflict=break")
+def test_a_deny_pin_is_asked_where_the_policy_says_so(mount: Mount, owner) -> None:
+    file = mount.path / "file"
+    file.write_bytes(b"x" * SIZE)
+    events: list[pinfs.Event] = []
+    with pinfs.pin(file, on_break=events.append, owner=owner) as pin:
+        assert mount.actor().errno(os.truncate, str(file), 0) is None
+        assert [(event.event, event.pin, event.mode) for event in events] == [("break", pin.id, "deny")]
+
+
 def test_the_event_of_a_process_pin_says_it_all(file: Path, shared_mount: Mount, breaker, callback) -> None:
     with pinfs.pin(file, mode="lease", on_break=callback, name="weights"):
         cut = breaker.start(os.truncate, str(file), 0)
@@ -544,6 +555,20 @@ async def test_trio_callback(file: Path, breaker: Actor) -> None:
         await trio.to_thread.run_sync(breaker, os.truncate, str(file), 0)
         assert await held.state() == "gone"
     assert [event.pin for event in events] == [held.id]
+
+
+@pytest.mark.mount("conflict=break")
+async def test_trio_callback_of_a_deny_pin(mount: Mount) -> None:
+    file = mount.path / "file"
+    file.write_bytes(b"x")
+    asked = trio.Event()
+
+    async def let_go(event: pinfs.Event) -> None:
+        asked.set()
+
+    async with pinfs.client.trio.pin(file, on_break=let_go):
+        await trio.to_thread.run_sync(mount.actor(), os.truncate, str(file), 0)
+    assert asked.is_set()
 
 
 async def test_trio_breaks(file: Path, breaker: Actor) -> None:
