@@ -221,6 +221,7 @@ def register(request: Request) -> PinInfo:
     """Register the pin; while a removal of the range is under way (EAGAIN), again and again for --wait seconds."""
     inode = inode_of(request.place[0])
     require_pinfs(inode)
+    inode.require_regular()
     end = time.monotonic() + request.wait_s
     while True:
         try:

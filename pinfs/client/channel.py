@@ -10,6 +10,7 @@ from pinfs.client.errors import NOT_BREAKING, advice
 from pinfs.client.inode import File
 from pinfs.client.model import Event, PinInfo, parse_event, parse_pin
 from pinfs.client.mounts import control_file
+from pinfs.client.xattrs import check_range
 
 BUFFER = 1 << 16  # read() answers whole lines, and EINVAL where not even one fits
 
@@ -81,6 +82,7 @@ class EventChannel:
 
         Raises OSError as `release`, and as registering a pin does: ENXIO, EAGAIN, EDQUOT; EINVAL for a handle's pin.
         """
+        check_range(start, length)
         with advice("resize", f"pin {pin_id}"):
             os.write(self._fd, b"resize %d %d %d\n" % (pin_id, start, length))
 

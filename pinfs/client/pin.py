@@ -349,7 +349,8 @@ def pin(
 
     Raises NotPinfsError (not with `missing_ok`, which gives a pin that is not `active`), OSError: ENXIO (the range does
     not lie inside the file), EAGAIN (a removal of an overlapping range is under way), EDQUOT (limits), EACCES or EPERM
-    (not allowed), ESRCH (`pid` names no process); ValueError for options that contradict each other.
+    (not allowed), ESRCH (`pid` names no process), EINVAL (not a regular file), EBADF (not an open descriptor);
+    ValueError for options that contradict each other, TypeError for a range that is not of ints.
     """
     _check(mode, on_break, pid, name, owner)
     if on_break and signal is None:
@@ -359,7 +360,8 @@ def pin(
     if not is_pinfs(inode):
         if missing_ok:
             return NoPin(name or "", wish)
-        raise NotPinfsError(inode.name)
+        raise NotPinfsError(inode.name, "missing_ok=True goes on without a pin")
+    inode.require_regular()
     if owner == "handle":
         return _handle_pin(file, wish, on_break)
     return ProcessPin(inode, name or xattrs.fresh_name(), wish, on_break)

@@ -28,6 +28,16 @@ class Wish:
     dirty: bool = False
     note: str = ""
 
+    def __post_init__(self) -> None:
+        check_range(self.start, self.length)
+
+
+def check_range(start: object, length: object) -> None:
+    """TypeError for what would only look like a number of bytes in the attribute (True), or be cut to one (1.5)."""
+    for what, value in (("start", start), ("length", length)):
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{what} is a number of bytes, an int, not {value!r}")
+
 
 def encode(wish: Wish) -> bytes:
     """`START:LENGTH[,key=value]...`. Raises ValueError for what this form cannot carry."""

@@ -212,6 +212,12 @@ def test_pins_that_cannot_be_had(file: Path, arguments: list[str], code: int) ->
     assert result.stderr.count("\n") == 1, "one clear line"
 
 
+def test_a_directory_is_no_file_to_pin(file: Path) -> None:
+    for words in ([file.parent], ["--pid", os.getpid(), file.parent], ["--no-fork", file.parent, "true"]):
+        result = pinfs("pin", *words)
+        assert result.stderr == f"pinfs: {file.parent}: only regular files can be pinned\n"
+
+
 # --- release, revoke, and who may
 
 

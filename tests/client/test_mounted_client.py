@@ -389,6 +389,17 @@ def test_outside_the_file(file: Path, owner) -> None:
 
 
 @pytest.mark.parametrize("owner", ["process", "handle"])
+def test_only_regular_files(shared_dir: Path, owner) -> None:
+    os.mkfifo(shared_dir / "fifo")
+    directory = os.open(shared_dir, os.O_RDONLY)
+    for file in (shared_dir, shared_dir / "fifo", directory):
+        with pytest.raises(OSError, match="only regular files can be pinned") as failure:
+            pinfs.pin(file, owner=owner)
+        assert failure.value.errno == errno.EINVAL
+    os.close(directory)
+
+
+@pytest.mark.parametrize("owner", ["process", "handle"])
 def test_no_new_pin_while_a_removal_goes_on(file: Path, shared_mount: Mount, owner) -> None:
     """The breaker is killed, so that the inode's lock is free, and the break goes on (SPEC 3.7)."""
     breaker = shared_mount.actor()
