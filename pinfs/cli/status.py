@@ -67,7 +67,7 @@ def look_at(mount: Mount) -> Status:
     try:
         return {**mount.status(), "mountpoint": mount.point, "counters": counters(mount), "exit_code": 0}
     except OSError as error:
-        return {"mountpoint": mount.point, "source": mount.source, "error": error.strerror,
+        return {"v": 1, "mountpoint": mount.point, "source": mount.source, "error": error.strerror,
                 "exit_code": int(of_errno(error.errno))}  # fmt: skip
 
 

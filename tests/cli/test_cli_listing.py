@@ -167,6 +167,8 @@ def test_status_without_mounts(run, table: Path) -> None:
 
 def test_status_of_a_mount_that_does_not_answer(run, fake: FakeMount) -> None:
     (fake.point / ".pinfs/status").unlink()
+    (one,) = json.loads(run("status").stdout)["mounts"]
+    assert one["v"] == 1
     result = run("status", "--table")
     assert result.exit_code == 12
     assert "pinfs umount" in result.stdout
