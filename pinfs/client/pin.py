@@ -1,6 +1,7 @@
 """Pins, as programs hold them."""
 
 import errno
+import fcntl
 import os
 import select
 import signal as signals
@@ -345,7 +346,8 @@ def pin(
     `name`: the process's own name of the pin, by default a fresh one; used again on the same file it moves that pin.
     `pid`: register for another process of the same user. `owner="handle"`: the pin belongs to the open file
     description that `file` is (opened here, if it is a path) and goes with its last close; it takes ioctls, and so the
-    bridge.
+    bridge. So does, without `name` and `pid`, a pin by a descriptor that is open for writing where the process may not
+    write to the file (one that it has inherited or been sent): the attribute of SPEC section 5 is refused to it then.
 
     Raises NotPinfsError (not with `missing_ok`, which gives a pin that is not `active`), OSError: ENXIO (the range does
     not lie inside the file), EAGAIN (a removal of an overlapping range is under way), EDQUOT (limits), EACCES or EPERM
@@ -364,7 +366,27 @@ def pin(
     inode.require_regular()
     if owner == "handle":
         return _handle_pin(file, wish, on_break)
-    return ProcessPin(inode, name or xattrs.fresh_name(), wish, on_break)
+    try:
+        return ProcessPin(inode, name or xattrs.fresh_name(), wish, on_break)
+    except PermissionError as refused:
+        if refused.errno != errno.EACCES or name or pid is not None or not _open_for_writing(file):
+            raise
+        return _pin_by_what_was_given(file, wish, on_break, refused)
+
+
+def _pin_by_what_was_given(file: File, wish: Wish, on_break: Callback | None, refused: OSError) -> HandlePin:
+    """The handle of a descriptor that is open for writing can pin, whoever has opened it (SPEC section 4)."""
+    try:
+        return _handle_pin(file, wish, on_break)
+    except OSError as failure:
+        if failure.errno == errno.ENOTTY:  # the mount does without ioctls: what the attribute said is the answer
+            raise refused from failure
+        raise
+
+
+def _open_for_writing(file: File) -> bool:
+    fd = descriptor_of(file)
+    return fd is not None and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
 
 def _check(mode: str, on_break: Callback | None, pid: int | None, name: str | None, owner: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -458,6 +459,48 @@ def test_a_handle_pin_goes_with_the_last_close(file: Path, shared_mount: Mount, 
 def test_a_handle_needs_write_access(file: Path) -> None:
     with open(file, "rb") as reader, pytest.raises(PermissionError, match="open for writing"):
         pinfs.pin(reader, owner="handle")
+
+
+@pytest.mark.mount("allow_other")
+def test_who_may_not_write_pins_by_the_descriptor_it_was_given(mount: Mount) -> None:
+    file = mount.path / "file"
+    file.write_bytes(b"x" * SIZE)
+    file.chmod(0o644)
+    fd, reader = os.open(file, os.O_RDWR), os.open(file, os.O_RDONLY)
+    user = mount.actor()
+    with as_user(1234):
+        for how in ({"file": file}, {"file": reader}, {"file": fd, "name": "n"}, {"file": fd, "pid": os.getpid()}):
+            with pytest.raises(PermissionError):
+                pinfs.pin(**how)
+        pin = pinfs.pin(fd, 0, 10, mode="lease", on_break=lambda event: None)
+        other = pinfs.pin(fd, 20, 10)
+    assert {(info.id, info.owner, info.uid) for info in pinfs.pins(file)} == {
+        (pin.id, "handle", 1234),
+        (other.id, "handle", 1234),
+    }
+    assert user.errno(os.truncate, str(file), 10) == errno.EBUSY
+    other.release()
+    assert user.errno(os.truncate, str(file), 0) is None
+    assert pin.state() == "gone"
+    os.close(fd)
+    os.close(reader)
+
+
+@pytest.mark.mount("allow_other", "bridge=off")
+def test_who_may_not_write_where_there_are_no_ioctls(mount: Mount) -> None:
+    file = mount.path / "file"
+    file.write_bytes(b"x")
+    with file.open("r+b") as given, as_user(1234), pytest.raises(PermissionError, match="only who may write"):
+        pinfs.pin(given)
+
+
+@contextmanager
+def as_user(uid: int) -> Iterator[None]:
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize("owner", ["process", "handle"])
