@@ -1,7 +1,6 @@
 """Holding a pin while a command runs: what `pinfs pin` does once it has the pin."""
 
 import errno
-import json
 import os
 import signal
 import threading
@@ -12,7 +11,7 @@ from dataclasses import asdict, dataclass
 import click
 
 from pinfs.cli.exitcodes import ExitCode, of_signal
-from pinfs.cli.output import printable
+from pinfs.cli.output import print_json_line, printable
 from pinfs.cli.verb import Failure
 from pinfs.client import xattrs
 from pinfs.client.channel import EventChannel
@@ -35,6 +34,11 @@ def _suppress_errno(*numbers: int) -> Iterator[None]:
 def span(info: PinInfo) -> str:
     """The pinned bytes as a half-open interval."""
     return f"[{info.start}, {info.start + info.length if info.length else 'end'})"
+
+
+def print_pin(info: PinInfo) -> None:
+    """A pin as JSON, with the version that all JSON values carry (docs/interfaces.md)."""
+    print_json_line({"v": 1, **asdict(info)})
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,10 @@ def hold(held: Held, channel: EventChannel, as_json: bool) -> int:
     """Without a command: hold until interrupted, or until the pin is gone. Returns the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        text = f"pin {held.info.id}: {held.label} {span(held.info)}"
-        click.echo(json.dumps(asdict(held.info)) if as_json else printable(text))
+        if as_json:
+            print_pin(held.info)
+        else:
+            click.echo(printable(f"pin {held.info.id}: {held.label} {span(held.info)}"))
         for event in channel:
             if held.gone_with(event):
                 break

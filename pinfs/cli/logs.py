@@ -62,7 +62,7 @@ class JsonLines(logging.Formatter):
     """One JSON object a record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        entry = {"time": record.created, "level": record.levelname.lower(), "logger": record.name}
+        entry = {"v": 1, "time": record.created, "level": record.levelname.lower(), "logger": record.name}
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)

@@ -164,12 +164,13 @@ def pins_of_file(path: str, mount: Mount) -> list[Pin]:
 
 
 def pins_of_all() -> tuple[list[Pin], list[OSError]]:
-    """The pins of every mount that answers, and the errors of those that do not."""
+    """The pins of every mount that answers, and the errors of those that do not although they are still there."""
     pins: list[Pin] = []
     errors: list[OSError] = []
     for mount in mounts():
         try:
             pins += mount.pins()
         except OSError as error:
-            errors.append(error)
+            if not mount.has_gone():
+                errors.append(error)
     return pins, errors

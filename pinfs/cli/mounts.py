@@ -31,6 +31,10 @@ class Mount(NamedTuple):
         status: dict[str, Any] = json.loads(self.control("status").read_text())
         return status
 
+    def has_gone(self) -> bool:
+        """Whether it is no mount any more. Who looks at all mounts passes over one that ends meanwhile."""
+        return self not in mounts()
+
     def command(self, line: str) -> None:
         """One command of the event channel (`release 7`). OSError as in docs/interfaces.md, Events."""
         fd = os.open(self.control("events"), os.O_WRONLY | os.O_CLOEXEC)

@@ -1,20 +1,19 @@
 """`pinfs pin`: hold a pin while a command runs, like flock(1)."""
 
 import errno
-import json
 import os
 import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import click
 
 from pinfs.cli.exitcodes import ExitCode
-from pinfs.cli.holding import Held, ending_as_a_shell, hold, run
+from pinfs.cli.holding import Held, ending_as_a_shell, hold, print_pin, run
 from pinfs.cli.verb import Verb, failure_of
 from pinfs.client import xattrs
 from pinfs.client.channel import EventChannel
@@ -213,7 +212,10 @@ def _leave(request: Request) -> int:
     if request.no_fork:
         with ending_as_a_shell(request.command[0]):
             os.execvp(request.command[0], request.command)
-    click.echo(json.dumps(asdict(info)) if request.as_json else info.id)
+    if request.as_json:
+        print_pin(info)
+    else:
+        click.echo(info.id)
     return ExitCode.OK
 
 
@@ -221,6 +223,7 @@ def register(request: Request) -> PinInfo:
     """Register the pin; while a removal of the range is under way (EAGAIN), again and again for --wait seconds."""
     inode = inode_of(request.place[0])
     require_pinfs(inode)
+    inode.require_regular()
     end = time.monotonic() + request.wait_s
     while True:
         try:

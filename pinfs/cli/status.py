@@ -48,13 +48,13 @@ def status(ctx: click.Context, where: str | None, watch: bool, interval: float, 
 
     Exit code 7 if one of them is stale, that is, its daemon is gone.
     """
-    wanted = [mount_of(where)] if where else mounts()
-    if not wanted:
-        fail("there is no pinfs mount on this machine", ExitCode.NOT_PINFS)
+    wanted = mount_of(where) if where else None
     as_json = wants_json(as_json, as_table)
+    found = _look(wanted)
+    if not found:
+        fail("there is no pinfs mount on this machine", ExitCode.NOT_PINFS)
     if watch:
         _watch(wanted, interval, as_json)
-    found = [look_at(mount) for mount in wanted]
     if as_json:
         print_json({"v": 1, "mounts": found})
     else:
@@ -62,12 +62,20 @@ def status(ctx: click.Context, where: str | None, watch: bool, interval: float, 
     ctx.exit(next((code for one in found if (code := one["exit_code"])), ExitCode.OK))
 
 
+def _look(wanted: Mount | None) -> list[Status]:
+    """The mount that is wanted, or all there are."""
+    if wanted is not None:
+        return [look_at(wanted)]
+    found = [(mount, look_at(mount)) for mount in mounts()]
+    return [one for mount, one in found if "error" not in one or not mount.has_gone()]
+
+
 def look_at(mount: Mount) -> Status:
     """The daemon's own status and its counters; what a stale mount can still say of itself is its `error`."""
     try:
         return {**mount.status(), "mountpoint": mount.point, "counters": counters(mount), "exit_code": 0}
     except OSError as error:
-        return {"mountpoint": mount.point, "source": mount.source, "error": error.strerror,
+        return {"v": 1, "mountpoint": mount.point, "source": mount.source, "error": error.strerror,
                 "exit_code": int(of_errno(error.errno))}  # fmt: skip
 
 
@@ -109,14 +117,14 @@ def _words(key: str, value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _watch(wanted: list[Mount], interval_s: float, as_json: bool) -> None:
+def _watch(wanted: Mount | None, interval_s: float, as_json: bool) -> None:
     """Until interrupted: a picture that is drawn anew on a terminal, a JSON object a line in a pipe."""
     if as_json:
         while True:
-            print_json_line({"v": 1, "mounts": [look_at(mount) for mount in wanted]})
+            print_json_line({"v": 1, "mounts": _look(wanted)})
             time.sleep(interval_s)
     while True:
-        table = _table([look_at(mount) for mount in wanted])
+        table = _table(_look(wanted))
         click.clear()
         print_table(*table)
         time.sleep(interval_s)

@@ -11,6 +11,7 @@ from pinfs.client.inode import File
 from pinfs.client.model import Event, PinInfo, parse_event, parse_pin
 from pinfs.client.mounts import control_file
 from pinfs.client.relay import BUFFER, Relay, answers_poll
+from pinfs.client.xattrs import check_range
 
 
 class EventChannel:
@@ -78,6 +79,16 @@ class EventChannel:
         """Release a pin of this process. Raises OSError: ENOENT (no such pin), EACCES or EPERM (not yours)."""
         with advice("release", f"pin {pin_id}"):
             os.write(self._fd, b"release %d\n" % pin_id)
+
+    def resize(self, pin_id: int, start: int, length: int) -> None:
+        """Move, shrink or grow a pin of this process, also while a truncate of its file waits: what is left of it
+        outside the wanted bytes stays pinned. For pins of processes only.
+
+        Raises OSError as `release`, and as registering a pin does: ENXIO, EAGAIN, EDQUOT; EINVAL for a handle's pin.
+        """
+        check_range(start, length)
+        with advice("resize", f"pin {pin_id}"):
+            os.write(self._fd, b"resize %d %d %d\n" % (pin_id, start, length))
 
     def extend(self, pin_id: int, seconds: float) -> None:
         """Ask for time until `seconds` from now, capped by policy.

@@ -10,11 +10,11 @@ ADVICE = {
     errno.EAGAIN: "a removal of an overlapping range is under way; try again when it has finished",
     errno.EDQUOT: "a limit of pins is reached (max_pins, max_pins_per_user, max_pinned_bytes_per_user); release some",
     errno.EACCES: "only who may write to the file may pin it; an ioctl needs a descriptor that is open for writing",
-    errno.EPERM: "not allowed; a process that the daemon cannot see (pid namespaces) needs owner='handle'",
+    errno.EPERM: "not allowed; a process that the daemon cannot see (pid namespaces) pins by ioctl, for a handle",
     errno.ESRCH: "there is no such process in the mount's pid namespace",
     errno.ENODATA: "there is no such pin: it was released, revoked, or belongs to another process",
-    errno.ENOENT: "there is no such pin: it was released, revoked, or belongs to another handle",
-    errno.ENOTTY: "this pinfs is mounted without its bridge, which carries ioctls; use owner='process'",
+    errno.ENOENT: "there is no such pin: it was released, revoked, or belongs to somebody else",
+    errno.ENOTTY: "this pinfs is mounted without its bridge, which carries ioctls; pin by attribute",
 }
 
 
@@ -24,8 +24,8 @@ NOT_BREAKING = {errno.ENODATA: "the pin is not being broken, so there is no dead
 class NotPinfsError(OSError):
     """The file does not lie on a pinfs mount, so nothing can be promised about it (EOPNOTSUPP)."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(errno.EOPNOTSUPP, "not on a pinfs mount; missing_ok=True goes on without a pin", name)
+    def __init__(self, name: str, advice: str = "") -> None:
+        super().__init__(errno.EOPNOTSUPP, "; ".join(filter(None, ("not on a pinfs mount", advice))), name)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """A file, held by its inode."""
 
+import errno
 import os
+import stat
 import threading
 import weakref
 from typing import Protocol
@@ -34,6 +36,7 @@ class Inode:
         self.close = weakref.finalize(self, os.close, fd)
         st = os.fstat(fd)
         self.dev, self.ino = st.st_dev, st.st_ino
+        self._regular = stat.S_ISREG(st.st_mode)
 
     def fileno(self) -> int:
         return self.fd
@@ -47,6 +50,11 @@ class Inode:
         """For messages."""
         return os.readlink(self.path)
 
+    def require_regular(self) -> None:
+        """Raises OSError EINVAL for what has no bytes to pin: a directory, a FIFO, a device."""
+        if not self._regular:
+            raise OSError(errno.EINVAL, "only regular files can be pinned", self.name)
+
 
 _lock = threading.Lock()
 _shared: "weakref.WeakValueDictionary[tuple[int, int], Inode]" = weakref.WeakValueDictionary()
@@ -55,13 +63,22 @@ _shared: "weakref.WeakValueDictionary[tuple[int, int], Inode]" = weakref.WeakVal
 def inode_of(file: File) -> Inode:
     """The inode of a path, descriptor, or object with fileno(): one descriptor for all pins of a file.
 
-    (Device and inode number cannot come to mean another file while a descriptor is held.) Raises OSError as open(2).
+    (Device and inode number cannot come to mean another file while a descriptor is held.) Raises OSError as open(2),
+    and EBADF for a descriptor that is not open.
     """
     fd = descriptor_of(file)
-    path = file if fd is None else f"/proc/self/fd/{fd}"
-    fresh = Inode(os.open(path, os.O_PATH | os.O_CLOEXEC))  # type: ignore[arg-type]
+    fresh = Inode(_opened(file if fd is None else f"/proc/self/fd/{fd}", fd))  # type: ignore[arg-type]
     with _lock:
         return _shared.setdefault((fresh.dev, fresh.ino), fresh)
+
+
+def _opened(path: str | bytes | os.PathLike[str] | os.PathLike[bytes], fd: int | None) -> int:
+    try:
+        return os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if fd is not None:
+            os.fstat(fd)  # EBADF, which says more than that /proc has no such name
+        raise
 
 
 def _forget() -> None:

@@ -92,7 +92,7 @@ def root_of(inode: Inode) -> Path:
     raise FileNotFoundError(
         errno.ENOENT,
         f"the root of this pinfs, and so {CONTROL}, is not visible here (visible: {parts}); "
-        "mount the whole of it, or use owner='handle', or a signal instead of on_break",
+        "make the whole of it visible, or hear of breaks by a signal, or by poll(2) on the handle of a pin",
         inode.name,
     )
 

@@ -1,15 +1,17 @@
 """Pins, as programs hold them."""
 
 import errno
+import fcntl
 import os
 import select
+import signal as signals
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from pinfs.client import dispatch, ioctl, xattrs
 from pinfs.client.channel import EventChannel, all_pins
@@ -36,7 +38,8 @@ class Pin(ABC):
         self.name = name
         self._wish = wish
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the release, which must not wait for a change that the kernel holds back
+        self._changing = threading.Lock()
         self._released = False
 
     @property
@@ -61,7 +64,8 @@ class Pin(ABC):
         """The pin as it stands now. Raises OSError ENODATA or ENOENT when it is gone."""
 
     @abstractmethod
-    def _register(self, wish: Wish) -> None: ...
+    def _replace(self, wish: Wish) -> None:
+        """Change the pin to `wish` in one step. Raises OSError ENODATA or ENOENT when it is gone."""
 
     @abstractmethod
     def _let_go(self) -> None:
@@ -86,19 +90,20 @@ class Pin(ABC):
     def resize(self, start: int, length: int) -> None:
         """Move, shrink or grow, with no moment in between. Raises OSError as `pin` does; then the pin is as it was.
 
-        Not from a callback of a process-owned pin: the kernel holds back setxattr while a truncate of the file waits.
+        It also answers a break: once no wanted byte is pinned any more, the breaker goes on. (Where a mount's `.pinfs`
+        is out of reach, the kernel holds it back while a truncate of the file waits: as `change`.)
         """
-        self._change(replace(self._wish, start=start, length=length))
+        self._change(start=start, length=length)
 
     def change(self, *, mode: Mode) -> None:
-        """Change the mode; see `resize`."""
-        self._change(replace(self._wish, mode=mode))
+        """Change the mode; see `resize`. That of a process-owned pin waits while a truncate of the file waits."""
+        self._change(mode=mode)
 
-    def _change(self, wish: Wish) -> None:
-        with self._lock:
+    def _change(self, **what: Any) -> None:
+        with self._changing:
             if not self.active:
                 raise OSError(errno.ENODATA, "the pin has been released")
-            self._register(wish)
+            self._replace(replace(self._wish, **what))
 
     def release(self) -> None:
         """Release the pin; once more does nothing.
@@ -131,7 +136,7 @@ class ProcessPin(Pin):
         if self._watch:
             dispatch.join(inode, name, self._watch)
         try:
-            self._register(wish)
+            self.id = xattrs.register(inode, name, _with_signal(wish)).id
         except BaseException:
             self._unwatch(inode)
             raise
@@ -145,8 +150,15 @@ class ProcessPin(Pin):
             raise OSError(errno.ENODATA, "the pin has been released")
         return self._inode
 
-    def _register(self, wish: Wish) -> None:
-        self.id = xattrs.register(self._pinned(), self.name, wish).id
+    def _replace(self, wish: Wish) -> None:
+        """A range goes by the event channel, because the kernel holds setxattr back while a truncate waits."""
+        inode = self._pinned()
+        channel = _channel_of(inode) if wish.mode == self.mode else None
+        if channel is None:
+            xattrs.change(inode, self.name, _with_signal(wish))
+        else:
+            with channel:
+                channel.resize(self.id, wish.start, wish.length)
         self._wish = wish
 
     def info(self) -> PinInfo:
@@ -167,6 +179,22 @@ class ProcessPin(Pin):
             channel.extend(self.id, seconds)
 
 
+def _with_signal(wish: Wish) -> Wish:
+    """The mode's default is SIGIO for a lease, and the kernel's default for that ends the process: a program that has
+    not said what SIGIO is to do gets none, and neither does another process, of which that is not known here."""
+    if wish.signal is not None or wish.mode != "lease":
+        return wish
+    minds = wish.pid in (None, os.getpid()) and signals.getsignal(signals.SIGIO) is not signals.SIG_DFL
+    return wish if minds else replace(wish, signal="none")
+
+
+def _channel_of(inode: Inode) -> EventChannel | None:
+    """None where there is none to be had: only a part of the mount is visible, or too many are open."""
+    with suppress(OSError):
+        return EventChannel(inode)
+    return None
+
+
 class HandlePin(Pin):
     """Owned by an open file description, by way of ioctls; released at the latest by its last close.
 
@@ -182,7 +210,7 @@ class HandlePin(Pin):
         self._wake: int | None = None
         self._channel = EventChannel(fd) if on_break and not answers_poll(control_file(fd, "events")) else None
         try:
-            self._register(wish)
+            self.id = self._registered(wish)
         except BaseException:
             if self._channel is not None:
                 self._channel.close()
@@ -222,17 +250,28 @@ class HandlePin(Pin):
             if answer.state == ioctl.BREAKING:
                 watch.answer(ioctl.break_event(answer))
 
-    def _register(self, wish: Wish) -> None:
-        """A pin that changes is registered anew before the old one goes, so that its bytes are never without."""
+    def _registered(self, wish: Wish) -> int:
+        wish = _with_signal(wish)
         request = ioctl.PinRequest(
             wish.start, wish.length, ioctl.LEASE if wish.mode == "lease" else ioctl.DENY,
             ioctl.signal_number(wish.signal), ioctl.DIRTY if wish.dirty else 0, note=wish.note.encode(),
         )  # fmt: skip
         with advice(f"pin {wish.start}:{wish.length}", f"descriptor {self._fd}"):
-            pin_id = ioctl.pin(self._fd, request)
-        if self.id:
-            ioctl.unpin(self._fd, self.id)
-        self.id, self._wish = pin_id, wish
+            return ioctl.pin(self._fd, request)
+
+    def _replace(self, wish: Wish) -> None:
+        """Registered anew before the old one goes, so that its bytes are never without."""
+        with self._lock:
+            self._check_open()
+            fresh = self._registered(wish)
+            try:
+                with advice("change", f"pin {self.id}"):
+                    ioctl.unpin(self._fd, self.id)
+            except OSError:  # revoked meanwhile (then it must not come back unasked), or it cannot be flushed
+                with suppress(OSError):
+                    ioctl.unpin(self._fd, fresh)
+                raise
+            self.id, self._wish = fresh, wish
 
     def _check_open(self) -> None:
         """A closed number may by now belong to another file, and an ioctl means something else there."""
@@ -293,7 +332,7 @@ class NoPin(Pin):
     def extend(self, seconds: float) -> None:
         pass
 
-    def _register(self, wish: Wish) -> None:
+    def _replace(self, wish: Wish) -> None:
         raise NotImplementedError
 
     def _let_go(self) -> None:
@@ -322,19 +361,23 @@ def pin(
 
     `mode="deny"`: a truncate (or hole punch) of the range fails with EBUSY. `mode="lease"`: it waits, `on_break(event)`
     is called in a thread of its own, and when it returns the pin is released; let go of the memory in it. If it raises,
-    the exception is logged and the pin stays: the holder has not let go, so the deadline decides.
+    the exception is logged and the pin stays: the holder has not let go, so the deadline decides. (Where the mount's
+    policy says `conflict = "break"`, deny pins are asked in the same way.)
 
-    `signal`: `"USR1"`, `"RTMIN+1"`, a number, or `"none"`; sent at a break, the id in si_value. Default: none with
-    `on_break`, else what the mode says: SIGIO for a lease, whose default action ends the process.
+    `signal`: `"USR1"`, `"RTMIN+1"`, a number, or `"none"`; sent at a break, the id in si_value. Default: SIGIO for a
+    lease of a program that handles or ignores SIGIO when it pins (signal.getsignal; elsewhere it would end it), and
+    none with `on_break`, with `pid` of another process, or for a deny pin.
     `dirty`: a device may write here; the range is flushed before a release is answered. `note`: shown in listings.
     `name`: the process's own name of the pin, by default a fresh one; used again on the same file it moves that pin.
     `pid`: register for another process of the same user. `owner="handle"`: the pin belongs to the open file
     description that `file` is (opened here, if it is a path) and goes with its last close; it takes ioctls, and so the
-    bridge.
+    bridge. So does, without `name` and `pid`, a pin by a descriptor that is open for writing where the process may not
+    write to the file (one that it has inherited or been sent): the attribute of SPEC section 5 is refused to it then.
 
     Raises NotPinfsError (not with `missing_ok`, which gives a pin that is not `active`), OSError: ENXIO (the range does
     not lie inside the file), EAGAIN (a removal of an overlapping range is under way), EDQUOT (limits), EACCES or EPERM
-    (not allowed), ESRCH (`pid` names no process); ValueError for options that contradict each other.
+    (not allowed), ESRCH (`pid` names no process), EINVAL (not a regular file), EBADF (not an open descriptor);
+    ValueError for options that contradict each other, TypeError for a range that is not of ints.
     """
     _check(mode, on_break, pid, name, owner)
     if on_break and signal is None:
@@ -344,17 +387,36 @@ def pin(
     if not is_pinfs(inode):
         if missing_ok:
             return NoPin(name or "", wish)
-        raise NotPinfsError(inode.name)
+        raise NotPinfsError(inode.name, "missing_ok=True goes on without a pin")
+    inode.require_regular()
     if owner == "handle":
         return _handle_pin(file, wish, on_break)
-    return ProcessPin(inode, name or xattrs.fresh_name(), wish, on_break)
+    try:
+        return ProcessPin(inode, name or xattrs.fresh_name(), wish, on_break)
+    except PermissionError as refused:
+        if refused.errno != errno.EACCES or name or pid is not None or not _open_for_writing(file):
+            raise
+        return _pin_by_what_was_given(file, wish, on_break, refused)
+
+
+def _pin_by_what_was_given(file: File, wish: Wish, on_break: Callback | None, refused: OSError) -> HandlePin:
+    """The handle of a descriptor that is open for writing can pin, whoever has opened it (SPEC section 4)."""
+    try:
+        return _handle_pin(file, wish, on_break)
+    except OSError as failure:
+        if failure.errno == errno.ENOTTY:  # the mount does without ioctls: what the attribute said is the answer
+            raise refused from failure
+        raise
+
+
+def _open_for_writing(file: File) -> bool:
+    fd = descriptor_of(file)
+    return fd is not None and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
 
 
 def _check(mode: str, on_break: Callback | None, pid: int | None, name: str | None, owner: str) -> None:
     if mode not in ("deny", "lease") or owner not in ("process", "handle"):
         raise ValueError("mode is 'deny' or 'lease', owner is 'process' or 'handle'")
-    if on_break and mode != "lease":
-        raise ValueError("on_break takes mode='lease': a deny pin is never asked to let go")
     if on_break and pid not in (None, os.getpid()):
         raise ValueError("on_break cannot be called for another process: its breaks are told to that process")
     if owner == "handle" and (pid is not None or name is not None):

@@ -31,6 +31,7 @@ class AsyncPin:
         self._channel = channel
         self._breaks: deque[Event] = deque()
         self._gone = False
+        self._answering = False
         self.listening = trio.CancelScope()
 
     @property
@@ -64,7 +65,7 @@ class AsyncPin:
         return await trio.to_thread.run_sync(self._held.state)
 
     async def resize(self, start: int, length: int) -> None:
-        """See `pinfs.Pin.resize`: not during a break, since the kernel holds setxattr back while a truncate waits."""
+        """See `pinfs.Pin.resize`: it also answers a break."""
         await trio.to_thread.run_sync(self._held.resize, start, length)
 
     async def change(self, *, mode: Mode) -> None:
@@ -92,8 +93,7 @@ class AsyncPin:
         while self._channel is not None and self.active and not self._gone:
             if self._breaks:
                 return self._breaks.popleft()
-            await trio.lowlevel.wait_readable(self._channel)
-            for event in self._channel.take():
+            for event in await _news(self._channel):
                 await self._note(event)
         return None
 
@@ -111,13 +111,25 @@ class AsyncPin:
             self._breaks.append(break_of(await self.info()))
 
     async def serve(self, on_break: Callable[[Event], Awaitable[object]]) -> None:
-        """Wait for a break, until `listening` is cancelled; a callback that has begun is awaited."""
+        """Wait for a break, until `listening` is cancelled, and answer it."""
         event = None
         with self.listening:
             event = await self.next_break()
-        if event:
+        if event and not self.listening.cancel_called:
+            self._answering = True
             await on_break(event)
             await self.release()
+            self._answering = False
+
+    async def answered(self) -> None:
+        """Wait for a callback that has begun to let go, but no longer than its break lasts: the deadline decides."""
+        while self._channel is not None and self._answering and await self.state() == "breaking":
+            await _news(self._channel)
+
+
+async def _news(channel: EventChannel) -> list[Event]:
+    await trio.lowlevel.wait_readable(channel)
+    return channel.take()
 
 
 def _open(file: File, listen: bool, register: Callable[[], plain.Pin]) -> AsyncPin:
@@ -148,15 +160,18 @@ async def pin(
     """Pin a byte range for the length of the block; arguments and errors as for `pinfs.pin`, but no signal by default.
 
     `on_break(event)` is awaited in a task of the block's own nursery; when it returns, the pin is released. What it
-    raises cancels the block, and comes out of it in a group, as from any nursery. Without it, `breaks()` tells of them.
+    raises cancels the block, and comes out of it in a group, as from any nursery. Without it, `breaks()` of a lease
+    tells of them.
+
+    Leaving the block waits for a callback that has begun, so that it can let go in peace, but not beyond the end of the
+    break (released, withdrawn, revoked): then it is cancelled.
     """
-    if on_break and mode != "lease":
-        raise ValueError("on_break takes mode='lease': a deny pin is never asked to let go")
     register = partial(
         plain.pin, file, start, length,
         mode=mode, signal=signal, dirty=dirty, note=note, name=name, missing_ok=missing_ok,
     )  # fmt: skip
-    held = await trio.to_thread.run_sync(_open, file, mode == "lease", register)
+    listens = mode == "lease" or on_break is not None
+    held = await trio.to_thread.run_sync(_open, file, listens, register)
     try:
         if on_break is None:
             yield held
@@ -165,6 +180,8 @@ async def pin(
                 nursery.start_soon(held.serve, on_break)
                 yield held
                 held.listening.cancel()
+                await held.answered()
+                nursery.cancel_scope.cancel()
     finally:
         await held.release()
         held.close()

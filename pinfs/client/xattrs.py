@@ -28,6 +28,16 @@ class Wish:
     dirty: bool = False
     note: str = ""
 
+    def __post_init__(self) -> None:
+        check_range(self.start, self.length)
+
+
+def check_range(start: object, length: object) -> None:
+    """TypeError for what would only look like a number of bytes in the attribute (True), or be cut to one (1.5)."""
+    for what, value in (("start", start), ("length", length)):
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{what} is a number of bytes, an int, not {value!r}")
+
 
 def encode(wish: Wish) -> bytes:
     """`START:LENGTH[,key=value]...`. Raises ValueError for what this form cannot carry."""
@@ -65,10 +75,17 @@ def register(inode: Inode, name: str, wish: Wish) -> PinInfo:
         return parse_pin(os.getxattr(inode.path, key))
 
 
-def _set(inode: Inode, key: bytes, value: bytes) -> None:
+def change(inode: Inode, name: str, wish: Wish) -> None:
+    """Replace pin NAME in one step, if it still stands. Waits as `register` does; raises OSError ENODATA when it has
+    gone by then, as a pin that was revoked meanwhile must not come back unasked."""
+    with advice(f"change pin {name}", inode.name):
+        _set(inode, PIN + check_name(name), encode(wish), os.XATTR_REPLACE)
+
+
+def _set(inode: Inode, key: bytes, value: bytes, flags: int = 0) -> None:
     """Turns EOPNOTSUPP back into EAGAIN, of which the kernel makes it in setxattr(2) (__vfs_setxattr_noperm)."""
     try:
-        os.setxattr(inode.path, key, value)
+        os.setxattr(inode.path, key, value, flags)
     except OSError as exc:
         if exc.errno != errno.EOPNOTSUPP:
             raise

@@ -1,5 +1,6 @@
 """ls, status, watch: what is shown, to whom, and in which form."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from cli.fakemount import PIN, FakeMount
 
 from pinfs.cli.ls import print_pins
+from pinfs.cli.mounts import Mount
 from pinfs.cli.output import printable
 from pinfs.cli.watch import describe, differences
 
@@ -133,6 +135,30 @@ def test_a_mount_that_cannot_be_read_is_named_and_the_others_are_listed(run, fak
     assert (result.exit_code, str(gone.point) in result.stderr) == (12, True)
 
 
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTCONN])
+@pytest.mark.parametrize("how", ["--json", "--table"])
+def test_a_mount_that_ends_meanwhile_is_passed_over(
+    run, fake: FakeMount, table: Path, monkeypatch: pytest.MonkeyPatch, how: str, number: int
+) -> None:
+    fake.pins({})
+    ending = FakeMount(fake.point.parent / "ending")
+    before = table.read_text()
+
+    def control(mount: Mount, name: str) -> Path:
+        if mount.point == str(ending.point):
+            table.write_text(before)
+            raise OSError(number, os.strerror(number), mount.point)
+        return Path(mount.point, ".pinfs", name)
+
+    monkeypatch.setattr(Mount, "control", control)
+    for verb in ("ls", "status"):
+        table.write_text(before + ending.row())
+        result = run(verb, how)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert str(fake.point) in result.stdout
+        assert str(ending.point) not in result.stdout
+
+
 @pytest.mark.parametrize(
     ("hostile", "shown"),
     [
@@ -167,6 +193,8 @@ def test_status_without_mounts(run, table: Path) -> None:
 
 def test_status_of_a_mount_that_does_not_answer(run, fake: FakeMount) -> None:
     (fake.point / ".pinfs/status").unlink()
+    (one,) = json.loads(run("status").stdout)["mounts"]
+    assert one["v"] == 1
     result = run("status", "--table")
     assert result.exit_code == 12
     assert "pinfs umount" in result.stdout

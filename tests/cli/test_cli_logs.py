@@ -40,7 +40,7 @@ def test_json_is_one_object_a_record(tmp_path: Path) -> None:
     except ValueError:
         logging.getLogger("pinfs").exception("a\nb")
     (entry,) = map(json.loads, file.read_text().splitlines())
-    assert (entry["level"], entry["logger"]) == ("error", "pinfs")
+    assert (entry["v"], entry["level"], entry["logger"]) == (1, "error", "pinfs")
     assert entry["message"].startswith("a\nb\nTraceback")
 
 

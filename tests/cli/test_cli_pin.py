@@ -13,6 +13,7 @@ from pinfs.cli import pin as verb
 from pinfs.cli.holding import Held
 from pinfs.client import xattrs
 from pinfs.client.channel import EventChannel
+from pinfs.client.errors import ADVICE
 from pinfs.client.inode import inode_of
 from pinfs.client.model import Event, PinInfo
 
@@ -85,15 +86,21 @@ def test_not_on_pinfs(run, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     result = run("pin", file, "--", "true")
-    assert (result.exit_code, "not on a pinfs mount" in result.stderr) == (3, True)
+    assert (result.exit_code, result.stderr) == (3, f"pinfs: {file}: not on a pinfs mount\n")
     assert run("pin", "-E", "99", file, "--", "true").exit_code == 99
     assert run("pin", tmp_path / "nowhere").exit_code == 12
     assert os.listxattr(file) == []  # nothing was stored on the wrong file system
 
 
+def test_the_advice_of_the_client_is_for_the_shell_too() -> None:
+    assert not [text for text in ADVICE.values() if "=" in text], "nobody types Python here"
+
+
 def test_a_note_that_the_attribute_cannot_carry(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verb, "require_pinfs", lambda _inode: None)
-    result = run("pin", "--pid", os.getpid(), "--note", "a,mode=lease", tmp_path)
+    file = tmp_path / "file"
+    file.write_text("")
+    result = run("pin", "--pid", os.getpid(), "--note", "a,mode=lease", file)
     assert (result.exit_code, "comma" in result.stderr) == (2, True)
 
 
@@ -106,13 +113,15 @@ def test_wait_tries_again_while_a_removal_is_under_way(tmp_path: Path, monkeypat
             raise answer
         return answer
 
+    file = tmp_path / "file"
+    file.write_text("")
     monkeypatch.setattr(verb, "require_pinfs", lambda _inode: None)
     monkeypatch.setattr(xattrs, "register", register)
     monkeypatch.setattr(verb.time, "sleep", lambda _s: None)
-    assert verb.register(request(file=str(tmp_path), wait_s=60.0)).id == 7
+    assert verb.register(request(file=str(file), wait_s=60.0)).id == 7
     answers.append(BlockingIOError(11, "x"))
     with pytest.raises(BlockingIOError):
-        verb.register(request(file=str(tmp_path)))
+        verb.register(request(file=str(file)))
 
 
 class Recorder:

@@ -212,6 +212,37 @@ def test_pins_that_cannot_be_had(file: Path, arguments: list[str], code: int) ->
     assert result.stderr.count("\n") == 1, "one clear line"
 
 
+@pytest.mark.parametrize("words", [["--pid", "{pid}"], ["--mode", "lease"]])
+def test_a_pin_as_json(mnt: Mount, file: Path, words: list[str]) -> None:
+    """The first line says it; without --pid a signal ends it then."""
+    running = Running("pin", "--json", *(word.format(pid=mnt.actor().pid) for word in words), file)
+    shown = json.loads(running.out.readline())
+    (listed,) = pins(mnt, file)
+    assert shown["v"] == 1
+    assert {key: value for key, value in listed.items() if key in shown} == shown
+    if "--pid" not in words:
+        running.process.terminate()
+    assert running.end() == (0, "")
+
+
+def test_all_json_carries_its_version(mnt: Mount, file: Path, trace: Trace) -> None:
+    running, _pinned = holding(trace, file)
+    for words in (
+        ["ls", mnt.path], ["ls", file], ["status", mnt.path], ["policy", "show", mnt.path],
+        ["policy", "explain", file], ["doctor"],
+    ):  # fmt: skip
+        shown = json.loads(pinfs(*words, "--json").stdout)
+        parts = [part for key in ("pins", "mounts") for part in shown.get(key, [])]
+        assert {part["v"] for part in (shown, *parts)} == {1}, words
+    running.end(signal.SIGINT)
+
+
+def test_a_directory_is_no_file_to_pin(file: Path) -> None:
+    for words in ([file.parent], ["--pid", os.getpid(), file.parent], ["--no-fork", file.parent, "true"]):
+        result = pinfs("pin", *words)
+        assert result.stderr == f"pinfs: {file.parent}: only regular files can be pinned\n"
+
+
 # --- release, revoke, and who may
 
 

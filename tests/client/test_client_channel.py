@@ -45,8 +45,10 @@ def test_iteration_goes_across_reads(pair) -> None:
 def test_commands(pair) -> None:
     mount, channel = pair
     channel.release(7)
+    channel.resize(7, 0, 4096)
     channel.extend(7, 2.5)
     assert mount.recv(100) == b"release 7\n"
+    assert mount.recv(100) == b"resize 7 0 4096\n"
     assert mount.recv(100) == b"extend 7 2.500\n"
 
 

@@ -52,7 +52,6 @@ def test_missing_ok_is_not_for_missing_files(tmp_path: Path) -> None:
     [
         {"mode": "shared"},
         {"owner": "thread"},
-        {"on_break": print},
         {"mode": "lease", "on_break": print, "pid": 1},
         {"owner": "handle", "pid": 1},
         {"owner": "handle", "name": "x"},
@@ -61,6 +60,29 @@ def test_missing_ok_is_not_for_missing_files(tmp_path: Path) -> None:
 def test_contradictions(options, plain_file: Path) -> None:
     with pytest.raises(ValueError, match=r"mode|pid|process"):
         pinfs.pin(plain_file, missing_ok=True, **options)
+
+
+def test_who_is_told_of_missing_ok(plain_file: Path) -> None:
+    with pytest.raises(pinfs.NotPinfsError, match="not on a pinfs mount; missing_ok=True"):
+        pinfs.pin(plain_file)
+    with pytest.raises(pinfs.NotPinfsError, match="not on a pinfs mount:"):
+        pinfs.pins(plain_file)
+
+
+@pytest.mark.parametrize("file", [99999, -1])
+def test_a_descriptor_that_is_not_open(file) -> None:
+    with pytest.raises(OSError, match="descriptor") as failure:
+        pinfs.pin(file)
+    assert failure.value.errno == errno.EBADF
+
+
+@pytest.mark.parametrize("wrong", [True, 1.5, "1", None])
+def test_ranges_are_of_ints(plain_file: Path, wrong) -> None:
+    for what, place in (("start", (wrong, 1)), ("length", (0, wrong))):
+        with pytest.raises(TypeError, match=f"{what} is a number of bytes, an int, not {wrong!r}"):
+            pinfs.pin(plain_file, *place, missing_ok=True)
+        with pytest.raises(TypeError, match=what):
+            pinfs.pin(plain_file, missing_ok=True).resize(*place)
 
 
 def test_pins_of_a_file_share_a_descriptor(plain_file: Path) -> None:

@@ -24,7 +24,7 @@ class FakePin(Pin):
     def info(self) -> PinInfo:
         return PinInfo(self.id, 0, 10, "lease", self.told)  # type: ignore[arg-type]
 
-    def _register(self, wish: Wish) -> None: ...
+    def _replace(self, wish: Wish) -> None: ...
 
     def _let_go(self) -> None: ...
 
@@ -102,6 +102,34 @@ async def test_serve_ends_when_nobody_listens_any_more(fake) -> None:
         await trio.testing.wait_all_tasks_blocked()
         fake.pin.listening.cancel()
     assert fake.pin.active
+
+
+async def test_a_callback_is_waited_for_as_long_as_its_break_lasts(fake) -> None:
+    fake.plain.told = "breaking"
+    waited = False
+
+    async def leave() -> None:
+        nonlocal waited
+        await trio.testing.wait_all_tasks_blocked()
+        await fake.pin.answered()
+        waited = True
+        nursery.cancel_scope.cancel()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            fake.send("break")
+            nursery.start_soon(fake.pin.serve, lambda event: trio.sleep_forever())
+            nursery.start_soon(leave)
+            for told in ("breaking", "held"):
+                await trio.testing.wait_all_tasks_blocked(0.05)  # state() is asked in a thread
+                assert not waited
+                fake.plain.told = told
+                fake.send("withdrawn")
+
+
+async def test_nothing_is_waited_for_where_no_callback_has_begun(fake) -> None:
+    fake.plain.told = "breaking"
+    await fake.pin.answered()
 
 
 async def test_a_callback_that_fails_releases_nothing_by_itself(fake) -> None:

@@ -3,9 +3,14 @@
 import errno
 import os
 import select
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -85,6 +90,17 @@ def test_a_lease_is_broken_by_way_of_the_callback(file: Path, breaker: Actor, ca
         cut.result()
         assert pin.state() == "gone"
     assert file.stat().st_size == 100
+
+
+@pytest.mark.parametrize("owner", ["process", "handle"])
+@pytest.mark.mount("conflict=break")
+def test_a_deny_pin_is_asked_where_the_policy_says_so(mount: Mount, owner) -> None:
+    file = mount.path / "file"
+    file.write_bytes(b"x" * SIZE)
+    events: list[pinfs.Event] = []
+    with pinfs.pin(file, on_break=events.append, owner=owner) as pin:
+        assert mount.actor().errno(os.truncate, str(file), 0) is None
+        assert [(event.event, event.pin, event.mode) for event in events] == [("break", pin.id, "deny")]
 
 
 def test_the_event_of_a_process_pin_says_it_all(file: Path, shared_mount: Mount, breaker, callback) -> None:
@@ -201,6 +217,52 @@ def test_what_a_pin_says_of_itself(file: Path, shared_mount: Mount) -> None:
         assert info in pinfs.all_pins(shared_mount.path)
 
 
+@pytest.fixture
+def sigio() -> Iterator[Callable[[Any], object]]:
+    """Gives SIGIO a disposition."""
+    before = signal.getsignal(signal.SIGIO)
+    yield lambda handler: signal.signal(signal.SIGIO, handler)
+    signal.signal(signal.SIGIO, before)
+
+
+@pytest.mark.parametrize("owner", ["process", "handle"])
+def test_sigio_is_for_programs_that_mind_it(file: Path, sigio, owner) -> None:
+    for handler, told in ((signal.SIG_DFL, "none"), (signal.SIG_IGN, "IO"), (lambda *_: None, "IO")):
+        sigio(handler)
+        for how, expected in (
+            ({"mode": "lease"}, told),
+            ({"mode": "lease", "signal": "IO"}, "IO"),
+            ({"mode": "lease", "signal": "none"}, "none"),
+            ({"mode": "lease", "on_break": print}, "none"),
+            ({"mode": "deny"}, "none"),
+        ):
+            with pinfs.pin(file, owner=owner, **how):
+                assert [info.signal for info in pinfs.pins(file)] == [expected]
+        with pinfs.pin(file, owner=owner) as pin:
+            pin.change(mode="lease")
+            assert [info.signal for info in pinfs.pins(file)] == [told]
+
+
+def test_another_process_gets_no_signal_unasked(file: Path, shared_mount: Mount, sigio) -> None:
+    sigio(signal.SIG_IGN)
+    holder = shared_mount.actor()
+    with pinfs.pin(file, mode="lease", pid=holder.pid) as pin:
+        assert pin.info().signal == "none"
+
+
+@pytest.mark.mount("break_timeout=1")
+def test_a_lease_without_callback_and_handler_outlives_a_break(mount: Mount) -> None:
+    file = mount.path / "file"
+    file.write_bytes(b"x")
+    program = "import sys, pinfs\npin = pinfs.pin(sys.argv[1], mode='lease')\nprint('up', flush=True)\nsys.stdin.read()"
+    words = [sys.executable, "-c", program, str(file)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout and holder.stdout.readline() == "up\n"
+        assert mount.actor().errno(os.truncate, str(file), 0) == errno.EBUSY
+        holder.communicate(timeout=LIMIT_S)
+    assert holder.returncode == 0
+
+
 def test_more_pins_than_an_attribute_holds(file: Path) -> None:
     pins = [pinfs.pin(file, n, 1, note="x" * 200) for n in range(400)]
     assert sorted(info.start for info in pinfs.pins(file)) == list(range(400))
@@ -228,11 +290,114 @@ def test_resize_and_change(file: Path, breaker: Actor, owner) -> None:
 
 
 @pytest.mark.parametrize("owner", ["process", "handle"])
+def test_a_break_is_answered_by_a_smaller_pin(file: Path, breaker: Actor, callback: Callback, owner) -> None:
+    def shrink(event: pinfs.Event) -> None:
+        pin.resize(0, 5)
+        callback(event)
+
+    with pinfs.pin(file, mode="lease", on_break=shrink, owner=owner) as pin:
+        assert breaker.errno(os.truncate, str(file), 5) is None
+        assert callback.called.wait(LIMIT_S)
+        info = pin.info()
+        assert (info.start, info.length, info.state) == (0, 5, "held")
+        assert (pin.start, pin.length) == (0, 5)
+        callback.go_on.set()
+
+
+def test_a_resize_where_no_channel_can_be_had(file: Path, monkeypatch) -> None:
+    """As in a container that sees a part of the mount only."""
+    monkeypatch.setattr(pinfs.client.pin, "EventChannel", lambda inode: (_ for _ in ()).throw(FileNotFoundError()))
+    with pinfs.pin(file) as pin:
+        pin.resize(10, 20)
+        assert (pin.info().start, pin.info().length) == (10, 20)
+
+
+@pytest.mark.mount("break_timeout=1", "on_timeout=revoke")
+def test_a_change_that_comes_too_late_registers_nothing(mount: Mount) -> None:
+    """The kernel holds setxattr back until the truncate is through, and by then the pin is revoked."""
+    file = mount.path / "file"
+    file.write_bytes(b"x" * SIZE)
+    breaker = mount.actor()
+    with pinfs.EventChannel(file) as channel, pinfs.pin(file, mode="lease", signal="none") as pin:
+        cut = breaker.start(os.truncate, str(file), 5)
+        assert channel.read(LIMIT_S)[0].event == "break"
+        with pytest.raises(OSError, match="revoked") as failure:
+            pin.change(mode="deny")
+        assert failure.value.errno == errno.ENODATA
+        cut.result()
+        assert pinfs.pins(file) == []
+
+
+@pytest.mark.parametrize("owner", ["process", "handle"])
+def test_a_revoked_pin_does_not_come_back(file: Path, owner) -> None:
+    with pinfs.pin(file, owner=owner) as pin:
+        revoke(file, pin)
+        for change in (lambda: pin.resize(0, 5), lambda: pin.change(mode="lease")):
+            with pytest.raises(OSError, match="no such pin"):
+                change()
+            assert pinfs.pins(file) == []
+
+
+def revoke(file: Path, pin: pinfs.Pin) -> None:
+    with pinfs.EventChannel(file) as channel:
+        os.write(channel.fileno(), b"revoke %d\n" % pin.id)
+
+
+def test_a_closed_handle_changes_no_other_file(file: Path, shared_dir: Path) -> None:
+    """Its number may mean another file by now."""
+    (shared_dir / "other").write_bytes(b"x" * SIZE)
+    fd = os.open(file, os.O_RDWR)
+    pin = pinfs.pin(fd, owner="handle")
+    os.close(fd)
+    other = os.open(shared_dir / "other", os.O_RDWR)
+    assert other == fd
+    with pytest.raises(OSError, match="handle is closed"):
+        pin.resize(0, 5)
+    assert pinfs.pins(other) == []
+    pin.release()
+    os.close(other)
+
+
+def test_a_change_that_the_kernel_holds_back_keeps_no_release_waiting(file: Path, breaker: Actor, callback) -> None:
+    failures: list[OSError] = []
+
+    def change() -> None:
+        try:
+            pin.change(mode="deny")
+        except OSError as failure:
+            failures.append(failure)
+
+    with pinfs.pin(file, mode="lease", on_break=callback) as pin:
+        cut = breaker.start(os.truncate, str(file), 5)
+        assert callback.called.wait(LIMIT_S)
+        changing = threading.Thread(target=change)
+        changing.start()
+        stat = Path(f"/proc/self/task/{changing.native_id}/stat")
+        eventually(lambda: stat.read_text().rsplit(") ", 1)[1][0] == "D")  # it waits for the file's lock
+        callback.go_on.set()
+        cut.result()
+        changing.join()
+    assert [failure.errno for failure in failures] == [errno.ENODATA]
+    assert pinfs.pins(file) == []
+
+
+@pytest.mark.parametrize("owner", ["process", "handle"])
 def test_outside_the_file(file: Path, owner) -> None:
     with pytest.raises(OSError, match="does not lie inside the file") as failure:
         pinfs.pin(file, SIZE - 1, 2, owner=owner)
     assert failure.value.errno == errno.ENXIO
     assert pinfs.pins(file) == []
+
+
+@pytest.mark.parametrize("owner", ["process", "handle"])
+def test_only_regular_files(shared_dir: Path, owner) -> None:
+    os.mkfifo(shared_dir / "fifo")
+    directory = os.open(shared_dir, os.O_RDONLY)
+    for file in (shared_dir, shared_dir / "fifo", directory):
+        with pytest.raises(OSError, match="only regular files can be pinned") as failure:
+            pinfs.pin(file, owner=owner)
+        assert failure.value.errno == errno.EINVAL
+    os.close(directory)
 
 
 @pytest.mark.parametrize("owner", ["process", "handle"])
@@ -294,6 +459,48 @@ def test_a_handle_pin_goes_with_the_last_close(file: Path, shared_mount: Mount, 
 def test_a_handle_needs_write_access(file: Path) -> None:
     with open(file, "rb") as reader, pytest.raises(PermissionError, match="open for writing"):
         pinfs.pin(reader, owner="handle")
+
+
+@pytest.mark.mount("allow_other")
+def test_who_may_not_write_pins_by_the_descriptor_it_was_given(mount: Mount) -> None:
+    file = mount.path / "file"
+    file.write_bytes(b"x" * SIZE)
+    file.chmod(0o644)
+    fd, reader = os.open(file, os.O_RDWR), os.open(file, os.O_RDONLY)
+    user = mount.actor()
+    with as_user(1234):
+        for how in ({"file": file}, {"file": reader}, {"file": fd, "name": "n"}, {"file": fd, "pid": os.getpid()}):
+            with pytest.raises(PermissionError):
+                pinfs.pin(**how)
+        pin = pinfs.pin(fd, 0, 10, mode="lease", on_break=lambda event: None)
+        other = pinfs.pin(fd, 20, 10)
+    assert {(info.id, info.owner, info.uid) for info in pinfs.pins(file)} == {
+        (pin.id, "handle", 1234),
+        (other.id, "handle", 1234),
+    }
+    assert user.errno(os.truncate, str(file), 10) == errno.EBUSY
+    other.release()
+    assert user.errno(os.truncate, str(file), 0) is None
+    assert pin.state() == "gone"
+    os.close(fd)
+    os.close(reader)
+
+
+@pytest.mark.mount("allow_other", "bridge=off")
+def test_who_may_not_write_where_there_are_no_ioctls(mount: Mount) -> None:
+    file = mount.path / "file"
+    file.write_bytes(b"x")
+    with file.open("r+b") as given, as_user(1234), pytest.raises(PermissionError, match="only who may write"):
+        pinfs.pin(given)
+
+
+@contextmanager
+def as_user(uid: int) -> Iterator[None]:
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize("owner", ["process", "handle"])
@@ -404,6 +611,20 @@ async def test_trio_callback(file: Path, breaker: Actor) -> None:
     assert [event.pin for event in events] == [held.id]
 
 
+@pytest.mark.mount("conflict=break")
+async def test_trio_callback_of_a_deny_pin(mount: Mount) -> None:
+    file = mount.path / "file"
+    file.write_bytes(b"x")
+    asked = trio.Event()
+
+    async def let_go(event: pinfs.Event) -> None:
+        asked.set()
+
+    async with pinfs.client.trio.pin(file, on_break=let_go):
+        await trio.to_thread.run_sync(mount.actor(), os.truncate, str(file), 0)
+    assert asked.is_set()
+
+
 async def test_trio_breaks(file: Path, breaker: Actor) -> None:
     async with pinfs.client.trio.pin(file, mode="lease") as held, trio.open_nursery() as nursery:
         nursery.start_soon(trio.to_thread.run_sync, breaker, os.truncate, str(file), 0)
@@ -413,6 +634,17 @@ async def test_trio_breaks(file: Path, breaker: Actor) -> None:
             assert await held.state() == "breaking"
             await held.release()
         assert seen == ["truncate"]
+
+
+async def test_trio_a_break_is_answered_by_a_smaller_pin(file: Path, breaker: Actor) -> None:
+    async with pinfs.client.trio.pin(file, mode="lease") as held:
+        cut = breaker.start(os.truncate, str(file), 5)
+        event = await held.next_break()
+        assert event is not None and event.from_ == 5
+        await held.resize(0, 5)
+        await trio.to_thread.run_sync(cut.result)
+        assert await held.state() == "held"
+        assert (held.start, held.length) == (0, 5)
 
 
 async def test_trio_block_without_a_break(file: Path, breaker: Actor) -> None:
@@ -440,6 +672,41 @@ async def test_trio_callback_that_fails_ends_the_block(file: Path, breaker: Acto
     assert cut is not None
     cut.result()
     assert pinfs.pins(file) == []
+
+
+@pytest.mark.parametrize(("on_timeout", "answer"), [("deny", errno.EBUSY), ("revoke", None)])
+async def test_trio_callback_that_never_returns(new_mount: Callable[..., Mount], on_timeout, answer) -> None:
+    mount = new_mount("break_timeout=1", f"on_timeout={on_timeout}")
+    file = mount.path / "file"
+    file.write_bytes(b"x")
+    begun = trio.Event()
+
+    async def never(event: pinfs.Event) -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+    with trio.fail_after(LIMIT_S):
+        async with pinfs.client.trio.pin(file, mode="lease", on_break=never):
+            cut = mount.actor().start(os.truncate, str(file), 0)
+            await begun.wait()
+    assert cut.error() == answer
+    assert pinfs.pins(file) == []
+
+
+async def test_trio_callback_that_has_begun_lets_go_in_peace(file: Path, breaker: Actor) -> None:
+    begun, done = trio.Event(), trio.Event()
+
+    async def slowly(event: pinfs.Event) -> None:
+        begun.set()
+        await trio.sleep(0.1)
+        assert await held.state() == "breaking"
+        done.set()
+
+    async with pinfs.client.trio.pin(file, mode="lease", on_break=slowly) as held:
+        cut = breaker.start(os.truncate, str(file), 0)
+        await begun.wait()
+    assert done.is_set()
+    cut.result()
 
 
 async def test_trio_not_on_pinfs(tmp_path: Path) -> None:
