@@ -135,9 +135,8 @@ class Dispatcher:
         # step of the interpreter costs some 15 ns then. So all of it stands in one place, and in local variables.
         poll, readv, write, writev, fd = self._poll.poll, os.readv, os.write, os.writev, self._fd
         unpack, pack, route_of = wire.IN_HEADER.unpack_from, wire.OUT_HEADER.pack, self._routes.get
-        woken, come = self._woken, self._come
+        woken, come, counts = self._woken, self._come, self._counts
         until = perf_counter() + patience_ms / 1000
-        served = 0
         wait_ms = 0  # we come from trio, which may have somebody to wait for
         while more := bool(poll(wait_ms)):
             wait_ms = patience_ms
@@ -152,12 +151,12 @@ class Dispatcher:
             if length != size or end < shortest:
                 self._answer_otherwise(opcode, unique, size)
             else:
-                served += 1
+                counts["short"] += 1
                 work = handler(nodeid, make_caller((uid, gid, pid, 0)), self._view[IN_SIZE:end])
                 try:
                     self._park(opcode, unique, work, known_trap(work, work.send(None)))
-                    self._counts["parked"] += 1
-                    served -= 1
+                    counts["parked"] += 1
+                    counts["short"] -= 1
                 except StopIteration as answer:
                     body = answer.value
                     if body is not None:
@@ -174,7 +173,6 @@ class Dispatcher:
                 self._go_on()
             if woken.yes or perf_counter() > until:
                 break
-        self._counts["short"] += served
         if not woken.yes:
             do_chores()
         return more

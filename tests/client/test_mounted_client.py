@@ -20,6 +20,7 @@ from support.mounts import Mount, umount
 import pinfs
 import pinfs.client.trio
 from pinfs.client import dispatch
+from pinfs.client.mounts import control_file
 
 SIZE = 1 << 20
 LIMIT_S = 20  # when a test counts as hung; no test waits for it
@@ -339,8 +340,7 @@ def test_a_revoked_pin_does_not_come_back(file: Path, owner) -> None:
 
 
 def revoke(file: Path, pin: pinfs.Pin) -> None:
-    with pinfs.EventChannel(file) as channel:
-        os.write(channel.fileno(), b"revoke %d\n" % pin.id)
+    control_file(file, "events").write_bytes(b"revoke %d\n" % pin.id)
 
 
 def test_a_closed_handle_changes_no_other_file(file: Path, shared_dir: Path) -> None:
