@@ -70,6 +70,7 @@ class PinVerbs:
             _fail(errno.ENODATA)
         if old is not None and old.dirty and not _covers(wanted.spec, old):
             await self._flush(inode)
+            old = self._book.find(inode.nodeid, process, name)  # it may have gone meanwhile
         uid, proxy_uid = (ctx.uid, None) if wanted.pid is None else (process.uids[0], ctx.uid)
         self._register(inode, process, process, uid, name, wanted.spec, proxy_uid, old)
 

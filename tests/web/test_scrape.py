@@ -66,7 +66,7 @@ def test_a_scrape_shows_what_the_file_shows(new_mount: NewMount) -> None:
     }
     assert scraped["pinfs_pins", ()] == 1
     assert scraped["pinfs_passthrough", ()] == mount.status()["passthrough"]
-    assert scraped["pinfs_refusals_total", (("op", "truncate"), ("why", "deny"))] == 1
+    assert scraped["pinfs_refusals_total", (("op", "truncate"), ("why", "own"))] == 1
 
 
 def mounting(base: Path, port: int) -> subprocess.CompletedProcess[str]:
