@@ -23,8 +23,8 @@ class Mode:
 STRAIGHT = Mode(("dev",))  # as the native directory is mounted
 THROUGH_THE_DAEMON = Mode(
     (*STRAIGHT.options, "passthrough=off"),
-    # What is stored reaches the backing, and its times, when the kernel writes it back; what is loaded from a hole gives the
-    # file no page in the backing, as it does on a plain tmpfs.
+    # What is stored reaches the backing, and its times, when the kernel writes it back; what is loaded from a hole
+    # gives the file no page in the backing, as it does on a plain tmpfs.
     ("store", "load"),
     ("atime",),  # what is read from the kernel's cache moves none
 )
