@@ -18,12 +18,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from mounted.world import as_user
+from mounted.world import USER, as_user
 from support import mounts
 
 from parity import grammar
 from parity.grammar import Existing, Mapped, Opened
-from parity.modes import BY_A_USER, PYFUSE3_ALONE, STRAIGHT, THROUGH_THE_DAEMON, USER, Mode, UsersMount
+from parity.modes import BY_A_USER, PYFUSE3_ALONE, STRAIGHT, THROUGH_THE_DAEMON, Mode, UsersMount
 from parity.pair import DifferenceError, Pair
 
 NewMount = Callable[..., mounts.Mount]
