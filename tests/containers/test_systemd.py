@@ -111,6 +111,18 @@ def test_the_watchdog(machine: Container) -> None:
     assert "Watchdog timeout" in journal(machine)
 
 
+def test_the_journal_knows_warnings_from_the_rest(machine: Container) -> None:
+    """A bad policy at a reload: the old one stays, and `journalctl -p warning` says so."""
+    write(machine, "/etc/pinfs/models.toml", "break_timeout = 7")
+    write(machine, "/etc/pinfs/models.conf", "OPTIONS=policy=/etc/pinfs/models.toml")
+    machine.exec("systemctl", "start", UNIT)
+    write(machine, "/etc/pinfs/models.toml", "break_timeot = 8")
+    machine.exec("systemctl", "reload", UNIT)
+    eventually(lambda: "break_timeot" in journal(machine, "--identifier=pinfs", "--priority=warning"))
+    assert "is mounted on" not in journal(machine, "--identifier=pinfs", "--priority=warning")
+    assert "break_timeout = 7" in machine.exec("cat", "/mnt/models/.pinfs/policy")
+
+
 def test_what_hinders_the_unit_is_in_the_journal(machine: Container) -> None:
     write(machine, "/etc/pinfs/models.conf", "SOURCE=/srv/missing")
     assert "failed" in machine.exec("systemctl", "start", UNIT, check=False)
