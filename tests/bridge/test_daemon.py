@@ -136,6 +136,8 @@ def test_the_parent_returns_when_the_mount_is_usable(base: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     (base / "mnt/file").write_text("at once")
     assert (base / "source/file").read_text() == "at once"
+    pid = json.loads((base / "mnt/.pinfs/status").read_text())["pid"]
+    assert os.getsid(pid) == pid, "a session of its own"
     umount_and_wait(base / "mnt")
 
 

@@ -5,6 +5,8 @@ Nothing is played here: systemd starts, watches, restarts and stops the daemon, 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from support.actor import eventually
 from support.mounts import REPO
@@ -13,6 +15,7 @@ from containers.podman import CAN_MOUNT, Container, Podman
 
 pytestmark = pytest.mark.containers
 UNIT = "pinfs@models"
+AUTOFS = Path("/dev/autofs")
 DROP_IN = f"/run/systemd/system/{UNIT}.service.d"
 
 
@@ -26,7 +29,8 @@ def systemd_image(podman: Podman, debian: str, image: str) -> str:
 @pytest.fixture
 def machine(podman: Podman, systemd_image: str) -> Container:
     """A machine that has booted, with a configuration for the sample unit."""
-    box = podman.start(systemd_image, options=[*CAN_MOUNT, "--systemd=always"])
+    autofs = ["--device", AUTOFS] if AUTOFS.exists() else []
+    box = podman.start(systemd_image, options=[*CAN_MOUNT, *autofs, "--systemd=always"])
     wait_for_boot(box)
     write(box, "/etc/pinfs/models.conf", "SOURCE=/srv/models", "MOUNTPOINT=/mnt/models", "OPTIONS=break_timeout=60")
     return box
@@ -148,6 +152,21 @@ def test_a_mount_unit_from_fstab(machine: Container, kind: str) -> None:
     machine.exec("umount", "/mnt/models")
     eventually(lambda: shown(machine, "ActiveState", "mnt-models.mount") == "inactive")
     assert nothing_is_mounted(machine)
+
+
+@pytest.mark.skipif(not AUTOFS.exists(), reason="this kernel has no autofs")
+@pytest.mark.parametrize("kind", ["fuse.pinfs", "pinfs"])
+def test_an_automount_point(machine: Container, kind: str) -> None:
+    """Mounted by the first who looks, unmounted when nobody has for a while, and mounted again."""
+    options = "noauto,x-systemd.automount,x-systemd.idle-timeout=1"
+    write(machine, "/etc/fstab", f"/srv/models /mnt/models {kind} {options} 0 0")
+    machine.exec("systemctl", "daemon-reload")
+    machine.exec("systemctl", "start", "mnt-models.automount")
+    for _ in range(2):
+        assert nothing_is_mounted(machine)
+        assert is_served(machine)
+        assert shown(machine, "ActiveState", "mnt-models.mount") == "active"
+        eventually(lambda: shown(machine, "ActiveState", "mnt-models.mount") == "inactive")
 
 
 def test_both_are_there_after_a_boot(machine: Container) -> None:
