@@ -340,13 +340,20 @@ _ERRORS: Final = {kind.__name__: kind for kind in (MountError, StaleMountError, 
 
 
 def _become_daemon(pipe: int, serve_until_end: Callable[..., None]) -> NoReturn:
-    """daemon(7): its own session, no terminal, no directory kept busy. The parent hears the outcome by the pipe."""
+    """daemon(7): its own session, no terminal, no directory kept busy. The parent hears the outcome by the pipe.
+
+    The process group is the caller's until the mount is there: on an automount point (x-systemd.automount) the kernel's
+    autofs makes everybody of another group wait for the mount, also who is to make it.
+    """
 
     def tell(outcome: str) -> None:
         os.write(pipe, outcome.encode(errors="replace"))
         os.close(pipe)
 
-    os.setsid()
+    def usable() -> None:
+        os.setsid()
+        tell(_USABLE)
+
     if os.fork():
         os._exit(0)
     os.chdir("/")
@@ -354,7 +361,7 @@ def _become_daemon(pipe: int, serve_until_end: Callable[..., None]) -> NoReturn:
     for standard in (0, 1, 2):
         os.dup2(nowhere, standard)
     try:
-        serve_until_end(on_usable=partial(tell, _USABLE))
+        serve_until_end(on_usable=usable)
     except MountError as e:
         tell(f"{type(e).__name__}:{e}")
         os._exit(1)

@@ -37,9 +37,10 @@ class Notifier:
         """From a task of the event loop, so that the watchdog notices when that one is stuck."""
         if not self._address:
             return
+        pause_s = min(self.watchdog_s / 2 or STATUS_S, STATUS_S)
         while True:
             self.tell(*["WATCHDOG=1"] * bool(self.watchdog_s), f"STATUS={status()}")
-            await trio.sleep(self.watchdog_s / 2 or STATUS_S)
+            await trio.sleep(pause_s)
 
 
 def _address(name: str) -> str:

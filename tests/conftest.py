@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,6 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 PR_GET_SECUREBITS, PR_SET_SECUREBITS = 27, 28
 
 NewMount = Callable[..., Mount]
-
-
-def _factory(stack: ExitStack) -> NewMount:
-    def new(*options: str, backing: str = "tmpfs", source: Path | None = None, prefix: Sequence[str] = ()) -> Mount:
-        base = mounts.new_base(backing)
-        stack.callback(shutil.rmtree, base)
-        return stack.enter_context(Mount(base, options, source=source, prefix=prefix))
-
-    return new
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +54,7 @@ def actors() -> Iterator[Actors]:
 def new_mount() -> Iterator[NewMount]:
     """Mounts as many as the test asks for: `new_mount("break_timeout=2", backing="disk")`."""
     with ExitStack() as stack:
-        yield _factory(stack)
+        yield lambda *options, **how: stack.enter_context(mounts.fresh_mount(*options, **how))
 
 
 @pytest.fixture
@@ -76,25 +66,21 @@ def mount(request: pytest.FixtureRequest, new_mount: NewMount) -> Mount:
 
 @pytest.fixture(scope="module")
 def _module_mount(request: pytest.FixtureRequest) -> Iterator[Mount]:
-    with ExitStack() as stack:
-        yield _factory(stack)(*getattr(request.module, "SHARED_MOUNT_OPTIONS", ()))
+    with mounts.fresh_mount(*getattr(request.module, "SHARED_MOUNT_OPTIONS", ())) as mount:
+        yield mount
 
 
 @pytest.fixture
 def shared_mount(_module_mount: Mount) -> Iterator[Mount]:
     """One mount for all tests of a module (its SHARED_MOUNT_OPTIONS), for tests that leave it as they found it."""
-    _module_mount.watch()
-    yield _module_mount
-    _module_mount.dismiss()
-    _module_mount.check_log()
+    with _module_mount.lent() as mount:
+        yield mount
 
 
 @pytest.fixture
 def shared_dir(shared_mount: Mount) -> Path:
     """A fresh directory on the shared mount, open to every uid."""
-    path = Path(tempfile.mkdtemp(dir=shared_mount.path))
-    path.chmod(0o777)
-    return path
+    return shared_mount.new_dir()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,5 +1,6 @@
 """The two ways to serve a connection: through the bridge, or by pyfuse3 alone. Both take over the descriptor."""
 
+import errno
 import logging
 import os
 import select
@@ -26,6 +27,17 @@ WATCH_S: Final = 1.0
 SPARE_TASKS: Final = 64  # of pyfuse3 behind the bridge, where nothing waits
 UNBOUNDED_TASKS: Final = 1 << 30
 """Of pyfuse3 alone: breakers must never take the last one, and how many wait is limited by policy, at run time."""
+
+
+class _TooLate(logging.Filter):
+    """Passes over what pyfuse3 calls an error: an answer that nobody waits for, because the mount has ended meanwhile,
+    or who asked has (ENOENT of write(2) on /dev/fuse)."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().endswith(f"fuse_reply_* failed with {os.strerror(errno.ENOENT)}")
+
+
+_TOO_LATE: Final = _TooLate()
 
 
 class Way(Protocol):
@@ -79,6 +91,7 @@ class Plain:
         self.usable = True  # it does not tell when it is
         self._poll = select.poll()
         self._poll.register(fd, 0)
+        logging.getLogger("pyfuse3").addFilter(_TOO_LATE)
         pyfuse3.init(Face(ops, enable_acl=posix_acl, answers_poll=poll), f"/dev/fd/{fd}", set())
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:

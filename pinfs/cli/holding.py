@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass
 import click
 
 from pinfs.cli.exitcodes import ExitCode, of_signal
-from pinfs.cli.output import print_json_line, printable
+from pinfs.cli.output import print_json_line
 from pinfs.cli.verb import Failure
 from pinfs.client import xattrs
 from pinfs.client.channel import EventChannel
 from pinfs.client.inode import Inode
 from pinfs.client.model import Event, PinInfo
+from pinfs.wording import printable
 
 _FORWARDED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2})
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)

@@ -40,7 +40,7 @@ mount -t fuse.pinfs /srv/models /mnt/models -o break_timeout=10
               help="Mount options and keys of the policy; in any place, and as often as you like.")  # fmt: skip
 @click.option("--policy", "policy_file", type=click.Path(path_type=Path), metavar="FILE", help="The policy (TOML).")
 @click.option("-d", "--daemon", "background", is_flag=True, help="Go to the background once the mount is usable.")
-@click.option("--log", "target", type=click.Choice(list(logs.Target)),
+@click.option("--log", "target", type=click.Choice([target.value for target in logs.Target]),
               help="Where to log; default: stderr, in the background journal or syslog.")  # fmt: skip
 @click.option("--log-file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Log to FILE.")
 @click.option("--json-log", is_flag=True, help="Log one JSON object a record.")

@@ -2,34 +2,15 @@
 
 import json
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
 
-# Control characters, bidirectional overrides and other invisible ones, lone surrogates (undecodable bytes of a name),
-# line separators: whatever a hostile note or file name could use to rewrite what the administrator sees.
-_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+from pinfs.wording import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 Row = Sequence[str]
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: show the byte that it stands for
-        return f"\\x{code - 0xDC00:02x}"
-    if code <= 0xFF:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
-
-
-def printable(text: str) -> str:
-    """`text` with everything escaped that is not plainly visible on a terminal; spaces stay."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_escape(char) if unicodedata.category(char) in _UNSAFE else char for char in text)
 
 
 def wants_json(as_json: bool, as_table: bool) -> bool:

@@ -5,8 +5,9 @@ import errno
 import click
 
 from pinfs.cli.exitcodes import ExitCode
-from pinfs.cli.mounts import Mount, the_mount
+from pinfs.cli.mounts import the_mount
 from pinfs.cli.verb import Verb, fail
+from pinfs.mounts import Mount
 
 
 @click.command(

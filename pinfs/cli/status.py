@@ -8,20 +8,12 @@ from typing import Any
 import click
 
 from pinfs.cli.exitcodes import ExitCode, of_errno
-from pinfs.cli.mounts import Mount, mount_of, mounts
+from pinfs.cli.mounts import mount_of
 from pinfs.cli.output import listing_options, print_json, print_json_line, print_table, wants_json
 from pinfs.cli.verb import Verb, fail
+from pinfs.mounts import COUNTED, Mount, mounts
 
 Status = dict[str, Any]
-
-_COUNTED = {
-    "pinfs_pinned_bytes": "pinned bytes",
-    "pinfs_breaks_started_total": "breaks started",
-    "pinfs_breaks_answered_total": "breaks answered",
-    "pinfs_breaks_timed_out_total": "breaks timed out",
-    "pinfs_refusals_total": "refusals",
-    "pinfs_requests_total": "requests",
-}
 
 
 @click.command(
@@ -73,22 +65,10 @@ def _look(wanted: Mount | None) -> list[Status]:
 def look_at(mount: Mount) -> Status:
     """The daemon's own status and its counters; what a stale mount can still say of itself is its `error`."""
     try:
-        return {**mount.status(), "mountpoint": mount.point, "counters": counters(mount), "exit_code": 0}
+        return {**mount.status(), "mountpoint": mount.point, "counters": mount.counters(), "exit_code": 0}
     except OSError as error:
         return {"v": 1, "mountpoint": mount.point, "source": mount.source, "error": error.strerror,
                 "exit_code": int(of_errno(error.errno))}  # fmt: skip
-
-
-def counters(mount: Mount) -> dict[str, float]:
-    """The counters of `.pinfs/metrics` that people ask for, summed over their labels."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    sums: dict[str, float] = {}
-    for family in text_string_to_metric_families(mount.control("metrics").read_text()):
-        for sample in family.samples:
-            if sample.name in _COUNTED:
-                sums[sample.name] = sums.get(sample.name, 0) + sample.value
-    return sums
 
 
 def _table(found: list[Status]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -106,7 +86,7 @@ def _rows(one: Status) -> Iterator[tuple[str, str]]:
         if value is not None and key not in ("v", "mountpoint", "counters", "exit_code"):
             yield key, _words(key, value)
     for name, value in one["counters"].items():
-        yield _COUNTED[name], f"{value:.0f}"
+        yield COUNTED[name], f"{value:.0f}"
 
 
 def _words(key: str, value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import click
 
 from pinfs.cli.exitcodes import ExitCode, of_errno
-from pinfs.cli.output import printable
+from pinfs.wording import printable
 
 
 class Failure(click.ClickException):

@@ -6,16 +6,15 @@ import os
 import time
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
 
 import click
 
 from pinfs.cli.exitcodes import ExitCode
-from pinfs.cli.mounts import Mount, the_mount
-from pinfs.cli.output import print_json_line, printable, wants_json
+from pinfs.cli.mounts import the_mount
+from pinfs.cli.output import print_json_line, wants_json
 from pinfs.cli.verb import Verb, fail
-
-Event = dict[str, Any]
+from pinfs.mounts import Mount
+from pinfs.wording import Event, describe, differences, printable
 
 _BUFFER = 1 << 20  # bytes; a line of the trace must fit in whole (docs/interfaces.md)
 _STYLES = {"break": "yellow", "refused": "red", "revoked": "red", "withdrawn": "magenta", "overflow": "red"}
@@ -84,25 +83,6 @@ def _changes(mount: Mount, interval_s: float) -> Iterator[Event]:
         before = now
 
 
-def differences(before: dict[int, Event], now: dict[int, Event]) -> Iterator[Event]:
-    """Events that lead from one table of pins (by id) to the next."""
-    for number in before.keys() - now.keys():
-        yield _event("released", before[number])
-    for number, pin in now.items():
-        old = before.get(number)
-        if old is None:
-            yield _event("pinned", pin)
-        if pin["state"] == "breaking" and (old is None or old["state"] != "breaking"):
-            yield _event("break", pin)
-        if pin["state"] == "held" and old is not None and old["state"] == "breaking":
-            yield _event("withdrawn", pin)
-
-
-def _event(kind: str, pin: Event) -> Event:
-    rest = {key: value for key, value in pin.items() if key not in ("id", "state", "v")}
-    return {"v": 1, "event": kind, "pin": pin["id"], **rest}
-
-
 def _print_event(event: Event) -> None:
     from rich.console import Console
     from rich.text import Text
@@ -112,26 +92,3 @@ def _print_event(event: Event) -> None:
     line.append(f"{event.get('event', '?'):<10}", style=_STYLES.get(event.get("event", ""), "green"))
     line.append(printable(describe(event)))
     Console(highlight=False, soft_wrap=True).print(line)
-
-
-def describe(event: Event) -> str:
-    """One event in words: the pin, its range and file, who holds it, who asks for it and how long that may take."""
-    words = []
-    if event.get("pin") is not None:
-        words.append(f"pin {event['pin']}")
-    if event.get("start") is not None:
-        end = event["start"] + event["length"] if event.get("length") else "end"
-        words.append(f"{event.get('mode', '')} [{event['start']}, {end})".strip())
-    if event.get("path") is not None:
-        words.append(f"of {event['path']}")
-    words += [f"held by {_who(event)}"] if event.get("pid") is not None else []
-    words += [f"for {event['op']}"] if event.get("op") else []
-    words += [f"of {_who(event['breaker'])}"] if event.get("breaker") else []
-    words += [f"({event[key]})" for key in ("why", "by") if event.get(key)]
-    words += [f"{event['remaining_s']:.1f} s left"] if event.get("remaining_s") is not None else []
-    words += [f"{event['lost']} events lost"] if event.get("lost") else []
-    return " ".join(words)
-
-
-def _who(process: Event) -> str:
-    return " ".join(str(process[key]) for key in ("pid", "comm") if process.get(key) is not None)

@@ -14,12 +14,11 @@ from contextlib import suppress
 from itertools import count, islice
 from typing import Final
 
-from pinfs.cli.mounts import Mount
-from pinfs.cli.status import counters
-from pinfs.cli.watch import describe, differences
 from pinfs.client.relay import answers_poll
+from pinfs.mounts import Mount
 from pinfs.web import picture
 from pinfs.web.picture import MAX_PINS, Json, text
+from pinfs.wording import describe, differences
 
 MAX_EVENTS: Final = 100  # that the page shows
 _BUFFER: Final = 1 << 20
@@ -47,7 +46,8 @@ class Look:
         """The whole picture. A mount that does not answer gives one that says so."""
         shown: Json = {"v": 1, "at": time.time(), "mount": text(self._mount.point)}
         try:
-            return shown | {"status": _safe(self._mount.status()), "counters": counters(self._mount)} | self._contents()
+            state = {"status": _safe(self._mount.status()), "counters": self._mount.counters()}
+            return shown | state | self._contents()
         except OSError as error:
             why = error.strerror
         except (ValueError, LookupError) as error:  # what answers is no pinfs that we understand

@@ -1,4 +1,5 @@
-"""The processes of the storm: holders that look at every byte of theirs, breakers of every kind. Runs inside actors.
+"""The processes of the storm: holders that look at every byte of theirs and hear of breaks by the event channel or by
+signal, breakers of every kind. Runs inside actors.
 
 Ranges of holders overlap, so each writes only its own lane: the bytes whose offset is its number modulo LANES.
 """
@@ -82,6 +83,7 @@ class Holder:
         self.fd = os.open(self.path, os.O_RDWR)
         self.mapped = self._map()
         self.channel = os.open(f"{self.mountpoint}/.pinfs/events", os.O_RDWR | os.O_NONBLOCK)
+        self.by_signal = self.number % 2 == 1
         self.tally = Tally()
 
     def _map(self) -> mmap.mmap:
@@ -93,7 +95,7 @@ class Holder:
 
     def live(self, until: float) -> Tally:
         """Holds one pin after the other."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+        common.catch(signal.SIGIO)
         while time.monotonic() < until:
             start = self.chance.randrange(SIZE)
             length = self.chance.randrange(1, min(SIZE - start, 4 * 4096) + 1)
@@ -127,7 +129,7 @@ class Holder:
             if self.mapped[lane] != mark:
                 raise LostError(f"pin {pin} [{start}, {start + length}) {mode} {owner}")
             if self.asked(pin) and not stubborn:
-                self.tally["asked"] += 1
+                self.tally["asked by signal" if self.by_signal else "asked by event"] += 1
                 break
         if self.mapped[lane] != mark:
             raise LostError(f"pin {pin} [{start}, {start + length}) {mode} {owner}")
@@ -135,7 +137,15 @@ class Holder:
         self.tally[f"{mode} {owner}"] += 1
 
     def asked(self, pin: int) -> bool:
-        """Whether the event channel tells of this pin's break within a millisecond."""
+        """Whether we hear of this pin's break within a millisecond."""
+        return self._signalled(pin) if self.by_signal else self._told(pin)
+
+    def _signalled(self, pin: int) -> bool:
+        with suppress(BlockingIOError):
+            return common.next_signal(signal.SIGIO, 0.001).value == pin
+        return False
+
+    def _told(self, pin: int) -> bool:
         if not select.select([self.channel], [], [], 0.001)[0]:
             return False
         events = [json.loads(line) for line in os.read(self.channel, 1 << 16).splitlines()]
@@ -149,6 +159,8 @@ class Holder:
             acts.unpin_handle(self.fd, pin)
         else:
             os.getxattr(self.fd, "user.pinfs.release.p")
+        while self._signalled(pin):
+            pass  # one that was under way: it would hide the next pin's
 
 
 def hold(number: int, paths: list[str], mountpoint: str, seconds: float, seed: int) -> Tally:

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from support.actor import Actors, eventually
+from support.actor import Actor, Actors, Pending, eventually
 from support.mounts import BAD_LOG_LINE, REPO, Mount, force_umount, is_mounted, umount, wait_mounted
 
 from breaks import acts
@@ -19,6 +20,14 @@ from breaks.acts import ORIGINAL, PAGE
 
 APART = 'mount --make-private /proc && mount -t proc proc /proc && exec "$@"'
 """In the new namespaces: a /proc that shows the daemon its own pids, and that nobody else sees."""
+
+
+class Held(NamedTuple):
+    holder: Actor
+    fd: int
+    pin: int
+    breaker: Actor
+    cut: Pending[None]
 
 
 class Apart(Actors):
@@ -70,44 +79,31 @@ def test_who_is_not_visible_pins_by_handle_only(apart: Apart) -> None:
     assert apart.actor().errno(os.truncate, str(path), 0) is None
 
 
-def test_who_is_not_visible_still_answers_breaks(apart: Apart) -> None:
-    """It polls its handle; neither signal nor event channel can reach it."""
+@pytest.fixture
+def held(apart: Apart) -> Held:
+    """A lease of a handle, and a truncate that waits for it; its own process's pin would refuse it at once."""
     path = apart.path / "f"
     path.write_bytes(ORIGINAL)
     holder, breaker = apart.actor(), apart.actor()
     fd = holder(os.open, str(path), os.O_RDWR)
     pin = holder(acts.pin_handle, fd)
-    assert holder.errno(os.open, str(apart.path / ".pinfs" / "events"), os.O_RDWR) == errno.EPERM
     cut = breaker.start(os.truncate, str(path), 0)
     holder(acts.wait_urgent, fd)
-    holder(acts.unpin_handle, fd, pin)
-    assert cut.error() is None
+    return Held(holder, fd, pin, breaker, cut)
 
 
-def test_nobody_who_is_not_visible_is_taken_for_another(apart: Apart) -> None:
-    """All of them have pid 0 for the daemon: that makes no two of them one process, and no breaker an owner."""
-    path = apart.path / "f"
-    path.write_bytes(ORIGINAL)
-    holder, breaker = apart.actor(), apart.actor()
-    fd = holder(os.open, str(path), os.O_RDWR)
-    pin = holder(acts.pin_handle, fd)
-    cut = breaker.start(os.truncate, str(path), 0)  # its own pin would be refused at once
-    holder(acts.wait_urgent, fd)
-    assert not cut.done()
-    holder(acts.unpin_handle, fd, pin)
-    assert cut.error() is None
+def test_who_is_not_visible_still_answers_breaks(apart: Apart, held: Held) -> None:
+    """It polls its handle; neither signal nor event channel can reach it. All of them have pid 0 for the daemon: that
+    makes no two of them one process, and no breaker an owner."""
+    assert held.holder.errno(os.open, str(apart.path / ".pinfs" / "events"), os.O_RDWR) == errno.EPERM
+    assert not held.cut.done()
+    held.holder(acts.unpin_handle, held.fd, held.pin)
+    assert held.cut.error() is None
 
 
-def test_an_invisible_breaker_can_be_killed(apart: Apart) -> None:
-    path = apart.path / "f"
-    path.write_bytes(ORIGINAL)
-    holder, breaker = apart.actor(), apart.actor()
-    fd = holder(os.open, str(path), os.O_RDWR)
-    holder(acts.pin_handle, fd)
-    breaker.start(os.truncate, str(path), 0)
-    holder(acts.wait_urgent, fd)
-    breaker.kill()
-    assert path.read_bytes() == ORIGINAL
+def test_an_invisible_breaker_can_be_killed(apart: Apart, held: Held) -> None:
+    held.breaker.kill()
+    assert (apart.path / "f").read_bytes() == ORIGINAL
 
 
 NAMING = """

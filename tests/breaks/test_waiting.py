@@ -73,6 +73,8 @@ def test_everybody_else_is_served(new_mount: NewMount, bridge: str) -> None:
     (mount.path / "apart").mkdir()
     alone = _best_of(20, lambda: _everything(mount.path / "apart"))
     breaking, files = _crowd(mount, holder)
+    assert len(mount.actor()(os.listdir, mount.path)) == len(files) + 1
+    assert {path.stat().st_size for path in files} == {len(ORIGINAL)}
     crowded = _best_of(20, lambda: _everything(mount.path / "apart"))
     print("with", len(files), "waiting:", crowded / alone, "times as long")
     assert crowded < 3 * alone

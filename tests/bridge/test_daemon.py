@@ -136,6 +136,8 @@ def test_the_parent_returns_when_the_mount_is_usable(base: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     (base / "mnt/file").write_text("at once")
     assert (base / "source/file").read_text() == "at once"
+    pid = json.loads((base / "mnt/.pinfs/status").read_text())["pid"]
+    assert os.getsid(pid) == pid, "a session of its own"
     umount_and_wait(base / "mnt")
 
 
@@ -272,10 +274,10 @@ def test_breakers_that_wait_are_answered_first(base: Path, option: str) -> None:
         while mount.status()["waiting"] < 1:
             assert mount.process.poll() is None
         mount.process.send_signal(signal.SIGTERM)
-        for breaker in breakers:
-            _, err = breaker.communicate(timeout=20)
-            assert breaker.returncode == 1
-            assert b"busy" in err or b"No such file" in err or b"not connected" in err
+        for _, err in [breaker.communicate(timeout=20) for breaker in breakers]:
+            # Only the first is sure to wait by now: the others may come while the mount goes, or after that.
+            assert any(word in err for word in (b"busy", b"connection abort", b"not connected", b"No such file"))
+        assert {breaker.returncode for breaker in breakers} == {1}
         assert mount.process.wait(20) == 0
         mount.bury()
 

@@ -273,9 +273,10 @@ async def test_a_parked_write_keeps_its_data() -> None:
     assert seen == [b"data"]
 
 
-async def test_an_interrupt_ends_the_request_it_names_with_eintr() -> None:
+@pytest.mark.parametrize("by", ["park_in", "wait_in"])
+async def test_an_interrupt_ends_the_request_it_names_with_eintr(by: str) -> None:
     ops = Canned()
-    ops.park_in = "setattr"
+    setattr(ops, by, "setattr")
     async with dispatching(ops) as (kernel, dispatcher):
         first, second = (kernel.send(wire.SETATTR, bytes(88)) for _ in range(2))
         kernel.send(wire.INTERRUPT, wire.U64.pack(first))
@@ -284,8 +285,12 @@ async def test_an_interrupt_ends_the_request_it_names_with_eintr() -> None:
         await kernel.nothing_more()
         assert dispatcher.parked == 1
         ops.gate.set()
+        for moment in ops.moments:  # also the one that nobody waits for any more
+            moment.come()
         reply = await kernel.receive()
         assert (reply.unique, reply.error) == (second, 0)
+        await kernel.nothing_more()
+        assert dispatcher.parked == 0
 
 
 async def test_an_interrupt_in_the_same_moment_as_the_request() -> None:
@@ -355,22 +360,6 @@ async def test_who_waits_for_a_moment_goes_on_when_a_task_makes_it_come() -> Non
         for moment in ops.moments:
             moment.come()
         assert [(await kernel.receive()).unique for _ in range(3)] == waiting
-        assert dispatcher.parked == 0
-
-
-async def test_an_interrupt_ends_who_waits_for_a_moment() -> None:
-    ops = Canned()
-    ops.wait_in = "setattr"
-    async with dispatching(ops) as (kernel, dispatcher):
-        first, second = (kernel.send(wire.SETATTR, bytes(88)) for _ in range(2))
-        kernel.send(wire.INTERRUPT, wire.U64.pack(first))
-        reply = await kernel.receive()
-        assert (reply.unique, reply.error) == (first, -errno.EINTR)
-        for moment in ops.moments:  # also the one that nobody waits for any more
-            moment.come()
-        reply = await kernel.receive()
-        assert (reply.unique, reply.error) == (second, 0)
-        await kernel.nothing_more()
         assert dispatcher.parked == 0
 
 

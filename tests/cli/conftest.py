@@ -10,7 +10,7 @@ import pytest
 from cli.fakemount import FakeMount
 from click.testing import CliRunner, Result
 
-from pinfs.cli import mounts
+from pinfs import mounts
 from pinfs.cli.main import cli
 
 

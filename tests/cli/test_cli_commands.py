@@ -14,7 +14,7 @@ from cli.fakemount import FakeMount
 from pinfs.cli import mounthelper
 from pinfs.cli.exitcodes import ExitCode, of_errno
 from pinfs.cli.main import VERBS, cli
-from pinfs.cli.mounts import Mount
+from pinfs.mounts import Mount
 
 DOCUMENT = Path(__file__).parents[2] / "docs/exit-codes.md"
 

@@ -9,9 +9,8 @@ import pytest
 from cli.fakemount import PIN, FakeMount
 
 from pinfs.cli.ls import print_pins
-from pinfs.cli.mounts import Mount
-from pinfs.cli.output import printable
-from pinfs.cli.watch import describe, differences
+from pinfs.mounts import Mount
+from pinfs.wording import describe, differences, printable
 
 
 def test_json_in_a_pipe(run, fake: FakeMount) -> None:

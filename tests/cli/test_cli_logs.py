@@ -22,6 +22,12 @@ def root_logger_as_it_was() -> Iterator[None]:
     root.setLevel(level)
 
 
+@pytest.mark.parametrize("target", logs.Target)
+def test_targets_by_the_names_of_the_documents(run, target: logs.Target) -> None:
+    """click 8.2 and later would take the names of an enum's members: STDERR."""
+    assert run("mount", "/source", "/mnt", "--fake", "--log", target.value).exit_code == 0
+
+
 def test_a_name_cannot_forge_a_record(tmp_path: Path) -> None:
     file = tmp_path / "log"
     logs.setup(logs.Target.STDERR, file, "info", as_json=False)

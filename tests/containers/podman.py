@@ -148,6 +148,10 @@ class Container:
         """Signals the container's first process."""
         self._podman("kill", "--signal", signal, self.name)
 
+    def restart(self) -> None:
+        """Shuts it down, and boots it again with the files that it has."""
+        self._podman("restart", "--time", "30", self.name)
+
     def wait(self) -> int:
         """Waits for its end. Returns the exit status."""
         return int(self._podman("wait", self.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -38,5 +39,7 @@ def test_as_the_readme_says(podman: Podman, machine: Container) -> None:
     """The output goes to the terminal (-s), because who waits half an hour wants to see something."""
     for target in ("demo", "test"):
         words = [*podman.command, "exec", machine.name, "make", target]
+        began = time.monotonic()
         status = subprocess.run(words, stdin=subprocess.DEVNULL, check=False, timeout=STEP_LIMIT_S).returncode
+        print(f"\nmake {target}: status {status} after {time.monotonic() - began:.0f} s", flush=True)
         assert status == 0, f"make {target}"

@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from mounted.world import PAGE, run
+from mounted.world import PAGE, connection, run
 from support import acts
 from support.actor import eventually
 from support.mounts import Mount
@@ -128,3 +128,19 @@ def test_a_killed_breaker_ends_when_it_is_answered(shared_mount: Mount, file: Pa
         assert shared_mount.status()["waiting"] == 1
         holder.release(file, "p")
     assert breaker.process.wait(20) == -signal.SIGKILL
+
+
+@pytest.mark.mount("bridge=off")
+def test_an_answer_that_comes_too_late_is_no_error(mount: Mount) -> None:
+    """The breaker is let go when the connection is over already; a log line above INFO would fail this test."""
+    path = str(mount.path / "file")
+    holder, breaker = mount.actor(), mount.actor()
+    holder(acts.write_file, path, b"x")
+    holder.pin(path, "p", "0:0,mode=lease,signal=none")
+    cut = breaker.start(os.truncate, path, 0)
+    eventually(lambda: mount.status()["waiting"] == 1)
+    with connection(mount.path, mount.base) as link:
+        link.abort()
+    holder.kill()
+    assert cut.error() in (errno.ENOTCONN, errno.ECONNABORTED)
+    assert mount.process.wait(20) == 0

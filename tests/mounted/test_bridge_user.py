@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounted.world import as_user, one_line, run
+from mounted.world import USER, as_user, one_line, run
 from support import acts
 from support.actor import Actors
 from support.mounts import REPO, force_umount, is_mounted, wait_mounted
 
-USER, OTHER = 65534, 1001  # nobody: fusermount3 asks for the name of its user, and this one has a name everywhere
+OTHER = 1001
 LIMIT_S = 30.0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support import acts
-from support.actor import Actor
+from support.actor import Actor, Pending
 from support.mounts import MNT_DETACH, DaemonError, Mount, is_mounted, umount
 
 SIZE = 8192
@@ -30,11 +30,21 @@ def pin_lease(holder: Actor, path: Path) -> None:
     holder.pin(path, "p", f"0:{SIZE},mode=lease")
 
 
-def test_sigterm_answers_waiting_breakers_and_unmounts(mount: Mount, file: Path) -> None:
-    holder, breaker = mount.actor(), mount.actor()
+Held = tuple[Actor, Pending[None]]
+
+
+@pytest.fixture
+def held(mount: Mount, file: Path) -> Held:
+    """Who holds a lease on the file, and a truncate that waits for it."""
+    holder = mount.actor()
     pin_lease(holder, file)
-    cut = breaker.start(os.truncate, str(file), 0)
-    holder(acts.next_signal, signal.SIGIO)  # now it waits
+    cut = mount.actor().start(os.truncate, str(file), 0)
+    holder(acts.next_signal, signal.SIGIO)
+    return holder, cut
+
+
+def test_sigterm_answers_waiting_breakers_and_unmounts(mount: Mount, held: Held) -> None:
+    _, cut = held
     mount.process.send_signal(signal.SIGTERM)
     assert cut.error() == errno.EBUSY
     assert mount.process.wait() == 0
@@ -42,11 +52,8 @@ def test_sigterm_answers_waiting_breakers_and_unmounts(mount: Mount, file: Path)
     assert (mount.source / "f").stat().st_size == SIZE
 
 
-def test_umount_is_refused_while_a_breaker_waits_and_then_ends_the_daemon(mount: Mount, file: Path) -> None:
-    holder, breaker = mount.actor(), mount.actor()
-    pin_lease(holder, file)
-    cut = breaker.start(os.truncate, str(file), 0)
-    holder(acts.next_signal, signal.SIGIO)
+def test_umount_is_refused_while_a_breaker_waits_and_then_ends_the_daemon(mount: Mount, file: Path, held: Held) -> None:
+    holder, cut = held
     with pytest.raises(OSError, match="busy"):
         umount(mount.path)
     holder.release(file, "p")
@@ -54,12 +61,9 @@ def test_umount_is_refused_while_a_breaker_waits_and_then_ends_the_daemon(mount:
     mount.stop(by="umount")
 
 
-def test_a_lazy_umount_lets_what_is_under_way_finish(mount: Mount, file: Path) -> None:
-    holder, breaker = mount.actor(), mount.actor()
+def test_a_lazy_umount_lets_what_is_under_way_finish(mount: Mount, file: Path, held: Held) -> None:
+    holder, cut = held
     fd = holder(os.open, str(file), os.O_RDWR)
-    pin_lease(holder, file)
-    cut = breaker.start(os.truncate, str(file), 0)
-    holder(acts.next_signal, signal.SIGIO)
     umount(mount.path, MNT_DETACH)
     assert holder(os.getxattr, fd, "user.pinfs.release.p") == b"released"
     cut.result()
@@ -68,11 +72,8 @@ def test_a_lazy_umount_lets_what_is_under_way_finish(mount: Mount, file: Path) -
     assert mount.process.wait() == 0  # it ends when the last file is closed
 
 
-def test_a_killed_daemon_frees_everybody(mount: Mount, file: Path) -> None:
-    holder, breaker = mount.actor(), mount.actor()
-    pin_lease(holder, file)
-    cut = breaker.start(os.truncate, str(file), 0)
-    holder(acts.next_signal, signal.SIGIO)
+def test_a_killed_daemon_frees_everybody(mount: Mount, file: Path, held: Held) -> None:
+    holder, cut = held
     mount.process.kill()
     assert cut.error() in (errno.ENOTCONN, errno.ECONNABORTED)
     assert holder.errno(os.stat, str(file)) == errno.ENOTCONN
@@ -81,11 +82,8 @@ def test_a_killed_daemon_frees_everybody(mount: Mount, file: Path) -> None:
     assert (mount.source / "f").stat().st_size == SIZE
 
 
-def test_a_holder_that_dies_is_no_obstacle(mount: Mount, file: Path) -> None:
-    holder, breaker = mount.actor(), mount.actor()
-    pin_lease(holder, file)
-    cut = breaker.start(os.truncate, str(file), 0)
-    holder(acts.next_signal, signal.SIGIO)
+def test_a_holder_that_dies_is_no_obstacle(mount: Mount, held: Held) -> None:
+    holder, cut = held
     assert not cut.done()
     holder.kill()
     cut.result()

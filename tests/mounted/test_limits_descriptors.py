@@ -8,40 +8,33 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import _factory
 from mounted.world import connection, descriptors_of, resident_bytes, run
 from support.actor import Actor, eventually
-from support.mounts import Mount
+from support.mounts import Mount, fresh_mount
 
 LIMIT = 256
 
 
 @pytest.fixture(scope="module")
 def _poor_mount() -> Iterator[Mount]:
-    with ExitStack() as stack:
-        yield _factory(stack)(prefix=["prlimit", f"--nofile={LIMIT}:{LIMIT}"])
+    with fresh_mount(prefix=["prlimit", f"--nofile={LIMIT}:{LIMIT}"]) as mount:
+        yield mount
 
 
 @pytest.fixture
 def poor(_poor_mount: Mount) -> Iterator[Mount]:
     """A mount whose daemon may have 256 descriptors; all tests share it: what one uses up the next one would miss."""
-    _poor_mount.watch()
-    yield _poor_mount
-    _poor_mount.dismiss()
-    _poor_mount.check_log()
+    with _poor_mount.lent() as mount:
+        yield mount
 
 
 @pytest.fixture
 def place(poor: Mount) -> Path:
-    path = Path(tempfile.mkdtemp(dir=poor.path))
-    path.chmod(0o777)
-    return path
+    return poor.new_dir()
 
 
 def made(place: Path, count: int) -> list[Path]:

@@ -121,6 +121,11 @@ def one_line(text: str) -> str:
     return line
 
 
+USER = 65534
+"""Who mounts as an ordinary user: nobody. fusermount3 asks for the name of its user, and this one has a name on every
+machine."""
+
+
 def as_user(uid: int) -> Sequence[str]:
     """A command prefix: what follows runs as an ordinary user who may read every file, and no more.
 

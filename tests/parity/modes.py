@@ -4,10 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mounted.world import as_user
+from mounted.world import USER, as_user
 from support import mounts
-
-USER = 1000  # one that fusermount3 finds in the table of users
 
 
 @dataclass(frozen=True)

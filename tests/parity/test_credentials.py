@@ -131,6 +131,13 @@ def test_set_id_bits_and_writers_who_may_keep_them(any_place: Place) -> None:
     assert mode(file) == mode(any_place.source / "program")
 
 
+def test_a_chown_of_nothing_drops_set_id_bits_whoever_asks(any_place: Place) -> None:
+    """Where a plain directory says EPERM: it arrives as what drops them for a write (docs/promises.md)."""
+    file = make(any_place.path / "program", ALICE, ALICE, 0o4755)
+    any_place.bob()(os.chown, str(file), -1, -1)
+    assert mode(file) == mode(any_place.source / "program") == "-rwxr-xr-x"
+
+
 def test_writing_drops_file_capabilities(any_place: Place) -> None:
     file = make(any_place.path / "program", ALICE, ALICE, 0o777)
     os.setxattr(file, "security.capability", CAPABILITY)

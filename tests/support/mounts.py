@@ -11,6 +11,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,6 +198,20 @@ class Mount(Actors):
         if unannounced or missing:
             raise DaemonError(f"not announced: {unannounced}\nannounced but missing: {missing}\n{self.log()}")
 
+    @contextmanager
+    def lent(self) -> Iterator[Mount]:
+        """To one of the tests that share it, which leaves it as it found it."""
+        self.watch()
+        yield self
+        self.dismiss()
+        self.check_log()
+
+    def new_dir(self) -> Path:
+        """A fresh directory, open to every uid."""
+        path = Path(tempfile.mkdtemp(dir=self.path))
+        path.chmod(0o777)
+        return path
+
     # --- the control directory
 
     def control(self, name: str) -> Path:
@@ -272,6 +287,19 @@ def new_base(backing: str = "tmpfs") -> Path:
     base.chmod(0o755)
     bases.append(base)
     return base
+
+
+@contextmanager
+def fresh_mount(
+    *options: str, backing: str = "tmpfs", source: Path | None = None, prefix: Sequence[str] = ()
+) -> Iterator[Mount]:
+    """A mount in a fresh directory of its own."""
+    base = new_base(backing)
+    try:
+        with Mount(base, options, source=source, prefix=prefix) as mount:
+            yield mount
+    finally:
+        shutil.rmtree(base)
 
 
 def wait_mounted(path: Path, process: subprocess.Popen[bytes], limit_s: float) -> bool:

@@ -84,6 +84,13 @@ async def test_a_beat_at_half_of_the_watchdogs_time(manager: Manager, autojump_c
     assert manager.heard() == [{"WATCHDOG": "1", "STATUS": f"{at} s"} for at in ("0", "1.5", "3")]
 
 
+async def test_a_patient_watchdog_does_not_make_the_status_old(manager: Manager, autojump_clock: MockClock) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "30000000"})
+    with trio.move_on_after(STATUS_S * 1.5):
+        await notifier.keep_telling(lambda: "well")
+    assert len(manager.heard()) == 2
+
+
 async def test_the_status_alone_without_a_watchdog(manager: Manager, autojump_clock: MockClock) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.name})
     with trio.move_on_after(STATUS_S * 1.5):

@@ -21,7 +21,7 @@ from support.actor import eventually
 from support.mounts import Mount
 from web.conftest import LIMIT_S, Web
 
-from pinfs.cli import mounts
+from pinfs import mounts
 from pinfs.cli import web as verb
 from pinfs.cli.main import cli
 from pinfs.web.feed import MAX_CLIENTS

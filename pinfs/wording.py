@@ -1,0 +1,69 @@
+"""What happens to pins, in words for people, and nothing in them that could reach out of a terminal or a page. Pure."""
+
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+Event = dict[str, Any]
+
+# Control characters, bidirectional overrides and other invisible ones, lone surrogates (undecodable bytes of a name),
+# line separators: whatever a hostile note or file name could use to rewrite what the administrator sees.
+_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: show the byte that it stands for
+        return f"\\x{code - 0xDC00:02x}"
+    if code <= 0xFF:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def printable(text: str) -> str:
+    """`text` with everything escaped that is not plainly visible on a terminal; spaces stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escape(char) if unicodedata.category(char) in _UNSAFE else char for char in text)
+
+
+def differences(before: dict[int, Event], now: dict[int, Event]) -> Iterator[Event]:
+    """Events that lead from one table of pins (by id) to the next."""
+    for number in before.keys() - now.keys():
+        yield _event("released", before[number])
+    for number, pin in now.items():
+        old = before.get(number)
+        if old is None:
+            yield _event("pinned", pin)
+        if pin["state"] == "breaking" and (old is None or old["state"] != "breaking"):
+            yield _event("break", pin)
+        if pin["state"] == "held" and old is not None and old["state"] == "breaking":
+            yield _event("withdrawn", pin)
+
+
+def _event(kind: str, pin: Event) -> Event:
+    rest = {key: value for key, value in pin.items() if key not in ("id", "state", "v")}
+    return {"v": 1, "event": kind, "pin": pin["id"], **rest}
+
+
+def describe(event: Event) -> str:
+    """One event in words: the pin, its range and file, who holds it, who asks for it and how long that may take."""
+    words = []
+    if event.get("pin") is not None:
+        words.append(f"pin {event['pin']}")
+    if event.get("start") is not None:
+        end = event["start"] + event["length"] if event.get("length") else "end"
+        words.append(f"{event.get('mode', '')} [{event['start']}, {end})".strip())
+    if event.get("path") is not None:
+        words.append(f"of {event['path']}")
+    words += [f"held by {_who(event)}"] if event.get("pid") is not None else []
+    words += [f"for {event['op']}"] if event.get("op") else []
+    words += [f"of {_who(event['breaker'])}"] if event.get("breaker") else []
+    words += [f"({event[key]})" for key in ("why", "by") if event.get(key)]
+    words += [f"{event['remaining_s']:.1f} s left"] if event.get("remaining_s") is not None else []
+    words += [f"{event['lost']} events lost"] if event.get("lost") else []
+    return " ".join(words)
+
+
+def _who(process: Event) -> str:
+    return " ".join(str(process[key]) for key in ("pid", "comm") if process.get(key) is not None)
