@@ -334,7 +334,10 @@ class Operations:
             await self._truncate(inode, changes.size, "truncate", ctx, handle=handle)
         if changes.kill_suidgid:
             self._drop_set_ids(inode)
-        if changes.uid is not None or changes.gid is not None or changes.is_nothing:
+        is_nothing = changes.is_nothing
+        if is_nothing:
+            self._check_may_drop_set_ids(inode, ctx)
+        if changes.uid is not None or changes.gid is not None or is_nothing:
             with self._keeping_set_ids(inode):
                 os.chown(self._inodes.handle(inode), _or_same(changes.uid), _or_same(changes.gid))
         if changes.mode is not None:
@@ -350,6 +353,19 @@ class Operations:
             os.utime(self._inodes.handle(inode))
         else:
             os.utime(self._inodes.handle(inode), ns=(atime_ns, mtime_ns))
+
+    def _check_may_drop_set_ids(self, inode: Inode, ctx: CallerLike) -> None:
+        """EPERM: chown(-1, -1) of somebody else's set-id file.
+
+        It comes in the same words as what a passed-through write drops the bits by, and that must not fail: so only
+        where nobody has the file open for writing.
+        """
+        if inode.file is not None and inode.file.writer >= 0:
+            return
+        st = self._inodes.stat(inode)
+        drops = st.st_mode & stat.S_ISUID or st.st_mode & SUID_SGID_EXEC == SUID_SGID_EXEC
+        if drops and stat.S_ISREG(st.st_mode) and ctx.uid not in (0, st.st_uid):
+            raise error(errno.EPERM)
 
     def _drop_set_ids(self, inode: Inode) -> None:
         """What write(2) and truncate(2) by an ordinary user do: here the daemon, who may keep the bits, is to do it."""
