@@ -273,6 +273,15 @@ async def test_an_interrupted_breaker(bench: Bench, other: Caller, autojump_cloc
     assert (await pin_json(bench, nodeid, "p"))["state"] == "held"
 
 
+async def test_what_is_asked_for_after_its_size_has_room_to_grow(bench: Bench, autojump_clock: MockClock) -> None:
+    nodeid = await bench.file("f", SIZE)
+    await bench.pin(nodeid, "p", "0:0,mode=lease,signal=none")
+    for name in (b"user.pinfs.pin.p", b"user.pinfs.pins"):
+        sizes = [len(await bench.ops.getxattr(nodeid, name, ME, size)) for size in (0, 65536)]
+        assert sizes[0] >= sizes[1] + 16
+        assert json.loads(await bench.ops.getxattr(nodeid, name, ME, 65536))
+
+
 async def test_release_where_the_size_of_the_buffer_is_not_known(bench: Bench) -> None:
     """Through pyfuse3 alone: the C library asks for the size, and then once more for the value."""
     nodeid = await bench.file("f", SIZE)
