@@ -19,11 +19,15 @@ class Mode:
 
 
 STRAIGHT = Mode(("dev",))  # as the native directory is mounted
+ON_TMPFS = Mode(
+    STRAIGHT.options,
+    ("ZERO_RANGE",),  # which tmpfs refuses; the kernel has dropped file capabilities by then (docs/promises.md)
+)
 THROUGH_THE_DAEMON = Mode(
     (*STRAIGHT.options, "passthrough=off"),
     # What is stored reaches the backing, and its times, when the kernel writes it back; what is loaded from a hole
     # gives the file no page in the backing, as it does on a plain tmpfs.
-    ("store", "load"),
+    (*ON_TMPFS.left_out, "store", "load"),
     ("atime",),  # what is read from the kernel's cache moves none
 )
 PYFUSE3_ALONE = Mode(

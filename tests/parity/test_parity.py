@@ -23,7 +23,7 @@ from support import mounts
 
 from parity import grammar
 from parity.grammar import Existing, Mapped, Opened
-from parity.modes import BY_A_USER, PYFUSE3_ALONE, STRAIGHT, THROUGH_THE_DAEMON, Mode, UsersMount
+from parity.modes import BY_A_USER, ON_TMPFS, PYFUSE3_ALONE, STRAIGHT, THROUGH_THE_DAEMON, Mode, UsersMount
 from parity.pair import DifferenceError, Pair
 
 NewMount = Callable[..., mounts.Mount]
@@ -159,9 +159,9 @@ def drive_new_mounts(new: Callable[[], mounts.Mount], seconds: float, mode: Mode
         mount.stop()
 
 
-@pytest.mark.parametrize("backing", ["tmpfs", "disk"])
-def test_the_mount_behaves_as_its_backing_does(new_mount: NewMount, backing: str) -> None:
-    drive_new_mounts(lambda: new_mount(*STRAIGHT.options, backing=backing), SECONDS, STRAIGHT)
+@pytest.mark.parametrize(("backing", "mode"), [("tmpfs", ON_TMPFS), ("disk", STRAIGHT)], ids=["tmpfs", "disk"])
+def test_the_mount_behaves_as_its_backing_does(new_mount: NewMount, backing: str, mode: Mode) -> None:
+    drive_new_mounts(lambda: new_mount(*mode.options, backing=backing), SECONDS, mode)
 
 
 @pytest.mark.parametrize("mode", [THROUGH_THE_DAEMON, PYFUSE3_ALONE], ids=lambda mode: mode.options[-1])
