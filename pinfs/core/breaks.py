@@ -5,17 +5,24 @@ If only leases are, it reserves its range, each lease in it starts to break (onc
 waits: first for the earlier removals of these bytes, then for the pins. It is answered exactly once, READY or REFUSED;
 a READY one cuts the bytes and is finished.
 
-What always holds: each pin in the range of a waiting removal is breaking (unless the removal is exempt), each breaking
-pin has a deadline and is wanted by a waiting removal or an orphan, and no new pin appears in a reserved range. So a
-removal that has no pin left in its way may cut, and nothing waits beyond a deadline.
+What always holds: each pin in the range of a waiting removal is breaking or will be asked (unless the removal is
+exempt); what the removal waits for next is an earlier removal or a pin that is breaking; each breaking pin has a
+deadline and is wanted by a waiting removal or an orphan, or will be told that it is not; and no new pin appears in a
+reserved range. So a removal that has no pin left in its way may cut, and nothing waits beyond a deadline.
 
-The pins of an owner that is gone go at once, unless they are very many: then in slices, for nobody else shall wait for
-a million of them. Until then they stand in the book, but in nobody's way: see `owner_gone`.
+Nobody else shall wait for a million pins. So where they are very many, `expire` goes through them in slices:
+
+- holders are asked (`asking`). The break of a pin begins when it is asked, and so does the time it has. Whoever moves
+  a pin before that is asked first: nobody can tell but by the clock;
+- pins that nobody wants any more, because the removal was refused, stop breaking (`withdrawals`). A removal that comes
+  before that finds them breaking, and joins, deadline and all;
+- the pins of an owner that is gone are dropped. Until then they stand in the book, but in nobody's way: `owner_gone`.
 """
 
 import errno
 import heapq
 import math
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +30,18 @@ from enum import Enum, auto
 from itertools import islice
 from typing import Any, Final, TypeAlias
 
-from pinfs.core.pins import Break, Event, FilePins, Owner, Pin, PinTable, Reservation, discard
+from pinfs.core.pins import (
+    BEFORE_ALL,
+    Break,
+    Event,
+    FilePins,
+    Owner,
+    Pin,
+    PinTable,
+    Place,
+    Reservation,
+    discard,
+)
 from pinfs.core.policy import Limits, Policy
 from pinfs.core.ranges import RangeTree
 
@@ -39,8 +57,16 @@ MAX_ORPHANS_PER_FILE: Final = 64
 MAX_LOOKS: Final = 64
 """How many pins of the breaker itself are looked past for somebody else's, which only the errno depends on."""
 
+MAX_OWN_LOOKS: Final = 2048
+"""How many pins are looked at in search of one of the breaker's own, before anybody is asked. Where it has more than
+these and more are in its way, one may be found only when it is its turn to be asked."""
+
 AT_ONCE: Final = 128
-"""Pins that go, or breaks that end, between two looks at what else is to be done: some 1 ms."""
+"""Pins that are asked, or go, or breaks that end, between two looks at what else is to be done: some 1 ms."""
+
+MAX_ASKING_LEFT: Final = 64
+"""How many breakers of one file may have given up and still have holders asked. With more, those of the last ones are
+not asked further: who tries again does that."""
 
 UNLINKS: Final = frozenset({"unlink", "rename"})
 """The removals that take the last name as well: policy `unlink` decides about them."""
@@ -106,6 +132,16 @@ class Orphan(Reservation):
         return self.order > 0 and self.deadline is None
 
 
+@dataclass(slots=True, eq=False)
+class Withdrawal:
+    """Of the breaks in [start, end), those that nobody wants any more end. `after`: how far that has come."""
+
+    inode: int
+    start: int
+    end: int
+    after: tuple[int, int] = (-1, 0)
+
+
 Timed: TypeAlias = Break | Orphan
 
 
@@ -119,7 +155,8 @@ class Alarms:
         self.on_set: Callable[[float], None] | None = None
         self._heap: list[tuple[float, int, Timed]] = []
         self._count = 0
-        self._sweep_at = 64
+        self._stale = 0
+        """Entries to be skipped."""
 
     def __len__(self) -> int:
         """How many entries it holds, skipped ones too."""
@@ -127,30 +164,49 @@ class Alarms:
 
     def set(self, item: Timed, deadline: float) -> None:
         """Seconds. Costs O(log n)."""
+        self.drop(item)
         item.deadline = deadline
         self._count += 1
         heapq.heappush(self._heap, (deadline, self._count, item))
-        if len(self._heap) > self._sweep_at:
+        if self._stale > len(self._heap) // 2 + 64:
             self._sweep()
         if self.on_set is not None:
             self.on_set(deadline)
 
+    def drop(self, item: Timed) -> None:
+        """It has no deadline any more."""
+        if item.deadline is not None:
+            item.deadline = None
+            self._stale += 1
+
     def next(self) -> float | None:
-        """The earliest deadline, None if there is none."""
-        while self._heap and self._heap[0][2].deadline != self._heap[0][0]:
+        """The earliest deadline, None if there is none; minus infinity: it takes another call to find out, because very
+        many entries are to be skipped."""
+        for _ in range(AT_ONCE + 1):
+            if not self._heap:
+                return None
+            deadline, _, item = self._heap[0]
+            if item.deadline == deadline:
+                return deadline
             heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+            self._stale -= 1
+        return -math.inf
 
     def due(self, now: float) -> Iterator[Timed]:
-        """Take out what is due, earliest first."""
-        while (deadline := self.next()) is not None and deadline <= now:
-            yield heapq.heappop(self._heap)[2]
+        """Take out some of what is due, earliest first. Who gets it must `set` or `drop` it."""
+        for _ in range(AT_ONCE):
+            if not self._heap or self._heap[0][0] > now:
+                return
+            deadline, _, item = heapq.heappop(self._heap)
+            self._stale -= 1  # no entry of it is left to be skipped
+            if item.deadline == deadline:
+                yield item
 
     def _sweep(self) -> None:
         """Answered breaks would otherwise stay until their deadline: a quick pair of programs could fill the memory."""
         self._heap = [entry for entry in self._heap if entry[2].deadline == entry[0]]
         heapq.heapify(self._heap)
-        self._sweep_at = 2 * len(self._heap) + 64
+        self._stale = 0
 
 
 class PinBook(PinTable):
@@ -162,6 +218,10 @@ class PinBook(PinTable):
         self.is_gone: Callable[[Hashable], bool] = lambda process: False
         """Whether a process has ended; what it has left may still be about."""
         self._waiting: dict[Removal, None] = {}
+        self.asking: dict[Removal, Place] = {}
+        """Removals whose holders have not all been asked, each with the place of the last that has been. Some have
+        given up meanwhile: what they want now is what their orphan wants."""
+        self.withdrawals: deque[Withdrawal] = deque()
         self._killed: dict[Hashable, dict[int, Pin]] = {}
         """Processes that have been sent SIGKILL, and the pins for which, by id, as long as these are breaking."""
         self.alarms = Alarms()
@@ -190,7 +250,9 @@ class PinBook(PinTable):
             return removal.turn
         if not self._refused_at_once(removal, now):
             self._reserve(removal)
-            self._ask_holders(removal, now)
+            if not removal.exempt:
+                self.asking[removal] = BEFORE_ALL
+                self._ask_holders(removal, now)
             self._advance(removal, now)
         return removal.turn
 
@@ -215,6 +277,7 @@ class PinBook(PinTable):
         """The mount ends: refuse all that wait, and from now on all that would have to."""
         self.closing = True
         self._refuse(list(self._waiting), errno.EBUSY, "shutdown", None, now)
+        self._withdraw_some(now)
 
     @contextmanager
     def reserved(self, inode: int, start: int, end: int) -> Iterator[None]:
@@ -233,6 +296,13 @@ class PinBook(PinTable):
 
     # -- what holders say
 
+    def _before_move(self, pin: Pin, now: float) -> None:
+        """One that has yet to be asked is asked now: it may not move as if nobody wanted it, nor to where nobody would
+        look for it any more."""
+        for removal, asked in self.asking.items():
+            if pin.place > asked and _share_bytes(pin, removal):
+                self._ask(pin, removal, now)
+
     def _moved(self, pin: Pin, breaking: Break, now: float) -> None:
         """A breaking pin that moves out of all that is wanted has answered; any other goes on breaking, to the same
         deadline."""
@@ -240,7 +310,8 @@ class PinBook(PinTable):
             self._look_again(breaking.watchers, now)
         else:
             self._emit(Event("answered", now, pin, breaking=breaking, by="holder"))
-            self._break_ended(pin, breaking, now)
+            self._stop_breaking(pin, breaking)
+            self._look_again(breaking.watchers, now)
 
     def extend(self, pin: Pin, seconds: float, now: float) -> float:
         """Give a breaking pin until now + `seconds`, at most `break_timeout_max` after its break began (SPEC 7, 8).
@@ -273,8 +344,7 @@ class PinBook(PinTable):
             super().owner_gone(owner, now, by)
             return
         self.gone[owner] = by
-        if self.alarms.on_set is not None:
-            self.alarms.on_set(now)
+        self._more_to_do(now)
 
     def bury_in(self, inode: int, start: int, end: int, now: float) -> bool:
         """Drop the pins of owners that are gone in [start, end). False: there are too many pins to look at in one go;
@@ -310,18 +380,27 @@ class PinBook(PinTable):
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do, in the seconds of `now`; None: never, as things stand."""
-        return -math.inf if self.gone else self.alarms.next()
+        return -math.inf if self.gone or self.asking or self.withdrawals else self.alarms.next()
+
+    def _more_to_do(self, now: float) -> None:
+        """`expire` has something to do at once."""
+        if self.alarms.on_set is not None:
+            self.alarms.on_set(now)
 
     def expire(self, now: float) -> None:
-        """Do what the policy says about pins whose deadline is past (SPEC 3.6), end cool-downs, drop pins of the gone.
+        """Do what the policy says about pins whose deadline is past (SPEC 3.6), end cool-downs, go on with what is done
+        in slices.
 
         Very many take more than one call: see `next_deadline`.
         """
-        for item in islice(self.alarms.due(now), AT_ONCE):
+        for item in self.alarms.due(now):
             if isinstance(item, Orphan):
                 self._unreserve(item)
             else:
                 self._time_out(item, now)
+        self._withdraw_some(now)
+        if self.asking:
+            self._ask_more(next(iter(self.asking)), now)
         if self.gone:
             self._bury(next(iter(self.gone)), now)
 
@@ -330,7 +409,9 @@ class PinBook(PinTable):
         pin, on_timeout = breaking.pin, breaking.policy.on_timeout
         if self._lost(pin, now):
             return
-        if on_timeout == "deny" or breaking.killed:
+        if self.withdrawals and not self._is_wanted(pin):
+            self._stand(pin, "unwanted", now)
+        elif on_timeout == "deny" or breaking.killed:
             self._stand(pin, "timeout", now)
         elif on_timeout == "kill" and pin.process is not None and not self.is_gone(pin.process):
             self._kill(breaking, pin.process, now)
@@ -356,11 +437,22 @@ class PinBook(PinTable):
             if refusing is not None:
                 self._refuse([removal], policy.errno_number, "deny", refusing, now)
                 return True
-            own = next(filter(removal.owns, file.overlapping(removal.start, removal.end)), None)
+            own = self._own_in_the_way(removal, file)
             if own is not None:
                 self._refuse([removal], errno.EBUSY, "own", own, now)
                 return True
         return self._would_be_one_too_many(removal, file, now)
+
+    def _own_in_the_way(self, removal: Removal, file: FilePins) -> Pin | None:
+        """One of the breaker's own pins. It is looked for among all that it has and all that are in its way, whichever
+        are fewer."""
+        mine = self.of_breaker(removal.process, removal.handle)
+        for pin, other in islice(zip(mine, file.overlapping(removal.start, removal.end), strict=False), MAX_OWN_LOOKS):
+            if removal.owns(pin) and _share_bytes(pin, removal):
+                return pin
+            if removal.owns(other):
+                return other
+        return None
 
     def _would_be_one_too_many(self, removal: Removal, file: FilePins, now: float) -> bool:
         limited = self.closing or (self.waiting >= self.limits.max_waiting and not removal.nonblock)
@@ -381,10 +473,32 @@ class PinBook(PinTable):
             return None
         return _latest_before(removal, file) or (None if removal.exempt else file.first(removal.start, removal.end))
 
-    def _ask_holders(self, removal: Removal, now: float) -> None:
-        if not removal.exempt:
-            for pin in self.files[removal.inode].overlapping(removal.start, removal.end):
-                self._break(pin, removal, now)
+    def _ask_more(self, removal: Removal, now: float) -> None:
+        """Some more. It may turn out only now that the breaker waits for itself: see MAX_OWN_LOOKS."""
+        own = next(filter(removal.owns, self._ask_holders(removal, now)), None)
+        if own is not None and removal.wants:
+            self._refuse([removal], errno.EBUSY, "own", own, now)
+
+    def _ask_holders(self, removal: Removal, now: float) -> list[Pin]:
+        """Ask some, from the place in `asking`; the rest when all others have had their turn."""
+        place, file = self.asking.pop(removal), self.files.get(removal.inode)
+        if file is None:
+            return []
+        start, end = removal.start, removal.end
+        left = file.overlapping(start, end) if place is BEFORE_ALL else file.overlapping_after(start, end, place)
+        pins = list(islice(left, AT_ONCE + 1))
+        if len(pins) > AT_ONCE:
+            pins.pop()
+            self.asking[removal] = pins[-1].place
+            self._more_to_do(now)
+        for pin in pins:
+            if pin.breaking is None:
+                self._ask(pin, removal, now)
+        return pins
+
+    def _ask(self, pin: Pin, removal: Removal, now: float) -> None:
+        if removal.wants or self._is_wanted(pin):
+            self._break(pin, removal, now)
 
     def _break(self, pin: Pin, removal: Removal, now: float) -> Break:
         """The break of a pin: begun now, or already under way (SPEC 3.4: each holder is told once)."""
@@ -392,6 +506,7 @@ class PinBook(PinTable):
             pin.breaking = Break(pin, removal.policy, now, None, removal.op, removal.start, removal.end)
             self.alarms.set(pin.breaking, now + removal.policy.break_timeout)
             self.breaking_of.setdefault(pin.owner, {})[pin.id] = pin
+            self.files[pin.inode].add_breaking(pin)
             self._emit(Event("break", now, pin, removal, pin.breaking))
         return pin.breaking
 
@@ -405,10 +520,15 @@ class PinBook(PinTable):
             self._refuse([removal], errno.EAGAIN, "nonblock", obstacle if isinstance(obstacle, Pin) else None, now)
         else:
             self._waiting[removal] = None
-            _watch(removal, self._break(obstacle, removal, now) if isinstance(obstacle, Pin) else obstacle)
+            if isinstance(obstacle, Pin):
+                breaking = obstacle.breaking or self._first_breaking(removal, now)
+                _watch(removal, breaking or self._break(obstacle, removal, now))
+            else:
+                _watch(removal, obstacle)
 
     def _ready(self, removal: Removal, now: float) -> None:
         removal.turn = Turn.READY
+        self.asking.pop(removal, None)
         if removal in self._waiting:
             del self._waiting[removal]
             self._emit(Event("proceeded", now, removal=removal))
@@ -420,20 +540,26 @@ class PinBook(PinTable):
         for removal in removals:
             removal.turn, removal.errno, removal.why = Turn.REFUSED, code, why
             if removal.order:
+                self.asking.pop(removal, None)
                 self._withdraw_request(removal)
                 reserved.append(removal)
             self._emit(Event("refused", now, pin, removal, why=why))
             _wake(removal)
-        for inode, start, end in _hulls(reserved):
-            self._stand_where_unwanted(inode, start, end, now)
+        if reserved:
+            self.withdrawals.extend(Withdrawal(*hull) for hull in _hulls(reserved))
+            self._more_to_do(now)
         for removal in reserved:
             self._look_again(removal.watchers, now)
 
     def _abandon(self, removal: Removal, now: float) -> None:
         """Take a removal out of the queue, and leave an orphan for its breaks."""
-        self._leave_orphan(removal, now)
+        if not self._leave_orphan(removal, now) or self._asking_left(removal.inode) >= MAX_ASKING_LEFT:
+            self.asking.pop(removal, None)
         self._withdraw_request(removal)
         self._look_again(removal.watchers, now)
+
+    def _asking_left(self, inode: int) -> int:
+        return sum(removal.inode == inode and removal.turn is not Turn.WAITING for removal in self.asking)
 
     def _withdraw_request(self, removal: Removal) -> None:
         self._waiting.pop(removal, None)
@@ -449,15 +575,34 @@ class PinBook(PinTable):
             elif isinstance(waiter, Orphan) and waiter.wants:
                 self._watch_or_cool_down(waiter, now)
 
+    def _first_breaking(self, waiter: Removal | Orphan, now: float) -> Break | None:
+        """A break that has to end before the waiter can go on. Where all that were asked have answered, the next are
+        asked."""
+        while True:
+            tree = self.files[waiter.inode].breaking
+            pin = None if tree is None else tree.first_overlap(waiter.start, waiter.end)
+            if pin is not None:
+                return pin.breaking
+            asking = next((removal for removal in self.asking if _is_inside(removal, waiter)), None)
+            if asking is None:
+                return None
+            self._ask_holders(asking, now)
+
     # -- the end of a break
 
     def _break_ended(self, pin: Pin, breaking: Break, now: float) -> None:
         self._end_break(breaking)
         self._look_again(breaking.watchers, now)
 
+    def _stop_breaking(self, pin: Pin, breaking: Break) -> None:
+        """The pin stays."""
+        self.files[pin.inode].take_breaking(pin)
+        self._end_break(breaking)
+
     def _end_break(self, breaking: Break) -> None:
         pin = breaking.pin
-        pin.breaking = breaking.deadline = None
+        pin.breaking = None
+        self.alarms.drop(breaking)
         discard(self.breaking_of, pin.owner, pin.id)
         if breaking.killed:
             discard(self._killed, pin.process, pin.id)
@@ -467,17 +612,31 @@ class PinBook(PinTable):
         breaking = pin.breaking
         if breaking is not None:
             self._emit(Event("withdrawn", now, pin, breaking=breaking, why=why))
-            self._end_break(breaking)
+            self._stop_breaking(pin, breaking)
             refused = [r for r in self._reserved_over(pin) if isinstance(r, Removal) and r.wants]
             self._refuse(refused, breaking.policy.errno_number, why, pin, now)
             self._look_again(breaking.watchers, now)
 
-    def _stand_where_unwanted(self, inode: int, start: int, end: int, now: float) -> None:
+    def _withdraw_some(self, now: float) -> None:
         """Removals were refused: holders of which nobody else wants anything need not let go any more."""
-        file = self.files.get(inode)
-        for pin in [] if file is None else list(file.overlapping(start, end)):
-            if pin.breaking is not None and not self._is_wanted(pin):
-                self._stand(pin, "unwanted", now)
+        left = AT_ONCE
+        while self.withdrawals and left > 0:
+            withdrawal = self.withdrawals[0]
+            pins = self._breaking_after(withdrawal, left)
+            if len(pins) < left:
+                self.withdrawals.popleft()
+            else:
+                withdrawal.after = (pins[-1].start, pins[-1].id)
+            left -= max(1, len(pins))
+            for pin in pins:
+                if not self._is_wanted(pin):
+                    self._stand(pin, "unwanted", now)
+
+    def _breaking_after(self, withdrawal: Withdrawal, count: int) -> list[Pin]:
+        file = self.files.get(withdrawal.inode)
+        if file is None or file.breaking is None:
+            return []
+        return list(islice(file.breaking.overlapping(withdrawal.start, withdrawal.end, withdrawal.after), count))
 
     def _is_wanted(self, pin: Pin) -> bool:
         return any(isinstance(r, Removal | Orphan) and r.wants for r in self._reserved_over(pin))
@@ -501,16 +660,19 @@ class PinBook(PinTable):
             file.reserved.remove(reservation.start, reservation.order)
         reservation.order = 0
         if isinstance(reservation, Orphan):
-            reservation.deadline = None
+            self.alarms.drop(reservation)
             _unwatch(reservation)
             file.orphans = tuple(orphan for orphan in file.orphans if orphan is not reservation)
         self._forget_if_empty(reservation.inode)
 
-    def _leave_orphan(self, removal: Removal, now: float) -> None:
-        """Keep the range of a removal that gave up as long as pins in it are breaking, and for the cool-down then."""
+    def _leave_orphan(self, removal: Removal, now: float) -> bool:
+        """Keep the range of a removal that gave up as long as pins in it are breaking, and for the cool-down then.
+
+        False: nothing is left behind.
+        """
         file = self.files[removal.inode]
-        if removal.exempt or _first_breaking(file, removal) is None:
-            return
+        if removal.exempt or self._first_breaking(removal, now) is None:
+            return False
         orphan = Orphan(removal.inode, removal.start, removal.end, removal.process)
         crowded = len(file.orphans) >= MAX_ORPHANS_PER_FILE
         for other in file.orphans:
@@ -522,6 +684,7 @@ class PinBook(PinTable):
         self._reserve(orphan)
         file.orphans += (orphan,)
         self._watch_or_cool_down(orphan, now)
+        return True
 
     def _drop_orphans(self, removal: Removal) -> None:
         """Somebody has had the turn that they kept; no pin is left there to break."""
@@ -530,7 +693,7 @@ class PinBook(PinTable):
                 self._unreserve(orphan)
 
     def _watch_or_cool_down(self, orphan: Orphan, now: float) -> None:
-        breaking = _first_breaking(self.files[orphan.inode], orphan)
+        breaking = self._first_breaking(orphan, now)
         if breaking is not None:
             _watch(orphan, breaking)
         elif orphan.process is not None and self.is_gone(orphan.process):
@@ -563,9 +726,12 @@ def _latest_before(removal: Removal, file: FilePins) -> Removal | None:
     return max(earlier, key=lambda r: r.order, default=None)
 
 
-def _first_breaking(file: FilePins, wanted: Reservation) -> Break | None:
-    pins = file.overlapping(wanted.start, wanted.end)
-    return next((pin.breaking for pin in pins if pin.breaking is not None), None)
+def _share_bytes(one: Pin | Reservation, other: Pin | Reservation) -> bool:
+    return one.inode == other.inode and one.start < other.end and other.start < one.end
+
+
+def _is_inside(inner: Reservation, outer: Reservation) -> bool:
+    return inner.inode == outer.inode and outer.start <= inner.start and inner.end <= outer.end
 
 
 def _hulls(removals: Iterable[Removal]) -> list[tuple[int, int, int]]:

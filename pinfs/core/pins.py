@@ -24,6 +24,11 @@ EventKind: TypeAlias = Literal[
 OwnKey: TypeAlias = int | tuple[int, bytes]
 """A pin among those of its owner: (inode, name), where its owner has given it a name, else its id."""
 
+Place: TypeAlias = tuple[int, int, int]
+"""See `Pin.place`."""
+
+BEFORE_ALL: Final[Place] = (0, -1, 0)
+
 K = TypeVar("K")
 L = TypeVar("L")
 
@@ -125,6 +130,11 @@ class Pin:
         return self.id if self.name is None else (self.inode, self.name)
 
     @property
+    def place(self) -> Place:
+        """Where it stands among the pins of its file: deny pins first, each kind by rising start."""
+        return (0 if self.spec.mode is Mode.DENY else 1), self.spec.start, self.id
+
+    @property
     def start(self) -> int:
         return self.spec.start
 
@@ -181,11 +191,15 @@ class Event:
 
 
 class FilePins:
-    """What is known of one inode: its pins by mode, so that "any deny pin here?" does not depend on the leases."""
+    """What is known of one inode: its pins by mode, so that "any deny pin here?" does not depend on the leases.
 
-    __slots__ = ("deny", "lease", "orphans", "reserved")
+    `breaking`: those that are breaking, once more.
+    """
+
+    __slots__ = ("breaking", "deny", "lease", "orphans", "reserved")
 
     def __init__(self) -> None:
+        self.breaking: RangeTree[Pin] | None = None
         self.deny: RangeTree[Pin] | None = None
         self.lease: RangeTree[Pin] | None = None
         self.reserved: RangeTree[Reservation] | None = None
@@ -217,9 +231,28 @@ class FilePins:
             raise KeyError(pin.id)
         tree.remove(spec.start, pin.id)
 
+    def add_breaking(self, pin: Pin) -> None:
+        tree = self.breaking
+        if tree is None:
+            tree = self.breaking = RangeTree()
+        tree.insert(pin.spec.start, pin.spec.end, pin.id, pin)
+
+    def take_breaking(self, pin: Pin) -> None:
+        if self.breaking is None:
+            raise KeyError(pin.id)
+        self.breaking.remove(pin.spec.start, pin.id)
+
     def overlapping(self, start: int, end: int) -> Iterator[Pin]:
         for tree in self.trees():
             yield from tree.overlapping(start, end)
+
+    def overlapping_after(self, start: int, end: int, place: Place) -> Iterator[Pin]:
+        """The same, but only those behind a place: for who looks at some at a time."""
+        kind, *after = place
+        if self.deny and kind == 0:
+            yield from self.deny.overlapping(start, end, (after[0], after[1]))
+        if self.lease:
+            yield from self.lease.overlapping(start, end, (after[0], after[1]) if kind == 1 else None)
 
     def first(self, start: int, end: int) -> Pin | None:
         """One pin that shares a byte with [start, end), a deny pin if there is one."""
@@ -270,6 +303,8 @@ class PinTable:
         self.on_end: Callable[[Pin], None] | None = None
         self._emit = emit
         self._by_proxy: dict[tuple[int, bytes, int], dict[int, Pin]] = {}
+        self._of_handles: dict[Hashable, dict[int, Pin]] = {}
+        """The pins that belong to handles, by the process that registered them (None: not visible)."""
         self._last_id = 0
 
     def __len__(self) -> int:
@@ -308,6 +343,14 @@ class PinTable:
         owned = self.by_owner.get(owner)
         return None if owned is None else owned.get((inode, name))
 
+    def of_breaker(self, process: Hashable | None, handle: Owner | None) -> Iterator[Pin]:
+        """The pins that `process` has registered and those of `handle`, of whatever file; some may come twice."""
+        if process is not None:
+            yield from self.by_owner.get(process, {}).values()
+            yield from self._of_handles.get(process, {}).values()
+        if handle is not None:
+            yield from self.by_owner.get(handle, {}).values()
+
     def find_proxy(self, inode: int, name: bytes, uid: int) -> Pin | None:
         """The pin called `name` that `uid` registered for another process, if there is exactly one on this inode."""
         pins = list(self._by_proxy.get((inode, name, uid), {}).values())
@@ -340,6 +383,8 @@ class PinTable:
         old = None if name is None else self.find(inode, owner, name)
         file = self.files.get(inode)
         if file is not None and file.reserved is not None:
+            if old is not None and old.breaking is None:
+                self._before_move(old, now)
             self._check_reserved(file, spec, old)
         charge = spec.length or size - spec.start
         self._check_limits(uid, charge, old, now)
@@ -349,9 +394,13 @@ class PinTable:
             self._put(pin)
         else:
             pin = old
+            if pin.breaking is not None:
+                self.files[inode].take_breaking(pin)
             self._take(pin)
             pin.process, pin.uid, pin.spec, pin.charged, pin.proxy_uid = process, uid, spec, charge, proxy_uid
             self._put(pin)
+            if pin.breaking is not None:
+                self.files[inode].add_breaking(pin)
         if self.heard:
             self._emit(Event("pinned", now, pin, why="replaced" if old else None))
         if pin.breaking is not None:
@@ -380,6 +429,8 @@ class PinTable:
 
     def _end(self, pin: Pin, kind: EventKind, now: float, by: str) -> None:
         breaking = pin.breaking
+        if breaking is not None:
+            self.files[pin.inode].take_breaking(pin)
         self._take(pin)
         self.ended[by] += 1
         if self.on_end is not None:
@@ -391,6 +442,9 @@ class PinTable:
             self._break_ended(pin, breaking, now)
 
     # What breaks have to do with pins that move and end: next door.
+
+    def _before_move(self, pin: Pin, now: float) -> None:
+        """A pin that is not breaking, in a file of which somebody wants something, will have another range or mode."""
 
     def _moved(self, pin: Pin, breaking: Break, now: float) -> None:
         """A breaking pin has another range or mode now."""
@@ -446,6 +500,8 @@ class PinTable:
         owned[pin.own_key] = pin
         if pin.proxy_uid is not None and pin.name is not None:
             self._by_proxy.setdefault((pin.inode, pin.name, pin.proxy_uid), {})[pin.id] = pin
+        if pin.process is not pin.owner:
+            self._of_handles.setdefault(pin.process, {})[pin.id] = pin
         usage = self.usage.get(pin.uid)
         if usage is None:
             usage = self.usage[pin.uid] = Usage()
@@ -458,6 +514,8 @@ class PinTable:
         discard(self.by_owner, pin.owner, pin.own_key)
         if pin.proxy_uid is not None and pin.name is not None:
             discard(self._by_proxy, (pin.inode, pin.name, pin.proxy_uid), pin.id)
+        if pin.process is not pin.owner:
+            discard(self._of_handles, pin.process, pin.id)
         usage = self.usage[pin.uid]
         usage.pins -= 1
         usage.bytes -= pin.charged

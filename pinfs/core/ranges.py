@@ -91,15 +91,19 @@ class RangeTree(Generic[T]):
         self._hang(path[-1] if path else None, goes_left, _merge(node.left, node.right))
         _measure_up(path)
 
-    def overlapping(self, start: int, end: int) -> Iterator[T]:
+    def overlapping(self, start: int, end: int, after: tuple[int, int] | None = None) -> Iterator[T]:
         """The values of all ranges that share a byte with [start, end), by rising start.
 
-        The tree must not change while the iterator is in use.
+        `after`: only those behind this (start, key), which need not be in the tree any more. The tree must not change
+        while the iterator is in use.
         """
         pending: list[_Node[T]] = []
         node = self._root if start < end else None
         while True:
             while node is not None and node.max_end > start:
+                if after is not None and (node.start, node.key) <= after:
+                    node = node.right
+                    continue
                 pending.append(node)
                 node = node.left
             if not pending:

@@ -1,6 +1,7 @@
 """Removals and breaks, one rule of SPEC 3 at a time."""
 
 import errno
+import math
 from collections.abc import Hashable
 from typing import Any
 
@@ -8,7 +9,15 @@ import pytest
 from support.counted import Counted
 
 from pinfs.core import breaks
-from pinfs.core.breaks import COOL_DOWN_S, KILL_GRACE_S, MAX_ORPHANS_PER_FILE, PinBook, Removal, Turn
+from pinfs.core.breaks import (
+    COOL_DOWN_S,
+    KILL_GRACE_S,
+    MAX_ASKING_LEFT,
+    MAX_ORPHANS_PER_FILE,
+    PinBook,
+    Removal,
+    Turn,
+)
 from pinfs.core.pins import Event, Mode, Pin, PinSpec, State
 from pinfs.core.policy import Limits, Policy
 from pinfs.core.ranges import END
@@ -43,6 +52,12 @@ class Book(PinBook):
         self.now = START + now
         self.expire(self.now)
 
+    def settle(self) -> float | None:
+        """Do all that is done in slices; returns what `next_deadline` says then."""
+        while (deadline := self.next_deadline()) == -math.inf:
+            self.expire(self.now)
+        return deadline
+
     def kinds(self, *skipped: str) -> list[str]:
         return [event.kind for event in self.events if event.kind not in ("pinned", *skipped)]
 
@@ -52,6 +67,11 @@ def outcome(removal: Removal) -> tuple[Turn, int, str]:
 
 
 REFUSED_BY_DENY = (Turn.REFUSED, errno.EBUSY, "deny")
+
+
+@pytest.fixture
+def slices_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaks, "AT_ONCE", 2)
 
 
 # Deny pins and own pins
@@ -555,6 +575,17 @@ def test_answered_breaks_do_not_pile_up_until_their_deadlines() -> None:
     assert len(book.alarms) < 200
 
 
+@pytest.mark.usefixtures("slices_of_two")
+def test_answered_breaks_do_not_wait_for_their_deadlines() -> None:
+    book = Book()
+    pins = [book.lease(number) for number in range(50)]
+    removal = book.remove()
+    book.settle()
+    for pin in pins:
+        book.release(pin, book.now)
+    assert (removal.turn, book.settle(), len(book.alarms)) == (Turn.READY, None, 0)
+
+
 # Too many, and the end
 
 
@@ -592,7 +623,216 @@ def test_closing_refuses_all_that_wait_or_would() -> None:
     assert book.remove(500).turn is Turn.READY
 
 
+# A great many, in slices
+
+
+def breaking(pins: list[Pin]) -> list[int]:
+    return [number for number, pin in enumerate(pins) if pin.state is State.BREAKING]
+
+
+@pytest.mark.usefixtures("slices_of_two")
+def test_holders_are_asked_in_slices_and_all_of_them_before_the_removal_goes_on() -> None:
+    book = Book()
+    pins = [book.lease(number) for number in range(5)]
+    removal = book.remove()
+    assert (breaking(pins), book.next_deadline()) == ([0, 1], -math.inf)
+    for pin in pins[:2]:
+        book.release(pin, book.now)
+    assert (removal.turn, breaking(pins)) == (Turn.WAITING, [2, 3])
+    book.at(1)
+    assert breaking(pins) == [2, 3, 4]
+    for pin in pins[2:]:
+        book.release(pin, book.now)
+    assert (removal.turn, book.settle()) == (Turn.READY, None)
+    assert book.kinds("released") == ["break"] * 5 + ["proceeded"]
+
+
+@pytest.mark.usefixtures("slices_of_two")
+def test_the_time_of_a_holder_begins_when_it_is_asked() -> None:
+    book = Book()
+    pins = [book.lease(number) for number in range(3)]
+    removal = book.remove()
+    book.at(1)
+    assert [pin.deadline for pin in pins] == [START + 45, START + 45, START + 46]
+    for pin in pins[:2]:
+        book.release(pin, book.now)
+    book.at(45)
+    assert removal.turn is Turn.WAITING
+    book.at(46)
+    assert outcome(removal) == (Turn.REFUSED, errno.EBUSY, "timeout")
+
+
+@pytest.mark.usefixtures("slices_of_two")
+def test_who_lets_go_before_being_asked_is_not_asked() -> None:
+    book = Book()
+    pins = [book.lease(number) for number in range(5)]
+    removal = book.remove()
+    for pin in reversed(pins):
+        book.release(pin, book.now)
+    book.at(0)
+    assert removal.turn is Turn.READY
+    assert book.kinds("released") == ["break"] * 2 + ["proceeded"]
+
+
+@pytest.mark.usefixtures("slices_of_two")
+def test_who_moves_a_pin_before_being_asked_is_asked_first() -> None:
+    book = Book()
+    pins = [book.lease(50 + number, 60, name=b"%d" % number) for number in range(5)]
+    removal = book.remove(100)
+    with pytest.raises(OSError, match="under way"):
+        book.deny(52, 60, name=b"2")
+    assert breaking(pins) == [0, 1, 2]
+    book.lease(0, 113, name=b"3")  # begins before those that have been asked
+    assert breaking(pins) == [0, 1, 2, 3]
+    book.lease(0, 100, name=b"4")
+    assert breaking(pins) == [0, 1, 2, 3]
+    assert book.kinds()[-2:] == ["break", "answered"]
+    book.at(0)
+    for pin in pins[:4]:
+        book.release(pin, book.now)
+    assert removal.turn is Turn.READY
+
+
+@pytest.mark.usefixtures("slices_of_two")
+def test_what_was_asked_and_stands_is_not_asked_again_when_it_moves() -> None:
+    book = Book()
+    first = book.lease(0, name=b"first")
+    for number in range(1, 6):
+        book.lease(number)
+    book.remove(nonblock=True)
+    book.at(45)
+    assert first.state is State.HELD
+    book.lease(0, 5, name=b"first")
+    assert first.state is State.HELD
+
+
+@pytest.mark.usefixtures("slices_of_two")
+def test_the_break_of_who_does_not_wait_goes_on_to_all_holders() -> None:
+    book = Book()
+    pins = [book.lease(number) for number in range(7)]
+    assert book.remove(nonblock=True).errno == errno.EAGAIN
+    assert breaking(pins) == [0, 1]
+    for pin in pins[:2]:
+        book.release(pin, book.now)
+    assert breaking(pins) == [2, 3], "not a cool-down, while some have not been asked"
+    book.at(0)
+    assert breaking(pins) == [2, 3, 4, 5]
+    with pytest.raises(OSError, match="under way"):
+        book.lease(500)
+    for pin in pins[2:]:
+        book.release(pin, book.now)
+    book.at(COOL_DOWN_S)
+    assert (book.files, book.settle()) == ({}, None)
+
+
+@pytest.mark.usefixtures("slices_of_two")
+def test_a_breaker_that_leaves_has_its_other_holders_asked() -> None:
+    book = Book()
+    pins = [book.lease(number) for number in range(5)]
+    book.leave(book.remove(), book.now)
+    book.at(0)
+    book.at(0)
+    assert breaking(pins) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("slices_of_two")
+def test_those_who_try_again_and_again_do_not_ask_without_end() -> None:
+    book = Book()
+    for number in range(5):
+        book.lease(number)
+    for _ in range(200):
+        book.remove(nonblock=True)
+    assert len(book.asking) == MAX_ASKING_LEFT
+
+
+@pytest.mark.usefixtures("slices_of_two")
+def test_a_refused_removal_asks_no_more_and_its_breaks_are_withdrawn_in_slices() -> None:
+    book = Book()
+    pins = [book.lease(number) for number in range(9)]
+    removal = book.remove()
+    book.at(1)
+    book.at(2)
+    book.at(45)  # two time out, and two more need not let go
+    assert outcome(removal) == (Turn.REFUSED, errno.EBUSY, "timeout")
+    assert breaking(pins) == [4, 5]
+    book.at(45)
+    book.at(45)
+    assert (breaking(pins), book.settle()) == ([], None)
+    assert book.kinds() == ["break"] * 6 + ["withdrawn", "refused"] + ["withdrawn"] * 5
+
+
+@pytest.mark.usefixtures("slices_of_two")
+@pytest.mark.parametrize("on_timeout", ["revoke", "kill"])
+def test_what_nobody_wants_any_more_is_not_taken_at_its_deadline(on_timeout: str) -> None:
+    book = Book()
+    pins = [book.lease(number) for number in range(7)]
+    book.remove(policy=Policy(on_timeout=on_timeout))
+    for _ in range(3):
+        book.at(0)
+    assert len(breaking(pins)) == 7
+    book.close(book.now)
+    assert breaking(pins) == [2, 3, 4, 5, 6]
+    book.at(45)
+    book.at(45)
+    book.at(45)
+    assert (breaking(pins), len(book)) == ([], 7)
+    assert "kill" not in book.kinds()
+
+
+@pytest.mark.usefixtures("slices_of_two")
+def test_a_removal_joins_breaks_that_are_yet_to_be_withdrawn() -> None:
+    book = Book()
+    pins = [book.lease(number) for number in range(9)]
+    first = book.remove(0, 9)
+    for now in (1, 2, 3):
+        book.at(now)
+    book.at(45)
+    assert (first.turn, breaking(pins)) == (Turn.REFUSED, [4, 5, 6, 7])
+    second = book.remove(17, 18)  # the last one's
+    third = book.remove(15, 16)  # those of the last two
+    book.at(45)
+    book.at(45)
+    assert (second.turn, third.turn, breaking(pins)) == (Turn.WAITING, Turn.WAITING, [6, 7, 8])
+    assert [pins[number].deadline for number in (6, 7, 8)] == [START + 48, START + 48, START + 90]
+
+
+def test_a_breaker_that_waits_for_itself_is_refused_when_that_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaks, "AT_ONCE", 2)
+    monkeypatch.setattr(breaks, "MAX_OWN_LOOKS", 2)
+    book = Book()
+    for number in range(5):
+        book.lease(500 + number, owner="me")
+    pins = [book.lease(number) for number in range(4)]
+    own = book.lease(100, owner="me")
+    removal = book.remove(0, 200, process="me")
+    assert removal.turn is Turn.WAITING
+    book.at(0)
+    book.at(0)
+    assert outcome(removal) == (Turn.REFUSED, errno.EBUSY, "own")
+    for _ in range(3):
+        book.at(0)
+    assert breaking([*pins, own]) == []
+
+
 # How much work it is
+
+
+def comparisons_to_stand(holders: int) -> float:
+    """A breaker has given up, and all holders let their deadline pass."""
+    book = Book()
+    spec = PinSpec(Counted(0), Counted(10), Mode.LEASE)
+    for i in range(holders):
+        book.pin(1, i, i, 7, None, spec, SIZE, START)
+    book.remove(Counted(0), Counted(END), nonblock=True)
+    book.settle()
+    Counted.comparisons = 0
+    while book.breaking_of:
+        book.at(45)
+    return Counted.comparisons / holders
+
+
+def test_what_a_breaker_left_behind_ends_at_a_price_that_hardly_grows() -> None:
+    assert comparisons_to_stand(5000) < 5 * comparisons_to_stand(100)
 
 
 def comparisons_to_release(holders: int) -> float:

@@ -2,10 +2,12 @@
 
 The machine drives a PinBook and keeps its own account of what stands: pins as sets of bytes, removals in order, what
 breakers left behind. After each step the book must agree with the account. A second machine does the same with a
-book that does everything in slices of a single pin, as it does in large ones with a great many pins.
+book that does everything in slices of a single pin, as it does in large ones with a great many pins: drops those of
+the gone, asks holders, tells them that they need not let go. What is left of that, the account takes from the book.
 """
 
 import errno
+import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
@@ -129,7 +131,11 @@ class Breaks(RuleBasedStateMachine):
         old = None if name is None else self.book.find(inode, owner, name)
         before = frozenset() if old is None else held(old)
         wanted = bytes_of(inode, spec.start, spec.end)
-        hardens = old is not None and old.state is State.BREAKING and (old.mode, spec.mode) == (Mode.LEASE, Mode.DENY)
+        hardens = (
+            old is not None
+            and (old.state is State.BREAKING or self.will_be_asked(old.id))
+            and (old.mode, spec.mode) == (Mode.LEASE, Mode.DENY)
+        )
         refuse = (wanted - before) & self.reserved() or (hardens and wanted & self.reserved())
         spec_before = None if old is None else old.spec
         try:
@@ -252,7 +258,8 @@ class Breaks(RuleBasedStateMachine):
         self.asked.append(asked)
 
     def leave_behind(self, asked: Asked) -> None:
-        if asked.exempt or not any(self.standing[pin] & asked.bytes for pin in self.breaking):
+        wanted = [pin for pin, at in self.standing.items() if at & asked.bytes]
+        if asked.exempt or not any(pin in self.breaking or self.will_be_asked(pin) for pin in wanted):
             return
         merged = Left(asked.bytes)
         for left in list(self.left):
@@ -332,6 +339,10 @@ class Breaks(RuleBasedStateMachine):
         assert {p.id: p.deadline for p in self.book.by_id.values() if p.state is State.BREAKING} == self.breaking
         of_owners = {pin: owner for owner, pins in self.book.breaking_of.items() for pin in pins}
         assert of_owners == {pin: self.owners[pin] for pin in self.breaking}
+        of_files = [file.breaking.overlapping(0, END) for file in self.book.files.values() if file.breaking]
+        assert {pin.id: held(pin) for pins in of_files for pin in pins} == {
+            pin: self.standing[pin] for pin in self.breaking
+        }
         assert self.book.waiting == len(self.now_in(Turn.WAITING))
         for inode in (1, 2):
             assert self.book.count_of_file(inode) == len(list(self.book.of_file(inode)))
@@ -344,9 +355,23 @@ class Breaks(RuleBasedStateMachine):
         wanting = [a.bytes for a in self.asked if a.wants]
         for pin, at in self.standing.items():
             if any(bytes_ & at for bytes_ in wanting):
-                assert pin in self.breaking
+                assert pin in self.breaking or self.will_be_asked(pin)
             elif pin in self.breaking:
-                assert any(left.bytes & at for left in self.left if left.until is None)
+                left = any(left.bytes & at for left in self.left if left.until is None)
+                assert left or self.will_be_told_that_it_may_stay(pin)
+
+    def will_be_asked(self, number: int) -> bool:
+        """Is a slice to come that asks this pin, and does somebody want it?"""
+        pin, at = self.book.by_id[number], self.standing[number]
+        wanting = [a.bytes for a in self.asked if a.wants] + [left.bytes for left in self.left if left.until is None]
+        return any(bytes_ & at for bytes_ in wanting) and any(
+            at & bytes_of(removal.inode, removal.start, removal.end) and pin.place > asked
+            for removal, asked in self.book.asking.items()
+        )
+
+    def will_be_told_that_it_may_stay(self, number: int) -> bool:
+        pin, at = self.book.by_id[number], self.standing[number]
+        return any(at & bytes_of(w.inode, w.start, w.end) and pin.place[1:] > w.after for w in self.book.withdrawals)
 
     def nothing_waits_in_vain_or_beyond_a_deadline(self) -> None:
         for place, asked in enumerate(self.asked):
@@ -354,9 +379,9 @@ class Breaks(RuleBasedStateMachine):
                 continue
             ahead = [a for a in self.asked[:place] if a.unfinished and a.removal.order and a.bytes & asked.bytes]
             pins = [pin for pin, at in self.standing.items() if at & asked.bytes and not asked.exempt]
-            assert ahead or pins
-            assert all(self.breaking[pin] > self.now for pin in pins)
-            assert all(self.breaking[pin] <= self.now + 100.0 + KILL_GRACE_S for pin in pins)
+            deadlines = [self.breaking[pin] for pin in pins if pin in self.breaking]
+            assert ahead or deadlines
+            assert all(self.now < deadline <= self.now + 100.0 + KILL_GRACE_S for deadline in deadlines)
 
     def every_removal_is_answered_at_most_once(self) -> None:
         for asked in self.asked:
@@ -378,7 +403,7 @@ class Breaks(RuleBasedStateMachine):
 
 
 class BreaksInSlices(Breaks):
-    @precondition(lambda self: self.book.gone)
+    @precondition(lambda self: self.book.next_deadline() == -math.inf)
     @rule()
     def go_on(self) -> None:
         self.book.expire(self.now)

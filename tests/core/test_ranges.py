@@ -15,8 +15,10 @@ steps = st.lists(st.tuples(st.sampled_from(["insert", "insert", "remove"]), rang
 
 
 @settings(print_blob=True)
-@given(seed=st.integers(0, 2**32), steps=steps, asked=st.tuples(ends, ends))
-def test_answers_as_a_plain_list_does(seed: int, steps: list[Any], asked: tuple[int, int]) -> None:
+@given(seed=st.integers(0, 2**32), steps=steps, asked=st.tuples(ends, ends), after=st.tuples(ends, ends))
+def test_answers_as_a_plain_list_does(
+    seed: int, steps: list[Any], asked: tuple[int, int], after: tuple[int, int]
+) -> None:
     tree: RangeTree[int] = RangeTree(seed)
     plain: dict[int, tuple[int, int]] = {}
     for key, (verb, (start, end), which) in enumerate(steps):
@@ -29,6 +31,7 @@ def test_answers_as_a_plain_list_does(seed: int, steps: list[Any], asked: tuple[
     low, high = asked
     hits = sorted((s, k) for k, (s, e) in plain.items() if set(range(s, e)) & set(range(low, high)))
     assert list(tree.overlapping(low, high)) == [key for _, key in hits]
+    assert list(tree.overlapping(low, high, after)) == [key for start, key in hits if (start, key) > after]
     assert tree.any_overlap(low, high) == bool(hits)
     assert tree.first_overlap(low, high) in ([key for _, key in hits] or [None])
     assert len(tree) == len(plain)

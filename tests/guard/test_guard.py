@@ -463,6 +463,94 @@ async def test_who_waits_for_a_burial_can_be_answered_before(world: World, how: 
     assert world.guard.book.files == {}
 
 
+async def asked(world: World) -> list[int]:
+    """How many had been asked whenever others had their turn."""
+    counts = [world.stats.breaks_started]
+    while world.guard.book.next_deadline() == -math.inf:
+        await trio.lowlevel.checkpoint()
+        counts.append(world.stats.breaks_started)
+    return counts
+
+
+async def test_a_great_many_holders_are_asked_in_slices(world: World) -> None:
+    pins = [world.pin(start=number, signal=SIGIO) for number in range(MANY)]
+    parked = world.cut("b")
+    with pytest.raises(Parked):
+        run_straight(parked)
+    counts = await asked(world)
+    assert all(after - before <= 2 * AT_ONCE for before, after in itertools.pairwise([0, *counts]))
+    assert counts[-1] == MANY
+    assert [signal[2] for signal in world.holders.signals] == [pin.id for pin in pins]
+    for pin in pins:
+        world.guard.release(pin)
+    await rest_of(parked)
+    assert world.outcomes == [("b", "cut", 0.0)]
+    assert world.stats.breaks_answered == MANY
+
+
+async def test_a_great_many_breaks_are_withdrawn_in_slices(world: World) -> None:
+    for number in range(MANY):
+        world.pin(start=number)
+    await world.breaker("b")
+    await trio.sleep_until(45)
+    withdrawn = [0]
+    while withdrawn[-1] < MANY:
+        await trio.lowlevel.checkpoint()
+        withdrawn.append(world.events.kinds().count("withdrawn"))
+    assert all(after - before <= 4 * AT_ONCE for before, after in itertools.pairwise(withdrawn))
+    assert world.outcomes == [("b", "EBUSY", 45.0)]
+    assert world.stats.refusals == {("truncate", "timeout"): 1}
+    assert (len(world.guard.book), world.guard.book.breaking_of) == (MANY, {})
+
+
+async def test_others_are_answered_while_a_great_many_are_asked(world: World) -> None:
+    for number in range(MANY):
+        world.pin(start=number)
+    other = world.pin(inode=9)
+    parked = world.cut("b"), world.cut("other", inode=9)
+    for breaker in parked:
+        with pytest.raises(Parked):
+            run_straight(breaker)
+    world.guard.release(other)
+    run_straight(parked[1])
+    assert world.outcomes == [("other", "cut", 0.0)]
+    assert world.stats.breaks_started < MANY
+    parked[0].close()
+
+
+async def test_who_does_not_wait_is_answered_before_a_great_many_are_asked(world: World) -> None:
+    for number in range(MANY):
+        world.pin(start=number)
+    run_straight(world.cut("b", nonblock=True))
+    assert world.outcomes == [("b", "EAGAIN", 0.0)]
+    assert (await asked(world))[-1] == MANY
+
+
+async def test_a_great_many_holders_are_dead_before_they_are_asked(world: World) -> None:
+    for number in range(MANY):
+        world.pin(start=number)
+    parked = world.cut("b")
+    with pytest.raises(Parked):
+        run_straight(parked)
+    world.guard.owner_gone("p1")
+    await rest_of(parked)
+    assert world.outcomes == [("b", "cut", 0.0)]
+    assert world.guard.book.files == {}
+
+
+async def test_closing_answers_who_has_a_great_many_asked(world: World) -> None:
+    for number in range(MANY):
+        world.pin(start=number)
+    parked = world.cut("b")
+    with pytest.raises(Parked):
+        run_straight(parked)
+    world.guard.close()
+    run_straight(parked)
+    assert world.outcomes == [("b", "EBUSY", 0.0)]
+    await wait_all_tasks_blocked()
+    assert (world.guard.book.breaking_of, world.guard.book.asking) == ({}, {})
+
+
 # Breakers
 
 
