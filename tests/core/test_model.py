@@ -414,7 +414,7 @@ class TestBreaks(Breaks.TestCase):
 
 
 class TestBreaksInSlices(BreaksInSlices.TestCase):
-    settings = settings(max_examples=2 * settings().max_examples, stateful_step_count=50, print_blob=True)
+    settings = settings(max_examples=8 * settings().max_examples, stateful_step_count=50, print_blob=True)
 
     @pytest.fixture(autouse=True)
     def _one_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
