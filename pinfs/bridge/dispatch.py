@@ -21,7 +21,7 @@ import trio
 from pinfs.bridge import wire
 from pinfs.bridge.handlers import LONG_WAY, NO_ROUTE, UNANSWERED, Handlers, Route, Work
 from pinfs.bridge.longway import LongWay
-from pinfs.bridge.negotiate import BUFFER_SIZE, Terms, Wishes, agree
+from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Terms, Wishes, agree
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
 from pinfs.fs.errors import errno_of
 from pinfs.fs.operations import Operations
@@ -68,7 +68,8 @@ class Dispatcher:
         self._ops = ops
         self._wishes = wishes
         self._on_agreed = on_agreed
-        self._routes = Handlers(ops, self._to_kernel).routes()
+        self._handlers = Handlers(ops, self._to_kernel)
+        self._routes = self._handlers.routes()
         self._routes[wire.INTERRUPT] = Route(self._interrupt, IN_SIZE + 8)
         if not wishes.poll:
             del self._routes[wire.POLL]
@@ -206,6 +207,8 @@ class Dispatcher:
 
     def _on_init(self, body: memoryview) -> bytes:
         self.terms, reply = agree(body, self._wishes)
+        if Init.SETXATTR_EXT in self.terms.flags:
+            self._routes[wire.SETXATTR] = self._handlers.route_of_setxattr_ext()
         return reply
 
     def _on_ready(self) -> None:

@@ -224,10 +224,15 @@ class Handlers:
 
     async def setxattr(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         size, flags = wire.SETXATTR_IN.unpack_from(body)
-        name, end, value = body[8:].tobytes().partition(b"\0")
-        if not end or len(value) != size:
-            raise OSError(errno.EINVAL, "not a name and a value")
+        name, value = _name_and_value(body[8:], size)
         await self._ops.setxattr(nodeid, name, value, flags, ctx)
+        return b""
+
+    async def setxattr_ext(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        """Its long form."""
+        size, flags, more, _ = wire.SETXATTR_EXT_IN.unpack_from(body)
+        name, value = _name_and_value(body[16:], size)
+        await self._ops.setxattr(nodeid, name, value, flags, ctx, kill_sgid=more & wire.SETXATTR_ACL_KILL_SGID != 0)
         return b""
 
     async def getxattr(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
@@ -251,6 +256,10 @@ class Handlers:
     async def syncfs(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         await self._ops.syncfs(nodeid)
         return b""
+
+    def route_of_setxattr_ext(self) -> Route:
+        """For SETXATTR, where INIT has agreed on SETXATTR_EXT."""
+        return Route(self.setxattr_ext, wire.IN_SIZE + wire.SETXATTR_EXT_IN.size + 2)
 
     def routes(self) -> dict[int, Route]:
         """Opcode to handler, with the least that the body of a request holds, in bytes."""
@@ -324,6 +333,14 @@ def _exactly(data: memoryview, size: int) -> memoryview:
     if len(data) != size:
         raise OSError(errno.EINVAL, "not as many bytes as announced")
     return data
+
+
+def _name_and_value(text: memoryview, size: int) -> tuple[bytes, bytes]:
+    """EINVAL: not a NUL-terminated name and `size` bytes."""
+    name, end, value = text.tobytes().partition(b"\0")
+    if not end or len(value) != size:
+        raise OSError(errno.EINVAL, "not a name and a value")
+    return name, value
 
 
 def _sized(value: bytes, size: int) -> bytes:

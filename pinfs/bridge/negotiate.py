@@ -35,6 +35,7 @@ class Init(IntFlag):
     CACHE_SYMLINKS = 1 << 23
     EXPLICIT_INVAL_DATA = 1 << 25
     HANDLE_KILLPRIV_V2 = 1 << 28
+    SETXATTR_EXT = 1 << 29
     INIT_EXT = 1 << 30
     PASSTHROUGH = 1 << 37
 
@@ -45,7 +46,7 @@ class Init(IntFlag):
 #   AUTO_INVAL_DATA: nothing changes behind pinfs that it would have to notice by looking at mtime;
 #   EXPORT_SUPPORT: "." and ".." would have to be looked up after a restart of an NFS server;
 #   NO_OPEN, NO_OPENDIR: without OPEN there is no handle that could own a pin, nor a passthrough file;
-#   SETXATTR_EXT, SECURITY_CTX, CREATE_SUPP_GROUP: would append extensions to requests that libfuse cannot parse.
+#   SECURITY_CTX, CREATE_SUPP_GROUP: would append extensions to requests that libfuse cannot parse.
 WANTED: Final = (
     Init.ASYNC_READ  # read ahead with several requests at a time
     | Init.ATOMIC_O_TRUNC  # O_TRUNC comes with OPEN, so that a waiting breaker holds no lock of the inode
@@ -61,6 +62,7 @@ WANTED: Final = (
     | Init.CACHE_SYMLINKS
     | Init.EXPLICIT_INVAL_DATA  # pages stay valid when a size changes: pinfs is the only way in
     | Init.HANDLE_KILLPRIV_V2  # else every write first asks for the attribute security.capability
+    | Init.SETXATTR_EXT  # else nobody says when an ACL set by its owner costs a file its set-group-id bit
     | Init.INIT_EXT
 )
 

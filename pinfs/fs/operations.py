@@ -376,6 +376,11 @@ class Operations:
         if kept != mode:
             self._chmod(inode, kept)
 
+    def _drop_set_gid(self, inode: Inode) -> None:
+        mode = stat.S_IMODE(self._inodes.stat(inode).st_mode)
+        if mode & stat.S_ISGID:
+            self._chmod(inode, mode & ~stat.S_ISGID)
+
     def _keeping_set_ids(self, inode: Inode) -> AbstractContextManager[None]:
         """For calls that would drop set-id bits on our behalf: it is the caller who counts, and the kernel tells us."""
         return self._backing.privileges if self._inodes.stat(inode).st_mode & SET_IDS else _AT_ONCE
@@ -727,14 +732,18 @@ class Operations:
 
     # Extended attributes: user.pinfs.* are the verbs of pins, all others are the backing's
 
-    async def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, ctx: CallerLike) -> None:
-        """setxattr(2)."""
+    async def setxattr(
+        self, nodeid: int, name: bytes, value: bytes, flags: int, ctx: CallerLike, *, kill_sgid: bool = False
+    ) -> None:
+        """setxattr(2). `kill_sgid`: it is an ACL, set by somebody who may not keep the file's set-group-id bit."""
         inode = self._inode(nodeid)
         if name.startswith(PREFIX):
             await self._pins.set(inode, name, value, flags, ctx)
         else:
             with self._backing.privileges if name == ACCESS_ACL else _AT_ONCE:  # it may keep S_ISGID
                 os.setxattr(self._inodes.handle(inode), name, value, flags)
+            if kill_sgid:
+                self._drop_set_gid(inode)
 
     async def getxattr(self, nodeid: int, name: bytes, ctx: CallerLike, size: int | None = None) -> bytes:
         """getxattr(2). `size` is the caller's buffer in bytes (0: only asks how large; None: not known)."""

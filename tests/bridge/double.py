@@ -220,7 +220,7 @@ class Double:
 
     # attributes by name
 
-    async def setxattr(self, nodeid, name, value, flags, ctx) -> None:
+    async def setxattr(self, nodeid, name, value, flags, ctx, kill_sgid=False) -> None:
         os.setxattr(self.path(nodeid), name, value, flags)
 
     async def getxattr(self, nodeid, name, ctx, size=None) -> bytes:

@@ -141,6 +141,15 @@ def test_a_chown_of_nothing_drops_the_set_id_bits_of_nobody_else(any_place: Plac
     assert mode(file) == mode(any_place.source / "program") == "-rwxr-xr-x"
 
 
+@pytest.mark.parametrize(("group", "shown"), [(ALICE, "-rw-r-S---"), (BOB, "-rw-r-----")])
+def test_an_acl_costs_the_set_group_id_bit_of_a_group_that_its_owner_is_not_in(
+    any_place: Place, group: int, shown: str
+) -> None:
+    file = make(any_place.path / "file", ALICE, group, 0o2640)
+    any_place.alice()(os.setxattr, str(file), "system.posix_acl_access", acl(4, owner=6, group=4, mask=4, other=0))
+    assert mode(file) == mode(any_place.source / "file") == shown
+
+
 @pytest.mark.skipif(NATIVE, reason="plain directories refuse it there as well")
 def test_but_while_it_is_open_for_writing(any_place: Place) -> None:
     """There it could be what drops them for a write (docs/promises.md)."""
