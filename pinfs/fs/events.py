@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -15,17 +14,13 @@ import trio
 from pinfs.core.breaks import Removal
 from pinfs.core.pins import Event, Pin
 from pinfs.core.ranges import END
+from pinfs.fs.describe import unix_time
 from pinfs.stats import Stats
 
 log = logging.getLogger("pinfs.events")
 
 MAX_QUEUED: Final = 16384  # lines that a reader may be behind
 Json = dict[str, Any]
-
-
-def unix_time(deadline: float) -> float:
-    """A moment of trio's clock as Unix seconds."""
-    return round(time.time() + deadline - trio.current_time(), 3)
 
 
 def to_line(value: Json) -> bytes:
