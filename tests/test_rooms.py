@@ -8,13 +8,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "pinfs"
 ROOMS = (
-    "client core descriptors mappings parking stats wording",
-    "config holders mounts",
-    "guard",
-    "fs metrics",
+    "core linux",
+    "client runtime",
+    "config observe",
+    "enforce",
+    "fs",
     "bridge",
-    "notify scrape",
-    "daemon",
+    "serve",
     "bench web",
     "cli",
     "testing",

@@ -23,10 +23,10 @@ from pinfs.bridge.handlers import LONG_WAY, NO_ROUTE, UNANSWERED, Handlers, Rout
 from pinfs.bridge.longway import LongWay
 from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Terms, Wishes, agree
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
-from pinfs.fs.errors import errno_of
 from pinfs.fs.operations import Operations
 from pinfs.fs.types import Caller, make_caller
-from pinfs.parking import Moment, Parked, do_chores, known_trap, rest_of, run_straight, short_way
+from pinfs.runtime.errors import errno_of
+from pinfs.runtime.parking import Moment, Parked, do_chores, known_trap, rest_of, run_straight, short_way
 
 log = logging.getLogger("pinfs.bridge")
 

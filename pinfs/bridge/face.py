@@ -13,10 +13,10 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext, SetattrFields, StatvfsData
 
-from pinfs.fs.errors import errno_of
 from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NONSEEKABLE
 from pinfs.fs.operations import Operations
 from pinfs.fs.types import Entry, Opened, SetAttr
+from pinfs.runtime.errors import errno_of
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -18,7 +18,7 @@ import pinfs
 from pinfs.cli.findings import Finding
 from pinfs.cli.mounts import mount_of
 from pinfs.cli.verb import Verb
-from pinfs.mounts import Mount, mounts
+from pinfs.observe.mounts import Mount, mounts
 
 _PACKAGES = ("pyfuse3", "trio", "click", "rich", "prometheus-client")
 _LOG_TAIL = 200  # lines

@@ -17,7 +17,7 @@ from pinfs.client import xattrs
 from pinfs.client.channel import EventChannel
 from pinfs.client.inode import Inode
 from pinfs.client.model import Event, PinInfo
-from pinfs.wording import printable
+from pinfs.observe.wording import printable
 
 _FORWARDED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2})
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)

@@ -14,7 +14,7 @@ from pinfs.cli.exitcodes import ExitCode, of_errno
 from pinfs.cli.mounts import mount_of
 from pinfs.cli.output import listing_options, print_json, print_table, wants_json
 from pinfs.cli.verb import Verb, fail, failure_of
-from pinfs.mounts import Mount, mounts
+from pinfs.observe.mounts import Mount, mounts
 
 Pin = dict[str, Any]
 

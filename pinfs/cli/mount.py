@@ -10,7 +10,7 @@ from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.verb import Verb, fail
 
 if TYPE_CHECKING:
-    from pinfs.config import Config
+    from pinfs.config.options import Config
 
 
 @click.command(
@@ -64,7 +64,7 @@ def mount(source: str, mountpoint: str, background: bool, fake: bool, **how: Any
 
 
 def _config(how: dict[str, Any]) -> "Config":
-    from pinfs.config import OptionError, load
+    from pinfs.config.options import OptionError, load
     from pinfs.core.policy import PolicyError
 
     levels = {"log_level=debug": how["verbose"], "log_level=warning": how["quiet"]}
@@ -81,8 +81,8 @@ def _log(level: str, background: bool, how: dict[str, Any]) -> None:
 
 
 def _serve(config: "Config", source: str, mountpoint: str, background: bool) -> None:
-    from pinfs import daemon
     from pinfs.bridge.mount import MountError, StaleMountError
+    from pinfs.serve import daemon
 
     serve = daemon.run_in_background if background else daemon.run
     try:

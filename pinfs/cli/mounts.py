@@ -5,7 +5,7 @@ import os
 
 from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.verb import fail
-from pinfs.mounts import Mount, mounts
+from pinfs.observe.mounts import Mount, mounts
 
 
 def mount_of(path: str) -> Mount:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pinfs.wording import printable
+from pinfs.observe.wording import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 Row = Sequence[str]

@@ -14,9 +14,9 @@ from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.mounts import mount_of, the_mount
 from pinfs.cli.output import listing_options, print_json, print_table, wants_json
 from pinfs.cli.verb import VerbGroup, fail
-from pinfs.config import policy_from_toml
+from pinfs.config.options import policy_from_toml
 from pinfs.core.policy import PolicyError, PolicySet, policy_from_mapping, policy_to_toml
-from pinfs.mounts import Mount
+from pinfs.observe.mounts import Mount
 
 _mount_option = click.option(
     "-m", "--mount", "where", metavar="PATH", help="The mount (or a file on it), where there are several."

@@ -7,7 +7,7 @@ import click
 from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.mounts import the_mount
 from pinfs.cli.verb import Verb, fail
-from pinfs.mounts import Mount
+from pinfs.observe.mounts import Mount
 
 
 @click.command(

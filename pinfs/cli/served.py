@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pinfs.cli.findings import Finding, ok, warn
-from pinfs.mounts import Mount, mounts
+from pinfs.observe.mounts import Mount, mounts
 
 
 def check_mounts() -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from pinfs.cli.exitcodes import ExitCode, of_errno
 from pinfs.cli.mounts import mount_of
 from pinfs.cli.output import listing_options, print_json, print_json_line, print_table, wants_json
 from pinfs.cli.verb import Verb, fail
-from pinfs.mounts import COUNTED, Mount, mounts
+from pinfs.observe.mounts import COUNTED, Mount, mounts
 
 Status = dict[str, Any]
 

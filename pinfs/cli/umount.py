@@ -18,7 +18,7 @@ from pinfs.bridge.mount import unmount, users
 from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.ls import DEFAULT, print_pins
 from pinfs.cli.verb import Verb, fail
-from pinfs.mounts import Mount, mounts
+from pinfs.observe.mounts import Mount, mounts
 
 _RETRY_S = 0.1
 _ANSWER_S = 3.0  # how long --force asks a daemon that may hang

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import click
 
 from pinfs.cli.exitcodes import ExitCode, of_errno
-from pinfs.wording import printable
+from pinfs.observe.wording import printable
 
 
 class Failure(click.ClickException):

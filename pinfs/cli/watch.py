@@ -13,8 +13,8 @@ from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.mounts import the_mount
 from pinfs.cli.output import print_json_line, wants_json
 from pinfs.cli.verb import Verb, fail
-from pinfs.mounts import Mount
-from pinfs.wording import Event, describe, differences, printable
+from pinfs.observe.mounts import Mount
+from pinfs.observe.wording import Event, describe, differences, printable
 
 _BUFFER = 1 << 20  # bytes; a line of the trace must fit in whole (docs/interfaces.md)
 _STYLES = {"break": "yellow", "refused": "red", "revoked": "red", "withdrawn": "magenta", "overflow": "red"}

@@ -9,10 +9,10 @@ import signal
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Final, Protocol
 
-from pinfs.descriptors import Budget
-from pinfs.fs import syscalls
 from pinfs.fs.inodes import Inode, InodeTable, OpenFile
 from pinfs.fs.types import CallerLike
+from pinfs.linux import syscalls
+from pinfs.runtime.descriptors import Budget
 
 log = logging.getLogger("pinfs.backing")
 

@@ -15,7 +15,7 @@ from pinfs.fs.events import Patience, Queue
 from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_NONSEEKABLE, FOPEN_STREAM, ByteHandle, Handle, Wake
 from pinfs.fs.inodes import ROOT_ID, Inode, stale
 from pinfs.fs.types import CallerLike, Entry, SetAttr
-from pinfs.parking import park
+from pinfs.runtime.parking import park
 
 log = logging.getLogger("pinfs.control")
 

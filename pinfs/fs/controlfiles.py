@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pinfs.config import PolicyBox
+from pinfs.config.options import PolicyBox
 from pinfs.core.policy import PolicyError, policy_to_toml
+from pinfs.enforce.guard import Guard
+from pinfs.enforce.holders import Holders
 from pinfs.fs.control import (
     MAX_CHANNELS,
     MAX_CHANNELS_PER_USER,
@@ -24,9 +26,7 @@ from pinfs.fs.events import EventHub, to_line
 from pinfs.fs.inodes import Inode, InodeTable
 from pinfs.fs.pins import PinVerbs
 from pinfs.fs.types import CallerLike
-from pinfs.guard import Guard
-from pinfs.holders import Holders
-from pinfs.stats import Stats
+from pinfs.runtime.stats import Stats
 
 
 class EventsFile:

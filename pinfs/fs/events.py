@@ -15,7 +15,7 @@ from pinfs.core.breaks import Removal
 from pinfs.core.pins import Event, Pin
 from pinfs.core.ranges import END
 from pinfs.fs.describe import unix_time
-from pinfs.stats import Stats
+from pinfs.runtime.stats import Stats
 
 log = logging.getLogger("pinfs.events")
 

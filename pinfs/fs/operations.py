@@ -17,7 +17,8 @@ from typing import Final, TypeVar
 
 import trio
 
-from pinfs.fs import fileflags, syscalls
+from pinfs.enforce.guard import Guard
+from pinfs.fs import fileflags
 from pinfs.fs.backing import Backing
 from pinfs.fs.control import CONTROL_NAME, Control, ControlDirectory, ControlHandle
 from pinfs.fs.directories import DT_DIR, Add, DirectoryHandle
@@ -25,8 +26,8 @@ from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, File
 from pinfs.fs.inodes import Inode, InodeTable
 from pinfs.fs.pins import PREFIX, PinVerbs
 from pinfs.fs.types import NOW, CallerLike, Entry, Opened, SetAttr, make_entry, make_opened
-from pinfs.guard import Guard
-from pinfs.parking import park
+from pinfs.linux import syscalls
+from pinfs.runtime.parking import park
 
 T = TypeVar("T")
 

@@ -15,10 +15,10 @@ from itertools import count, islice
 from typing import Final
 
 from pinfs.client.relay import answers_poll
-from pinfs.mounts import Mount
+from pinfs.observe.mounts import Mount
+from pinfs.observe.wording import describe, differences
 from pinfs.web import picture
 from pinfs.web.picture import MAX_PINS, Json, text
-from pinfs.wording import describe, differences
 
 MAX_EVENTS: Final = 100  # that the page shows
 _BUFFER: Final = 1 << 20

@@ -9,7 +9,7 @@ from itertools import accumulate, groupby
 from operator import itemgetter
 from typing import Any, Final
 
-from pinfs.wording import printable
+from pinfs.observe.wording import printable
 
 Json = dict[str, Any]
 SizeOf = Callable[[Json], int | None]

@@ -13,9 +13,9 @@ from contextlib import suppress
 
 import trio
 
-from pinfs.fs import syscalls
 from pinfs.fs.types import NOW, Entry, Opened, SetAttr
-from pinfs.parking import park
+from pinfs.linux import syscalls
+from pinfs.runtime.parking import park
 
 O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -15,7 +15,7 @@ from pinfs.bridge import wire
 from pinfs.bridge.dispatch import Dispatcher
 from pinfs.bridge.negotiate import Terms, Wishes
 from pinfs.fs.types import Entry, Opened
-from pinfs.parking import Moment, park
+from pinfs.runtime.parking import Moment, park
 
 ST = os.stat("/")
 ENTRY = Entry(7, ST)

@@ -15,7 +15,7 @@ from bridge.helpers import abort
 from support import mounts
 from support.mounts import REPO, Mount
 
-from pinfs.fs import syscalls
+from pinfs.linux import syscalls
 
 MOUNT_FAILED, STALE = 6, 7
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pinfs.bridge import wire
 from pinfs.bridge.handlers import LONG_WAY, UNANSWERED, Handlers
 from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Wishes
-from pinfs.parking import Moment, park
+from pinfs.runtime.parking import Moment, park
 
 NAME = b"name\0"
 WELL_FORMED = {

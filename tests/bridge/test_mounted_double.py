@@ -20,7 +20,7 @@ from bridge.double import REVERSE, WAIT
 from bridge.helpers import abort
 from support import mounts
 
-from pinfs.fs import syscalls
+from pinfs.linux import syscalls
 
 PYTHONPATH = f"{mounts.REPO}:{mounts.REPO / 'tests'}"
 PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE

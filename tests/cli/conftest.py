@@ -10,8 +10,8 @@ import pytest
 from cli.fakemount import FakeMount
 from click.testing import CliRunner, Result
 
-from pinfs import mounts
 from pinfs.cli.main import cli
+from pinfs.observe import mounts
 
 
 @pytest.fixture

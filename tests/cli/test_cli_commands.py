@@ -14,7 +14,7 @@ from cli.fakemount import FakeMount
 from pinfs.cli import mounthelper
 from pinfs.cli.exitcodes import ExitCode, of_errno
 from pinfs.cli.main import VERBS, cli
-from pinfs.mounts import Mount
+from pinfs.observe.mounts import Mount
 
 DOCUMENT = Path(__file__).parents[2] / "docs/exit-codes.md"
 
@@ -116,7 +116,7 @@ def test_pin_does_not_import_the_daemons_libraries() -> None:
     code = "import sys; from pinfs.cli.main import cli; cli.get_command(None, 'pin'); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "pinfs.cli.pin" in loaded
-    assert not {"trio", "pyfuse3", "rich", "pinfs.daemon"} & set(loaded)
+    assert not {"trio", "pyfuse3", "rich", "pinfs.serve.daemon"} & set(loaded)
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish", "bash"])

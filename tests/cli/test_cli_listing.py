@@ -9,8 +9,8 @@ import pytest
 from cli.fakemount import PIN, FakeMount
 
 from pinfs.cli.ls import print_pins
-from pinfs.mounts import Mount
-from pinfs.wording import describe, differences, printable
+from pinfs.observe.mounts import Mount
+from pinfs.observe.wording import describe, differences, printable
 
 
 def test_json_in_a_pipe(run, fake: FakeMount) -> None:

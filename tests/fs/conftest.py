@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from pinfs.config import Config, PolicyBox, load
-from pinfs.fs.assembly import FileSystem, assemble
+from pinfs.config.options import Config, PolicyBox, load
 from pinfs.fs.backing import NoPassthrough
 from pinfs.fs.inodes import ROOT_ID
 from pinfs.fs.operations import Operations
 from pinfs.fs.types import Caller, Opened, SetAttr
+from pinfs.serve.assembly import FileSystem, assemble
 
 ME = Caller(0, 0, os.getpid(), 0o022)
 

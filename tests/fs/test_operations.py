@@ -12,8 +12,8 @@ import trio
 
 from pinfs.fs.backing import NoPassthrough
 from pinfs.fs.inodes import ROOT_ID
-from pinfs.fs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 from pinfs.fs.types import Caller, Entry, SetAttr
+from pinfs.linux.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 
 from .conftest import ME, Bench
 

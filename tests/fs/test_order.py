@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from pinfs.fs.inodes import ROOT_ID
-from pinfs.fs.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, RENAME_NOREPLACE
 from pinfs.fs.types import Caller
+from pinfs.linux.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, RENAME_NOREPLACE
 
 from .conftest import ME, Bench
 

@@ -18,9 +18,9 @@ from trio.testing import wait_all_tasks_blocked
 from pinfs.core.breaks import AT_ONCE, COOL_DOWN_S, KILL_GRACE_S
 from pinfs.core.pins import Event, Mode, Pin, PinSpec
 from pinfs.core.policy import Limits, Policy, PolicySet
-from pinfs.guard import Guard
-from pinfs.parking import Parked, rest_of, run_straight
-from pinfs.stats import Stats
+from pinfs.enforce.guard import Guard
+from pinfs.runtime.parking import Parked, rest_of, run_straight
+from pinfs.runtime.stats import Stats
 
 SIZE = 10_000
 INODE = 4

@@ -20,8 +20,8 @@ import trio
 import trio.testing
 from support.actor import eventually
 
-from pinfs import holders as module
-from pinfs.holders import REMEMBERED, Holders, Process, parse_signal, raise_descriptor_limit, signal_name
+from pinfs.enforce import holders as module
+from pinfs.enforce.holders import REMEMBERED, Holders, Process, parse_signal, raise_descriptor_limit, signal_name
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs other users")
 NOBODY = 65534
@@ -553,9 +553,9 @@ def test_names_as_documented() -> None:
 
 
 def test_a_process_that_is_left_at_the_interpreters_end() -> None:
-    """What an earlier module holds goes when the names of the later one, pinfs.holders, have gone already."""
+    """What an earlier module holds goes when the names of the later one, pinfs.enforce.holders, have gone already."""
     code = "import sys, types; sys.earlier = sys.modules['earlier'] = earlier = types.ModuleType('earlier');"
-    code += "import os; from pinfs import holders; status = holders.Status(os.getpid(), '', (0, 0, 0));"
+    code += "import os; from pinfs.enforce import holders; status = holders.Status(os.getpid(), '', (0, 0, 0));"
     code += "earlier.kept = holders, holders.Process(status, os.pidfd_open(os.getpid()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinfs import config
-from pinfs.config import (
+from pinfs.config import options as config
+from pinfs.config.options import (
     POLICY_BYTES_MAX,
     MountOptions,
     OptionError,

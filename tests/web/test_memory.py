@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import gc, weakref
-from pinfs.daemon import GC_THRESHOLDS, _settle_memory
+from pinfs.serve.daemon import GC_THRESHOLDS, _settle_memory
 
 class Node:
     pass

@@ -12,7 +12,7 @@ import trio
 from conftest import NewMount
 from trio.testing import MockClock
 
-from pinfs.notify import STATUS_S, Notifier
+from pinfs.serve.notify import STATUS_S, Notifier
 
 
 class Manager:

@@ -18,8 +18,8 @@ from support.mounts import REPO, is_mounted
 from trio.testing import MockClock
 
 from pinfs.bridge.mount import MountError
-from pinfs.metrics import Family
-from pinfs.scrape import MAX_REQUESTS, REQUEST_S, MetricsPort, NoPort
+from pinfs.serve.metrics import Family
+from pinfs.serve.scrape import MAX_REQUESTS, REQUEST_S, MetricsPort, NoPort
 
 LIMIT_S = 20.0
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]

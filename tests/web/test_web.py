@@ -21,9 +21,9 @@ from support.actor import eventually
 from support.mounts import Mount
 from web.conftest import LIMIT_S, Web
 
-from pinfs import mounts
 from pinfs.cli import web as verb
 from pinfs.cli.main import cli
+from pinfs.observe import mounts
 from pinfs.web.feed import MAX_CLIENTS
 
 Serve = Callable[..., Web]

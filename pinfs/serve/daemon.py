@@ -31,13 +31,13 @@ from pinfs.bridge.mount import (
 from pinfs.bridge.negotiate import Terms, Wishes
 from pinfs.bridge.passthrough import Passthrough, stack_depth
 from pinfs.bridge.ways import LOST_WITHOUT_BRIDGE, SPARE_TASKS, Bridged, Plain, Way
-from pinfs.config import Config, MountOptions, PolicyBox
+from pinfs.config.options import Config, MountOptions, PolicyBox
 from pinfs.core.policy import PolicyError
-from pinfs.fs.assembly import FileSystem, assemble
+from pinfs.enforce.holders import raise_descriptor_limit
 from pinfs.fs.events import Patience
-from pinfs.holders import raise_descriptor_limit
-from pinfs.notify import Notifier
-from pinfs.scrape import MetricsPort, NoPort
+from pinfs.serve.assembly import FileSystem, assemble
+from pinfs.serve.notify import Notifier
+from pinfs.serve.scrape import MetricsPort, NoPort
 
 log = logging.getLogger("pinfs.daemon")
 

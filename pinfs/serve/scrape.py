@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.registry import Collector
 
 from pinfs.bridge.mount import MountError
-from pinfs.metrics import Families, Family
+from pinfs.serve.metrics import Families, Family
 
 log = logging.getLogger("pinfs.scrape")
 

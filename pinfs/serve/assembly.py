@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pinfs.config import Config, PolicyBox
-from pinfs.descriptors import budget
+from pinfs.config.options import Config, PolicyBox
+from pinfs.enforce.guard import Guard
+from pinfs.enforce.holders import Holders
 from pinfs.fs.backing import Backing, Passthrough
 from pinfs.fs.control import Control
 from pinfs.fs.controlfiles import control_files
@@ -14,10 +15,9 @@ from pinfs.fs.handles import HandleTable
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.operations import Operations
 from pinfs.fs.pins import PinVerbs
-from pinfs.guard import Guard
-from pinfs.holders import Holders
-from pinfs.metrics import Families, Family, Gauges, families, render
-from pinfs.stats import Stats
+from pinfs.runtime.descriptors import budget
+from pinfs.runtime.stats import Stats
+from pinfs.serve.metrics import Families, Family, Gauges, families, render
 
 
 @dataclass(slots=True)

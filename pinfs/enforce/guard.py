@@ -18,9 +18,9 @@ from pinfs.core.breaks import UNLINKS, PinBook, Removal, Turn
 from pinfs.core.pins import Break, Event, Owner, Pin, PinSpec, Reservation
 from pinfs.core.policy import PolicySet
 from pinfs.core.ranges import END
-from pinfs.mappings import Mapping, mappings_of
-from pinfs.parking import Moment, later, park
-from pinfs.stats import Stats
+from pinfs.enforce.mappings import Mapping, mappings_of
+from pinfs.runtime.parking import Moment, later, park
+from pinfs.runtime.stats import Stats
 
 log = logging.getLogger("pinfs.guard")
 
@@ -44,7 +44,7 @@ class Breaker(Protocol):
 
 
 class Holders(Protocol):
-    """What the guard needs of `pinfs.holders.Holders`."""
+    """What the guard needs of `pinfs.enforce.holders.Holders`."""
 
     on_death: Callable[[Any], None]
 

@@ -278,7 +278,7 @@ class Holders:
         return process if process.has_thread(tid) else None
 
     def _pidfd(self, pid: int) -> int:
-        """EMFILE also when only spare descriptors are left (`pinfs.descriptors`)."""
+        """EMFILE also when only spare descriptors are left (`pinfs.runtime.descriptors`)."""
         pidfd = os.pidfd_open(pid)
         if pidfd >= self._first_spare:
             os.close(pidfd)

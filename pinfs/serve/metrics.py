@@ -11,10 +11,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from pinfs.core.breaks import PinBook
+from pinfs.enforce.holders import Holders
 from pinfs.fs.backing import Backing
 from pinfs.fs.inodes import InodeTable
-from pinfs.holders import Holders
-from pinfs.stats import Histogram, Stats
+from pinfs.runtime.stats import Histogram, Stats
 
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 Families = Callable[[], list[Family]]

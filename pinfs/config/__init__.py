@@ -1,0 +1,1 @@
+"""What an operator says: options and policy, from the command line, files and run time."""

@@ -1,0 +1,1 @@
+"""Looking at mounts from outside, through their `.pinfs`: for the command line and the web page."""
