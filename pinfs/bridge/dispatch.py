@@ -26,7 +26,7 @@ from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
 from pinfs.fs.operations import Operations
 from pinfs.fs.types import Caller, make_caller
 from pinfs.runtime.errors import errno_of
-from pinfs.runtime.parking import Moment, Parked, do_chores, known_trap, rest_of, run_straight, short_way
+from pinfs.runtime.parking import OneShot, Parked, fast_path, known_trap, rest_of, run_deferred, run_straight
 
 log = logging.getLogger("pinfs.bridge")
 
@@ -110,7 +110,7 @@ class Dispatcher:
                 self._nursery.cancel_scope.cancel()
                 while self._waiting:
                     self._waiting.popitem()[1][1].close()
-                do_chores()
+                run_deferred()
         raise AssertionError("the loop ends by Ended only")
 
     async def _serve(self) -> None:
@@ -126,7 +126,7 @@ class Dispatcher:
         self._turning = True
         self._woken.yes = self.long_way.in_flight > 0
         try:
-            with short_way:
+            with fast_path:
                 return self._answer_while_they_come(PATIENCE_WITH_TASKS_MS if self._tasks else PATIENCE_MS)
         finally:
             self._turning = False
@@ -175,7 +175,7 @@ class Dispatcher:
             if woken.yes or perf_counter() > until:
                 break
         if not woken.yes:
-            do_chores()
+            run_deferred()
         return more
 
     def _answer_otherwise(self, opcode: int, unique: int, size: int) -> None:
@@ -219,15 +219,15 @@ class Dispatcher:
 
     def _park(self, opcode: int, unique: int, work: Work, trap: object) -> None:
         """A handler waits: keep it for its moment, or let it go on in a task."""
-        if isinstance(trap, Moment):
+        if isinstance(trap, OneShot):
             self._waiting[unique] = opcode, work
-            trap.then = partial(self._on_moment, unique)
+            trap.callback = partial(self._on_one_shot, unique)
             return
         scope = self._tasks[unique] = trio.CancelScope()
         self._take_fresh_buffer()  # the old one is the handler's
         self._nursery.start_soon(self._finish, opcode, unique, work, scope, name=f"request {unique}")
 
-    def _on_moment(self, unique: int) -> None:
+    def _on_one_shot(self, unique: int) -> None:
         """Whoever made the moment come is still at it: go on after that."""
         self._come.append(unique)
         if not self._turning and len(self._come) == 1:
@@ -235,7 +235,7 @@ class Dispatcher:
 
     async def _go_on_soon(self) -> None:
         self._go_on()
-        do_chores()
+        run_deferred()
 
     def _go_on(self) -> None:
         """Go on with the handlers whose moments have come."""

@@ -36,14 +36,14 @@ class Handlers:
         self._notify = notify
         self._entry_valid = wire.seconds(ops.entry_timeout_s)
         self._attr_valid = wire.seconds(ops.attr_timeout_s)
-        self._restless = ops.restless
+        self._uncached = ops.uncached
         self._nothing = wire.no_entry_out(self._entry_valid)
 
     def _valid(self, nodeid: int) -> tuple[int, int]:
         """How long the kernel may remember attributes. Where it is not told of their changes, not longer than its clock
         for times of files takes to move; without even that, each pin of a file open for writing would be two requests:
         the kernel wants the attributes to see whether the caller may write."""
-        return wire.A_TICK if nodeid in self._restless else self._attr_valid
+        return wire.A_TICK if nodeid in self._uncached else self._attr_valid
 
     # Names
 
@@ -120,11 +120,11 @@ class Handlers:
 
     async def open(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         flags, open_flags = wire.OPEN_IN.unpack_from(body)
-        rested = nodeid not in self._restless
+        rested = nodeid not in self._uncached
         opened = await self._ops.open(nodeid, flags, ctx)
         if open_flags & wire.OPEN_KILL_SUIDGID:  # O_TRUNC by who may not keep set-user-id
             await self._ops.setattr(nodeid, SetAttr(kill_suidgid=True), None, ctx)
-        if rested and nodeid in self._restless:
+        if rested and nodeid in self._uncached:
             self._notify(wire.forget_attributes(nodeid))
         return wire.open_out(opened)
 

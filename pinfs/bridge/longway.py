@@ -44,7 +44,7 @@ class LongWay:
         if opcode == wire.INIT:
             self._init_reply = unique, self._on_init(request[wire.IN_SIZE :])
             copy = bytearray(request)
-            negotiate.dress_down(copy)
+            negotiate.strip(copy)
             request = memoryview(copy)
         if self.in_flight < IN_FLIGHT:
             self.in_flight += 1

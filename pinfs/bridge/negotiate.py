@@ -126,7 +126,7 @@ def _init_out(terms: Terms, max_readahead: int, stack_depth: int) -> bytes:
     )
 
 
-def dress_down(request: bytearray) -> None:
+def strip(request: bytearray) -> None:
     """Make an INIT request such that libfuse will not splice: what it reads from is a socket, not /dev/fuse."""
     (flags,) = _FLAGS.unpack_from(request, wire.IN_SIZE + 12)
     _FLAGS.pack_into(request, wire.IN_SIZE + 4, LIBFUSE_MINOR)

@@ -30,10 +30,12 @@ def stack_depth(source_fd: int) -> int:
 
 
 class Passthrough:
-    """Registers backing files on one connection. `why_not` is empty once probe() has shown that it works."""
+    """Registers backing files on one connection.
+
+    `unavailable_because` is empty once probe() has shown that it works."""
 
     def __init__(self) -> None:
-        self.why_not = "not negotiated yet"
+        self.unavailable_because = "not negotiated yet"
         self.registered = 0
         self._connection = -1
         self._reported: set[int] = set()
@@ -45,19 +47,19 @@ class Passthrough:
         try:
             self._close(self._open(sample))
         except OSError as e:
-            self.why_not = _reason(e)
+            self.unavailable_because = _reason(e)
         else:
-            self.why_not = ""
+            self.unavailable_because = ""
         finally:
             os.close(sample)
 
-    def refuse(self, why_not: str) -> None:
+    def refuse(self, unavailable_because: str) -> None:
         """The kernel or the options rule it out."""
-        self.why_not = why_not
+        self.unavailable_because = unavailable_because
 
     def open(self, fd: int) -> int:
         """The backing id for a file; 0 where this one has to go through the daemon."""
-        if self.why_not:
+        if self.unavailable_because:
             return 0
         try:
             backing_id = self._open(fd)

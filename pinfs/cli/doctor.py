@@ -17,7 +17,7 @@ _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 
 @click.command(
     cls=Verb,
-    short_help="Check this machine, or a directory, and say how to mend it.",
+    short_help="Check this machine, or a directory, and say how to fix it.",
     examples="""
 # this machine
 pinfs doctor
@@ -26,14 +26,14 @@ pinfs doctor
 pinfs doctor /srv/models
 
 # what is broken, for a script
-pinfs doctor --json | jq -r '.findings[] | select(.level == "fail") | .mend'
+pinfs doctor --json | jq -r '.findings[] | select(.level == "fail") | .fix'
 """,
 )
 @click.argument("directory", required=False)
 @listing_options
 @click.pass_context
 def doctor(ctx: click.Context, directory: str | None, as_json: bool, as_table: bool) -> None:
-    """Check this machine, and DIRECTORY as a source, and say how to mend what is wrong.
+    """Check this machine, and DIRECTORY as a source, and say how to fix what is wrong.
 
     Looks at the kernel, /dev/fuse, fusermount3, libfuse, pyfuse3, passthrough, capabilities, descriptor limits, the pid
     namespace and the mounts that are there; of DIRECTORY at the file system, DAX, copy on write, and extents that its
@@ -80,7 +80,7 @@ def _print(findings: list[Finding]) -> None:
     for finding in findings:
         rows.append((finding.level.value, finding.check, finding.text))
         styles.append(_STYLES[finding.level] if finding.level is not Level.OK else "")
-        if finding.mend:
-            rows.append(("", "", f"to mend: {finding.mend}"))
+        if finding.fix:
+            rows.append(("", "", f"to fix: {finding.fix}"))
             styles.append("dim")
     print_table((), rows, styles=styles)

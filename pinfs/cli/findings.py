@@ -1,4 +1,4 @@
-"""What `pinfs doctor` says: findings, each with a level and how to mend it."""
+"""What `pinfs doctor` says: findings, each with a level and how to fix it."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -16,12 +16,12 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's report. `mend` is empty where nothing has to be done."""
+    """One line of the doctor's report. `fix` is empty where nothing has to be done."""
 
     check: str
     level: Level
     text: str
-    mend: str = ""
+    fix: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The finding as a JSON object."""
@@ -32,12 +32,12 @@ def ok(check: str, text: str) -> Finding:
     return Finding(check, Level.OK, text)
 
 
-def warn(check: str, text: str, mend: str) -> Finding:
-    return Finding(check, Level.WARN, text, mend)
+def warn(check: str, text: str, fix: str) -> Finding:
+    return Finding(check, Level.WARN, text, fix)
 
 
-def bad(check: str, text: str, mend: str) -> Finding:
-    return Finding(check, Level.FAIL, text, mend)
+def bad(check: str, text: str, fix: str) -> Finding:
+    return Finding(check, Level.FAIL, text, fix)
 
 
 def has_failures(findings: Iterable[Finding]) -> bool:

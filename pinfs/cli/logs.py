@@ -25,7 +25,7 @@ class Target(StrEnum):
 
 
 def background_target() -> Target:
-    """Where a daemon without a terminal can be heard: the journal, else syslog, else stderr, wherever that leads."""
+    """Where a daemon without a terminal writes its log: the journal, else syslog, else stderr, wherever that leads."""
     for target, address in ((Target.JOURNAL, JOURNAL), (Target.SYSLOG, SYSLOG)):
         if Path(address).exists():
             return target

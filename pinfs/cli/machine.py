@@ -27,7 +27,7 @@ _OLDEST_LIBFUSE = (3, 3)  # the first that takes /dev/fd/N as mount point
 
 
 def check_machine() -> Iterator[Finding]:
-    """All checks that need no directory, in the order in which one would mend them."""
+    """All checks that need no directory, in the order in which one would fix them."""
     checks: list[Callable[[], Finding]] = [
         _kernel, _device, _fusermount, _libfuse, _pyfuse3,
         _passthrough, _capabilities, _descriptors, _pid_namespace, _proc,
@@ -126,7 +126,7 @@ def _passthrough() -> Finding:
     if "sys_admin" not in effective_capabilities() or not _in_initial_user_namespace():
         return warn("passthrough", f"needs root (CAP_SYS_ADMIN of the machine): {lost}", "mount as root")
     if error != errno.EPERM:
-        return warn("passthrough", f"cannot be probed ({os.strerror(error)})", "mend /dev/fuse first")
+        return warn("passthrough", f"cannot be probed ({os.strerror(error)})", "fix /dev/fuse first")
     return ok("passthrough", "the kernel has it")
 
 

@@ -80,7 +80,7 @@ def _table(found: list[Status]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 def _rows(one: Status) -> Iterator[tuple[str, str]]:
     if "error" in one:
-        yield "state", f"stale: {one['error']} (to mend: pinfs umount {one['mountpoint']})"
+        yield "state", f"stale: {one['error']} (to fix: pinfs umount {one['mountpoint']})"
         return
     for key, value in one.items():
         if value is not None and key not in ("v", "mountpoint", "counters", "exit_code"):

@@ -298,7 +298,7 @@ class PinTable:
         self.limits = limits
         self.ended: Counter[str] = Counter()
         """How many pins have ended, by who let go: holder, death, close, root, policy, kill."""
-        self.heard = True
+        self.subscribed = True
         self.on_empty: Callable[[int], None] | None = None
         self.on_end: Callable[[Pin], None] | None = None
         self._emit = emit
@@ -310,9 +310,9 @@ class PinTable:
     def __len__(self) -> int:
         return len(self.by_id)
 
-    def set_heard(self, heard: bool) -> None:
+    def set_subscribed(self, subscribed: bool) -> None:
         """See `heard`."""
-        self.heard = heard
+        self.subscribed = subscribed
 
     @property
     def pinned_bytes(self) -> int:
@@ -401,7 +401,7 @@ class PinTable:
             self._put(pin)
             if pin.breaking is not None:
                 self.files[inode].add_breaking(pin)
-        if self.heard:
+        if self.subscribed:
             self._emit(Event("pinned", now, pin, why="replaced" if old else None))
         if pin.breaking is not None:
             self._moved(pin, pin.breaking, now)
@@ -435,7 +435,7 @@ class PinTable:
         self.ended[by] += 1
         if self.on_end is not None:
             self.on_end(pin)
-        if self.heard or breaking is not None or kind != "released":
+        if self.subscribed or breaking is not None or kind != "released":
             self._emit(Event(kind, now, pin, breaking=breaking, by=by))
         self._forget_if_empty(pin.inode)
         if breaking is not None:

@@ -1,1 +1,1 @@
-"""What makes the decisions of `core` come true: breakers wait here; holders are told, and their deaths noticed, here."""
+"""What makes the decisions of `core` true: breakers wait here; holders are told, and their deaths noticed, here."""

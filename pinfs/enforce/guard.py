@@ -19,7 +19,7 @@ from pinfs.core.pins import Break, Event, Owner, Pin, PinSpec, Reservation
 from pinfs.core.policy import PolicySet
 from pinfs.core.ranges import END
 from pinfs.enforce.mappings import Mapping, mappings_of
-from pinfs.runtime.parking import Moment, later, park
+from pinfs.runtime.parking import OneShot, defer, park
 from pinfs.runtime.stats import Stats
 
 log = logging.getLogger("pinfs.guard")
@@ -86,7 +86,7 @@ class Guard:
         self._stats = stats
         self._sooner = trio.Event()
         self._sleeps_until = math.inf
-        self._mourners: list[tuple[Owner, Moment]] = []
+        self._mourners: list[tuple[Owner, OneShot]] = []
         """Breakers that wait until the pins of an owner that is gone, a great many, have been dropped."""
         holders.on_death = self.owner_gone
         self.book.is_gone = holders.is_gone
@@ -149,7 +149,7 @@ class Guard:
         """Come back when no pin of somebody who is gone is left in [start, end)."""
         book = self.book
         while book.gone and not (book.closing or book.bury_in(inode, start, end, trio.current_time())):
-            buried = Moment()
+            buried = OneShot()
             self._mourners.append((next(reversed(book.gone)), buried))
             await buried.wait()
 
@@ -159,7 +159,7 @@ class Guard:
             if owner in self.book.gone and not self.book.closing:
                 self._mourners.append((owner, buried))
             else:
-                buried.come()
+                buried.set()
 
     @property
     def minds_mappings(self) -> bool:
@@ -218,14 +218,14 @@ class Guard:
         self.book.begin(removal, policies.for_path(removal.path), trio.current_time())
         if removal.turn is Turn.WAITING:
             pins = list(islice(self.book.in_the_way(removal), HOLDERS_IN_A_LOG_LINE + 1))
-            later(lambda: log.info("%s waits for %s", _told(removal), _named(pins)))
+            defer(lambda: log.info("%s waits for %s", _told(removal), _named(pins)))
         return removal
 
     async def _answer(self, removal: Removal) -> None:
         """Come back when the removal's turn has come. OSError: it is refused."""
         if removal.turn is Turn.WAITING:
-            answered = Moment()
-            removal.wake = answered.come
+            answered = OneShot()
+            removal.wake = answered.set
             try:
                 await answered.wait()
             except BaseException:

@@ -28,7 +28,7 @@ _KEPT_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 class Passthrough(Protocol):
     """Registers backing files with the kernel, which then reads, writes and maps them without asking."""
 
-    why_not: str
+    unavailable_because: str
     """Empty where it works."""
 
     def open(self, fd: int) -> int:
@@ -40,7 +40,7 @@ class Passthrough(Protocol):
 class NoPassthrough:
     """Every read and write comes to the daemon."""
 
-    why_not = "there is none"
+    unavailable_because = "there is none"
 
     def open(self, fd: int) -> int:
         return 0
@@ -185,7 +185,7 @@ class Backing:
         if inode.file is not None and not inode.file.opens:
             del self._idle[inode]
             self._close(inode, inode.file)
-            self._inodes.settle(inode)
+            self._inodes.drop_if_unreferenced(inode)
 
     def _close(self, inode: Inode, file: OpenFile) -> None:
         if file.backing_id:
@@ -204,8 +204,8 @@ class Backing:
             file.backing_id = self.passthrough.open(file.any_fd)
         return file.backing_id
 
-    def let_rest(self, inode: Inode) -> None:
-        """Take a restless inode for an ordinary one again as soon as nobody can store to it.
+    def recheck(self, inode: Inode) -> None:
+        """Take an uncached inode for an ordinary one again as soon as nobody can store to it.
 
         A mapping may outlive all handles, and then only the kernel knows of it: it grants a read lease on no file that
         is open for writing (fcntl(2), F_SETLEASE), and a mapping keeps its file open. Where there are no leases the
@@ -218,7 +218,7 @@ class Backing:
             try:
                 fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # for who opens it right now: SIGIO would end us
                 fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-                self._inodes.restless.discard(inode.nodeid)
+                self._inodes.uncached.discard(inode.nodeid)
             finally:
                 os.close(fd)
 

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import trio
 
 from pinfs.fs.directories import DT_DIR, DT_REG, Add
-from pinfs.fs.events import Patience, Queue
+from pinfs.fs.events import Queue, ReadLimit
 from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_NONSEEKABLE, FOPEN_STREAM, ByteHandle, Handle, Wake
 from pinfs.fs.inodes import ROOT_ID, Inode, stale
 from pinfs.fs.types import CallerLike, Entry, SetAttr
@@ -153,12 +153,12 @@ class PolicyFile:
 class ChannelHandle(ControlHandle):
     """A stream of events, and the way back for commands."""
 
-    __slots__ = ("_close", "_command", "_ended", "_news", "_patience", "_wakes", "queue")
+    __slots__ = ("_close", "_command", "_ended", "_news", "_read_limit", "_wakes", "queue")
     fopen_flags = FOPEN_DIRECT_IO | FOPEN_NONSEEKABLE | FOPEN_STREAM
 
-    def __init__(self, inode: Inode, flags: int, patience: Patience) -> None:
+    def __init__(self, inode: Inode, flags: int, read_limit: ReadLimit) -> None:
         super().__init__(inode, flags)
-        self._patience = patience
+        self._read_limit = read_limit
         self._wakes: list[Wake] = []
         self._news = trio.Event()
         self._close: Callable[[], None] = lambda: None
@@ -194,17 +194,17 @@ class ChannelHandle(ControlHandle):
 
     async def _wait(self) -> None:
         """As long as the patience of this mount allows: EINTR then, and EAGAIN where too many wait already."""
-        patience = self._patience
-        if patience.waiting >= patience.readers:
+        read_limit = self._read_limit
+        if read_limit.waiting >= read_limit.readers:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        patience.waiting += 1
+        read_limit.waiting += 1
         try:
             await park()
             self._news = trio.Event()
-            with trio.move_on_after(patience.seconds) as scope:
+            with trio.move_on_after(read_limit.seconds) as scope:
                 await self._news.wait()
         finally:
-            patience.waiting -= 1
+            read_limit.waiting -= 1
         if scope.cancelled_caught:
             raise OSError(errno.EINTR, os.strerror(errno.EINTR))
 

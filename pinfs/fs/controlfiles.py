@@ -51,7 +51,7 @@ class EventsFile:
             raise OSError(errno.EMFILE, "too many event channels")
         self._holders.hold(process)
         self._open[ctx.uid] += 1
-        handle = ChannelHandle(inode, flags, self._hub.patience)
+        handle = ChannelHandle(inode, flags, self._hub.read_limit)
         queue = self._hub.open_channel(process, handle.on_news)
 
         def close() -> None:
@@ -73,7 +73,7 @@ class TraceFile:
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
         check_read_only(flags)
-        handle = ChannelHandle(inode, flags, self._hub.patience)
+        handle = ChannelHandle(inode, flags, self._hub.read_limit)
         queue = self._hub.open_trace(handle.on_news)
         handle.connect(queue, lambda: self._hub.close_trace(queue), None)
         return handle

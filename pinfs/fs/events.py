@@ -63,7 +63,7 @@ class Queue:
 
 
 @dataclass(slots=True)
-class Patience:
+class ReadLimit:
     """How many reads of streams may wait at a time, and for how long.
 
     Finite where an interrupt of the reader does not reach the daemon, and each wait takes one of pyfuse3's tasks.
@@ -78,7 +78,7 @@ class EventHub:
     """Numbers events for each stream and gives them to the channels that are open."""
 
     def __init__(self, stats: Stats) -> None:
-        self.patience = Patience()
+        self.read_limit = ReadLimit()
         self.path_of: Callable[[int], str | None] = lambda inode: None
         self._stats = stats
         self._channels: dict[Hashable, list[Queue]] = {}
@@ -88,7 +88,7 @@ class EventHub:
         self._breaks: dict[Hashable, dict[Pin, tuple[int, Event]]] = {}
         """Under way, with their numbers, for channels that open later. A line is written only for who reads it: the
         holder of a breaking pin has its signal already, and the daemon should get out of its way."""
-        self.on_audience: Callable[[bool], None] = lambda there_is: None
+        self.on_subscribers: Callable[[bool], None] = lambda there_is: None
         """Called when the first stream is opened, and when the last one is closed."""
 
     # Channels
@@ -100,14 +100,14 @@ class EventHub:
             if pin.breaking is not None:
                 queue.put(self._line(seq, event, traced=False))
         self._channels.setdefault(process, []).append(queue)
-        self._look_at_audience()
+        self._report_subscribers()
         return queue
 
     def open_trace(self, on_news: Callable[[], None]) -> Queue:
         """A stream of all events."""
         queue = Queue(on_news, self._stats)
         self._traces.append(queue)
-        self._look_at_audience()
+        self._report_subscribers()
         return queue
 
     def close_channel(self, process: Hashable, queue: Queue) -> None:
@@ -115,14 +115,14 @@ class EventHub:
         queues.remove(queue)
         if not queues:
             del self._channels[process]
-        self._look_at_audience()
+        self._report_subscribers()
 
     def close_trace(self, queue: Queue) -> None:
         self._traces.remove(queue)
-        self._look_at_audience()
+        self._report_subscribers()
 
-    def _look_at_audience(self) -> None:
-        self.on_audience(bool(self._channels or self._traces))
+    def _report_subscribers(self) -> None:
+        self.on_subscribers(bool(self._channels or self._traces))
 
     # Events
 

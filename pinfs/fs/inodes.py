@@ -114,7 +114,7 @@ class InodeTable:
         self.on_forgotten: Callable[[Inode], None] = lambda inode: None
         """Called with an inode that has an open backing file, but that the kernel does not know any more."""
         self._lru: OrderedDict[Inode, None] = OrderedDict()  # inodes whose descriptor may be closed
-        self.restless: set[int] = set()
+        self.uncached: set[int] = set()
         """Node ids of files that may be changed by stores through mappings, of which nobody tells."""
 
     def __len__(self) -> int:
@@ -145,7 +145,7 @@ class InodeTable:
         nodeid = self._foreign.get(key)
         return None if nodeid is None else self._by_id[nodeid]
 
-    def learn(self, parent: Inode, name: bytes, st: os.stat_result) -> Inode:
+    def intern(self, parent: Inode, name: bytes, st: os.stat_result) -> Inode:
         """The inode that `name` in `parent` was seen to be, new or known. Does not count as a lookup."""
         inode = self.find(st)
         if inode is None:
@@ -154,7 +154,7 @@ class InodeTable:
             self._add_name(inode, parent, name, st.st_nlink)
         return inode
 
-    def learn_nameless(self, st: os.stat_result, fd: int) -> Inode:
+    def intern_nameless(self, st: os.stat_result, fd: int) -> Inode:
         """The inode of an O_TMPFILE; `fd` (of which a duplicate is kept) is the only way to it."""
         inode = self._add(st)
         inode.fd = os.dup(fd)
@@ -198,9 +198,9 @@ class InodeTable:
     def _leave(self, parent: Inode | None) -> None:
         if parent is not None:
             parent.children -= 1
-            self.settle(parent)
+            self.drop_if_unreferenced(parent)
 
-    def grasp(self, parent: Inode, name: bytes) -> Inode | None:
+    def hold_for_unlink(self, parent: Inode, name: bytes) -> Inode | None:
         """The known inode behind a name that is about to go, which is not needed to reach it any more; else None."""
         try:
             fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=self.fd(parent))
@@ -247,9 +247,9 @@ class InodeTable:
         inode = self._by_id.get(nodeid)
         if inode is not None and inode is not self.root:
             inode.lookups = max(0, inode.lookups - nlookup)
-            self.settle(inode)
+            self.drop_if_unreferenced(inode)
 
-    def settle(self, inode: Inode) -> None:
+    def drop_if_unreferenced(self, inode: Inode) -> None:
         """Let go of an inode that nothing refers to any more, and of the directories that only led to it."""
         if inode.file is not None and not inode.lookups:
             self.on_forgotten(inode)
@@ -258,7 +258,7 @@ class InodeTable:
         if self._by_id.get(inode.nodeid) is not inode:
             return
         del self._by_id[inode.nodeid]
-        self.restless.discard(inode.nodeid)
+        self.uncached.discard(inode.nodeid)
         self._foreign.pop(inode.key, None)
         self._close(inode)
         ways = [inode.parent, *(parent for parent, _ in inode.links or ())]
@@ -266,11 +266,11 @@ class InodeTable:
         for parent in ways:
             self._leave(parent)
 
-    def settle_id(self, nodeid: int) -> None:
-        """As `settle`, for an inode that has just lost its last pin."""
+    def drop_id_if_unreferenced(self, nodeid: int) -> None:
+        """As `drop_if_unreferenced`, for an inode that has just lost its last pin."""
         inode = self._by_id.get(nodeid)
         if inode is not None:
-            self.settle(inode)
+            self.drop_if_unreferenced(inode)
 
     def path_of(self, nodeid: int) -> str | None:
         """The path of an inode below the root of the mount; None: it has no name (any more)."""

@@ -108,7 +108,7 @@ class Operations:
         self.entry_timeout_s = entry_timeout_s
         self.attr_timeout_s = attr_timeout_s
         self.handles = pins.handles
-        self.restless = inodes.restless  # whose attributes nobody may remember
+        self.uncached = inodes.uncached  # whose attributes nobody may remember
         self._backing = backing
         self._inodes = inodes
         self._known = inodes.known
@@ -130,7 +130,7 @@ class Operations:
 
     def _entry(self, directory: Inode, name: bytes) -> Entry:
         st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
-        inode = self._inodes.learn(directory, name, st)
+        inode = self._inodes.intern(directory, name, st)
         inode.lookups += 1
         return make_entry((inode.nodeid, st))
 
@@ -178,7 +178,7 @@ class Operations:
     async def unlink(self, parent: int, name: bytes, ctx: CallerLike) -> None:
         """unlink(2). EBUSY, ETXTBSY, EINTR, EAGAIN: pins, policy `unlink` (SPEC 2)."""
         directory = self._writable_directory(parent, name)
-        victim = self._inodes.grasp(directory, name)
+        victim = self._inodes.hold_for_unlink(directory, name)
         if victim is None:
             os.unlink(name, dir_fd=self._inodes.fd(directory))
         elif self._takes_all(victim):
@@ -202,7 +202,7 @@ class Operations:
     async def rmdir(self, parent: int, name: bytes, ctx: CallerLike) -> None:
         """rmdir(2)."""
         directory = self._writable_directory(parent, name)
-        victim = self._inodes.grasp(directory, name)
+        victim = self._inodes.hold_for_unlink(directory, name)
         os.rmdir(name, dir_fd=self._inodes.fd(directory))
         if victim is not None:
             self._inodes.drop_name(victim, directory, name)
@@ -311,8 +311,8 @@ class Operations:
         inode = self._known(nodeid)
         if inode is None:
             return self._control.stat(nodeid)
-        if nodeid in self.restless:
-            self._backing.let_rest(inode)
+        if nodeid in self.uncached:
+            self._backing.recheck(inode)
         return self._inodes.stat(inode)
 
     async def statx_btime(self, nodeid: int, fh: int | None) -> tuple[os.stat_result, int | None]:
@@ -320,8 +320,8 @@ class Operations:
         if self._control.is_control(nodeid):
             return self._control.stat(nodeid), None
         inode = self._inodes.get(nodeid)
-        if nodeid in self.restless:
-            self._backing.let_rest(inode)
+        if nodeid in self.uncached:
+            self._backing.recheck(inode)
         fd = self._inodes.fd(inode)
         return os.fstat(fd), syscalls.birth_time_ns(fd)
 
@@ -509,7 +509,7 @@ class Operations:
         fh = self.handles.add(FileHandle(inode, flags))
         backing_id = self._backing.passthrough_id(inode)
         if backing_id and flags & os.O_ACCMODE == os.O_RDWR:
-            self.restless.add(inode.nodeid)
+            self.uncached.add(inode.nodeid)
         return make_opened((fh, 0 if backing_id else FOPEN_KEEP_CACHE, backing_id))
 
     def _opened_control(self, handle: ControlHandle) -> Opened:
@@ -526,7 +526,7 @@ class Operations:
             fd = os.open(name, _creation_flags(flags), mode, dir_fd=directory_fd)
         try:
             st = os.fstat(fd)
-            inode = self._inodes.learn(directory, name, st)
+            inode = self._inodes.intern(directory, name, st)
             self._backing.adopt(inode, fd, flags)
         except BaseException:
             os.close(fd)
@@ -555,7 +555,7 @@ class Operations:
             fd = os.open(b".", flags | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=directory_fd)
         try:
             st = os.fstat(fd)
-            inode = self._inodes.learn_nameless(st, fd)
+            inode = self._inodes.intern_nameless(st, fd)
             self._backing.adopt(inode, fd, flags)
         except BaseException:
             os.close(fd)
@@ -588,7 +588,7 @@ class Operations:
         if isinstance(handle, FileHandle):
             self._pins.handle_closed(handle)
             self._backing.release(handle.inode)
-            self._inodes.settle(handle.inode)
+            self._inodes.drop_if_unreferenced(handle.inode)
         elif isinstance(handle, ControlHandle):
             handle.close()
 
@@ -695,7 +695,7 @@ class Operations:
             st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
         except FileNotFoundError:
             return True
-        inode = self._inodes.learn(directory, name, st)
+        inode = self._inodes.intern(directory, name, st)
         inode.lookups += 1
         if add(name, next_offset, Entry(inode.nodeid, st)):
             return True

@@ -1,7 +1,7 @@
 """How one handler serves two callers: the dispatcher, which runs it straight through, and trio tasks.
 
 The dispatcher steps a handler's coroutine itself, because starting a task costs as much as answering a request. A
-handler that has to wait says what for. For a `Moment` the dispatcher keeps the coroutine, and goes on with it when the
+handler that has to wait says what for. For a `OneShot` the dispatcher keeps the coroutine, and goes on with it when the
 moment has come. Before it touches any trio primitive it says `await park()`: the dispatcher moves the rest of it into
 a task. In a task both do what a reader would expect.
 """
@@ -20,10 +20,10 @@ T = TypeVar("T")
 _PARK: Final = object()
 
 _stepping = 0
-_chores: list[Callable[[], None]] = []
+_deferred: list[Callable[[], None]] = []
 
 
-class _ShortWay:
+class _FastPath:
     """Inside of it handlers are stepped, not awaited. Entered once for many of them, because it costs them all."""
 
     def __enter__(self) -> None:
@@ -35,35 +35,35 @@ class _ShortWay:
         _stepping -= 1
 
 
-short_way: Final = _ShortWay()
+fast_path: Final = _FastPath()
 
 
-class Moment:
+class OneShot:
     """Comes once; one handler waits for it. On the short way `then` is called when it comes."""
 
-    __slots__ = ("_has_come", "then")
+    __slots__ = ("_has_come", "callback")
 
     def __init__(self) -> None:
         self._has_come = False
-        self.then: Callable[[], object] | None = None
+        self.callback: Callable[[], object] | None = None
 
-    def come(self) -> None:
+    def set(self) -> None:
         """From now on nobody waits for it. Does not run the waiting handler: may be called from anywhere."""
         self._has_come = True
-        if self.then is not None:
-            self.then()
+        if self.callback is not None:
+            self.callback()
 
     async def wait(self) -> None:
         if not self._has_come and _stepping:
             await _give_back(self)
         if not self._has_come:  # we are in a task, or have been moved into one
             event = trio.Event()
-            self.then = event.set
+            self.callback = event.set
             await event.wait()
 
 
 class Parked(Exception):
-    """Raised by `run_straight` when the handler waits: `trap` is a `Moment`, or something that wants a task."""
+    """Raised by `run_straight` when the handler waits: `trap` is a `OneShot`, or something that wants a task."""
 
     def __init__(self, trap: object) -> None:
         self.trap = trap
@@ -87,7 +87,7 @@ def run_straight(handler: Coroutine[Any, Any, T], failure: BaseException | None 
     or `await rest_of(handler)` in a trio task. Whatever else the handler raises passes through.
     """
     try:
-        with short_way:
+        with fast_path:
             trap = handler.send(None) if failure is None else handler.throw(failure)
     except StopIteration as end:
         result: T = end.value
@@ -97,7 +97,7 @@ def run_straight(handler: Coroutine[Any, Any, T], failure: BaseException | None 
 
 def known_trap(handler: Coroutine[Any, Any, Any], trap: object) -> object:
     """The trap, if it is one of ours. RuntimeError: the handler has awaited something else, and is closed."""
-    if trap is not _PARK and not isinstance(trap, Moment):
+    if trap is not _PARK and not isinstance(trap, OneShot):
         handler.close()
         raise RuntimeError("a handler awaited something other than a moment or park() on the short way")
     return trap
@@ -110,19 +110,19 @@ def rest_of(handler: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
     return result
 
 
-def later(chore: Callable[[], None]) -> None:
+def defer(chore: Callable[[], None]) -> None:
     """Do what nobody waits for (write to the log, say) after the replies that are due; in a task at once."""
     if _stepping:
-        _chores.append(chore)
+        _deferred.append(chore)
     else:
         chore()
 
 
-def do_chores() -> None:
+def run_deferred() -> None:
     """What was left for later; the dispatcher calls it when nothing else is to be done."""
-    while _chores:
-        chores = _chores.copy()
-        _chores.clear()
+    while _deferred:
+        chores = _deferred.copy()
+        _deferred.clear()
         for chore in chores:
             try:
                 chore()

@@ -59,13 +59,13 @@ def assemble(
     backing = Backing(inodes, passthrough, share)
     verbs = PinVerbs(guard, holders, inodes, backing, HandleTable())
     guard.on_handle_event = verbs.on_handle_event
-    hub.on_audience = book.set_heard
-    hub.on_audience(False)
+    hub.on_subscribers = book.set_subscribed
+    hub.on_subscribers(False)
     book.on_end = verbs.on_end
-    book.on_empty = inodes.settle_id
+    book.on_empty = inodes.drop_id_if_unreferenced
 
     def metrics() -> list[Family]:
-        gauges = Gauges.of(book, inodes, backing, holders, passthrough=not passthrough.why_not)
+        gauges = Gauges.of(book, inodes, backing, holders, passthrough=not passthrough.unavailable_because)
         return list(families(stats, book, gauges))
 
     control = Control(

@@ -34,7 +34,7 @@ from pinfs.bridge.ways import LOST_WITHOUT_BRIDGE, SPARE_TASKS, Bridged, Plain, 
 from pinfs.config.options import Config, MountOptions, PolicyBox
 from pinfs.core.policy import PolicyError
 from pinfs.enforce.holders import raise_descriptor_limit
-from pinfs.fs.events import Patience
+from pinfs.fs.events import ReadLimit
 from pinfs.serve.assembly import FileSystem, assemble
 from pinfs.serve.notify import Notifier
 from pinfs.serve.scrape import MetricsPort, NoPort
@@ -69,7 +69,7 @@ async def serve(
         stack.callback(daemon.detach)
         stack.callback(daemon.way.close)
         nursery = await stack.enter_async_context(_cancelled_at_end())
-        nursery.start_soon(daemon.obey, signals)
+        nursery.start_soon(daemon.handle_signals, signals)
         nursery.start_soon(scraped.run)
         await nursery.start(daemon.fs.guard.run)
         await nursery.start(daemon.fs.holders.run)
@@ -82,7 +82,7 @@ async def serve(
                 else:
                     serving.cancel_scope.cancel()
     if daemon.way.usable and not daemon.is_as_wanted():
-        raise MountError(f"passthrough=on, but {daemon.passthrough.why_not}")
+        raise MountError(f"passthrough=on, but {daemon.passthrough.unavailable_because}")
 
 
 @asynccontextmanager
@@ -117,7 +117,7 @@ class Daemon:
         self.source = source
         self.mountpoint = mountpoint
         self.passthrough = Passthrough()
-        self.bridge_why_not = ""
+        self.bridge_unavailable_because = ""
         self.negotiated: list[str] = []
         self.way: Way
         self.serving = trio.CancelScope()
@@ -159,11 +159,11 @@ class Daemon:
             log.warning("the bridge cannot run: %s", e)
             return self._without_bridge(str(e))
 
-    def _without_bridge(self, why_not: str) -> Way:
+    def _without_bridge(self, unavailable_because: str) -> Way:
         log.info("serving by pyfuse3 alone: %s", LOST_WITHOUT_BRIDGE)
-        self.bridge_why_not = why_not
+        self.bridge_unavailable_because = unavailable_because
         self.passthrough.refuse("there is none without the bridge")
-        self.fs.hub.patience = Patience(PLAIN_READ_S, SPARE_TASKS // 2)
+        self.fs.hub.read_limit = ReadLimit(PLAIN_READ_S, SPARE_TASKS // 2)
         poll = self.config.mount.poll
         return Plain(self._fd, self.fs.operations, posix_acl=has_acls(self._source_fd), poll=poll)
 
@@ -178,24 +178,24 @@ class Daemon:
         if terms.passthrough:
             self.passthrough.probe(self._fd, self._source_fd)
         else:
-            self.passthrough.refuse(self._why_no_passthrough())
-        log.info("passthrough: %s", self.passthrough.why_not or "yes")
+            self.passthrough.refuse(self._passthrough_unavailable_because())
+        log.info("passthrough: %s", self.passthrough.unavailable_because or "yes")
 
-    def _why_no_passthrough(self) -> str:
+    def _passthrough_unavailable_because(self) -> str:
         if self.config.mount.passthrough == "off":
             return "switched off (passthrough=off)"
         return "only root may register backing files" if os.geteuid() else "the kernel does not offer it (Linux 6.9)"
 
     def is_as_wanted(self) -> bool:
         """Whether the mount has what its options insist on."""
-        return self.config.mount.passthrough != "on" or not self.passthrough.why_not
+        return self.config.mount.passthrough != "on" or not self.passthrough.unavailable_because
 
     def announce(self, nursery: trio.Nursery) -> None:
         """The mount is usable: say so, to the log and to systemd."""
         log.info("%s is mounted on %s", self.source, self.mountpoint)
         _settle_memory()
-        self.manager.tell("READY=1", f"STATUS={self.in_words()}")
-        nursery.start_soon(self.manager.keep_telling, self.in_words)
+        self.manager.tell("READY=1", f"STATUS={self.status_line()}")
+        nursery.start_soon(self.manager.keep_telling, self.status_line)
 
     # Its state
 
@@ -209,10 +209,10 @@ class Daemon:
             "mountpoint": self.mountpoint,
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._since, 3),
-            "passthrough": not self.passthrough.why_not,
-            "passthrough_why_not": self.passthrough.why_not or None,
-            "bridge": not self.bridge_why_not,
-            "bridge_why_not": self.bridge_why_not or None,
+            "passthrough": not self.passthrough.unavailable_because,
+            "passthrough_unavailable_because": self.passthrough.unavailable_because or None,
+            "bridge": not self.bridge_unavailable_because,
+            "bridge_unavailable_because": self.bridge_unavailable_because or None,
             "poll": self.config.mount.poll,
             "negotiated": self.negotiated,
             "pins": len(book),
@@ -225,7 +225,7 @@ class Daemon:
         port = self.config.mount.metrics_port
         return MetricsPort(port, self.fs.metrics) if port else NoPort()
 
-    def in_words(self) -> str:
+    def status_line(self) -> str:
         """For `systemctl status`."""
         book = self.fs.guard.book
         return f"{self.source} on {self.mountpoint}: pins {len(book)}, waiting {book.waiting}"
@@ -237,7 +237,7 @@ class Daemon:
 
     # Its end
 
-    async def obey(self, signals: AsyncIterator[int]) -> None:
+    async def handle_signals(self, signals: AsyncIterator[int]) -> None:
         """Do what signals ask for, in their order."""
         async for number in signals:
             if number in ENDING:

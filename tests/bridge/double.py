@@ -25,7 +25,7 @@ class Double:
 
     def __init__(self, source: str, registry=None, *, timeout_s: float = 60.0) -> None:
         self.entry_timeout_s = self.attr_timeout_s = timeout_s
-        self.restless: set[int] = set()
+        self.uncached: set[int] = set()
         self.registry = registry
         self.nodes: dict[int, int] = {1: os.open(source, os.O_PATH | os.O_DIRECTORY)}
         self.lookups: Counter[int] = Counter()

@@ -15,7 +15,7 @@ from pinfs.bridge import wire
 from pinfs.bridge.dispatch import Dispatcher
 from pinfs.bridge.negotiate import Terms, Wishes
 from pinfs.fs.types import Entry, Opened
-from pinfs.runtime.parking import Moment, park
+from pinfs.runtime.parking import OneShot, park
 
 ST = os.stat("/")
 ENTRY = Entry(7, ST)
@@ -33,13 +33,13 @@ class Canned:
     that waits for a moment: those are in `moments`."""
 
     entry_timeout_s = attr_timeout_s = 1.5
-    restless: frozenset[int] = frozenset()
+    uncached: frozenset[int] = frozenset()
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple]] = []
         self.park_in = ""
         self.wait_in = ""
-        self.moments: list[Moment] = []
+        self.moments: list[OneShot] = []
         self.fail_with: Exception | None = None
         self.gate = trio.Event()
         self.forgotten: list[tuple[int, int]] = []
@@ -59,7 +59,7 @@ class Canned:
                 await park()
                 await self.gate.wait()
             if name == self.wait_in:
-                self.moments.append(moment := Moment())
+                self.moments.append(moment := OneShot())
                 await moment.wait()
             if self.fail_with:
                 raise self.fail_with

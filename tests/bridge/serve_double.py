@@ -46,7 +46,15 @@ async def main(source: str, mountpoint: str, kind: str) -> None:
             await serving.start(way.run)
         nursery.cancel_scope.cancel()
     left = {"handles": len(double.handles), "registered": registry.registered, "calls": double.calls}
-    print(json.dumps({**left, "why_no_passthrough": registry.why_not, "descriptors": len(os.listdir("/proc/self/fd"))}))
+    print(
+        json.dumps(
+            {
+                **left,
+                "why_no_passthrough": registry.unavailable_because,
+                "descriptors": len(os.listdir("/proc/self/fd")),
+            }
+        )
+    )
     way.close()
 
 

@@ -156,7 +156,7 @@ def test_relative_paths_in_the_background(base: Path) -> None:
 def test_what_it_says_of_itself(mount: Mount) -> None:
     status = mount.status()
     assert status["bridge"] is status["passthrough"] is True
-    assert status["bridge_why_not"] is status["passthrough_why_not"] is None
+    assert status["bridge_unavailable_because"] is status["passthrough_unavailable_because"] is None
     assert {"PASSTHROUGH", "ATOMIC_O_TRUNC"} <= set(status["negotiated"])
     assert (status["pid"], status["mountpoint"]) == (mount.pid, str(mount.path))
     rows = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
@@ -169,7 +169,7 @@ def test_what_it_says_of_itself(mount: Mount) -> None:
 @pytest.mark.mount("passthrough=off")
 def test_passthrough_switched_off(mount: Mount) -> None:
     assert mount.status()["passthrough"] is False
-    assert "passthrough=off" in mount.status()["passthrough_why_not"]
+    assert "passthrough=off" in mount.status()["passthrough_unavailable_because"]
 
 
 @pytest.mark.mount("bridge=off")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pinfs.bridge import wire
 from pinfs.bridge.handlers import LONG_WAY, UNANSWERED, Handlers
 from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Wishes
-from pinfs.runtime.parking import Moment, park
+from pinfs.runtime.parking import OneShot, park
 
 NAME = b"name\0"
 WELL_FORMED = {
@@ -286,7 +286,7 @@ async def test_an_interrupt_ends_the_request_it_names_with_eintr(by: str) -> Non
         assert dispatcher.parked == 1
         ops.gate.set()
         for moment in ops.moments:  # also the one that nobody waits for any more
-            moment.come()
+            moment.set()
         reply = await kernel.receive()
         assert (reply.unique, reply.error) == (second, 0)
         await kernel.nothing_more()
@@ -338,7 +338,7 @@ async def test_who_waits_for_a_moment_goes_on_when_another_request_makes_it_come
     ops.wait_in = "setattr"
 
     async def removexattr(nodeid, name, ctx):
-        ops.moments.pop(0).come()
+        ops.moments.pop(0).set()
 
     ops.removexattr = removexattr
     async with dispatching(ops) as (kernel, dispatcher):
@@ -358,14 +358,14 @@ async def test_who_waits_for_a_moment_goes_on_when_a_task_makes_it_come() -> Non
         waiting = [kernel.send(wire.SETATTR, bytes(88)) for _ in range(3)]
         await kernel.nothing_more()
         for moment in ops.moments:
-            moment.come()
+            moment.set()
         assert [(await kernel.receive()).unique for _ in range(3)] == waiting
         assert dispatcher.parked == 0
 
 
 async def test_who_waits_twice_goes_on_twice() -> None:
     ops = Canned()
-    gates = [Moment(), Moment()]
+    gates = [OneShot(), OneShot()]
 
     async def setattr(*args):
         for gate in gates:
@@ -379,7 +379,7 @@ async def test_who_waits_twice_goes_on_twice() -> None:
         kernel.send(wire.SETATTR, bytes(88))
         for gate in gates:
             await kernel.nothing_more()
-            gate.come()
+            gate.set()
         await kernel.nothing_more()
         assert dispatcher.parked == 1
         ops.gate.set()
@@ -392,7 +392,7 @@ async def test_the_end_of_the_connection_closes_who_waits_for_a_moment() -> None
 
     async def setattr(*args):
         try:
-            await Moment().wait()
+            await OneShot().wait()
         finally:
             closed.append(args)
 

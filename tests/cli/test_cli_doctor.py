@@ -25,7 +25,7 @@ def test_this_machine_can_run_pinfs(run) -> None:
     findings = json.loads(result.stdout)["findings"]
     assert result.exit_code == 0
     assert {"kernel", "/dev/fuse", "libfuse", "pyfuse3", "passthrough", "descriptors"} <= {f["check"] for f in findings}
-    assert all(finding["mend"] for finding in findings if finding["level"] != "ok")
+    assert all(finding["fix"] for finding in findings if finding["level"] != "ok")
 
 
 @pytest.mark.parametrize(("status", "words"), [({}, "answers poll(2)"), ({"poll": False}, "poll=off")])
@@ -39,7 +39,7 @@ def test_what_a_mount_is_good_for(run, fake: FakeMount, status: dict[str, bool],
 def test_a_mount_that_does_not_answer_is_found(run, fake: FakeMount) -> None:
     (fake.point / ".pinfs/status").unlink()
     (finding,) = [one for one in json.loads(run("doctor").stdout)["findings"] if one["check"] == str(fake.point)]
-    assert (finding["level"], finding["mend"]) == ("warn", f"pinfs umount {fake.point}")
+    assert (finding["level"], finding["fix"]) == ("warn", f"pinfs umount {fake.point}")
 
 
 def test_failures_have_an_exit_code_and_a_cure(run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ def test_failures_have_an_exit_code_and_a_cure(run, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "pidfd_open", refuse)
     result = run("doctor", "--table")
     assert result.exit_code == 8
-    assert "to mend: run Linux" in result.stdout
+    assert "to fix: run Linux" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_passthrough_is_probed(monkeypatch: pytest.MonkeyPatch, number: str, lev
     monkeypatch.setattr(machine, "effective_capabilities", lambda: {"sys_admin"})
     finding = machine._passthrough()
     assert finding.level == level
-    assert words in finding.mend
+    assert words in finding.fix
 
 
 def test_a_user_needs_a_name_to_mount() -> None:

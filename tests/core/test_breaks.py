@@ -52,7 +52,7 @@ class Book(PinBook):
         self.now = START + now
         self.expire(self.now)
 
-    def settle(self) -> float | None:
+    def run_slices(self) -> float | None:
         """Do all that is done in slices; returns what `next_deadline` says then."""
         while (deadline := self.next_deadline()) == -math.inf:
             self.expire(self.now)
@@ -580,10 +580,10 @@ def test_answered_breaks_do_not_wait_for_their_deadlines() -> None:
     book = Book()
     pins = [book.lease(number) for number in range(50)]
     removal = book.remove()
-    book.settle()
+    book.run_slices()
     for pin in pins:
         book.release(pin, book.now)
-    assert (removal.turn, book.settle(), len(book.alarms)) == (Turn.READY, None, 0)
+    assert (removal.turn, book.run_slices(), len(book.alarms)) == (Turn.READY, None, 0)
 
 
 # Too many, and the end
@@ -643,7 +643,7 @@ def test_holders_are_asked_in_slices_and_all_of_them_before_the_removal_goes_on(
     assert breaking(pins) == [2, 3, 4]
     for pin in pins[2:]:
         book.release(pin, book.now)
-    assert (removal.turn, book.settle()) == (Turn.READY, None)
+    assert (removal.turn, book.run_slices()) == (Turn.READY, None)
     assert book.kinds("released") == ["break"] * 5 + ["proceeded"]
 
 
@@ -722,7 +722,7 @@ def test_the_break_of_who_does_not_wait_goes_on_to_all_holders() -> None:
     for pin in pins[2:]:
         book.release(pin, book.now)
     book.at(COOL_DOWN_S)
-    assert (book.files, book.settle()) == ({}, None)
+    assert (book.files, book.run_slices()) == ({}, None)
 
 
 @pytest.mark.usefixtures("slices_of_two")
@@ -757,7 +757,7 @@ def test_a_refused_removal_asks_no_more_and_its_breaks_are_withdrawn_in_slices()
     assert breaking(pins) == [4, 5]
     book.at(45)
     book.at(45)
-    assert (breaking(pins), book.settle()) == ([], None)
+    assert (breaking(pins), book.run_slices()) == ([], None)
     assert book.kinds() == ["break"] * 6 + ["withdrawn", "refused"] + ["withdrawn"] * 5
 
 
@@ -824,7 +824,7 @@ def comparisons_to_stand(holders: int) -> float:
     for i in range(holders):
         book.pin(1, i, i, 7, None, spec, SIZE, START)
     book.remove(Counted(0), Counted(END), nonblock=True)
-    book.settle()
+    book.run_slices()
     Counted.comparisons = 0
     while book.breaking_of:
         book.at(45)

@@ -416,13 +416,13 @@ async def test_what_may_be_stored_to_is_restless_until_nobody_has_it_open_or_map
     with (bench.source / "f").open("r+b") as file:
         mapped = mmap.mmap(file.fileno(), 4096)
     await bench.ops.getattr(nodeid, ME)
-    assert nodeid in bench.ops.restless
+    assert nodeid in bench.ops.uncached
     await bench.ops.release(opened.fh)
     await bench.ops.getattr(nodeid, ME)
-    assert nodeid in bench.ops.restless
+    assert nodeid in bench.ops.uncached
     mapped.close()
     await bench.ops.getattr(nodeid, ME)
-    assert nodeid not in bench.ops.restless
+    assert nodeid not in bench.ops.uncached
 
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY])
@@ -430,16 +430,16 @@ async def test_nobody_can_store_through_other_handles(bench: Bench, flags: int) 
     bench.fs.backing.passthrough = EveryFile()
     nodeid = await bench.file("f", 4096)
     await bench.ops.open(nodeid, flags, ME)
-    assert nodeid not in bench.ops.restless
+    assert nodeid not in bench.ops.uncached
 
 
 async def test_a_forgotten_inode_is_not_restless(bench: Bench) -> None:
     bench.fs.backing.passthrough = EveryFile()
     opened, entry = await bench.ops.create(ROOT_ID, b"f", 0o600, os.O_RDWR, ME)
-    assert entry.nodeid in bench.ops.restless
+    assert entry.nodeid in bench.ops.uncached
     await bench.ops.release(opened.fh)
     bench.ops.forget([(entry.nodeid, 1)])
-    assert not bench.ops.restless
+    assert not bench.ops.uncached
 
 
 @pytest.mark.parametrize("size", [0, 10])

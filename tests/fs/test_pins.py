@@ -19,7 +19,7 @@ from trio.testing import MockClock
 
 from pinfs.client import ioctl
 from pinfs.core.pins import Mode
-from pinfs.fs.events import Patience
+from pinfs.fs.events import ReadLimit
 from pinfs.fs.inodes import ROOT_ID
 from pinfs.fs.pins import SHORTEST_JSON
 from pinfs.fs.pinvalue import parse_pin_value
@@ -441,7 +441,7 @@ async def test_a_read_that_waits_is_ended_by_a_command(bench: Bench) -> None:
 
 async def test_readers_without_patience(bench: Bench, autojump_clock: MockClock) -> None:
     """Without the bridge nobody can interrupt a read, and each takes a task: few may wait, and not for ever."""
-    bench.fs.hub.patience = Patience(10.0, 1)
+    bench.fs.hub.read_limit = ReadLimit(10.0, 1)
     first, second = await bench.control("events"), await bench.control("events")
     started = trio.current_time()
     async with trio.open_nursery() as nursery:

@@ -77,16 +77,16 @@ class FakePolicies:
 
 class FakeEvents:
     def __init__(self) -> None:
-        self.heard: list[Event] = []
+        self.events: list[Event] = []
         self.fails = False
 
     def publish(self, event: Event) -> None:
-        self.heard.append(event)
+        self.events.append(event)
         if self.fails:
             raise RuntimeError("no room")
 
     def kinds(self) -> list[str]:
-        return [event.kind for event in self.heard if event.kind != "pinned"]
+        return [event.kind for event in self.events if event.kind != "pinned"]
 
 
 class World:

@@ -151,7 +151,7 @@ def test_a_pinfs_on_a_pinfs(mount: Mount, new_mount: NewMount) -> None:
     holder.pin(file, "p", "0:0")
     assert breaker.errno(os.truncate, str(file), 0) == errno.EBUSY
     assert mount.pins() == []
-    assert upper.status()["passthrough"] or upper.status()["passthrough_why_not"]
+    assert upper.status()["passthrough"] or upper.status()["passthrough_unavailable_because"]
 
 
 def test_a_mount_below_the_source_is_part_of_what_is_served(base: Path, new_mount: NewMount) -> None:

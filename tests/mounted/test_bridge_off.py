@@ -29,7 +29,7 @@ def file(shared_dir: Path) -> Path:
 def test_what_is_lost_is_said(shared_mount: Mount, file: Path) -> None:
     status = shared_mount.status()
     assert (status["bridge"], status["passthrough"]) == (False, False)
-    assert "bridge=off" in status["bridge_why_not"]
+    assert "bridge=off" in status["bridge_unavailable_because"]
     for word in ("fallocate", "ioctl", "SEEK_HOLE", "passthrough", "interrupted"):
         assert word in shared_mount.log()
     assert run("fallocate", "-p", "-l", "4096", file).returncode == 1

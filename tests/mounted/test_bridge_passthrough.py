@@ -54,7 +54,7 @@ def requests(mount: Mount) -> float:
 def test_the_state_says_that_there_is_no_passthrough(each_mount: Mount) -> None:
     status = each_mount.status()
     assert not status["passthrough"]
-    assert status["passthrough_why_not"]
+    assert status["passthrough_unavailable_because"]
 
 
 @anywhere

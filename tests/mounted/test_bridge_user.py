@@ -88,7 +88,7 @@ def test_a_waiting_breaker_can_be_killed_on_a_users_mount(mount: UserMount, acto
 def test_it_says_what_is_lost(mount: UserMount, actors: Actors) -> None:
     status = json.loads(actors.actor(uid=USER)(acts.read_file, str(mount.path / ".pinfs" / "status")))
     assert (status["bridge"], status["passthrough"]) == (True, False)
-    assert "root" in status["passthrough_why_not"]
+    assert "root" in status["passthrough_unavailable_because"]
     assert "passthrough: only root" in mount.log.read_text()
 
 

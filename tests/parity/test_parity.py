@@ -73,7 +73,7 @@ class ParityMachine(RuleBasedStateMachine):
         if kind == "ok" and call in ("close", "munmap"):
             (self.opened if call == "close" else self.mapped).remove((who, arguments[0]))
 
-    def settle(self, who: str, arguments: Sequence[Any]) -> tuple[str, list[Any]] | None:
+    def resolve(self, who: str, arguments: Sequence[Any]) -> tuple[str, list[Any]] | None:
         """Puts what exists now for what the grammar left open; None where there is nothing yet."""
         settled, owner = list(arguments), None
         for at, one in enumerate(arguments):
@@ -107,7 +107,7 @@ def _drops_set_ids_for_anybody(who: str, call: str, values: Sequence[Any]) -> bo
 def _rule_for(call: str, arguments: st.SearchStrategy[tuple[Any, ...]]) -> Callable[..., None]:
     def run(self: ParityMachine, who: str, arguments: tuple[Any, ...]) -> None:
         flags = {flag for one in arguments if isinstance(one, str) for flag in one.split("|")}
-        if not self.left_out & {call, *flags} and (settled := self.settle(who, arguments)):
+        if not self.left_out & {call, *flags} and (settled := self.resolve(who, arguments)):
             actor, values = settled
             if not _drops_set_ids_for_anybody(actor, call, values):
                 self.step(actor, call, *values)

@@ -52,7 +52,7 @@ def manager(request: pytest.FixtureRequest, base: Path) -> Iterator[Manager]:
 def test_a_message(manager: Manager) -> None:
     environ = {"NOTIFY_SOCKET": manager.name, "HOME": "/"}
     Notifier(environ).tell("READY=1", "STATUS=a b=c")
-    assert manager.heard() == [{"READY": "1", "STATUS": "a b=c"}]
+    assert manager.subscribed() == [{"READY": "1", "STATUS": "a b=c"}]
     assert environ == {"HOME": "/"}
 
 
@@ -65,7 +65,7 @@ def test_a_manager_that_does_not_listen_stops_nobody(manager: Manager) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.name})
     for _ in range(5000):  # more than any queue holds
         notifier.tell("STATUS=")
-    assert 0 < len(manager.heard()) < 5000
+    assert 0 < len(manager.subscribed()) < 5000
 
 
 @pytest.mark.parametrize(
@@ -81,21 +81,21 @@ async def test_a_beat_at_half_of_the_watchdogs_time(manager: Manager, autojump_c
     began = trio.current_time()
     with trio.move_on_after(4):
         await notifier.keep_telling(lambda: f"{trio.current_time() - began:g} s")
-    assert manager.heard() == [{"WATCHDOG": "1", "STATUS": f"{at} s"} for at in ("0", "1.5", "3")]
+    assert manager.subscribed() == [{"WATCHDOG": "1", "STATUS": f"{at} s"} for at in ("0", "1.5", "3")]
 
 
 async def test_a_patient_watchdog_does_not_make_the_status_old(manager: Manager, autojump_clock: MockClock) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "30000000"})
     with trio.move_on_after(STATUS_S * 1.5):
         await notifier.keep_telling(lambda: "well")
-    assert len(manager.heard()) == 2
+    assert len(manager.subscribed()) == 2
 
 
 async def test_the_status_alone_without_a_watchdog(manager: Manager, autojump_clock: MockClock) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.name})
     with trio.move_on_after(STATUS_S * 1.5):
         await notifier.keep_telling(lambda: "well")
-    assert manager.heard() == [{"STATUS": "well"}] * 2
+    assert manager.subscribed() == [{"STATUS": "well"}] * 2
 
 
 async def test_no_task_where_nobody_listens(autojump_clock: MockClock) -> None:
@@ -117,4 +117,4 @@ def test_a_daemon_under_a_manager(manager: Manager, new_mount: NewMount, monkeyp
     while not (beat := manager.hear())["STATUS"].endswith(": pins 1, waiting 0"):
         assert beat["WATCHDOG"] == "1"
     mount.stop()
-    assert any(message.get("STOPPING") == "1" for message in manager.heard())
+    assert any(message.get("STOPPING") == "1" for message in manager.subscribed())
