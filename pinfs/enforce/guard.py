@@ -43,6 +43,26 @@ class Breaker(Protocol):
     def uid(self) -> int: ...
 
 
+@dataclass(frozen=True, slots=True)
+class RemovalCall:
+    """A removal as an operation states it, before it is known whether it is in anybody's way.
+
+    It takes [start, end) of `inode`, in bytes. `path` and `caller` say where and by whom. `handle`: the open file
+    description that the caller used, the owner of its pins. `nonblock`: EAGAIN where another call would wait.
+    `check` raises what the removal would fail with anyway: it runs before any holder is notified.
+    """
+
+    inode: int
+    path: Callable[[], str | None]
+    op: str
+    start: int
+    end: int
+    caller: Breaker
+    check: Callable[[], None]
+    handle: Owner | None = None
+    nonblock: bool = False
+
+
 class Holders(Protocol):
     """What the guard needs of `pinfs.enforce.holders.Holders`."""
 
@@ -94,54 +114,29 @@ class Guard:
 
     # Breakers
 
-    def removal(
-        self,
-        inode: int,
-        path: Callable[[], str | None],
-        op: str,
-        start: int,
-        end: int | None,
-        ctx: Breaker,
-        *,
-        handle: Owner | None = None,
-        nonblock: bool = False,
-        check: Callable[[], None] = lambda: None,
-    ) -> AbstractAsyncContextManager[None]:
-        """Inside of it [start, end) may be cut, in bytes, end None: to the end. Check the arguments again there.
+    def removal(self, call: RemovalCall) -> AbstractAsyncContextManager[None]:
+        """Inside of it the bytes may be cut. Check the arguments again there.
 
-        What is inside must not yield to other tasks: a range where nothing is pinned is not reserved. `handle`: the
-        open file description that the breaker used, the owner of its pins. `check` raises what the removal would fail
-        with anyway: called before anybody is asked. OSError: EBUSY or ETXTBSY (SPEC 3.2, 3.3, 3.6, 3.8), EAGAIN
-        (`nonblock`, and the break goes on). A breaker that is cancelled leaves its breaks behind.
+        What is inside must not yield to other tasks: a range where nothing is pinned is not reserved. OSError: EBUSY or
+        ETXTBSY (SPEC 3.2, 3.3, 3.6, 3.8), EAGAIN (`nonblock`, and the break goes on). A breaker that is cancelled
+        leaves its breaks behind.
         """
-        end = END if end is None else end
-        return _Removing(self.book, self._ask(inode, path, op, start, end, ctx, handle, nonblock, check))
+        return _Removing(self.book, self._ask(call))
 
-    async def _ask(
-        self,
-        inode: int,
-        path: Callable[[], str | None],
-        op: str,
-        start: int,
-        end: int,
-        ctx: Breaker,
-        handle: Owner | None,
-        nonblock: bool,
-        check: Callable[[], None],
-    ) -> Removal | None:
-        """Come back when [start, end) may be cut, with what is to be finished then (None: nothing)."""
-        pinned = self.book.touches(inode, start, end)
+    async def _ask(self, call: RemovalCall) -> Removal | None:
+        """Return when the bytes may be cut, with the removal that is to be finished then (None: there is none)."""
+        pinned = self.book.touches(call.inode, call.start, call.end)
         if pinned or self.minds_mappings:
-            check()
+            call.check()
         if self.minds_mappings:
-            await self._refuse_mapped(inode, path, op, start, end, ctx)
-            pinned = self.book.touches(inode, start, end)  # that may have taken a while
+            await self._refuse_mapped(call)
+            pinned = self.book.touches(call.inode, call.start, call.end)  # that may have taken a while
         if not pinned:
             return None
         self._holders.report_deaths()  # whoever has seen a holder end must not be refused for its pins
         if self.book.gone:
-            await self._let_bury(inode, start, end)
-        removal = self._begin(inode, path, op, start, end, ctx, handle, nonblock)
+            await self._let_bury(call.inode, call.start, call.end)
+        removal = self._begin(call)
         await self._answer(removal)
         return removal
 
@@ -166,25 +161,24 @@ class Guard:
         """Whether a removal has to come here even where nothing is pinned: policy `mapped` is `deny` for some file."""
         return self._policies.current.minds_mappings
 
-    async def _refuse_mapped(
-        self, inode: int, path: Callable[[], str | None], op: str, start: int, end: int, ctx: Breaker
-    ) -> None:
+    async def _refuse_mapped(self, call: RemovalCall) -> None:
         """EBUSY (policy `errno`) for bytes that a process has mapped, as if by a deny pin (SPEC 8, `mapped`)."""
-        where = path()
-        policy = self._policies.current.for_path(where)
-        if policy.mapped != "deny" or (op in UNLINKS and policy.unlink == "defer"):
+        path = call.path()
+        policy = self._policies.current.for_path(path)
+        if policy.mapped != "deny" or (call.op in UNLINKS and policy.unlink == "defer"):
             return
-        pid = self._process_id(ctx)
+        pid = self._process_id(call.caller)
         await park()
-        mapping = await trio.to_thread.run_sync(self._first_mapping, inode, start, end, policy.own == "allow" and pid)
+        allowed_pid = pid if policy.own == "allow" else 0
+        mapping = await trio.to_thread.run_sync(self._first_mapping, call, allowed_pid)
         if mapping is not None:
-            removal = Removal(inode, start, end, op, pid=pid, uid=ctx.uid, path=where)
-            log.info("[%d, %d) of inode %d is mapped by pid %d", mapping.start, mapping.end, inode, mapping.pid)
+            removal = Removal(call.inode, call.start, call.end, call.op, pid=pid, uid=call.caller.uid, path=path)
+            log.info("[%d, %d) of inode %d is mapped by pid %d", mapping.start, mapping.end, call.inode, mapping.pid)
             self._deliver(Event("refused", trio.current_time(), removal=removal, why="mapped"))
             raise OSError(policy.errno_number, f"mapped by process {mapping.pid}")
 
-    def _first_mapping(self, inode: int, start: int, end: int, allowed_pid: int) -> Mapping | None:
-        found = mappings_of(self.mount_device, inode, start, end)
+    def _first_mapping(self, call: RemovalCall, allowed_pid: int) -> Mapping | None:
+        found = mappings_of(self.mount_device, call.inode, call.start, call.end)
         return next((mapping for mapping in found if mapping.pid != allowed_pid), None)
 
     def _process_id(self, ctx: Breaker) -> int:
@@ -196,23 +190,14 @@ class Guard:
             return self._holders.process_of(ctx.pid)
         return None
 
-    def _begin(
-        self,
-        inode: int,
-        path: Callable[[], str | None],
-        op: str,
-        start: int,
-        end: int,
-        ctx: Breaker,
-        handle: Owner | None,
-        nonblock: bool,
-    ) -> Removal:
+    def _begin(self, call: RemovalCall) -> Removal:
         """Ask the book."""
-        process = self._process(ctx)
-        pid = getattr(process, "pid", ctx.pid)
-        if nonblock and getattr(process, "comm", "") in NONBLOCKING_BY_HABIT:
-            nonblock = False
-        removal = Removal(inode, start, end, op, process, handle, pid, ctx.uid, path(), nonblock)
+        process = self._process(call.caller)
+        pid = getattr(process, "pid", call.caller.pid)
+        nonblock = call.nonblock and getattr(process, "comm", "") not in NONBLOCKING_BY_HABIT
+        removal = Removal(
+            call.inode, call.start, call.end, call.op, process, call.handle, pid, call.caller.uid, call.path(), nonblock
+        )
         policies = self._policies.current
         self.book.limits = policies.limits
         self.book.begin(removal, policies.for_path(removal.path), trio.current_time())

@@ -12,18 +12,18 @@ import ctypes
 import errno
 import logging
 import os
-import re
 import resource
 import select
 import signal
-import struct
 import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import trio
+
+from pinfs.linux.proc import Status, read_comm, read_start_time, read_status
+from pinfs.linux.signals import queue_signal, signal_name
 
 log = logging.getLogger("pinfs.holders")
 
@@ -32,83 +32,10 @@ REMEMBERED = 256
 descriptor."""
 DEATHS_AT_ONCE = 256
 
-_SI_QUEUE = -1
-_SIGINFO = struct.Struct("=iiii iI Q 96x")
-"""siginfo_t of a queued signal on 64-bit Linux: signo, errno, code, padding, pid, uid, value (sigaction(2))."""
-_SYS_PIDFD_SEND_SIGNAL = 424
-"""The same number on all architectures (system calls since 5.0 share one table)."""
-
 # PyDLL keeps the interpreter's lock: these calls never sleep, and giving the lock away costs more than they do.
 _libc = ctypes.PyDLL(None, use_errno=True)
 _tgkill = _libc.tgkill
 _tgkill.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int)
-_send_signal = _libc.syscall
-_send_signal.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-_send_signal.restype = ctypes.c_long
-
-
-class Status(NamedTuple):
-    """What /proc/PID/status tells (proc_pid_status(5))."""
-
-    tgid: int
-    comm: str
-    uids: tuple[int, int, int]
-    """Real, effective, saved."""
-
-
-def pid_namespace(tid: int | str) -> int | None:
-    """A number that tells the pid namespace of a thread (or of "self") from others; None where it cannot be seen."""
-    try:
-        return os.stat(f"/proc/{tid}/ns/pid").st_ino
-    except OSError:
-        return None
-
-
-_INNERMOST = re.compile(rb"^NSpid:.*\t(\d+)$", re.MULTILINE)
-
-
-def find_in_namespace(pid: int, namespace: int) -> int:
-    """The number that we have for the process which is `pid` in another pid namespace, below ours; 0: there is none.
-
-    Looks at every process: call it in a thread.
-    """
-    for name in os.listdir("/proc"):
-        if name.isdigit() and pid_namespace(name) == namespace:
-            with contextlib.suppress(OSError):
-                match = _INNERMOST.search(_read(f"/proc/{name}/status"))
-                if match is not None and int(match[1]) == pid:
-                    return int(name)
-    return 0
-
-
-_STATUS = re.compile(rb"Name:\t(.*)\n(?:.*\n)*?Tgid:\t(\d+)\n(?:.*\n)*?Uid:\t(\d+)\t(\d+)\t(\d+)\t")
-
-
-def _read(path: str) -> bytes:
-    """The first 4 KiB of a file of /proc, which come in one read."""
-    with open(path, "rb", buffering=0) as file:
-        return file.read(4096)
-
-
-def _read_status(tid: int) -> Status | None:
-    """None when there is no such thread, or it is hidden from us (hidepid)."""
-    try:
-        match = _STATUS.match(_read(f"/proc/{tid}/status"))
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return None
-    if match is None:
-        return None
-    comm, tgid, *uids = match.groups()
-    real, effective, saved = map(int, uids)
-    return Status(int(tgid), comm.decode(errors="surrogateescape"), (real, effective, saved))
-
-
-def _read_start_time(pid: int) -> int:
-    """Clock ticks after boot, 0 when it cannot be read. comm may hold anything, so fields count from the last ')'."""
-    try:
-        return int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
-    except OSError:
-        return 0
 
 
 class Process:
@@ -148,7 +75,7 @@ class Process:
     def status(self) -> Status:
         """Name and uids as they are now (exec and setuid change them), or as last seen once the process is gone."""
         with contextlib.suppress(OSError):
-            status = _read_status(self.pid)
+            status = read_status(self.pid)
             if status is not None and self.alive:  # alive after reading: what was read was not a successor's
                 self._last = status
         return self._last
@@ -156,17 +83,8 @@ class Process:
     @property
     def comm(self) -> str:
         """The name of the program, as ps shows it (exec changes it), or as last seen once the process is gone."""
-        try:
-            fd = os.open(b"/proc/%d/comm" % self.pid, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return self._last.comm
-        try:
-            name = os.read(fd, 64)
-        except OSError:
-            return self._last.comm
-        finally:
-            os.close(fd)
-        return name.rstrip(b"\n").decode(errors="replace") if self.alive else self._last.comm
+        comm = read_comm(self.pid)
+        return self._last.comm if comm is None or not self.alive else comm
 
     @property
     def uids(self) -> tuple[int, int, int]:
@@ -269,7 +187,7 @@ class Holders:
         return process
 
     def _look_up(self, tid: int) -> Process | None:
-        status = _read_status(tid)
+        status = read_status(tid)
         if status is None:
             return None
         process = self._all.get(status.tgid)
@@ -292,7 +210,7 @@ class Holders:
 
     def may_act_for(self, uid: int, process: Process) -> None:
         """Raises OSError EPERM unless `uid` is root or the process's real, effective and saved uid (SPEC 5)."""
-        status = _read_status(process.pid) if uid else None
+        status = read_status(process.pid) if uid else None
         if uid and (status is None or status.uids != (uid, uid, uid) or not process.alive):
             raise PermissionError(errno.EPERM, f"uid {uid} may not act for process {process.pid}")
 
@@ -310,7 +228,7 @@ class Holders:
     def _watch(self, process: Process) -> None:
         if not process.alive:
             raise ProcessLookupError(errno.ESRCH, f"process {process.pid} is gone")
-        process.start_time = process.start_time or _read_start_time(process.pid)
+        process.start_time = process.start_time or read_start_time(process.pid)
         self._epoll.register(process.pidfd, select.EPOLLIN)
         self._held[process.pid] = self._watched[process.pidfd] = process
 
@@ -367,7 +285,7 @@ class Holders:
         kill(2): a sender that is not root must have the real or saved uid of the process. /proc/PID belongs to its
         effective uid, so where that is `uid` the process runs with the rights of the pin's owner and may well be told.
         """
-        sent = self._may_signal(process, uid) and self._queue(process, signo, value)
+        sent = self._may_signal(process, uid) and queue_signal(process.pidfd, signo, value)
         if sent:
             self.counters.signals_sent += 1
         else:
@@ -386,10 +304,6 @@ class Holders:
         real, _, saved = process.uids
         return uid in (real, saved)
 
-    def _queue(self, process: Process, signo: int, value: int) -> bool:
-        info = _SIGINFO.pack(signo, 0, _SI_QUEUE, 0, os.getpid(), os.getuid(), value)
-        return bool(_send_signal(_SYS_PIDFD_SEND_SIGNAL, process.pidfd, signo, info, 0) == 0)
-
     def kill(self, process: Process) -> bool:
         """SIGKILL (policy `on_timeout = kill`); `on_death` tells of its end. False when dead or not ours to kill."""
         try:
@@ -404,39 +318,3 @@ def raise_descriptor_limit() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
-
-
-# ---- names of signals
-
-_RTMIN, _RTMAX = int(signal.SIGRTMIN), int(signal.SIGRTMAX)
-_NUMBERS = {name.removeprefix("SIG"): int(number) for name, number in signal.Signals.__members__.items()}
-_REALTIME = re.compile(r"RT(?:MIN(?:\+(\d{1,2}))?|MAX(?:-(\d{1,2}))?)", re.ASCII)
-
-
-def parse_signal(text: str) -> int | None:
-    """`IO`, `SIGIO`, `29`, `RTMIN+1`, `RTMAX-1`; None for `none`. Raises ValueError for what is no signal (signal(7)).
-
-    32 and 33 belong to the C library's threads: a program that got one of them would come to harm.
-    """
-    name = text.upper().removeprefix("SIG")
-    if text == "none":
-        return None
-    if re.fullmatch(r"\d{1,2}", text, re.ASCII):
-        number = int(text)
-    elif realtime := _REALTIME.fullmatch(name):
-        plus, minus = realtime.groups()
-        number = _RTMAX - int(minus or 0) if name.startswith("RTMAX") else _RTMIN + int(plus or 0)
-    else:
-        number = _NUMBERS.get(name, 0)
-    if not (0 < number < 32 or _RTMIN <= number <= _RTMAX):
-        raise ValueError(f"no such signal: {text!r}")
-    return number
-
-
-def signal_name(number: int | None) -> str:
-    """The name that `parse_signal` takes, without SIG: `IO`, `RTMIN+1`, `none`."""
-    if number is None:
-        return "none"
-    if number < 32:
-        return signal.Signals(number).name.removeprefix("SIG")
-    return f"RTMIN+{number - _RTMIN}" if number > _RTMIN else "RTMIN"

@@ -6,7 +6,8 @@ from typing import Any
 import trio
 
 from pinfs.core.pins import Pin
-from pinfs.enforce.holders import Process, signal_name
+from pinfs.enforce.holders import Process
+from pinfs.linux.signals import signal_name
 
 
 def unix_time(moment: float) -> float:

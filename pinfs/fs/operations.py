@@ -17,7 +17,8 @@ from typing import Final, TypeVar
 
 import trio
 
-from pinfs.enforce.guard import Guard
+from pinfs.core.ranges import END
+from pinfs.enforce.guard import Guard, RemovalCall
 from pinfs.fs import fileflags
 from pinfs.fs.backing import Backing
 from pinfs.fs.control import CONTROL_NAME, Control, ControlDirectory, ControlHandle
@@ -484,8 +485,9 @@ class Operations:
         nonblock: bool = False,
     ) -> AbstractAsyncContextManager[None]:
         nonblock = nonblock or (handle is not None and handle.nonblocking)
+        end = END if end is None else end
         return self._guard.removal(
-            inode.nodeid, inode.path, op, start, end, ctx, handle=handle, nonblock=nonblock, check=check
+            RemovalCall(inode.nodeid, inode.path, op, start, end, ctx, check, handle=handle, nonblock=nonblock)
         )
 
     # Files

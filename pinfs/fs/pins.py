@@ -12,7 +12,7 @@ import trio
 
 from pinfs.core.pins import Pin, PinSpec
 from pinfs.enforce.guard import Guard
-from pinfs.enforce.holders import Holders, Process, find_in_namespace, pid_namespace
+from pinfs.enforce.holders import Holders, Process
 from pinfs.fs import ioctls
 from pinfs.fs.backing import Backing
 from pinfs.fs.describe import describe
@@ -20,6 +20,7 @@ from pinfs.fs.handles import FileHandle, HandleTable, Wake
 from pinfs.fs.inodes import Inode, InodeTable
 from pinfs.fs.pinvalue import DEFAULT_SIGNAL, PinValue, parse_pin_value
 from pinfs.fs.types import CallerLike
+from pinfs.linux.proc import find_in_namespace, pid_namespace
 from pinfs.runtime.parking import park
 
 PREFIX: Final = b"user.pinfs."  # of the verbs of pins: never stored, never listed

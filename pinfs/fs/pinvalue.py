@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple, NoReturn
 
 from pinfs.core.pins import Mode, PinSpec
-from pinfs.enforce.holders import parse_signal
+from pinfs.linux.signals import parse_signal
 
 MAX_NOTE_BYTES: Final = 256
 MAX_VALUE_BYTES: Final = 1024

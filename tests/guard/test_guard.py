@@ -18,7 +18,8 @@ from trio.testing import wait_all_tasks_blocked
 from pinfs.core.breaks import AT_ONCE, COOL_DOWN_S, KILL_GRACE_S
 from pinfs.core.pins import Event, Mode, Pin, PinSpec
 from pinfs.core.policy import Limits, Policy, PolicySet
-from pinfs.enforce.guard import Guard
+from pinfs.core.ranges import END
+from pinfs.enforce.guard import Guard, RemovalCall
 from pinfs.runtime.parking import Parked, rest_of, run_straight
 from pinfs.runtime.stats import Stats
 
@@ -105,7 +106,9 @@ class World:
 
     def removal(self, start: int = 0, end: int | None = None, **more: Any) -> AbstractAsyncContextManager[None]:
         inode, op = more.pop("inode", INODE), more.pop("op", "truncate")
-        return self.guard.removal(inode, lambda: "f", op, start, end, more.pop("ctx", Caller()), **more)
+        caller, check = more.pop("ctx", Caller()), more.pop("check", lambda: None)
+        end = END if end is None else end
+        return self.guard.removal(RemovalCall(inode, lambda: "f", op, start, end, caller, check, **more))
 
     async def cut(self, name: str, start: int = 0, end: int | None = None, **more: Any) -> None:
         """A breaker, whose outcome is `cut` or an errno, and the second it came."""

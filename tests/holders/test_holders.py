@@ -20,8 +20,9 @@ import trio
 import trio.testing
 from support.actor import eventually
 
-from pinfs.enforce import holders as module
-from pinfs.enforce.holders import REMEMBERED, Holders, Process, parse_signal, raise_descriptor_limit, signal_name
+from pinfs.enforce.holders import REMEMBERED, Holders, Process, raise_descriptor_limit
+from pinfs.linux import signals
+from pinfs.linux.signals import parse_signal, signal_name
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs other users")
 NOBODY = 65534
@@ -476,7 +477,7 @@ def test_kill(holders: Holders) -> None:
 
 
 def test_system_call_numbers_and_layout_are_those_of_this_machine() -> None:
-    assert module._SIGINFO.size == 128
+    assert signals._SIGINFO.size == 128
     assert platform.machine() in ("x86_64", "aarch64")
 
 

@@ -1,0 +1,82 @@
+"""What /proc tells of processes (proc_pid_status(5), proc_pid_stat(5), pid_namespaces(7))."""
+
+import contextlib
+import os
+import re
+from typing import Final, NamedTuple
+
+_STATUS: Final = re.compile(rb"Name:\t(.*)\n(?:.*\n)*?Tgid:\t(\d+)\n(?:.*\n)*?Uid:\t(\d+)\t(\d+)\t(\d+)\t")
+_INNERMOST: Final = re.compile(rb"^NSpid:.*\t(\d+)$", re.MULTILINE)
+
+
+class Status(NamedTuple):
+    """What /proc/PID/status tells."""
+
+    tgid: int
+    comm: str
+    uids: tuple[int, int, int]
+    """Real, effective, saved."""
+
+
+def _read(path: str) -> bytes:
+    """The first 4 KiB of a file of /proc, which come in one read."""
+    with open(path, "rb", buffering=0) as file:
+        return file.read(4096)
+
+
+def read_status(tid: int) -> Status | None:
+    """None when there is no such thread, or it is hidden from us (hidepid)."""
+    try:
+        match = _STATUS.match(_read(f"/proc/{tid}/status"))
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    if match is None:
+        return None
+    comm, tgid, *uids = match.groups()
+    real, effective, saved = map(int, uids)
+    return Status(int(tgid), comm.decode(errors="surrogateescape"), (real, effective, saved))
+
+
+def read_start_time(pid: int) -> int:
+    """Clock ticks after boot, 0 when it cannot be read. comm may hold anything, so fields count from the last ')'."""
+    try:
+        return int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
+    except OSError:
+        return 0
+
+
+def read_comm(pid: int) -> str | None:
+    """The name of the program as ps shows it; None when there is no such process."""
+    try:
+        fd = os.open(b"/proc/%d/comm" % pid, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        name = os.read(fd, 64)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return name.rstrip(b"\n").decode(errors="replace")
+
+
+def pid_namespace(tid: int | str) -> int | None:
+    """A number that tells the pid namespace of a thread (or of "self") from others; None where it cannot be seen."""
+    try:
+        return os.stat(f"/proc/{tid}/ns/pid").st_ino
+    except OSError:
+        return None
+
+
+def find_in_namespace(pid: int, namespace: int) -> int:
+    """The number that we have for the process which is `pid` in another pid namespace, below ours; 0: there is none.
+
+    Looks at every process: call it in a thread.
+    """
+    for name in os.listdir("/proc"):
+        if name.isdigit() and pid_namespace(name) == namespace:
+            with contextlib.suppress(OSError):
+                match = _INNERMOST.search(_read(f"/proc/{name}/status"))
+                if match is not None and int(match[1]) == pid:
+                    return int(name)
+    return 0
