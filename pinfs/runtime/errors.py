@@ -1,8 +1,10 @@
-"""The one boundary between what operations raise and what a caller sees."""
+"""The two boundaries: between what operations raise and what a caller sees, and around what no caller waits for."""
 
 import errno
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 log = logging.getLogger("pinfs.errors")
@@ -26,6 +28,18 @@ def errno_of(exc: Exception, what: str) -> int:
     if _may_log():
         log.error("%s failed unexpectedly", what, exc_info=exc)
     return errno.EIO
+
+
+@contextmanager
+def logged(what: str) -> Iterator[None]:
+    """The boundary around a callback, or one turn of a long-lived task: `what` failed, says the log, and the mount
+    goes on. Nothing that is called back may end the mount, and all pins with it.
+    """
+    try:
+        yield
+    except Exception as e:
+        if _may_log():
+            log.error("%s failed unexpectedly", what, exc_info=e)
 
 
 def _may_log() -> bool:
