@@ -1,33 +1,40 @@
-"""The one guard of all removals: whoever takes bytes out of a file asks here first, and waits here (SPEC 2 and 3).
+"""The one guard of all removals: an operation that takes bytes out of a file asks here first, and waits here (SPEC 2,
+3).
 
-The book (`core`) decides; the guard has the clock, makes breakers wait, tells holders, hears of their deaths, and keeps
-the count.
+The book (`core`) decides. The guard has the clock, makes breakers wait, notifies holders, hears of their deaths, and
+keeps the count.
 """
 
 import logging
 import math
-from collections.abc import Callable, Coroutine, Hashable, Iterable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import trio
 
-from pinfs.core.breaks import UNLINKS, PinBook, Removal, Turn
-from pinfs.core.pins import Break, Event, Owner, Pin, PinSpec, Reservation
+from pinfs.core.book import PinBook
+from pinfs.core.events import BookEvent
+from pinfs.core.owners import HandleId, Owner, ProcessId
+from pinfs.core.pins import Pin, PinRequest
 from pinfs.core.policy import PolicySet
-from pinfs.core.ranges import END
+from pinfs.core.removals import UNLINKS, Removal, RemovalRequest, Turn
 from pinfs.enforce.mappings import Mapping, mappings_of
+from pinfs.enforce.reports import HOLDERS_IN_A_LOG_LINE, break_text, count, pins_text, removal_text
+from pinfs.runtime.errors import logged
 from pinfs.runtime.parking import OneShot, defer, park
 from pinfs.runtime.stats import Stats
 
 log = logging.getLogger("pinfs.guard")
 
-HOLDERS_IN_A_LOG_LINE: Final = 3
 NONBLOCKING_BY_HABIT: Final = frozenset({"truncate"})
-"""Programs that open with O_NONBLOCK only so that a FIFO does not hang them, and then expect to wait like everybody:
+"""Programs that open with O_NONBLOCK only so that a FIFO does not hang them, and then expect to wait like all others:
 EAGAIN (SPEC 3.7) would make leases useless to the truncate(1) of GNU coreutils."""
+
+PAUSE_AFTER_FAILURE_S: Final = 1.0
+"""What a long-lived task waits after a turn that failed, so that a lasting failure does not take the processor."""
 
 ACTED_ON: Final = frozenset({"refused", "revoked", "kill", "break"})
 UNPUBLISHED: Final = frozenset({"answered", "kill", "limit"})
@@ -35,7 +42,7 @@ UNPUBLISHED: Final = frozenset({"answered", "kill", "limit"})
 
 
 class Breaker(Protocol):
-    """Who asks: `pid` is a thread id in the daemon's pid namespace, 0 where it is not visible there."""
+    """The caller of a removal: `pid` is a thread id in the daemon's pid namespace, 0 where it is not visible there."""
 
     @property
     def pid(self) -> int: ...
@@ -43,9 +50,8 @@ class Breaker(Protocol):
     def uid(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RemovalCall:
-    """A removal as an operation states it, before it is known whether it is in anybody's way.
+class RemovalCall(NamedTuple):
+    """A removal as an operation states it, before it is known whether a pin is in its way.
 
     It takes [start, end) of `inode`, in bytes. `path` and `caller` say where and by whom. `handle`: the open file
     description that the caller used, the owner of its pins. `nonblock`: EAGAIN where another call would wait.
@@ -59,20 +65,31 @@ class RemovalCall:
     end: int
     caller: Breaker
     check: Callable[[], None]
-    handle: Owner | None = None
+    handle: HandleId | None = None
     nonblock: bool = False
+
+
+class Process(Protocol):
+    """What the guard needs of a breaker's process."""
+
+    @property
+    def id(self) -> ProcessId: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def comm(self) -> str: ...
 
 
 class Holders(Protocol):
     """What the guard needs of `pinfs.enforce.holders.Holders`."""
 
-    on_death: Callable[[Any], None]
+    on_death: Callable[[ProcessId], None]
 
-    def process_of(self, tid: int, /) -> Any: ...
-    def is_gone(self, process: Any, /) -> bool: ...
+    def process_of(self, tid: int, /) -> Process | None: ...
+    def is_dead(self, process: ProcessId, /) -> bool: ...
     def report_deaths(self) -> None: ...
-    def signal(self, process: Any, signo: int, value: int, uid: int, /) -> bool: ...
-    def kill(self, process: Any, /) -> bool: ...
+    def signal(self, process: ProcessId, signo: int, value: int, uid: int, /) -> bool: ...
+    def kill(self, process: ProcessId, /) -> bool: ...
 
 
 class Policies(Protocol):
@@ -83,21 +100,25 @@ class Policies(Protocol):
 
 
 class Events(Protocol):
-    """Who passes events on to holders and to whoever traces."""
+    """What passes events on to holders and to tracing readers."""
 
-    def publish(self, event: Event) -> None: ...
+    def publish(self, event: BookEvent) -> None: ...
 
 
 class Guard:
     """Makes the promises of its `book` come true.
 
-    Hears of deaths through `holders.on_death`, which it sets. `on_handle_event` is called with the owner of a
-    handle-owned pin whenever something happens to that pin: somebody may poll the handle.
+    Hears of deaths through `holders.on_death`, which it sets. `on_handle_event` is called with the handle of a
+    handle-owned pin whenever something happens to that pin: a program may poll the handle. `on_pin_end` is called with
+    each pin that has just ended, `on_file_unpinned` with an inode that has no pins and no removals any more. What these
+    raise is logged.
     """
 
     def __init__(self, holders: Holders, policies: Policies, events: Events, stats: Stats) -> None:
         self.book = PinBook(self._deliver, policies.current.limits)
-        self.on_handle_event: Callable[[Owner], None] | None = None
+        self.on_handle_event: Callable[[Owner], None] = lambda handle: None
+        self.on_pin_end: Callable[[Pin], None] = lambda pin: None
+        self.on_file_unpinned: Callable[[int], None] = lambda inode: None
         self.mount_device = 0
         """st_dev of the mount, known once it stands: mappings are found by it."""
         self._holders = holders
@@ -106,11 +127,13 @@ class Guard:
         self._stats = stats
         self._sooner = trio.Event()
         self._sleeps_until = math.inf
-        self._mourners: list[tuple[Owner, OneShot]] = []
-        """Breakers that wait until the pins of an owner that is gone, a great many, have been dropped."""
+        self._reap_waiters: list[tuple[Owner, OneShot]] = []
+        """Breakers that wait until the pins of a dead owner, a great many, have been reaped."""
         holders.on_death = self.owner_gone
-        self.book.is_gone = holders.is_gone
-        self.book.alarms.on_set = self._on_alarm
+        self.book.is_dead = holders.is_dead
+        self.book.on_end = self._pin_ended
+        self.book.files.on_empty = self._file_unpinned
+        self.book.deadlines.on_set = self._on_deadline
 
     # Breakers
 
@@ -118,7 +141,7 @@ class Guard:
         """Inside of it the bytes may be cut. Check the arguments again there.
 
         What is inside must not yield to other tasks: a range where nothing is pinned is not reserved. OSError: EBUSY or
-        ETXTBSY (SPEC 3.2, 3.3, 3.6, 3.8), EAGAIN (`nonblock`, and the break goes on). A breaker that is cancelled
+        ETXTBSY (SPEC 3.2, 3.3, 3.6, 3.10), EAGAIN (`nonblock`, and the break goes on). A breaker that is cancelled
         leaves its breaks behind.
         """
         return _Removing(self.book, self._ask(call))
@@ -133,28 +156,29 @@ class Guard:
             pinned = self.book.touches(call.inode, call.start, call.end)  # that may have taken a while
         if not pinned:
             return None
-        self._holders.report_deaths()  # whoever has seen a holder end must not be refused for its pins
-        if self.book.gone:
-            await self._let_bury(call.inode, call.start, call.end)
+        self._holders.report_deaths()  # a breaker that has seen a holder end must not be refused for its pins
+        if self.book.reaping.dead_owners:
+            await self._wait_reaped(call)
         removal = self._begin(call)
-        await self._answer(removal)
+        await self._wait_answered(removal)
         return removal
 
-    async def _let_bury(self, inode: int, start: int, end: int) -> None:
-        """Come back when no pin of somebody who is gone is left in [start, end)."""
+    async def _wait_reaped(self, call: RemovalCall) -> None:
+        """Return when no pin of a dead owner is left in the removal's range."""
         book = self.book
-        while book.gone and not (book.closing or book.bury_in(inode, start, end, trio.current_time())):
-            buried = OneShot()
-            self._mourners.append((next(reversed(book.gone)), buried))
-            await buried.wait()
+        dead = book.reaping.dead_owners
+        while dead and not (book.closing or book.reap_in(call.inode, call.start, call.end, trio.current_time())):
+            reaped = OneShot()
+            self._reap_waiters.append((next(reversed(dead)), reaped))
+            await reaped.wait()
 
-    def _tell_mourners(self) -> None:
-        mourners, self._mourners = self._mourners, []
-        for owner, buried in mourners:
-            if owner in self.book.gone and not self.book.closing:
-                self._mourners.append((owner, buried))
+    def _wake_reap_waiters(self) -> None:
+        waiters, self._reap_waiters = self._reap_waiters, []
+        for owner, reaped in waiters:
+            if owner in self.book.reaping.dead_owners and not self.book.closing:
+                self._reap_waiters.append((owner, reaped))
             else:
-                buried.set()
+                reaped.set()
 
     @property
     def minds_mappings(self) -> bool:
@@ -167,47 +191,46 @@ class Guard:
         policy = self._policies.current.for_path(path)
         if policy.mapped != "deny" or (call.op in UNLINKS and policy.unlink == "defer"):
             return
-        pid = self._process_id(call.caller)
+        request = self._request(call, self._process(call.caller))
         await park()
-        allowed_pid = pid if policy.own == "allow" else 0
+        allowed_pid = request.pid if policy.own == "allow" else 0
         mapping = await trio.to_thread.run_sync(self._first_mapping, call, allowed_pid)
         if mapping is not None:
-            removal = Removal(call.inode, call.start, call.end, call.op, pid=pid, uid=call.caller.uid, path=path)
             log.info("[%d, %d) of inode %d is mapped by pid %d", mapping.start, mapping.end, call.inode, mapping.pid)
-            self._deliver(Event("refused", trio.current_time(), removal=removal, why="mapped"))
+            removal = Removal(call.inode, call.start, call.end, request, policy)
+            self._deliver(BookEvent("refused", trio.current_time(), removal=removal, why="mapped"))
             raise OSError(policy.errno_number, f"mapped by process {mapping.pid}")
 
     def _first_mapping(self, call: RemovalCall, allowed_pid: int) -> Mapping | None:
         found = mappings_of(self.mount_device, call.inode, call.start, call.end)
         return next((mapping for mapping in found if mapping.pid != allowed_pid), None)
 
-    def _process_id(self, ctx: Breaker) -> int:
-        """The pid of the breaker's process, or of its thread where the process cannot be found."""
-        return getattr(self._process(ctx), "pid", ctx.pid)
-
-    def _process(self, ctx: Breaker) -> Any:
-        with suppress(OSError):  # out of descriptors: then it is a breaker like any other
-            return self._holders.process_of(ctx.pid)
+    def _process(self, caller: Breaker) -> Process | None:
+        with suppress(OSError):  # no descriptor is left: then it is a breaker like any other
+            return self._holders.process_of(caller.pid)
         return None
 
+    def _request(self, call: RemovalCall, process: Process | None) -> RemovalRequest:
+        """The pid is that of the breaker's process, or of its thread where the process cannot be found."""
+        pid, process_id = (call.caller.pid, None) if process is None else (process.pid, process.id)
+        inode, path, op, start, end, caller, _, handle, nonblock = call
+        if nonblock and process is not None and process.comm in NONBLOCKING_BY_HABIT:
+            nonblock = False
+        return RemovalRequest(inode, start, end, op, process_id, handle, pid, caller.uid, path(), nonblock)
+
     def _begin(self, call: RemovalCall) -> Removal:
-        """Ask the book."""
-        process = self._process(call.caller)
-        pid = getattr(process, "pid", call.caller.pid)
-        nonblock = call.nonblock and getattr(process, "comm", "") not in NONBLOCKING_BY_HABIT
-        removal = Removal(
-            call.inode, call.start, call.end, call.op, process, call.handle, pid, call.caller.uid, call.path(), nonblock
-        )
+        """Let the book judge."""
+        request = self._request(call, self._process(call.caller))
         policies = self._policies.current
-        self.book.limits = policies.limits
-        self.book.begin(removal, policies.for_path(removal.path), trio.current_time())
+        self.book.table.limits = policies.limits
+        removal = self.book.begin(request, policies.for_path(request.path), trio.current_time())
         if removal.turn is Turn.WAITING:
             pins = list(islice(self.book.in_the_way(removal), HOLDERS_IN_A_LOG_LINE + 1))
-            defer(lambda: log.info("%s waits for %s", _told(removal), _named(pins)))
+            defer(lambda: log.info("%s waits for %s", removal_text(request), pins_text(pins)))
         return removal
 
-    async def _answer(self, removal: Removal) -> None:
-        """Come back when the removal's turn has come. OSError: it is refused."""
+    async def _wait_answered(self, removal: Removal) -> None:
+        """Return when the removal's turn has come. OSError: it is refused."""
         if removal.turn is Turn.WAITING:
             answered = OneShot()
             removal.wake = answered.set
@@ -222,24 +245,15 @@ class Guard:
     def close(self) -> None:
         """The mount ends: all that wait are refused with EBUSY, and from now on all that would have to."""
         self.book.close(trio.current_time())
-        self._tell_mourners()
+        self._wake_reap_waiters()
 
     # Holders
 
-    def pin(
-        self,
-        inode: int,
-        owner: Owner,
-        process: Hashable | None,
-        uid: int,
-        name: bytes | None,
-        spec: PinSpec,
-        size: int,
-        proxy_uid: int | None = None,
-    ) -> Pin:
-        """Register or replace a pin. OSError: EINVAL, ENXIO, EAGAIN, EDQUOT (see `PinTable.pin`)."""
-        self.book.limits = self._policies.current.limits
-        return self.book.pin(inode, owner, process, uid, name, spec, size, trio.current_time(), proxy_uid)
+    def pin(self, request: PinRequest, size: int) -> Pin:
+        """Register or replace a pin of a file of `size` bytes. OSError: EINVAL, ENXIO, EAGAIN, EDQUOT
+        (`PinBook.pin`)."""
+        self.book.table.limits = self._policies.current.limits
+        return self.book.pin(request, size, trio.current_time())
 
     def release(self, pin: Pin) -> None:
         """The holder lets go."""
@@ -260,49 +274,70 @@ class Guard:
     # Time
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keeps the deadlines and drops the pins of the dead, until cancelled; others have their turn in between."""
+        """Keeps the deadlines and reaps the pins of dead owners, until cancelled; others have their turn in between."""
         task_status.started()
         while True:
-            deadline = self.book.next_deadline()
-            self._sleeps_until = math.inf if deadline is None else deadline
-            self._sooner = trio.Event()
-            with trio.move_on_at(self._sleeps_until):
-                await self._sooner.wait()
-            self.book.expire(trio.current_time())
-            self._tell_mourners()
+            await self._sleep_until_due()
+            failed = True
+            with logged("a turn of the guard"):
+                self.book.expire(trio.current_time())
+                self._wake_reap_waiters()
+                failed = False
+            if failed:
+                await trio.sleep(PAUSE_AFTER_FAILURE_S)
 
-    def _on_alarm(self, deadline: float) -> None:
+    async def _sleep_until_due(self) -> None:
+        deadline = self.book.next_deadline()
+        self._sleeps_until = math.inf if deadline is None else deadline
+        self._sooner = trio.Event()
+        with trio.move_on_at(self._sleeps_until):
+            await self._sooner.wait()
+
+    def _on_deadline(self, deadline: float) -> None:
         if deadline < self._sleeps_until:
             self._sooner.set()
 
-    # Events
+    # What the book tells. It is in the middle of a decision then, which must not be left half done.
 
-    def _deliver(self, event: Event) -> None:
-        """What the book emits. The holder's signal goes out first: a breaker waits for what it does."""
+    def _deliver(self, event: BookEvent) -> None:
+        """The holder's signal goes out first: a breaker waits for what the holder does."""
         try:
             if event.kind in ACTED_ON:
                 self._act(event)
-            _count(self._stats, event)
+            count(self._stats, event)
             if event.kind not in UNPUBLISHED:
                 self._events.publish(event)
-            if event.pin is not None and event.pin.owner is not event.pin.process and self.on_handle_event is not None:
-                self.on_handle_event(event.pin.owner)
-        except Exception:  # the book is in the middle of a decision, which must not be left half done
+            pin = event.pin
+            if pin is not None and pin.owner != pin.process:
+                self.on_handle_event(pin.owner)
+        except Exception:
             log.exception("while telling of %s", event.kind)
 
-    def _act(self, event: Event) -> None:
-        pin = event.pin
-        if event.kind == "refused":
-            by = f": {_named([pin])}" if pin else ""
-            log.info("%s is refused (%s)%s", _told(event.removal), event.why, by)
+    def _pin_ended(self, pin: Pin) -> None:
+        try:
+            self.on_pin_end(pin)
+        except Exception:
+            log.exception("after the end of pin %d", pin.id)
+
+    def _file_unpinned(self, inode: int) -> None:
+        try:
+            self.on_file_unpinned(inode)
+        except Exception:
+            log.exception("after the last pin of inode %d", inode)
+
+    def _act(self, event: BookEvent) -> None:
+        pin, removal = event.pin, event.removal
+        if event.kind == "refused" and removal is not None:
+            by = f": {pins_text([pin])}" if pin else ""
+            log.info("%s is refused (%s)%s", removal_text(removal.request), event.why, by)
         elif pin is None:
             return
         elif event.kind == "revoked":
-            log.info("%s is revoked (%s)%s", _named([pin]), event.by, _wanted(event.breaking))
+            log.info("%s is revoked (%s)%s", pins_text([pin]), event.by, break_text(event.breaking))
         elif pin.process is None:
             return
         elif event.kind == "kill":
-            log.info("%s is killed%s", _named([pin]), _wanted(event.breaking))
+            log.info("%s is killed%s", pins_text([pin]), break_text(event.breaking))
             self._holders.kill(pin.process)
         elif event.kind == "break" and pin.signal is not None:
             self._holders.signal(pin.process, pin.signal, pin.id, pin.uid)
@@ -323,55 +358,3 @@ class _Removing:
     async def __aexit__(self, *failure: object) -> None:
         if self.removal is not None:
             self.book.finish(self.removal, trio.current_time())
-
-
-def _told(removal: Reservation | None) -> str:
-    """A removal, for the log."""
-    if not isinstance(removal, Removal):
-        return "a removal"
-    where = f"{removal.path!r}" if removal.path is not None else f"inode {removal.inode}"
-    end = "end" if removal.end >= END else removal.end
-    return f"{removal.op} of {where} [{removal.start}, {end}) by pid {removal.pid} uid {removal.uid}"
-
-
-def _wanted(breaking: Break | None) -> str:
-    """Why a pin has been broken, for the log."""
-    if breaking is None:
-        return ""
-    end = "end" if breaking.end >= END else breaking.end
-    return f": {breaking.op} wants [{breaking.start}, {end})"
-
-
-def _named(pins: Iterable[Pin]) -> str:
-    """Some of the pins in the way, for the log."""
-    named = []
-    for pin in islice(pins, HOLDERS_IN_A_LOG_LINE + 1):
-        end = "end" if pin.end >= END else pin.end
-        named.append(f"pin {pin.id} [{pin.start}, {end}) of pid {getattr(pin.process, 'pid', None)} uid {pin.uid}")
-    return ", ".join([*named[:HOLDERS_IN_A_LOG_LINE], *["and others"] * (len(named) > HOLDERS_IN_A_LOG_LINE)])
-
-
-def _count(stats: Stats, event: Event) -> None:
-    breaking = event.breaking
-    match event.kind:
-        case "break":
-            stats.breaks_started += 1
-        case "refused" if isinstance(event.removal, Removal):
-            stats.refusals[event.removal.op, event.why or ""] += 1
-        case "limit":
-            stats.limit_reached[event.why or ""] += 1
-    if breaking is not None:
-        _count_end_of_break(stats, event, breaking)
-
-
-def _count_end_of_break(stats: Stats, event: Event, breaking: Break) -> None:
-    match event.kind:
-        case "released" | "answered":
-            stats.breaks_answered += 1
-            stats.break_seconds.add(event.now - breaking.since)
-        case "withdrawn" if event.why == "timeout" and not breaking.killed:
-            stats.breaks_timed_out["deny"] += 1
-        case "revoked" if event.by == "policy":
-            stats.breaks_timed_out["revoke"] += 1
-        case "kill":
-            stats.breaks_timed_out["kill"] += 1

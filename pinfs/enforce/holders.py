@@ -1,14 +1,11 @@
-"""Who holds: processes as owners of pins (SPEC 4).
+"""Holders: the processes that own pins, as far as pids, pidfds and deaths are concerned (SPEC 4).
 
 A process is known by its pidfd, never by its number alone: as long as the pidfd is not readable the process lives, and
-as long as it lives nobody else can get its number (pidfd_open(2)). So a lookup asks the cache first and then checks, in
-this order, "is the thread in that process?" and "does the process live?"; the second answer makes the first one true.
+as long as it lives no other process can get its number (pidfd_open(2)). So a lookup asks the cache first and then
+checks, in this order, "is the thread in that process?" and "does the process live?"; the second answer makes the first
+one true. To the rest of pinfs a process is a value, `ProcessId`.
 """
 
-from __future__ import annotations
-
-import contextlib
-import ctypes
 import errno
 import logging
 import os
@@ -16,84 +13,31 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 from weakref import WeakValueDictionary
 
 import trio
 
-from pinfs.linux.proc import Status, read_comm, read_start_time, read_status
+from pinfs.core.owners import ProcessId
+from pinfs.enforce.processes import Process
+from pinfs.linux.proc import pid_namespace, read_start_time, read_status
 from pinfs.linux.signals import queue_signal, signal_name
+from pinfs.runtime.errors import logged
 
 log = logging.getLogger("pinfs.holders")
 
-REMEMBERED = 256
-"""How many callers that hold nothing are remembered, and how many who held something stay watched; each may cost one
+REMEMBERED: Final = 256
+"""How many callers that hold nothing are remembered, and how many former holders stay watched; each may cost one
 descriptor."""
-DEATHS_AT_ONCE = 256
-
-# PyDLL keeps the interpreter's lock: these calls never sleep, and giving the lock away costs more than they do.
-_libc = ctypes.PyDLL(None, use_errno=True)
-_tgkill = _libc.tgkill
-_tgkill.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int)
+DEATHS_IN_A_SLICE: Final = 256
+PAUSE_AFTER_FAILURE_S: Final = 1.0
 
 
-class Process:
-    """One process, for as long as anybody refers to it. Two objects never stand for the same one (see `Holders`)."""
-
-    __slots__ = ("__weakref__", "_last", "_poll", "holds", "pid", "pidfd", "start_time")
-
-    def __init__(self, status: Status, pidfd: int) -> None:
-        self.pid = status.tgid
-        self.pidfd = pidfd
-        self.start_time = 0
-        """Clock ticks after boot; read when the process becomes a holder."""
-        self.holds = 0
-        self._last = status
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        self._poll = poller.poll
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        close(self.pidfd)  # at the interpreter's end the name `os` may be gone before the last process
-
-    def __repr__(self) -> str:
-        return f"<Process {self.pid} {self._last.comm!r}>"
-
-    @property
-    def alive(self) -> bool:
-        """Whether any of its threads still runs; a zombie is dead."""
-        return not self._poll(0)
-
-    def has_thread(self, tid: int) -> bool:
-        """Whether the thread `tid` is one of this living process."""
-        if tid != self.pid and _tgkill(self.pid, tid, 0) and ctypes.get_errno() != errno.EPERM:
-            return False  # EPERM: it is there, but not ours to signal; the kernel compares the thread group before that
-        return not self._poll(0)
-
-    @property
-    def status(self) -> Status:
-        """Name and uids as they are now (exec and setuid change them), or as last seen once the process is gone."""
-        with contextlib.suppress(OSError):
-            status = read_status(self.pid)
-            if status is not None and self.alive:  # alive after reading: what was read was not a successor's
-                self._last = status
-        return self._last
-
-    @property
-    def comm(self) -> str:
-        """The name of the program, as ps shows it (exec changes it), or as last seen once the process is gone."""
-        comm = read_comm(self.pid)
-        return self._last.comm if comm is None or not self.alive else comm
-
-    @property
-    def uids(self) -> tuple[int, int, int]:
-        """Real, effective and saved uid."""
-        return self.status.uids
-
-
-def _ignore(process: Process) -> None:
-    """Nobody wants to know of deaths."""
+def _ignore(process: ProcessId) -> None:
+    """No callback is set."""
 
 
 @dataclass(slots=True)
@@ -107,38 +51,48 @@ class HolderCounters:
 
 
 class Holders:
-    """All processes that matter. `on_death(process)` is called in the task of `run` once for each holder that ends."""
+    """All processes that matter.
+
+    `on_death` is called once for each holder that ends, in the task of `run` or from `report_deaths`. `on_forgotten` is
+    called when a process that held something has ended or is not watched any more.
+    """
 
     def __init__(
         self,
-        on_death: Callable[[Process], None] = _ignore,
+        on_death: Callable[[ProcessId], None] = _ignore,
         *,
         remembered: int = REMEMBERED,
         first_spare: int = sys.maxsize,
     ) -> None:
         self.on_death = on_death
+        self.on_forgotten: Callable[[ProcessId], None] = _ignore
         self.counters = HolderCounters()
         self._remembered = remembered
         self._first_spare = first_spare
+        self._namespace = pid_namespace("self") or 0
         self._epoll = select.epoll()
+        self._holding: dict[ProcessId, Process] = {}
+        """Processes that hold something, also for a while after their death: until all of it is dropped."""
         self._held: dict[int, Process] = {}
-        """Living holders by pid; their pidfds are in `_epoll`."""
+        """Living processes that are watched, by pid; their pidfds are in `_epoll`."""
         self._watched: dict[int, Process] = {}
         """The same by pidfd."""
         self._idle: dict[Process, None] = {}
-        """Watched without being held, oldest first: who lets a pin go often takes the next one at once."""
+        """Watched without holding anything, oldest first: a process that releases a pin often takes the next at
+        once."""
         self._recent: dict[int, Process] = {}
         """Threads seen lately, oldest first. Only a memory: every answer from it is checked."""
         self._all: WeakValueDictionary[int, Process] = WeakValueDictionary()
-        """Every Process that anybody refers to, by pid: so there is one object for one process, never closed in use."""
+        """Every Process that is referred to, by pid: so there is one object for one process, never closed in use."""
 
     def __len__(self) -> int:
         """The number of living holders."""
         return len(self._watched) - len(self._idle)
 
     def close(self) -> None:
-        """Forgets everybody."""
+        """Forget all processes."""
         self._epoll.close()
+        self._holding.clear()
         self._held.clear()
         self._watched.clear()
         self._idle.clear()
@@ -158,10 +112,6 @@ class Holders:
             return process
         return self._find(tid) if tid > 0 else None
 
-    def is_gone(self, process: Hashable) -> bool:
-        """Whether it has ended. Whatever else owns pins is there for as long as anybody has heard of it."""
-        return isinstance(process, Process) and not process.alive
-
     def process_by_pid(self, pid: int) -> Process:
         """The process with this number, or a thread of this number, in the daemon's pid namespace (`pid=N`, SPEC 5).
 
@@ -171,6 +121,27 @@ class Holders:
         if process is None:
             raise ProcessLookupError(errno.ESRCH, f"no process {pid}")
         return process
+
+    def find(self, process_id: ProcessId) -> Process | None:
+        """The process that a value stands for; None where it is not known any more."""
+        process = self._holding.get(process_id)
+        if process is None:
+            process = self._all.get(process_id.pid)
+        return process if process is not None and process.id == process_id else None
+
+    def comm_of(self, process_id: ProcessId) -> str | None:
+        """The name of its program as ps shows it, or as last seen once it has ended; None where it is not known."""
+        process = self.find(process_id)
+        return None if process is None else process.comm
+
+    def is_dead(self, process_id: ProcessId) -> bool:
+        """Whether it has ended."""
+        process = self.find(process_id)
+        if process is not None:
+            return not process.alive
+        with suppress(OSError):
+            return read_start_time(process_id.pid) != process_id.start_time
+        return False  # no descriptor is left to look
 
     def _find(self, tid: int) -> Process | None:
         try:
@@ -192,7 +163,14 @@ class Holders:
             return None
         process = self._all.get(status.tgid)
         if process is None or not process.alive:
-            process = self._all[status.tgid] = Process(status, self._pidfd(status.tgid))
+            pidfd = self._pidfd(status.tgid)
+            try:
+                start_time, incarnation = read_start_time(status.tgid), os.fstat(pidfd).st_ino
+            except BaseException:
+                os.close(pidfd)
+                raise
+            process_id = ProcessId(status.tgid, start_time, self._namespace, incarnation)
+            process = self._all[status.tgid] = Process(process_id, status, pidfd)
         return process if process.has_thread(tid) else None
 
     def _pidfd(self, pid: int) -> int:
@@ -217,28 +195,34 @@ class Holders:
     # ---- holding
 
     def hold(self, process: Process) -> None:
-        """Watches the process until as many `drop`s. Raises OSError ESRCH when it is dead already."""
+        """Watch the process until as many `drop`s. Raises OSError ESRCH when it is dead already."""
         if not process.holds:
             if process in self._idle:
                 del self._idle[process]
             else:
                 self._watch(process)
+            self._holding[process.id] = process
         process.holds += 1
 
     def _watch(self, process: Process) -> None:
         if not process.alive:
             raise ProcessLookupError(errno.ESRCH, f"process {process.pid} is gone")
-        process.start_time = process.start_time or read_start_time(process.pid)
         self._epoll.register(process.pidfd, select.EPOLLIN)
         self._held[process.pid] = self._watched[process.pidfd] = process
 
-    def drop(self, process: Process) -> None:
-        """Takes one `hold` back; also after the process's death."""
+    def drop(self, process_id: ProcessId) -> None:
+        """Take one `hold` back; also after the process's death."""
+        process = self._holding[process_id]
         process.holds -= 1
-        if not process.holds and process.pidfd in self._watched:
+        if process.holds:
+            return
+        del self._holding[process_id]
+        if self._watched.get(process.pidfd) is process:
             self._idle[process] = None
             if len(self._idle) > self._remembered:
                 self._unwatch(next(iter(self._idle)))
+        else:
+            self._forget(process)
 
     def _unwatch(self, process: Process) -> None:
         self._idle.pop(process, None)
@@ -246,22 +230,35 @@ class Holders:
             self._epoll.unregister(process.pidfd)
         if self._held.get(process.pid) is process:
             del self._held[process.pid]
+        if not process.holds:
+            self._forget(process)
+
+    def _forget(self, process: Process) -> None:
+        with logged(f"forgetting {process!r}"):
+            self.on_forgotten(process.id)
+
+    # ---- deaths
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Reports deaths until cancelled."""
+        """Report deaths until cancelled."""
         task_status.started()
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
-            self._report_some_deaths()
+            failed = True
+            with logged("looking for dead holders"):
+                self._report_some_deaths()
+                failed = False
+            if failed:
+                await trio.sleep(PAUSE_AFTER_FAILURE_S)
 
     def report_deaths(self) -> None:
-        """Reports all that have ended by now, for who cannot wait until it is the turn of `run`."""
+        """Report all that have ended by now. Callers that cannot wait for `run` report here."""
         while self._report_some_deaths():
             pass
 
     def _report_some_deaths(self) -> bool:
-        """False when nobody has ended."""
-        dead = [self._watched[pidfd] for pidfd, _ in self._epoll.poll(0, DEATHS_AT_ONCE)]
+        """False when no watched process has ended."""
+        dead = [self._watched[pidfd] for pidfd, _ in self._epoll.poll(0, DEATHS_IN_A_SLICE)]
         for process in dead:
             if process.holds:
                 self._report_death(process)
@@ -273,39 +270,32 @@ class Holders:
         self._unwatch(process)
         self.counters.deaths += 1
         try:
-            self.on_death(process)
+            self.on_death(process.id)
         except Exception:  # one failure must not leave the pins of all later dead standing
             log.exception("after the death of %r", process)
 
     # ---- signals
 
-    def signal(self, process: Process, signo: int, value: int, uid: int) -> bool:
-        """Queues `signo` with `value` (64 bits) in si_value, for `uid`. False when it is dead or may not get it.
+    def signal(self, process_id: ProcessId, signo: int, value: int, uid: int) -> bool:
+        """Queue `signo` with `value` (64 bits) in si_value, for `uid`. False when it is dead or may not get it.
 
         kill(2): a sender that is not root must have the real or saved uid of the process. /proc/PID belongs to its
-        effective uid, so where that is `uid` the process runs with the rights of the pin's owner and may well be told.
+        effective uid, so where that is `uid` the process runs with the rights of the pin's owner and may be told.
         """
-        sent = self._may_signal(process, uid) and queue_signal(process.pidfd, signo, value)
+        process = self.find(process_id)
+        sent = process is not None and _may_signal(process, uid) and queue_signal(process.pidfd, signo, value)
         if sent:
             self.counters.signals_sent += 1
         else:
             self.counters.signals_refused += 1
-            log.debug("no signal %s to %r for uid %d", signal_name(signo), process, uid)
+            log.debug("no signal %s to %r for uid %d", signal_name(signo), process or process_id, uid)
         return sent
 
-    def _may_signal(self, process: Process, uid: int) -> bool:
-        if uid == 0:
-            return True
-        try:
-            if os.stat(f"/proc/{process.pid}").st_uid == uid:
-                return True
-        except OSError:
-            return False
-        real, _, saved = process.uids
-        return uid in (real, saved)
-
-    def kill(self, process: Process) -> bool:
+    def kill(self, process_id: ProcessId) -> bool:
         """SIGKILL (policy `on_timeout = kill`); `on_death` tells of its end. False when dead or not ours to kill."""
+        process = self.find(process_id)
+        if process is None:
+            return False
         try:
             signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
@@ -313,8 +303,20 @@ class Holders:
         return True
 
 
+def _may_signal(process: Process, uid: int) -> bool:
+    if uid == 0:
+        return True
+    try:
+        if os.stat(f"/proc/{process.pid}").st_uid == uid:
+            return True
+    except OSError:
+        return False
+    real, _, saved = process.uids
+    return uid in (real, saved)
+
+
 def raise_descriptor_limit() -> int:
-    """Raises the soft limit of descriptors to the hard one and returns it: every holder costs one (getrlimit(2))."""
+    """Raise the soft limit of descriptors to the hard one and return it: every holder costs one (getrlimit(2))."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard

@@ -5,13 +5,13 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 import trio
 
 from pinfs.fs.directories import DT_DIR, DT_REG, Add
-from pinfs.fs.events import Queue, ReadLimit
+from pinfs.fs.events import EventQueue, ReadLimit
 from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_NONSEEKABLE, FOPEN_STREAM, ByteHandle, Handle, Wake
 from pinfs.fs.inodes import ROOT_ID, Inode, stale
 from pinfs.fs.types import CallerLike, Entry, SetAttr
@@ -25,8 +25,6 @@ MAX_COMMANDS_BYTES: Final = 64 << 10
 MAX_READ: Final = 16 << 10  # bytes of a stream in one read: longer ones would hold up everybody else
 MAX_CHANNELS: Final = 4096
 MAX_CHANNELS_PER_USER: Final = 512  # root excepted: one user must not take them all
-
-Command = Callable[[str], Awaitable[None]]
 
 POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM = 0x1, 0x4, 0x40, 0x100
 
@@ -150,27 +148,35 @@ class PolicyFile:
         return PolicyHandle(inode, flags, self._text(), lambda text: self._apply(text, ctx))
 
 
+class Channel(Protocol):
+    """What an open event file reads from, and writes to."""
+
+    queue: EventQueue
+
+    async def command(self, line: str) -> None:
+        """EBADF: takes no commands. Else as each command says."""
+
+    def close(self) -> None:
+        """The reader has gone."""
+
+
 class ChannelHandle(ControlHandle):
     """A stream of events, and the way back for commands."""
 
-    __slots__ = ("_close", "_command", "_ended", "_news", "_read_limit", "_wakes", "queue")
+    __slots__ = ("_channel", "_ended", "_news", "_queue", "_read_limit", "_wakes")
     fopen_flags = FOPEN_DIRECT_IO | FOPEN_NONSEEKABLE | FOPEN_STREAM
 
-    def __init__(self, inode: Inode, flags: int, read_limit: ReadLimit) -> None:
+    def __init__(self, inode: Inode, flags: int, read_limit: ReadLimit, channel: Channel) -> None:
         super().__init__(inode, flags)
         self._read_limit = read_limit
+        self._channel = channel
+        self._queue = channel.queue
         self._wakes: list[Wake] = []
         self._news = trio.Event()
-        self._close: Callable[[], None] = lambda: None
-        self._command: Command | None = None
         self._ended = False
+        self._queue.on_news = self._wake_readers
 
-    def connect(self, queue: Queue, close: Callable[[], None], command: Command | None) -> None:
-        self.queue = queue
-        self._close = close
-        self._command = command
-
-    def on_news(self) -> None:
+    def _wake_readers(self) -> None:
         self._news.set()
         wakes, self._wakes = self._wakes, []
         for wake in wakes:
@@ -181,36 +187,36 @@ class ChannelHandle(ControlHandle):
 
         Nothing, once `end` was written: close(2) does not end a read that waits in another thread.
         """
-        while not self.queue:
+        while not self._queue:
             if self._ended:
                 return b""
             if self.nonblocking:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             await self._wait()
-        lines = self.queue.take(size)
+        lines = self._queue.take(size)
         if lines is None:
             raise OSError(errno.EINVAL, "buffer too small for an event")
         return lines
 
     async def _wait(self) -> None:
-        """As long as the patience of this mount allows: EINTR then, and EAGAIN where too many wait already."""
-        read_limit = self._read_limit
-        if read_limit.waiting >= read_limit.readers:
+        """As long as the read limit of this mount allows: EINTR then, and EAGAIN where too many reads wait already."""
+        limit = self._read_limit
+        if limit.waiting >= limit.readers:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        read_limit.waiting += 1
+        limit.waiting += 1
         try:
             await park()
             self._news = trio.Event()
-            with trio.move_on_after(read_limit.seconds) as scope:
+            with trio.move_on_after(limit.seconds) as scope:
                 await self._news.wait()
         finally:
-            read_limit.waiting -= 1
+            limit.waiting -= 1
         if scope.cancelled_caught:
             raise OSError(errno.EINTR, os.strerror(errno.EINTR))
 
     async def write(self, offset: int, data: bytes) -> int:
         """Commands, one a line. The first that fails ends the write with its errno; those before it stand."""
-        if self._command is None:
+        if not self.writable:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if len(data) > MAX_COMMANDS_BYTES:
             raise OSError(errno.EINVAL, "too many commands")
@@ -223,20 +229,27 @@ class ChannelHandle(ControlHandle):
         for line in lines:
             if line == "end":
                 self._ended = True
-                self.on_news()
+                self._wake_readers()
             else:
-                await self._command(line)
+                await self._channel.command(line)
         return len(data)
 
     def poll(self, wake: Wake | None) -> int:
-        if self.queue:
+        if self._queue:
             return POLLIN | POLLRDNORM | POLLOUT | POLLWRNORM
         if wake is not None:
             self._wakes = [*self._wakes[-15:], wake]
         return POLLOUT | POLLWRNORM
 
     def close(self) -> None:
-        self._close()
+        """The queue must not refer to the handle any more: a cycle would keep both, for no search finds it (see
+        serve.daemon about the garbage collector)."""
+        self._queue.on_news = _ignore
+        self._channel.close()
+
+
+def _ignore() -> None:
+    """No reader waits."""
 
 
 class ControlDirectory(Handle):

@@ -1,14 +1,15 @@
-"""What stands in `.pinfs`: each file with what it shows, and to whom."""
+"""The files of `.pinfs`: what each shows, and to whom (SPEC 7)."""
 
 import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pinfs.config.options import PolicyBox
+from pinfs.core.owners import ProcessId
 from pinfs.core.policy import PolicyError, policy_to_toml
-from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.fs.control import (
     MAX_CHANNELS,
@@ -21,24 +22,39 @@ from pinfs.fs.control import (
     TextFile,
     check_read_only,
 )
-from pinfs.fs.describe import describe
-from pinfs.fs.events import EventHub, to_line
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.events import EventHub, EventQueue, to_line
+from pinfs.fs.inodes import Inode
 from pinfs.fs.pins import PinVerbs
 from pinfs.fs.types import CallerLike
 from pinfs.runtime.stats import Stats
 
 
+@dataclass(slots=True, eq=False)
+class EventChannel:
+    """The events of one process's own pins; commands go the other way, with the credentials of the open."""
+
+    file: "EventsFile"
+    process: ProcessId
+    caller: CallerLike
+    queue: EventQueue
+
+    async def command(self, line: str) -> None:
+        await self.file.verbs.command(line, self.caller)
+
+    def close(self) -> None:
+        self.file.closed(self)
+
+
 class EventsFile:
-    """`.pinfs/events`: the events of the opening process's own pins; commands go the other way."""
+    """`.pinfs/events`: the events of the opening process's own pins."""
 
     mode = 0o666
 
     def __init__(self, hub: EventHub, stats: Stats, holders: Holders, verbs: PinVerbs) -> None:
+        self.verbs = verbs
         self._hub = hub
         self._stats = stats
         self._holders = holders
-        self._verbs = verbs
         self._open: Counter[int] = Counter()  # by uid
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
@@ -51,16 +67,31 @@ class EventsFile:
             raise OSError(errno.EMFILE, "too many event channels")
         self._holders.hold(process)
         self._open[ctx.uid] += 1
-        handle = ChannelHandle(inode, flags, self._hub.read_limit)
-        queue = self._hub.open_channel(process, handle.on_news)
+        channel = EventChannel(self, process.id, ctx, self._hub.open_channel(process.id))
+        return ChannelHandle(inode, flags, self._hub.read_limit, channel)
 
-        def close() -> None:
-            self._open[ctx.uid] -= 1
-            self._hub.close_channel(process, queue)
-            self._holders.drop(process)
+    def closed(self, channel: EventChannel) -> None:
+        """The reader of a channel has gone."""
+        uid = channel.caller.uid
+        self._open[uid] -= 1
+        if not self._open[uid]:
+            del self._open[uid]
+        self._hub.close_channel(channel.process, channel.queue)
+        self._holders.drop(channel.process)
 
-        handle.connect(queue, close, lambda line: self._verbs.command(line, ctx))
-        return handle
+
+@dataclass(slots=True, eq=False)
+class TraceChannel:
+    """The events of all pins."""
+
+    hub: EventHub
+    queue: EventQueue
+
+    async def command(self, line: str) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def close(self) -> None:
+        self.hub.close_trace(self.queue)
 
 
 class TraceFile:
@@ -73,10 +104,7 @@ class TraceFile:
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
         check_read_only(flags)
-        handle = ChannelHandle(inode, flags, self._hub.read_limit)
-        queue = self._hub.open_trace(handle.on_news)
-        handle.connect(queue, lambda: self._hub.close_trace(queue), None)
-        return handle
+        return ChannelHandle(inode, flags, self._hub.read_limit, TraceChannel(self._hub, self._hub.open_trace()))
 
 
 class PinsFile:
@@ -84,48 +112,47 @@ class PinsFile:
 
     mode = 0o444
 
-    def __init__(self, guard: Guard, inodes: InodeTable, verbs: PinVerbs) -> None:
-        self._guard = guard
-        self._inodes = inodes
+    def __init__(self, verbs: PinVerbs) -> None:
         self._verbs = verbs
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
         check_read_only(flags)
-        return Stream(inode, flags, self._lines(list(self._guard.book.by_id), ctx.uid))
+        return Stream(inode, flags, self._lines(self._verbs.all_ids(), ctx.uid))
 
     def _lines(self, ids: list[int], uid: int) -> Iterator[bytes]:
         for pin_id in ids:
-            pin = self._guard.book.by_id.get(pin_id)
-            if pin is not None:
-                path = self._inodes.get(pin.inode).path()
-                yield to_line(describe(pin, path, reveal=self._verbs.may_see(pin, uid)))
+            shown = self._verbs.shown(pin_id, uid)
+            if shown is not None:
+                yield to_line(shown)
 
 
-def control_files(
-    guard: Guard,
-    stats: Stats,
-    holders: Holders,
-    inodes: InodeTable,
-    hub: EventHub,
-    verbs: PinVerbs,
-    policies: PolicyBox,
-    metrics: Callable[[], bytes],
-    status: Callable[[], dict[str, Any]],
-) -> dict[bytes, ControlFile]:
-    """The directory's files by name, in the order in which they are listed."""
+@dataclass(slots=True, frozen=True)
+class Sources:
+    """Where the files of `.pinfs` take what they show from."""
 
-    def apply(text: bytes, ctx: CallerLike) -> None:
+    hub: EventHub
+    stats: Stats
+    holders: Holders
+    verbs: PinVerbs
+    policies: PolicyBox
+    metrics: Callable[[], bytes]
+    status: Callable[[], dict[str, Any]]
+
+    def files(self) -> dict[bytes, ControlFile]:
+        """The directory's files by name, in the order in which they are listed."""
+        return {
+            b"pins": PinsFile(self.verbs),
+            b"events": EventsFile(self.hub, self.stats, self.holders, self.verbs),
+            b"trace": TraceFile(self.hub),
+            b"policy": PolicyFile(lambda: policy_to_toml(self.policies.current).encode(), self._replace_policy),
+            b"policy.error": TextFile(0o444, lambda ctx: self.policies.last_error.encode()),
+            b"metrics": TextFile(0o444, lambda ctx: self.metrics()),
+            b"status": TextFile(0o444, lambda ctx: to_line({"v": 1, **self.status()})),
+        }
+
+    def _replace_policy(self, text: bytes, ctx: CallerLike) -> None:
+        """EINVAL: not a policy."""
         try:
-            policies.replace(text.decode(errors="replace"), f"uid {ctx.uid}")
+            self.policies.replace(text.decode(errors="replace"), f"uid {ctx.uid}")
         except PolicyError as e:
             raise OSError(errno.EINVAL, str(e)) from e
-
-    return {
-        b"pins": PinsFile(guard, inodes, verbs),
-        b"events": EventsFile(hub, stats, holders, verbs),
-        b"trace": TraceFile(hub),
-        b"policy": PolicyFile(lambda: policy_to_toml(policies.current).encode(), apply),
-        b"policy.error": TextFile(0o444, lambda ctx: policies.last_error.encode()),
-        b"metrics": TextFile(0o444, lambda ctx: metrics()),
-        b"status": TextFile(0o444, lambda ctx: to_line({"v": 1, **status()})),
-    }

@@ -1,12 +1,13 @@
 """A pin as people and programs see it (docs/interfaces.md)."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import trio
 
+from pinfs.core.owners import ProcessId
 from pinfs.core.pins import Pin
-from pinfs.enforce.holders import Process
 from pinfs.linux.signals import signal_name
 
 
@@ -15,13 +16,17 @@ def unix_time(moment: float) -> float:
     return round(time.time() + moment - trio.current_time(), 3)
 
 
-def describe(pin: Pin, path: str | None, *, reveal: bool) -> dict[str, Any]:
-    """The JSON of a pin. Without `reveal` it says that a range is pinned, and how, but not by whom (SPEC 4)."""
+def describe(pin: Pin, path: str | None, comm_of: Callable[[ProcessId], str | None] | None) -> dict[str, Any]:
+    """The JSON of a pin. `comm_of` names the program of a process.
+
+    None in its place: the reader may not see the holder. Then the JSON says that a range is pinned, and how, but not by
+    whom (SPEC 4).
+    """
     deadline = pin.deadline
     shown: dict[str, Any] = {
         "v": 1,
         "id": pin.id,
-        "owner": "process" if isinstance(pin.owner, Process) else "handle",
+        "owner": "process" if pin.owner == pin.process else "handle",
         "start": pin.start,
         "length": pin.length,
         "mode": pin.mode.value,
@@ -33,16 +38,14 @@ def describe(pin: Pin, path: str | None, *, reveal: bool) -> dict[str, Any]:
         "path": path,
         "since": unix_time(pin.since),
     }
-    return shown | _holder(pin) if reveal else shown
-
-
-def _holder(pin: Pin) -> dict[str, Any]:
-    process = pin.process if isinstance(pin.process, Process) else None
-    return {
+    if comm_of is None:
+        return shown
+    process = pin.process
+    return shown | {
         "name": None if pin.name is None else pin.name.decode(errors="replace"),
         "pid": None if process is None else process.pid,
         "uid": pin.uid,
-        "comm": None if process is None else process.comm,
+        "comm": None if process is None else comm_of(process),
         "signal": "none" if pin.signal is None else signal_name(pin.signal),
         "note": pin.note,
     }

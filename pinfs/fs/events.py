@@ -1,25 +1,23 @@
-"""Who hears what: events of pins, as lines, to the processes that hold them and to whoever traces."""
+"""Events of pins, as lines: to the processes that hold the pins, and to tracing readers (SPEC 7)."""
 
 import json
-import logging
 import math
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import trio
 
-from pinfs.core.breaks import Removal
-from pinfs.core.pins import Event, Pin
+from pinfs.core.events import BookEvent
+from pinfs.core.owners import ProcessId
+from pinfs.core.pins import Pin
 from pinfs.core.ranges import END
 from pinfs.fs.describe import unix_time
 from pinfs.runtime.stats import Stats
 
-log = logging.getLogger("pinfs.events")
-
 MAX_QUEUED: Final = 16384  # lines that a reader may be behind
+HOLDER_EVENTS: Final = frozenset({"break", "withdrawn", "released", "revoked"})
 Json = dict[str, Any]
 
 
@@ -27,13 +25,20 @@ def to_line(value: Json) -> bytes:
     return json.dumps(value, ensure_ascii=True, separators=(", ", ": ")).encode() + b"\n"
 
 
-class Queue:
-    """Lines on their way to one reader; when it is too slow, the oldest go and it is told how many."""
+def _ignore() -> None:
+    """No reader waits."""
 
-    def __init__(self, on_news: Callable[[], None], stats: Stats) -> None:
+
+class EventQueue:
+    """Lines on their way to one reader. When the reader is too slow, the oldest go and it is told how many.
+
+    `on_news` is called with each line that is added.
+    """
+
+    def __init__(self, stats: Stats) -> None:
+        self.on_news: Callable[[], None] = _ignore
         self._lines: deque[bytes] = deque()
         self._lost = 0
-        self._on_news = on_news
         self._stats = stats
 
     def __bool__(self) -> bool:
@@ -45,7 +50,7 @@ class Queue:
             self._lost += 1
             self._stats.events_lost += 1
         self._lines.append(line)
-        self._on_news()
+        self.on_news()
 
     def take(self, size: int) -> bytes | None:
         """As many whole lines as fit into `size` bytes; None: not even the first one fits."""
@@ -75,98 +80,104 @@ class ReadLimit:
 
 
 class EventHub:
-    """Numbers events for each stream and gives them to the channels that are open."""
+    """Numbers events for each stream and gives them to the channels that are open.
+
+    A line is written only for a reader: the holder of a breaking pin has its signal already, and the daemon should get
+    out of its way. The number of a break stays with the break, for channels that open later.
+
+    `breaking_of`: the breaking pins of a process, oldest break first. `on_subscribers` is called when the first stream
+    is opened, and when the last one is closed.
+    """
 
     def __init__(self, stats: Stats) -> None:
         self.read_limit = ReadLimit()
         self.path_of: Callable[[int], str | None] = lambda inode: None
+        self.breaking_of: Callable[[ProcessId], list[Pin]] = lambda process: []
+        self.on_subscribers: Callable[[bool], None] = lambda there_are: None
         self._stats = stats
-        self._channels: dict[Hashable, list[Queue]] = {}
-        self._traces: list[Queue] = []
-        self._last_seq: WeakKeyDictionary[Hashable, int] = WeakKeyDictionary()  # the dead are not kept for a number
+        self._channels: dict[ProcessId, list[EventQueue]] = {}
+        self._traces: list[EventQueue] = []
+        self._last_seq: dict[ProcessId, int] = {}
+        """The last number of each process's stream, until `forget`."""
         self._trace_seq = 0
-        self._breaks: dict[Hashable, dict[Pin, tuple[int, Event]]] = {}
-        """Under way, with their numbers, for channels that open later. A line is written only for who reads it: the
-        holder of a breaking pin has its signal already, and the daemon should get out of its way."""
-        self.on_subscribers: Callable[[bool], None] = lambda there_is: None
-        """Called when the first stream is opened, and when the last one is closed."""
 
     # Channels
 
-    def open_channel(self, process: Hashable, on_news: Callable[[], None]) -> Queue:
+    def open_channel(self, process: ProcessId) -> EventQueue:
         """A stream of the events of one process, beginning with the breaks under way."""
-        queue = Queue(on_news, self._stats)
-        for pin, (seq, event) in self._breaks.get(process, {}).items():
-            if pin.breaking is not None:
-                queue.put(self._line(seq, event, traced=False))
+        queue = EventQueue(self._stats)
+        for pin in self.breaking_of(process):
+            breaking = pin.breaking
+            if breaking is not None and breaking.seq:
+                event = BookEvent("break", breaking.since, pin, breaking=breaking)
+                queue.put(self._line(breaking.seq, event, traced=False))
         self._channels.setdefault(process, []).append(queue)
         self._report_subscribers()
         return queue
 
-    def open_trace(self, on_news: Callable[[], None]) -> Queue:
+    def open_trace(self) -> EventQueue:
         """A stream of all events."""
-        queue = Queue(on_news, self._stats)
+        queue = EventQueue(self._stats)
         self._traces.append(queue)
         self._report_subscribers()
         return queue
 
-    def close_channel(self, process: Hashable, queue: Queue) -> None:
+    def close_channel(self, process: ProcessId, queue: EventQueue) -> None:
         queues = self._channels[process]
         queues.remove(queue)
         if not queues:
             del self._channels[process]
         self._report_subscribers()
 
-    def close_trace(self, queue: Queue) -> None:
+    def close_trace(self, queue: EventQueue) -> None:
         self._traces.remove(queue)
         self._report_subscribers()
+
+    def forget(self, process: ProcessId) -> None:
+        """The process has ended, or holds nothing for long: its next event is number 1 again."""
+        self._last_seq.pop(process, None)
 
     def _report_subscribers(self) -> None:
         self.on_subscribers(bool(self._channels or self._traces))
 
     # Events
 
-    def publish(self, event: Event) -> None:
+    def publish(self, event: BookEvent) -> None:
         """What the guard tells, in its order."""
         pin = event.pin
         if pin is not None and event.kind in HOLDER_EVENTS and pin.process is not None:
-            self._tell_holder(event, pin, pin.process)
+            self._tell_holder(event, pin.process)
         if self._traces:
             self._trace_seq += 1
             line = self._line(self._trace_seq, event, traced=True)
             for queue in self._traces:
                 queue.put(line)
 
-    def _tell_holder(self, event: Event, pin: Pin, process: Hashable) -> None:
-        if self._breaks:
-            self._drop_break(process, pin)
+    def _tell_holder(self, event: BookEvent, process: ProcessId) -> None:
         queues = self._channels.get(process)
         if event.kind != "break" and queues is None:
-            return  # nobody will ever see its number
+            return  # no reader will ever see its number
         seq = self._last_seq[process] = self._last_seq.get(process, 0) + 1
-        if event.kind == "break":
-            self._breaks.setdefault(process, {})[pin] = seq, event
+        if event.kind == "break" and event.breaking is not None:
+            event.breaking.seq = seq
         if queues:
             line = self._line(seq, event, traced=False)
             for queue in queues:
                 queue.put(line)
 
-    def _drop_break(self, process: Hashable, pin: Pin) -> None:
-        breaks = self._breaks.get(process)
-        if breaks is not None and breaks.pop(pin, None) is not None and not breaks:
-            del self._breaks[process]
-
-    def _line(self, seq: int, event: Event, *, traced: bool) -> bytes:
+    def _line(self, seq: int, event: BookEvent, *, traced: bool) -> bytes:
         body: Json = {"v": 1, "seq": seq, "event": event.kind}
         if event.pin is not None:
             body |= self._pin_part(event.pin, traced)
-        if isinstance(event.removal, Removal):
-            removal = event.removal
-            body |= {"op": removal.op, "from": removal.start, "to": None if removal.end >= END else removal.end}
-            if traced:
-                body["breaker"] = {"pid": removal.pid, "uid": removal.uid}
-                body.setdefault("inode", removal.inode)
-                body.setdefault("path", self.path_of(removal.inode))
+        breaking, removal = event.breaking, event.removal
+        if removal is not None:
+            body |= _taken(removal.request.op, removal.start, removal.end)
+        elif event.kind == "break" and breaking is not None:
+            body |= _taken(breaking.op, breaking.start, breaking.end)
+        if traced and removal is not None:
+            body["breaker"] = {"pid": removal.request.pid, "uid": removal.request.uid}
+            body.setdefault("inode", removal.inode)
+            body.setdefault("path", self.path_of(removal.inode))
         if event.by is not None:
             body["by"] = event.by
         if event.why is not None:
@@ -187,8 +198,10 @@ class EventHub:
             part["deadline"] = unix_time(pin.deadline)
             part["remaining_s"] = round(max(0.0, pin.deadline - trio.current_time()), 3)
         if traced:
-            part |= {"pid": getattr(pin.process, "pid", None), "uid": pin.uid}
+            part |= {"pid": None if pin.process is None else pin.process.pid, "uid": pin.uid}
         return part
 
 
-HOLDER_EVENTS: Final = frozenset({"break", "withdrawn", "released", "revoked"})
+def _taken(op: str, start: int, end: int) -> Json:
+    """The bytes that a removal takes away."""
+    return {"op": op, "from": start, "to": None if end >= END else end}

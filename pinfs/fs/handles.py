@@ -81,6 +81,10 @@ class HandleTable:
             raise bad_handle()
         return handle
 
+    def find(self, fh: int) -> Handle | None:
+        """The handle of a number; None: it is closed."""
+        return self._handles.get(fh)
+
     def pop(self, fh: int) -> Handle:
         """EBADF: no such handle."""
         try:

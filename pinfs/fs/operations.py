@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 
 import trio
 
+from pinfs.core.owners import HandleId
 from pinfs.core.ranges import END
 from pinfs.enforce.guard import Guard, RemovalCall
 from pinfs.fs import fileflags
@@ -486,8 +487,9 @@ class Operations:
     ) -> AbstractAsyncContextManager[None]:
         nonblock = nonblock or (handle is not None and handle.nonblocking)
         end = END if end is None else end
+        owner = None if handle is None else HandleId(handle.number)
         return self._guard.removal(
-            RemovalCall(inode.nodeid, inode.path, op, start, end, ctx, check, handle=handle, nonblock=nonblock)
+            RemovalCall(inode.nodeid, inode.path, op, start, end, ctx, check, handle=owner, nonblock=nonblock)
         )
 
     # Files

@@ -5,14 +5,17 @@ import json
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, NoReturn
 
 import trio
 
-from pinfs.core.pins import Pin, PinSpec
+from pinfs.core.owners import HandleId, Owner, ProcessId
+from pinfs.core.pins import Pin, PinRequest, PinSpec
 from pinfs.enforce.guard import Guard
-from pinfs.enforce.holders import Holders, Process
+from pinfs.enforce.holders import Holders
+from pinfs.enforce.processes import Process
 from pinfs.fs import ioctls
 from pinfs.fs.backing import Backing
 from pinfs.fs.describe import describe
@@ -48,12 +51,15 @@ class PinVerbs:
         self.handles = handles
         self._guard = guard
         self._book = guard.book
+        self._table = guard.book.table
+        self._breaking_of = guard.book.breaks.of_owner
         self._holders = holders
         self._inodes = inodes
         self._backing = backing
         self._admins = {0, os.geteuid()}
         self._pid_namespace = pid_namespace("self")
-        self._echoes: OrderedDict[tuple[int, object, bytes], None] = OrderedDict()
+        self._echoes: OrderedDict[tuple[int, ProcessId | None, bytes], None] = OrderedDict()
+        """Releases by getxattr that plain pyfuse3 will ask for once more, oldest first."""
 
     # Attributes
 
@@ -64,38 +70,28 @@ class PinVerbs:
             _fail(errno.EINVAL, "pins are set as user.pinfs.pin.NAME on regular files")
         wanted = parse_pin_value(value)
         process = self._caller(ctx) if wanted.pid is None else await self._named(wanted.pid, ctx)
-        old = self._book.find(inode.nodeid, process, name)
+        old = self._table.find(inode.nodeid, process.id, name)
         if flags & XATTR_CREATE and old is not None:
             _fail(errno.EEXIST)
         if flags & XATTR_REPLACE and old is None:
             _fail(errno.ENODATA)
         if old is not None and old.dirty and not _covers(wanted.spec, old):
             await self._flush(inode)
-            old = self._book.find(inode.nodeid, process, name)  # it may have gone meanwhile
+            old = self._table.find(inode.nodeid, process.id, name)  # it may have gone meanwhile
         uid, proxy_uid = (ctx.uid, None) if wanted.pid is None else (process.uids[0], ctx.uid)
-        self._register(inode, process, process, uid, name, wanted.spec, proxy_uid, old)
+        request = PinRequest(inode.nodeid, process.id, process.id, uid, name, wanted.spec, proxy_uid)
+        self._register(request, inode, process if old is None else None)
 
-    def _register(
-        self,
-        inode: Inode,
-        owner: Process | FileHandle,
-        process: Process | None,
-        uid: int,
-        name: bytes | None,
-        spec: PinSpec,
-        proxy_uid: int | None = None,
-        old: Pin | None = None,
-    ) -> Pin:
+    def _register(self, request: PinRequest, inode: Inode, newly_held: Process | None) -> Pin:
         """Each pin keeps an eye on its process, from here to `on_end`; ESRCH where that has just ended."""
         size = self._inodes.size(inode)
-        newly_watched = process if old is None else None
-        if newly_watched is not None:
-            self._holders.hold(newly_watched)
+        if newly_held is None:
+            return self._guard.pin(request, size)
+        self._holders.hold(newly_held)
         try:
-            return self._guard.pin(inode.nodeid, owner, process, uid, name, spec, size, proxy_uid)
+            return self._guard.pin(request, size)
         except BaseException:
-            if newly_watched is not None:
-                self._holders.drop(newly_watched)
+            self._holders.drop(newly_held.id)
             raise
 
     def _caller(self, ctx: CallerLike) -> Process:
@@ -127,7 +123,7 @@ class PinVerbs:
             pin = self._find(inode, name, ctx)
             if size and size < SHORTEST_JSON:
                 _fail(errno.ERANGE)
-            return _with_room(_to_json(describe(pin, inode.path(), reveal=True)), size)
+            return _with_room(_to_json(describe(pin, inode.path(), self._holders.comm_of)), size)
         _fail(errno.ENODATA)
 
     async def _get_release(self, inode: Inode, name: bytes, ctx: CallerLike, size: int | None) -> bytes:
@@ -144,7 +140,8 @@ class PinVerbs:
         return RELEASED
 
     async def _release_and_echo(self, inode: Inode, name: bytes, ctx: CallerLike) -> bytes:
-        echo = inode.nodeid, self._holders.process_of(ctx.pid), name
+        process = self._holders.process_of(ctx.pid)
+        echo = inode.nodeid, None if process is None else process.id, name
         answered_before = self._echoes.pop(echo, echo) is None
         try:
             pin = self._find(inode, name, ctx)
@@ -168,8 +165,8 @@ class PinVerbs:
     def _find(self, inode: Inode, name: bytes, ctx: CallerLike) -> Pin:
         """The caller's own pin, or the one that its uid registered for another process."""
         process = self._holders.process_of(ctx.pid)
-        pin = None if process is None else self._book.find(inode.nodeid, process, name)
-        pin = pin or self._book.find_proxy(inode.nodeid, name, ctx.uid)
+        pin = None if process is None else self._table.find(inode.nodeid, process.id, name)
+        pin = pin or self._table.find_proxy(inode.nodeid, name, ctx.uid)
         if pin is None:
             _fail(errno.ENODATA)
         return pin
@@ -177,7 +174,7 @@ class PinVerbs:
     async def _release(self, inode: Inode, pin: Pin) -> None:
         if pin.dirty:
             await self._flush(inode)
-            if self._book.by_id.get(pin.id) is not pin:
+            if self._table.by_id.get(pin.id) is not pin:
                 return  # it went away meanwhile: released all the same
         self._guard.release(pin)
 
@@ -198,16 +195,31 @@ class PinVerbs:
         shown: list[str] = []
         room = MAX_ATTRIBUTE_BYTES - 64
         path = inode.path()
-        for pin in self._book.of_file(inode.nodeid):
-            text = json.dumps(describe(pin, path, reveal=self.may_see(pin, ctx.uid)))
+        for pin in self._table.of_file(inode.nodeid):
+            text = json.dumps(describe(pin, path, self._comm_of(pin, ctx.uid)))
             room -= len(text) + 2
             if room < 0:
                 break  # a million pins are counted, not looked at
             shown.append(text)
-        more = self._book.count_of_file(inode.nodeid) - len(shown)
+        more = self._table.count_of_file(inode.nodeid) - len(shown)
         return f'{{"v": 1, "pins": [{", ".join(shown)}], "more": {more}}}'.encode()
 
-    def may_see(self, pin: Pin, uid: int) -> bool:
+    def all_ids(self) -> list[int]:
+        """The ids of all pins, for `shown`."""
+        return list(self._table.by_id)
+
+    def shown(self, pin_id: int, uid: int) -> dict[str, object] | None:
+        """The JSON of a pin, as `uid` may see it (SPEC 4); None: it has gone."""
+        pin = self._table.by_id.get(pin_id)
+        if pin is None:
+            return None
+        return describe(pin, self._inodes.get(pin.inode).path(), self._comm_of(pin, uid))
+
+    def _comm_of(self, pin: Pin, uid: int) -> Callable[[ProcessId], str | None] | None:
+        """For `describe`."""
+        return self._holders.comm_of if self._may_see(pin, uid) else None
+
+    def _may_see(self, pin: Pin, uid: int) -> bool:
         return uid in self._admins or uid == pin.uid
 
     # Ioctls
@@ -236,11 +248,13 @@ class PinVerbs:
             wanted.dirty,
             wanted.note,
         )
-        pin = self._register(handle.inode, handle, process, ctx.uid, None, spec)
+        process_id = None if process is None else process.id
+        request = PinRequest(handle.inode.nodeid, HandleId(handle.number), process_id, ctx.uid, None, spec)
+        pin = self._register(request, handle.inode, process)
         return wanted.answered(pin.id)
 
     def _ioctl_query(self, handle: FileHandle, pin_id: int) -> bytes:
-        pins = self._book.by_owner.get(handle, {})
+        pins = self._table.by_owner.get(HandleId(handle.number), {})
         pin = self._of_handle(handle, pin_id or next((first.id for first in pins.values()), 0))
         following = pin.id + 1  # mostly; else it has to be looked for, which takes its time with a million pins
         if following not in pins:
@@ -252,8 +266,8 @@ class PinVerbs:
 
     def _of_handle(self, handle: FileHandle, pin_id: int) -> Pin:
         """ENOENT: this handle has no such pin."""
-        pin = self._book.by_id.get(pin_id)
-        if pin is None or pin.owner is not handle:
+        pin = self._table.by_id.get(pin_id)
+        if pin is None or pin.owner != handle.number:
             _fail(errno.ENOENT)
         return pin
 
@@ -261,27 +275,28 @@ class PinVerbs:
 
     def handle_closed(self, handle: FileHandle) -> None:
         """The last reference to an open file description is gone, and so are its pins (SPEC 4)."""
-        if handle in self._book.by_owner:
-            self._guard.owner_gone(handle, "close")
+        owner = HandleId(handle.number)
+        if owner in self._table.by_owner:
+            self._guard.owner_gone(owner, "close")
 
     def is_urgent(self, handle: FileHandle, wake: Wake | None) -> bool:
         """Whether one of the handle's pins is being broken; `wake` is called when that changes."""
         if wake is not None:
             handle.wakes = [*handle.wakes[-15:], wake]
-        return handle in self._book.breaking_of
+        return HandleId(handle.number) in self._breaking_of
 
-    def on_handle_event(self, owner: object) -> None:
-        """Something happened to a pin of this handle: whoever polls it shall look again."""
-        if isinstance(owner, FileHandle):
-            wakes, owner.wakes = owner.wakes, []
+    def on_handle_event(self, owner: Owner) -> None:
+        """Something happened to a pin of this handle: a program that polls it shall look again."""
+        handle = None if isinstance(owner, ProcessId) else self.handles.find(owner)
+        if isinstance(handle, FileHandle):
+            wakes, handle.wakes = handle.wakes, []
             for wake in wakes:
                 wake()
 
     def on_end(self, pin: Pin) -> None:
         """A pin less: one reason less to keep an eye on its process."""
-        process = pin.process
-        if isinstance(process, Process):
-            self._holders.drop(process)
+        if pin.process is not None:
+            self._holders.drop(pin.process)
 
     # Commands of the event channel
 
@@ -315,19 +330,19 @@ class PinVerbs:
             _fail(errno.EINVAL, "only the range can change, and only that of a process's pin")
         if pin.dirty:
             await self._flush(inode)
-            if self._book.by_id.get(pin.id) is not pin:
+            if self._table.by_id.get(pin.id) is not pin:
                 _fail(errno.ENOENT, "it went away meanwhile")
         spec = replace(pin.spec, start=wanted.spec.start, length=wanted.spec.length)
         size = self._inodes.stat(inode).st_size
-        self._guard.pin(pin.inode, pin.owner, pin.process, pin.uid, pin.name, spec, size, pin.proxy_uid)
+        self._guard.pin(PinRequest(pin.inode, pin.owner, pin.process, pin.uid, pin.name, spec, pin.proxy_uid), size)
 
     def _commanded(self, number: str, ctx: CallerLike) -> Pin:
         if not number.isascii() or not number.isdigit() or len(number) > 19:
             _fail(errno.EINVAL, "not COMMAND ID")
-        pin = self._book.by_id.get(int(number))
+        pin = self._table.by_id.get(int(number))
         if pin is None:
             _fail(errno.ENOENT, "no such pin")
-        if not self.may_see(pin, ctx.uid):
+        if not self._may_see(pin, ctx.uid):
             _fail(errno.EPERM)
         return pin
 

@@ -38,10 +38,13 @@ def read_status(tid: int) -> Status | None:
 
 
 def read_start_time(pid: int) -> int:
-    """Clock ticks after boot, 0 when it cannot be read. comm may hold anything, so fields count from the last ')'."""
+    """Clock ticks after boot (field 22 of proc_pid_stat(5)), 0 when there is no such process or it is hidden from us.
+
+    comm may hold anything, so fields count from the last ')'. Raises OSError EMFILE and its like.
+    """
     try:
         return int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0
 
 

@@ -9,7 +9,7 @@ from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.fs.backing import Backing, Passthrough
 from pinfs.fs.control import Control
-from pinfs.fs.controlfiles import control_files
+from pinfs.fs.controlfiles import Sources
 from pinfs.fs.events import EventHub
 from pinfs.fs.handles import HandleTable
 from pinfs.fs.inodes import InodeTable
@@ -56,21 +56,21 @@ def assemble(
     book = guard.book
     inodes = InodeTable(source_fd, share.ways, book.files.__contains__)
     hub.path_of = inodes.path_of
+    hub.breaking_of = book.breaks.of_process
+    holders.on_forgotten = hub.forget
     backing = Backing(inodes, passthrough, share)
     verbs = PinVerbs(guard, holders, inodes, backing, HandleTable())
     guard.on_handle_event = verbs.on_handle_event
     hub.on_subscribers = book.set_subscribed
     hub.on_subscribers(False)
-    book.on_end = verbs.on_end
-    book.on_empty = inodes.drop_id_if_unreferenced
+    guard.on_pin_end = verbs.on_end
+    guard.on_file_unpinned = inodes.drop_id_if_unreferenced
 
     def metrics() -> list[Family]:
         gauges = Gauges.of(book, inodes, backing, holders, passthrough=not passthrough.unavailable_because)
         return list(families(stats, book, gauges))
 
-    control = Control(
-        control_files(guard, stats, holders, inodes, hub, verbs, policies, lambda: render(metrics()), status)
-    )
+    control = Control(Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status).files())
     operations = Operations(
         backing,
         inodes,

@@ -215,7 +215,7 @@ class Daemon:
             "bridge_unavailable_because": self.bridge_unavailable_because or None,
             "poll": self.config.mount.poll,
             "negotiated": self.negotiated,
-            "pins": len(book),
+            "pins": len(book.table),
             "waiting": book.waiting,
             "descriptors": len(os.listdir("/proc/self/fd")),
         }
@@ -228,7 +228,7 @@ class Daemon:
     def status_line(self) -> str:
         """For `systemctl status`."""
         book = self.fs.guard.book
-        return f"{self.source} on {self.mountpoint}: pins {len(book)}, waiting {book.waiting}"
+        return f"{self.source} on {self.mountpoint}: pins {len(book.table)}, waiting {book.waiting}"
 
     def log_report(self) -> None:
         """State, and where every task stands."""

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from pinfs.core.breaks import PinBook
+from pinfs.core.book import PinBook
 from pinfs.enforce.holders import Holders
 from pinfs.fs.backing import Backing
 from pinfs.fs.inodes import InodeTable
@@ -38,8 +38,8 @@ class Gauges:
         cls, book: PinBook, inodes: InodeTable, backing: Backing, holders: Holders, *, passthrough: bool
     ) -> "Gauges":
         return cls(
-            len(book),
-            book.pinned_bytes,
+            len(book.table),
+            book.table.pinned_bytes,
             len(holders),
             book.waiting,
             backing.open_files,
@@ -65,7 +65,7 @@ def families(stats: Stats, book: PinBook, gauges: Gauges) -> Iterator[Family]:
     """All that is measured, as it is now."""
     for name, text in _GAUGES.items():
         yield GaugeMetricFamily(f"pinfs_{name}", text, value=getattr(gauges, name))
-    yield _total("pins_registered", "Pins registered", book.registered)
+    yield _total("pins_registered", "Pins registered", book.table.registered)
     yield _total("breaks_started", "Breaks that holders were told of", stats.breaks_started)
     yield _total("breaks_answered", "Breaks that holders answered", stats.breaks_answered)
     yield _total("events_lost", "Events that a slow reader did not get", stats.events_lost)

@@ -8,19 +8,14 @@ from typing import Any
 import pytest
 from support.counted import Counted
 
-from pinfs.core import breaks
-from pinfs.core.breaks import (
-    COOL_DOWN_S,
-    KILL_GRACE_S,
-    MAX_ASKING_LEFT,
-    MAX_ORPHANS_PER_FILE,
-    PinBook,
-    Removal,
-    Turn,
-)
-from pinfs.core.pins import Event, Mode, Pin, PinSpec, State
+from pinfs.core.book import COOL_DOWN_S, DEFAULT_SLICES, KILL_GRACE_S, PinBook
+from pinfs.core.events import BookEvent
+from pinfs.core.pins import Mode, Pin, PinRequest, PinSpec, State
 from pinfs.core.policy import Limits, Policy
 from pinfs.core.ranges import END
+from pinfs.core.removals import Removal, RemovalRequest, Turn
+from pinfs.core.reservations import MAX_ORPHANS_PER_FILE
+from pinfs.core.slices import MAX_NOTIFYING_LEFT, SliceLimits
 
 SIZE = 1000
 START = 100.0
@@ -29,23 +24,22 @@ START = 100.0
 class Book(PinBook):
     """A book with its events and a clock that the test moves."""
 
-    def __init__(self, **limits: int) -> None:
-        self.events: list[Event] = []
+    def __init__(self, slices: SliceLimits = DEFAULT_SLICES, **limits: int) -> None:
+        self.events: list[BookEvent] = []
         self.now = START
-        super().__init__(self.events.append, Limits(**limits))
+        super().__init__(self.events.append, Limits(**limits), slices)
 
     def lease(self, start: int = 0, length: int = 10, owner: Hashable = "holder", **more: Any) -> Pin:
         name, process = more.pop("name", None), more.pop("process", owner)
         spec = PinSpec(start, length, more.pop("mode", Mode.LEASE))
-        return self.pin(more.pop("inode", 1), owner, process, 7, name, spec, SIZE, self.now)
+        return self.pin(PinRequest(more.pop("inode", 1), owner, process, 7, name, spec), SIZE, self.now)
 
     def deny(self, start: int = 0, length: int = 10, **more: Any) -> Pin:
         return self.lease(start, length, mode=Mode.DENY, **more)
 
     def remove(self, start: int = 0, end: int = END, policy: Policy | None = None, **more: Any) -> Removal:
-        removal = Removal(more.pop("inode", 1), start, end, more.pop("op", "truncate"), **more)
-        self.begin(removal, policy or Policy(), self.now)
-        return removal
+        request = RemovalRequest(more.pop("inode", 1), start, end, more.pop("op", "truncate"), **more)
+        return self.begin(request, policy or Policy(), self.now)
 
     def at(self, now: float) -> None:
         """Let time pass until `now` seconds after the start."""
@@ -69,9 +63,7 @@ def outcome(removal: Removal) -> tuple[Turn, int, str]:
 REFUSED_BY_DENY = (Turn.REFUSED, errno.EBUSY, "deny")
 
 
-@pytest.fixture
-def slices_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(breaks, "AT_ONCE", 2)
+SLICES_OF_TWO = SliceLimits(pins=2)
 
 
 # Deny pins and own pins
@@ -151,7 +143,7 @@ def test_own_allow_lets_a_process_cut_its_own_file(mode: Mode) -> None:
     assert removal.turn is Turn.READY
     book.finish(removal, book.now)
     assert book.kinds() == []
-    assert len(book) == 1
+    assert len(book.table) == 1
 
 
 def test_own_allow_does_not_help_when_others_have_pins_there() -> None:
@@ -194,7 +186,8 @@ def test_a_lease_breaks_and_its_release_lets_the_removal_go_on() -> None:
     book = Book()
     pin = book.lease()
     woken: list[Turn] = []
-    removal = book.remove(5, wake=lambda: woken.append(removal.turn))
+    removal = book.remove(5)
+    removal.wake = lambda: woken.append(removal.turn)
     assert (removal.turn, pin.state, pin.deadline) == (Turn.WAITING, State.BREAKING, START + 45)
     assert book.next_deadline() == START + 45
     assert woken == []
@@ -251,7 +244,7 @@ def test_removals_of_different_files_do_not_meet() -> None:
     waiting = book.remove(inode=1)
     book.owner_gone("nobody", book.now)
     other = book.remove(inode=2)
-    book.release(next(book.of_file(2)), book.now)
+    book.release(next(book.table.of_file(2)), book.now)
     assert (waiting.turn, other.turn) == (Turn.WAITING, Turn.READY)
 
 
@@ -345,7 +338,7 @@ def test_revoke_drops_the_pin_and_the_removal_goes_on() -> None:
     assert removal.turn is Turn.READY
     assert book.kinds() == ["break", "revoked", "proceeded"]
     assert [event.by for event in book.events if event.kind == "revoked"] == ["policy"]
-    assert len(book) == 0
+    assert len(book.table) == 0
 
 
 def test_kill_waits_for_the_death() -> None:
@@ -370,9 +363,9 @@ def test_a_holder_that_does_not_die_keeps_its_pin() -> None:
     assert (removal.why, pin.state) == ("timeout", State.HELD)
 
 
-@pytest.mark.parametrize("at_once", [breaks.AT_ONCE, 0])
+@pytest.mark.parametrize("slice_size", [DEFAULT_SLICES.pins, 0])
 def test_a_pin_of_a_handle_goes_with_the_process_that_was_killed_for_it(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
+    slice_size: int,
 ) -> None:
     """Others may have the handle open still. At once, or where there are very many of them in slices."""
     book = Book()
@@ -380,12 +373,12 @@ def test_a_pin_of_a_handle_goes_with_the_process_that_was_killed_for_it(
     removal = book.remove(policy=Policy(on_timeout="kill"))
     book.at(45)
     assert book.kinds() == ["break", "kill"]
-    monkeypatch.setattr(breaks, "AT_ONCE", at_once)
+    book.reaping.slice_size = slice_size
     book.owner_gone("holder", book.now)
-    monkeypatch.undo()
-    while book.gone:
+    book.reaping.slice_size = DEFAULT_SLICES.pins
+    while book.reaping.dead_owners:
         book.expire(book.now)
-    assert (removal.turn, pin.id in book.by_id, book.events[-2].by) == (Turn.READY, False, "kill")
+    assert (removal.turn, pin.id in book.table.by_id, book.events[-2].by) == (Turn.READY, False, "kill")
     assert book.ended == {"kill": 1}
 
 
@@ -401,7 +394,7 @@ def test_only_pins_that_are_breaking_go_with_a_killed_process() -> None:
 
 def test_a_process_that_has_ended_is_not_killed() -> None:
     book = Book()
-    book.is_gone = "holder".__eq__
+    book.is_dead = "holder".__eq__
     book.lease(owner="handle", process="holder")
     removal = book.remove(policy=Policy(on_timeout="kill"))
     book.at(45)
@@ -415,14 +408,14 @@ def test_nothing_is_kept_for_a_breaker_that_has_ended() -> None:
     book.leave(removal, book.now)
     with pytest.raises(OSError, match="under way"):
         book.lease(20, 10)
-    book.is_gone = "breaker".__eq__
+    book.is_dead = "breaker".__eq__
     book.release(pin, book.now)
     assert book.lease(0, 10)
 
 
 def test_what_one_of_two_breakers_left_is_kept_for_the_other() -> None:
     book = Book()
-    book.is_gone = "dead".__eq__
+    book.is_dead = "dead".__eq__
     pin = book.lease()
     for process in ("alive", "dead"):
         book.leave(book.remove(process=process), book.now)
@@ -572,18 +565,17 @@ def test_answered_breaks_do_not_pile_up_until_their_deadlines() -> None:
         removal = book.remove()
         book.release(pin, book.now)
         book.finish(removal, book.now)
-    assert len(book.alarms) < 200
+    assert len(book.deadlines) < 200
 
 
-@pytest.mark.usefixtures("slices_of_two")
 def test_answered_breaks_do_not_wait_for_their_deadlines() -> None:
-    book = Book()
+    book = Book(SLICES_OF_TWO)
     pins = [book.lease(number) for number in range(50)]
     removal = book.remove()
     book.run_slices()
     for pin in pins:
         book.release(pin, book.now)
-    assert (removal.turn, book.run_slices(), len(book.alarms)) == (Turn.READY, None, 0)
+    assert (removal.turn, book.run_slices(), len(book.deadlines)) == (Turn.READY, None, 0)
 
 
 # Too many, and the end
@@ -630,9 +622,8 @@ def breaking(pins: list[Pin]) -> list[int]:
     return [number for number, pin in enumerate(pins) if pin.state is State.BREAKING]
 
 
-@pytest.mark.usefixtures("slices_of_two")
 def test_holders_are_asked_in_slices_and_all_of_them_before_the_removal_goes_on() -> None:
-    book = Book()
+    book = Book(SLICES_OF_TWO)
     pins = [book.lease(number) for number in range(5)]
     removal = book.remove()
     assert (breaking(pins), book.next_deadline()) == ([0, 1], -math.inf)
@@ -647,9 +638,8 @@ def test_holders_are_asked_in_slices_and_all_of_them_before_the_removal_goes_on(
     assert book.kinds("released") == ["break"] * 5 + ["proceeded"]
 
 
-@pytest.mark.usefixtures("slices_of_two")
 def test_the_time_of_a_holder_begins_when_it_is_asked() -> None:
-    book = Book()
+    book = Book(SLICES_OF_TWO)
     pins = [book.lease(number) for number in range(3)]
     removal = book.remove()
     book.at(1)
@@ -662,9 +652,8 @@ def test_the_time_of_a_holder_begins_when_it_is_asked() -> None:
     assert outcome(removal) == (Turn.REFUSED, errno.EBUSY, "timeout")
 
 
-@pytest.mark.usefixtures("slices_of_two")
 def test_who_lets_go_before_being_asked_is_not_asked() -> None:
-    book = Book()
+    book = Book(SLICES_OF_TWO)
     pins = [book.lease(number) for number in range(5)]
     removal = book.remove()
     for pin in reversed(pins):
@@ -674,9 +663,8 @@ def test_who_lets_go_before_being_asked_is_not_asked() -> None:
     assert book.kinds("released") == ["break"] * 2 + ["proceeded"]
 
 
-@pytest.mark.usefixtures("slices_of_two")
 def test_who_moves_a_pin_before_being_asked_is_asked_first() -> None:
-    book = Book()
+    book = Book(SLICES_OF_TWO)
     pins = [book.lease(50 + number, 60, name=b"%d" % number) for number in range(5)]
     removal = book.remove(100)
     with pytest.raises(OSError, match="under way"):
@@ -693,9 +681,8 @@ def test_who_moves_a_pin_before_being_asked_is_asked_first() -> None:
     assert removal.turn is Turn.READY
 
 
-@pytest.mark.usefixtures("slices_of_two")
 def test_what_was_asked_and_stands_is_not_asked_again_when_it_moves() -> None:
-    book = Book()
+    book = Book(SLICES_OF_TWO)
     first = book.lease(0, name=b"first")
     for number in range(1, 6):
         book.lease(number)
@@ -706,9 +693,8 @@ def test_what_was_asked_and_stands_is_not_asked_again_when_it_moves() -> None:
     assert first.state is State.HELD
 
 
-@pytest.mark.usefixtures("slices_of_two")
 def test_the_break_of_who_does_not_wait_goes_on_to_all_holders() -> None:
-    book = Book()
+    book = Book(SLICES_OF_TWO)
     pins = [book.lease(number) for number in range(7)]
     assert book.remove(nonblock=True).errno == errno.EAGAIN
     assert breaking(pins) == [0, 1]
@@ -725,9 +711,8 @@ def test_the_break_of_who_does_not_wait_goes_on_to_all_holders() -> None:
     assert (book.files, book.run_slices()) == ({}, None)
 
 
-@pytest.mark.usefixtures("slices_of_two")
 def test_a_breaker_that_leaves_has_its_other_holders_asked() -> None:
-    book = Book()
+    book = Book(SLICES_OF_TWO)
     pins = [book.lease(number) for number in range(5)]
     book.leave(book.remove(), book.now)
     book.at(0)
@@ -735,19 +720,17 @@ def test_a_breaker_that_leaves_has_its_other_holders_asked() -> None:
     assert breaking(pins) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.usefixtures("slices_of_two")
 def test_those_who_try_again_and_again_do_not_ask_without_end() -> None:
-    book = Book()
+    book = Book(SLICES_OF_TWO)
     for number in range(5):
         book.lease(number)
     for _ in range(200):
         book.remove(nonblock=True)
-    assert len(book.asking) == MAX_ASKING_LEFT
+    assert len(book.notifying.notified_up_to) == MAX_NOTIFYING_LEFT
 
 
-@pytest.mark.usefixtures("slices_of_two")
 def test_a_refused_removal_asks_no_more_and_its_breaks_are_withdrawn_in_slices() -> None:
-    book = Book()
+    book = Book(SLICES_OF_TWO)
     pins = [book.lease(number) for number in range(9)]
     removal = book.remove()
     book.at(1)
@@ -761,10 +744,9 @@ def test_a_refused_removal_asks_no_more_and_its_breaks_are_withdrawn_in_slices()
     assert book.kinds() == ["break"] * 6 + ["withdrawn", "refused"] + ["withdrawn"] * 5
 
 
-@pytest.mark.usefixtures("slices_of_two")
 @pytest.mark.parametrize("on_timeout", ["revoke", "kill"])
 def test_what_nobody_wants_any_more_is_not_taken_at_its_deadline(on_timeout: str) -> None:
-    book = Book()
+    book = Book(SLICES_OF_TWO)
     pins = [book.lease(number) for number in range(7)]
     book.remove(policy=Policy(on_timeout=on_timeout))
     for _ in range(3):
@@ -775,13 +757,12 @@ def test_what_nobody_wants_any_more_is_not_taken_at_its_deadline(on_timeout: str
     book.at(45)
     book.at(45)
     book.at(45)
-    assert (breaking(pins), len(book)) == ([], 7)
+    assert (breaking(pins), len(book.table)) == ([], 7)
     assert "kill" not in book.kinds()
 
 
-@pytest.mark.usefixtures("slices_of_two")
 def test_a_removal_joins_breaks_that_are_yet_to_be_withdrawn() -> None:
-    book = Book()
+    book = Book(SLICES_OF_TWO)
     pins = [book.lease(number) for number in range(9)]
     first = book.remove(0, 9)
     for now in (1, 2, 3):
@@ -796,10 +777,8 @@ def test_a_removal_joins_breaks_that_are_yet_to_be_withdrawn() -> None:
     assert [pins[number].deadline for number in (6, 7, 8)] == [START + 48, START + 48, START + 90]
 
 
-def test_a_breaker_that_waits_for_itself_is_refused_when_that_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(breaks, "AT_ONCE", 2)
-    monkeypatch.setattr(breaks, "MAX_OWN_LOOKS", 2)
-    book = Book()
+def test_a_breaker_that_waits_for_itself_is_refused_when_that_is_found() -> None:
+    book = Book(SliceLimits(pins=2, own_scan=2))
     for number in range(5):
         book.lease(500 + number, owner="me")
     pins = [book.lease(number) for number in range(4)]
@@ -822,11 +801,11 @@ def comparisons_to_stand(holders: int) -> float:
     book = Book()
     spec = PinSpec(Counted(0), Counted(10), Mode.LEASE)
     for i in range(holders):
-        book.pin(1, i, i, 7, None, spec, SIZE, START)
+        book.pin(PinRequest(1, i, i, 7, None, spec), SIZE, START)
     book.remove(Counted(0), Counted(END), nonblock=True)
     book.run_slices()
     Counted.comparisons = 0
-    while book.breaking_of:
+    while book.breaks.of_owner:
         book.at(45)
     return Counted.comparisons / holders
 
@@ -838,7 +817,7 @@ def test_what_a_breaker_left_behind_ends_at_a_price_that_hardly_grows() -> None:
 def comparisons_to_release(holders: int) -> float:
     book = Book()
     spec = PinSpec(Counted(0), Counted(10), Mode.LEASE)
-    pins = [book.pin(1, i, i, 7, None, spec, SIZE, START) for i in range(holders)]
+    pins = [book.pin(PinRequest(1, i, i, 7, None, spec), SIZE, START) for i in range(holders)]
     removal = book.remove(Counted(0), Counted(END))
     Counted.comparisons = 0
     for pin in pins:
@@ -855,7 +834,7 @@ def test_one_deny_pin_among_ten_thousand_leases_is_found_without_looking_at_them
     book = Book()
     spec = PinSpec(Counted(0), Counted(10), Mode.LEASE)
     for i in range(10_000):
-        book.pin(1, i, i, 7, None, spec, SIZE, START)
+        book.pin(PinRequest(1, i, i, 7, None, spec), SIZE, START)
     book.deny()
     Counted.comparisons = 0
     assert book.remove(Counted(0), Counted(END)).why == "deny"

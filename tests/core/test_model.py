@@ -8,19 +8,20 @@ the gone, asks holders, tells them that they need not let go. What is left of th
 
 import errno
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pinfs.core import breaks
-from pinfs.core.breaks import COOL_DOWN_S, KILL_GRACE_S, PinBook, Removal, Turn
-from pinfs.core.pins import Event, Mode, Pin, PinSpec, State
+from pinfs.core.book import COOL_DOWN_S, DEFAULT_SLICES, KILL_GRACE_S, PinBook
+from pinfs.core.events import BookEvent
+from pinfs.core.pins import Mode, Pin, PinRequest, PinSpec, State
 from pinfs.core.policy import Limits, Policy
 from pinfs.core.ranges import END
+from pinfs.core.removals import Removal, RemovalRequest, Turn
+from pinfs.core.slices import SliceLimits
 
 SIZE = 8
 UNIVERSE = 10  # stands for END
@@ -43,12 +44,13 @@ def held(pin: Pin) -> frozenset[Byte]:
 class Asked:
     """A removal as the model sees it."""
 
-    removal: Removal
+    request: RemovalRequest
     bytes: frozenset[Byte]
     exempt: bool
     dawdles: bool
     """Does not cut its bytes as soon as it may."""
     answers: list[Turn] = field(default_factory=list)
+    removal: Removal = field(init=False)
 
     @property
     def unfinished(self) -> bool:
@@ -90,11 +92,13 @@ def specs(draw: st.DrawFn) -> PinSpec:
 
 
 class Breaks(RuleBasedStateMachine):
+    slices = DEFAULT_SLICES
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
-        self.events: list[Event] = []
-        self.book = PinBook(self.hear, Limits(max_waiting=MAX_WAITING))
+        self.events: list[BookEvent] = []
+        self.book = PinBook(self.hear, Limits(max_waiting=MAX_WAITING), self.slices)
         self.standing: dict[int, frozenset[Byte]] = {}
         self.owners: dict[int, str] = {}
         self.breaking: dict[int, float] = {}
@@ -102,7 +106,7 @@ class Breaks(RuleBasedStateMachine):
         self.left: list[Left] = []
         self.killed: set[Hashable] = set()
 
-    def hear(self, event: Event) -> None:
+    def hear(self, event: BookEvent) -> None:
         self.events.append(event)
         pin = event.pin
         if pin is None:
@@ -128,7 +132,7 @@ class Breaks(RuleBasedStateMachine):
 
     @rule(inode=inodes, owner=st.sampled_from(OWNERS), name=st.sampled_from([None, b"n", b"m"]), spec=specs())
     def pin(self, inode: int, owner: str, name: bytes | None, spec: PinSpec) -> None:
-        old = None if name is None else self.book.find(inode, owner, name)
+        old = None if name is None else self.book.table.find(inode, owner, name)
         before = frozenset() if old is None else held(old)
         wanted = bytes_of(inode, spec.start, spec.end)
         hardens = (
@@ -139,7 +143,7 @@ class Breaks(RuleBasedStateMachine):
         refuse = (wanted - before) & self.reserved() or (hardens and wanted & self.reserved())
         spec_before = None if old is None else old.spec
         try:
-            pin = self.book.pin(inode, owner, owner, 7, name, spec, SIZE, self.now)
+            pin = self.book.pin(PinRequest(inode, owner, owner, 7, name, spec), SIZE, self.now)
         except OSError as e:
             assert e.errno == errno.EAGAIN
             assert refuse, "a pin was refused whose bytes nobody wants"
@@ -152,7 +156,7 @@ class Breaks(RuleBasedStateMachine):
     @precondition(lambda self: self.standing)
     @rule(which=which, by=st.sampled_from(["holder", "holder", "root"]))
     def let_go(self, which: int, by: str) -> None:
-        pin = self.book.by_id[sorted(self.standing)[which % len(self.standing)]]
+        pin = self.book.table.by_id[sorted(self.standing)[which % len(self.standing)]]
         if by == "holder":
             self.book.release(pin, self.now)
         else:
@@ -162,7 +166,7 @@ class Breaks(RuleBasedStateMachine):
     @precondition(lambda self: self.breaking)
     @rule(which=which, seconds=st.sampled_from([0.0, 10.0, 60.0, 1000.0]))
     def extend(self, which: int, seconds: float) -> None:
-        pin = self.book.by_id[sorted(self.breaking)[which % len(self.breaking)]]
+        pin = self.book.table.by_id[sorted(self.breaking)[which % len(self.breaking)]]
         assert pin.breaking is not None
         killed, before = pin.breaking.killed, self.breaking[pin.id]
         limit = min(self.now + seconds, pin.breaking.since + 100.0)
@@ -173,30 +177,32 @@ class Breaks(RuleBasedStateMachine):
     @rule(owner=st.sampled_from(OWNERS))
     def die(self, owner: str) -> None:
         self.book.owner_gone(owner, self.now)
-        assert self.book.gone or owner not in [self.owners[pin] for pin in self.standing]
-        assert set(self.book.gone) <= {self.owners[pin] for pin in self.standing} | set(OWNERS)
+        assert self.book.reaping.dead_owners or owner not in [self.owners[pin] for pin in self.standing]
+        assert set(self.book.reaping.dead_owners) <= {self.owners[pin] for pin in self.standing} | set(OWNERS)
         self.killed.discard(owner)
 
-    def bury(self, asked: Asked) -> None:
+    def reap(self, asked: Asked) -> None:
         """What the guard does before it lets a removal begin: nobody who is gone may be in its way."""
-        removal = asked.removal
-        while self.book.gone and not self.book.bury_in(removal.inode, removal.start, removal.end, self.now):
-            last = next(reversed(self.book.gone))
-            while last in self.book.gone:
+        removal = asked.request
+        while self.book.reaping.dead_owners and not self.book.reap_in(
+            removal.inode, removal.start, removal.end, self.now
+        ):
+            last = next(reversed(self.book.reaping.dead_owners))
+            while last in self.book.reaping.dead_owners:
                 self.pass_time(0.0)
 
     # Breakers
 
     def judge(self, asked: Asked, policy: Policy) -> str:
         """SPEC 3.2, 3.3, 3.8 by sets: what must become of a removal at once."""
-        removal = asked.removal
-        hit = [self.book.by_id[pin] for pin, at in self.standing.items() if at & asked.bytes]
-        own = [pin for pin in hit if pin.owner == removal.process]
+        request = asked.request
+        hit = [self.book.table.by_id[pin] for pin, at in self.standing.items() if at & asked.bytes]
+        own = [pin for pin in hit if pin.owner == request.process]
         deny = {
             "pin": [pin for pin in hit if pin.mode is Mode.DENY],
             "deny": hit,
             "break": [],
-        }["deny" if removal.op == "unlink" and policy.unlink == "deny" else policy.conflict]
+        }["deny" if request.op == "unlink" and policy.unlink == "deny" else policy.conflict]
         asked.exempt = policy.own == "allow" and hit == own
         if [pin for pin in deny if pin not in own] and not asked.exempt:
             return "deny"
@@ -205,7 +211,7 @@ class Breaks(RuleBasedStateMachine):
         ahead = [a for a in self.asked if a.unfinished and a.removal.order and a.bytes & asked.bytes]
         if not ahead and (asked.exempt or not hit):
             return "ready"
-        if removal.nonblock:
+        if request.nonblock:
             return "nonblock"
         return "max_waiting" if len(self.now_in(Turn.WAITING)) >= MAX_WAITING else "wait"
 
@@ -231,18 +237,23 @@ class Breaks(RuleBasedStateMachine):
         policy: Policy,
     ) -> None:
         end = END if length is None else min(start + length, SIZE + 1)
-        removal = Removal(inode, start, end, op, process=breaker, nonblock=nonblock)
-        asked = Asked(removal, bytes_of(inode, start, end), False, dawdles)
-        removal.wake = lambda: asked.answers.append(removal.turn)
+        request = RemovalRequest(inode, start, end, op, process=breaker, nonblock=nonblock)
+        asked = Asked(request, bytes_of(inode, start, end), False, dawdles)
         if op == "unlink" and policy.unlink == "defer":
-            assert self.book.begin(removal, policy, self.now) is Turn.READY
+            removal = self.book.begin(request, policy, self.now)
+            assert removal.turn is Turn.READY
             self.book.finish(removal, self.now)
             return
-        self.bury(asked)
-        assert not any(self.standing[pin] & asked.bytes and self.owners[pin] in self.book.gone for pin in self.standing)
+        self.reap(asked)
+        assert not any(
+            self.standing[pin] & asked.bytes and self.owners[pin] in self.book.reaping.dead_owners
+            for pin in self.standing
+        )
         expected = self.judge(asked, policy)
         told = len([e for e in self.events if e.kind == "break"])
-        turn = self.book.begin(removal, policy, self.now)
+        removal = asked.removal = self.book.begin(request, policy, self.now)
+        removal.wake = lambda: asked.answers.append(removal.turn)
+        turn = removal.turn
         if expected == "ready":
             assert turn is Turn.READY
         elif expected == "wait":
@@ -290,7 +301,7 @@ class Breaks(RuleBasedStateMachine):
     def cut(self, asked: Asked) -> None:
         taken = {pin for pin, at in self.standing.items() if at & asked.bytes}
         if asked.exempt:
-            assert {self.owners[pin] for pin in taken} <= {asked.removal.process}
+            assert {self.owners[pin] for pin in taken} <= {asked.removal.request.process}
         else:
             assert not taken, "pinned bytes were taken without release, revocation or death"
         if not asked.exempt:
@@ -335,9 +346,9 @@ class Breaks(RuleBasedStateMachine):
                 left.until = self.now + COOL_DOWN_S
 
     def the_book_agrees(self) -> None:
-        assert {pin.id: held(pin) for pin in self.book.by_id.values()} == self.standing
-        assert {p.id: p.deadline for p in self.book.by_id.values() if p.state is State.BREAKING} == self.breaking
-        of_owners = {pin: owner for owner, pins in self.book.breaking_of.items() for pin in pins}
+        assert {pin.id: held(pin) for pin in self.book.table.by_id.values()} == self.standing
+        assert {p.id: p.deadline for p in self.book.table.by_id.values() if p.state is State.BREAKING} == self.breaking
+        of_owners = {pin: owner for owner, pins in self.book.breaks.of_owner.items() for pin in pins}
         assert of_owners == {pin: self.owners[pin] for pin in self.breaking}
         of_files = [file.breaking.overlapping(0, END) for file in self.book.files.values() if file.breaking]
         assert {pin.id: held(pin) for pins in of_files for pin in pins} == {
@@ -345,7 +356,7 @@ class Breaks(RuleBasedStateMachine):
         }
         assert self.book.waiting == len(self.now_in(Turn.WAITING))
         for inode in (1, 2):
-            assert self.book.count_of_file(inode) == len(list(self.book.of_file(inode)))
+            assert self.book.table.count_of_file(inode) == len(list(self.book.table.of_file(inode)))
         touched = {at for bytes_ in self.standing.values() for at in bytes_} | self.reserved()
         assert set(self.book.files) == {inode for inode, _ in touched}
         for inode, at in [(inode, at) for inode in (1, 2) for at in range(SIZE)]:
@@ -362,16 +373,18 @@ class Breaks(RuleBasedStateMachine):
 
     def will_be_asked(self, number: int) -> bool:
         """Is a slice to come that asks this pin, and does somebody want it?"""
-        pin, at = self.book.by_id[number], self.standing[number]
+        pin, at = self.book.table.by_id[number], self.standing[number]
         wanting = [a.bytes for a in self.asked if a.wants] + [left.bytes for left in self.left if left.until is None]
         return any(bytes_ & at for bytes_ in wanting) and any(
-            at & bytes_of(removal.inode, removal.start, removal.end) and pin.place > asked
-            for removal, asked in self.book.asking.items()
+            at & bytes_of(removal.inode, removal.start, removal.end) and pin.sort_key > asked
+            for removal, asked in self.book.notifying.notified_up_to.items()
         )
 
     def will_be_told_that_it_may_stay(self, number: int) -> bool:
-        pin, at = self.book.by_id[number], self.standing[number]
-        return any(at & bytes_of(w.inode, w.start, w.end) and pin.place[1:] > w.after for w in self.book.withdrawals)
+        pin, at = self.book.table.by_id[number], self.standing[number]
+        return any(
+            at & bytes_of(w.inode, w.start, w.end) and pin.sort_key[1:] > w.after for w in self.book.withdrawals.queue
+        )
 
     def nothing_waits_in_vain_or_beyond_a_deadline(self) -> None:
         for place, asked in enumerate(self.asked):
@@ -391,18 +404,25 @@ class Breaks(RuleBasedStateMachine):
     def teardown(self) -> None:
         for owner in OWNERS:
             self.die(owner)
-        while self.book.gone:
+        while self.book.reaping.dead_owners:
             self.book.expire(self.now)
         while ready := self.now_in(Turn.READY):
             self.cut(ready[0])
         assert not self.now_in(Turn.WAITING), "somebody waits for nobody"
         self.pass_time(COOL_DOWN_S + 1000)
-        assert not self.book.breaking_of
-        assert (self.book.files, self.book.by_id, self.book.by_owner, self.book.usage) == ({}, {}, {}, {})
-        assert (self.book.pinned_bytes, self.book.next_deadline(), self.book.waiting) == (0, None, 0)
+        assert not self.book.breaks.of_owner
+        assert (self.book.files, self.book.table.by_id, self.book.table.by_owner, self.book.table.usage) == (
+            {},
+            {},
+            {},
+            {},
+        )
+        assert (self.book.table.pinned_bytes, self.book.next_deadline(), self.book.waiting) == (0, None, 0)
 
 
 class BreaksInSlices(Breaks):
+    slices = SliceLimits(pins=1)
+
     @precondition(lambda self: self.book.next_deadline() == -math.inf)
     @rule()
     def go_on(self) -> None:
@@ -415,8 +435,3 @@ class TestBreaks(Breaks.TestCase):
 
 class TestBreaksInSlices(BreaksInSlices.TestCase):
     settings = settings(max_examples=8 * settings().max_examples, stateful_step_count=50, print_blob=True)
-
-    @pytest.fixture(autouse=True)
-    def _one_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr(breaks, "AT_ONCE", 1)
-        yield

@@ -289,7 +289,7 @@ async def test_release_where_the_size_of_the_buffer_is_not_known(bench: Bench) -
     for _ in range(2):
         await bench.pin(nodeid, "p", "0:10")
         assert await ask() == b"released"
-        assert not len(bench.fs.guard.book)
+        assert not len(bench.fs.guard.book.table)
     assert await ask() == b"released"
     assert await refused(ask()) == errno.ENODATA
 
@@ -322,7 +322,7 @@ async def test_the_last_name(bench: Bench, other: Caller, number: int) -> None:
     shown = [json.loads(line) for line in listing.splitlines()]
     assert [(pin["inode"], pin["path"]) for pin in shown] == [(nodeid, None)]
     assert os.fstat(bench.fs.inodes.fd(bench.fs.inodes.get(nodeid))).st_size == SIZE
-    bench.fs.guard.release(next(iter(bench.fs.guard.book.by_id.values())))
+    bench.fs.guard.release(next(iter(bench.fs.guard.book.table.by_id.values())))
     with pytest.raises(OSError):
         bench.fs.inodes.get(nodeid)
 
@@ -392,7 +392,7 @@ async def test_the_pins_of_a_handle_are_asked_for_one_after_the_other(bench: Ben
 async def test_commands(bench: Bench) -> None:
     nodeid = await bench.file("f", SIZE)
     await bench.pin(nodeid, "p", "0:10")
-    (pin,) = bench.fs.guard.book.by_id
+    (pin,) = bench.fs.guard.book.table.by_id
     channel = await bench.control("events", os.O_RDWR)
     stranger = await bench.control("events", os.O_RDWR, Caller(1000, 1000, ME.pid))
     for command, number in {
@@ -416,7 +416,7 @@ async def test_commands(bench: Bench) -> None:
         assert await refused(bench.ops.write(stranger.fh, 0, command.encode())) == errno.EPERM
     await bench.ops.write(channel.fh, 0, f"revoke {pin}\n".encode())
     assert json.loads(await bench.ops.read(channel.fh, 0, 4096))["event"] == "revoked"
-    assert not bench.fs.guard.book.by_id
+    assert not bench.fs.guard.book.table.by_id
 
 
 async def test_a_read_that_waits_is_ended_by_a_command(bench: Bench) -> None:

@@ -15,8 +15,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from pinfs.core.breaks import AT_ONCE, COOL_DOWN_S, KILL_GRACE_S
-from pinfs.core.pins import Event, Mode, Pin, PinSpec
+from pinfs.core.book import COOL_DOWN_S, DEFAULT_SLICES, KILL_GRACE_S
+from pinfs.core.events import BookEvent
+from pinfs.core.pins import Mode, Pin, PinRequest, PinSpec
 from pinfs.core.policy import Limits, Policy, PolicySet
 from pinfs.core.ranges import END
 from pinfs.enforce.guard import Guard, RemovalCall
@@ -33,6 +34,20 @@ class Caller(NamedTuple):
     pid: int = 500
 
 
+class Name(str):
+    """Stands for a `ProcessId`: "p1" for the process whose threads are 100 to 199."""
+
+    @property
+    def pid(self) -> int:
+        return 100 * int(self[1:])
+
+
+class FakeProcess(NamedTuple):
+    id: Any
+    pid: int
+    comm: str = ""
+
+
 class FakeHolders:
     """Threads 100 to 199 belong to process "p1", and so on."""
 
@@ -45,12 +60,12 @@ class FakeHolders:
         self.ended: list[Hashable] = []
         self.out_of_descriptors = False
 
-    def process_of(self, tid: int) -> str | None:
+    def process_of(self, tid: int) -> FakeProcess | None:
         if self.out_of_descriptors:
             raise OSError(errno.EDQUOT, "no descriptor left")
-        return f"p{tid // 100}" if tid else None
+        return FakeProcess(Name(f"p{tid // 100}"), tid) if tid else None
 
-    def is_gone(self, process: Hashable) -> bool:
+    def is_dead(self, process: Hashable) -> bool:
         return process in self.ended
 
     def report_deaths(self) -> None:
@@ -78,10 +93,10 @@ class FakePolicies:
 
 class FakeEvents:
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.events: list[BookEvent] = []
         self.fails = False
 
-    def publish(self, event: Event) -> None:
+    def publish(self, event: BookEvent) -> None:
         self.events.append(event)
         if self.fails:
             raise RuntimeError("no room")
@@ -101,8 +116,9 @@ class World:
 
     def pin(self, start: int = 0, length: int = 10, owner: Hashable = "p1", **more: Any) -> Pin:
         process, mode = more.pop("process", owner), more.pop("mode", Mode.LEASE)
+        process = process and Name(process)
         spec = PinSpec(start, length, mode, more.pop("signal", None))
-        return self.guard.pin(more.pop("inode", INODE), owner, process, 7, None, spec, SIZE)
+        return self.guard.pin(PinRequest(more.pop("inode", INODE), owner, process, 7, None, spec), SIZE)
 
     def removal(self, start: int = 0, end: int | None = None, **more: Any) -> AbstractAsyncContextManager[None]:
         inode, op = more.pop("inode", INODE), more.pop("op", "truncate")
@@ -269,7 +285,7 @@ async def test_waiting_is_logged_with_some_holders(world: World, caplog: pytest.
         world.pin()
     await world.breaker("b", 0, 20, op="punch_hole")
     assert (
-        "punch_hole of 'f' [0, 20) by pid 500 uid 1000 waits for pin 1 [0, 10) of pid None uid 7, pin 2" in caplog.text
+        "punch_hole of 'f' [0, 20) by pid 500 uid 1000 waits for pin 1 [0, 10) of pid 100 uid 7, pin 2" in caplog.text
     )
     assert caplog.text.rstrip().endswith("and others")
 
@@ -362,7 +378,7 @@ async def test_a_handle_that_is_polled_hears_of_its_pins(world: World) -> None:
     assert told == ["handle"]
     world.guard.owner_gone("handle", "close")
     assert told == ["handle", "handle"]
-    assert pin.id not in world.guard.book.by_id
+    assert pin.id not in world.guard.book.table.by_id
     assert world.guard.book.ended == {"close": 1}
 
 
@@ -374,22 +390,22 @@ async def test_own_pins_of_a_handle(world: World) -> None:
 
 # Owners that are gone with a great many pins
 
-MANY = 3 * AT_ONCE
+MANY = 3 * DEFAULT_SLICES.pins
 
 
 async def test_a_great_many_pins_of_the_dead_go_in_slices(world: World) -> None:
     for _ in range(MANY):
         world.pin(inode=9)
     world.guard.owner_gone("p1")
-    left = [len(world.guard.book)]
+    left = [len(world.guard.book.table)]
     while left[-1]:
         assert len(left) < 10
         await trio.lowlevel.checkpoint()  # here all others have their turn
-        left.append(len(world.guard.book))
-    assert all(before - after <= 2 * AT_ONCE for before, after in itertools.pairwise(left))
+        left.append(len(world.guard.book.table))
+    assert all(before - after <= 2 * DEFAULT_SLICES.pins for before, after in itertools.pairwise(left))
     assert left[0] == MANY
     assert world.guard.book.ended == {"death": MANY}
-    assert (world.guard.book.gone, world.guard.book.next_deadline()) == ({}, None)
+    assert (world.guard.book.reaping.dead_owners, world.guard.book.next_deadline()) == ({}, None)
 
 
 async def test_a_removal_drops_the_few_pins_of_the_dead_that_are_in_its_way(world: World) -> None:
@@ -399,7 +415,7 @@ async def test_a_removal_drops_the_few_pins_of_the_dead_that_are_in_its_way(worl
     world.holders.dead.append("p1")
     run_straight(world.cut("b"))  # without a wait
     assert world.outcomes == [("b", "cut", 0.0)]
-    assert len(world.guard.book) == MANY
+    assert len(world.guard.book.table) == MANY
 
 
 async def test_a_removal_is_not_refused_for_a_great_many_pins_of_the_dead(world: World) -> None:
@@ -418,7 +434,7 @@ async def test_the_living_refuse_once_the_dead_are_buried(world: World) -> None:
     world.guard.owner_gone("p1")
     await world.breaker("b")
     assert world.outcomes == [("b", "EBUSY", 0.0)]
-    assert len(world.guard.book) == MANY
+    assert len(world.guard.book.table) == MANY
 
 
 async def test_a_break_ends_with_the_death_of_who_holds_a_great_many_pins(world: World) -> None:
@@ -428,8 +444,8 @@ async def test_a_break_ends_with_the_death_of_who_holds_a_great_many_pins(world:
         world.pin(start=number)
     await world.breaker("b")
     world.guard.owner_gone("p1")
-    while world.guard.book.breaking_of:
-        assert len(world.guard.book) > MANY, "the breaking pins go first"
+    while world.guard.book.breaks.of_owner:
+        assert len(world.guard.book.table) > MANY, "the breaking pins go first"
         await trio.lowlevel.checkpoint()
     await wait_all_tasks_blocked()
     assert world.outcomes == [("b", "cut", 0.0)]
@@ -481,7 +497,7 @@ async def test_a_great_many_holders_are_asked_in_slices(world: World) -> None:
     with pytest.raises(Parked):
         run_straight(parked)
     counts = await asked(world)
-    assert all(after - before <= 2 * AT_ONCE for before, after in itertools.pairwise([0, *counts]))
+    assert all(after - before <= 2 * DEFAULT_SLICES.pins for before, after in itertools.pairwise([0, *counts]))
     assert counts[-1] == MANY
     assert [signal[2] for signal in world.holders.signals] == [pin.id for pin in pins]
     for pin in pins:
@@ -500,10 +516,10 @@ async def test_a_great_many_breaks_are_withdrawn_in_slices(world: World) -> None
     while withdrawn[-1] < MANY:
         await trio.lowlevel.checkpoint()
         withdrawn.append(world.events.kinds().count("withdrawn"))
-    assert all(after - before <= 4 * AT_ONCE for before, after in itertools.pairwise(withdrawn))
+    assert all(after - before <= 4 * DEFAULT_SLICES.pins for before, after in itertools.pairwise(withdrawn))
     assert world.outcomes == [("b", "EBUSY", 45.0)]
     assert world.stats.refusals == {("truncate", "timeout"): 1}
-    assert (len(world.guard.book), world.guard.book.breaking_of) == (MANY, {})
+    assert (len(world.guard.book.table), world.guard.book.breaks.of_owner) == (MANY, {})
 
 
 async def test_others_are_answered_while_a_great_many_are_asked(world: World) -> None:
@@ -551,7 +567,7 @@ async def test_closing_answers_who_has_a_great_many_asked(world: World) -> None:
     run_straight(parked)
     assert world.outcomes == [("b", "EBUSY", 0.0)]
     await wait_all_tasks_blocked()
-    assert (world.guard.book.breaking_of, world.guard.book.asking) == ({}, {})
+    assert (world.guard.book.breaks.of_owner, world.guard.book.notifying.notified_up_to) == ({}, {})
 
 
 # Breakers

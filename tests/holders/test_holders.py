@@ -20,7 +20,8 @@ import trio
 import trio.testing
 from support.actor import eventually
 
-from pinfs.enforce.holders import REMEMBERED, Holders, Process, raise_descriptor_limit
+from pinfs.core.owners import ProcessId
+from pinfs.enforce.holders import REMEMBERED, Holders, raise_descriptor_limit
 from pinfs.linux import signals
 from pinfs.linux.signals import parse_signal, signal_name
 
@@ -132,14 +133,14 @@ def test_exec_stays_the_same_process_under_a_new_name(holders: Holders) -> None:
         program.line()
         process = holders.process_by_pid(program.popen.pid)
         holders.hold(process)
-        started = process.start_time
+        started = process.id.start_time
         program.say("go")
         program.say("echo")
         assert program.line() == "echo"
         assert holders.process_of(program.popen.pid) is process
-        assert (process.comm, process.start_time) == ("cat", started)
+        assert (process.comm, process.id.start_time) == ("cat", started)
         assert process.alive
-        holders.drop(process)
+        holders.drop(process.id)
 
 
 def test_a_forked_child_is_another_process(holders: Holders) -> None:
@@ -194,9 +195,9 @@ def test_a_reused_pid_is_another_process(holders: Holders) -> None:
         holders.hold(successor)
         assert (process.alive, successor.alive) == (False, True)
         assert process.comm == "cat"
-        assert not holders.signal(process, signal.SIGKILL, 0, 0)
-        assert not holders.kill(process)
-        holders.drop(process)
+        assert not holders.signal(process.id, signal.SIGKILL, 0, 0)
+        assert not holders.kill(process.id)
+        holders.drop(process.id)
         assert holders.process_of(second.pid) is successor
         assert successor.alive
         assert len(holders) == 1
@@ -253,10 +254,10 @@ def pipe_of_cats(count: int) -> Iterator[list[int]]:
 
 async def test_two_thousand_holders_die(holders: Holders) -> None:
     raise_descriptor_limit()
-    dead: list[Process] = []
+    dead: list[ProcessId] = []
     all_dead = trio.Event()
 
-    def on_death(process: Process) -> None:
+    def on_death(process: ProcessId) -> None:
         dead.append(process)
         holders.drop(process)
         if len(dead) == 2000:
@@ -274,7 +275,7 @@ async def test_two_thousand_holders_die(holders: Holders) -> None:
         with trio.fail_after(60):
             await all_dead.wait()
         nursery.cancel_scope.cancel()
-    assert set(dead) == set(held) and len(dead) == 2000
+    assert set(dead) == {process.id for process in held} and len(dead) == 2000
     assert len(holders) == 0
     del process
     held.clear()  # this frame is in a cycle with on_death: 2000 descriptors must not wait for the collector
@@ -284,9 +285,9 @@ async def test_two_thousand_holders_die(holders: Holders) -> None:
 async def test_a_death_is_reported_once_and_a_failing_callback_hurts_nobody(
     holders: Holders, caplog: pytest.LogCaptureFixture
 ) -> None:
-    dead: list[Process] = []
+    dead: list[ProcessId] = []
 
-    def on_death(process: Process) -> None:
+    def on_death(process: ProcessId) -> None:
         dead.append(process)
         raise RuntimeError("no")
 
@@ -296,8 +297,8 @@ async def test_a_death_is_reported_once_and_a_failing_callback_hurts_nobody(
         for process in processes:
             holders.hold(process)
             holders.hold(process)
-        holders.drop(processes[2])
-        holders.drop(processes[2])
+        holders.drop(processes[2].id)
+        holders.drop(processes[2].id)
     with trio.move_on_after(5):
         async with trio.open_nursery() as nursery:
             await nursery.start(holders.run)
@@ -305,11 +306,11 @@ async def test_a_death_is_reported_once_and_a_failing_callback_hurts_nobody(
                 await trio.lowlevel.checkpoint()
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
-    assert set(dead) == set(processes[:2]) and len(dead) == 2
+    assert set(dead) == {process.id for process in processes[:2]} and len(dead) == 2
     assert [record.name for record in caplog.records] == ["pinfs.holders"] * 2
     for process in processes[:2]:
-        holders.drop(process)
-        holders.drop(process)
+        holders.drop(process.id)
+        holders.drop(process.id)
 
 
 async def test_a_holder_that_the_death_before_let_go_is_not_reported(holders: Holders) -> None:
@@ -317,12 +318,12 @@ async def test_a_holder_that_the_death_before_let_go_is_not_reported(holders: Ho
         processes = [holders.process_by_pid(pid) for pid in pids]
         for process in processes:
             holders.hold(process)
-    dead: list[Process] = []
+    dead: list[ProcessId] = []
 
-    def on_death(process: Process) -> None:
+    def on_death(process: ProcessId) -> None:
         dead.append(process)
         for each in processes:
-            holders.drop(each)
+            holders.drop(each.id)
 
     holders.on_death = on_death
     holders.report_deaths()
@@ -362,13 +363,13 @@ def test_start_time_and_status_are_those_of_proc(holders: Holders) -> None:
         process = holders.process_by_pid(program.popen.pid)
         holders.hold(process)
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        assert process.start_time == int(fields[19]) > 0
+        assert process.id.start_time == int(fields[19]) > 0
         assert process.uids == (os.getuid(),) * 3
         assert process.comm.startswith("a) (b")
         program.end()
         assert process.comm.startswith("a) (b")
         assert process.uids == (os.getuid(),) * 3
-        holders.drop(process)
+        holders.drop(process.id)
 
 
 # ---- rights
@@ -383,8 +384,8 @@ def test_who_may_act_for_whom(holders: Holders) -> None:
         with pytest.raises(PermissionError) as caught:
             holders.may_act_for(1000, process)
         assert caught.value.errno == errno.EPERM
-        assert holders.signal(process, signal.SIGCONT, 7, NOBODY)
-        assert not holders.signal(process, signal.SIGCONT, 7, 1000)
+        assert holders.signal(process.id, signal.SIGCONT, 7, NOBODY)
+        assert not holders.signal(process.id, signal.SIGCONT, 7, 1000)
         program.communicate()
         with pytest.raises(PermissionError):
             holders.may_act_for(NOBODY, process)
@@ -433,7 +434,7 @@ def test_a_signal_carries_the_pin(holders: Holders, signo: int) -> None:
     with child(RECEIVER.format(switch="")) as program:
         program.line()
         process = holders.process_by_pid(program.popen.pid)
-        assert holders.signal(process, signo, 2**63 + 7, os.getuid())
+        assert holders.signal(process.id, signo, 2**63 + 7, os.getuid())
         assert program.line() == f"{int(signo)} -1 {os.getpid()} {os.getuid()} {2**63 + 7}"
         assert (holders.counters.signals_sent, holders.counters.signals_refused) == (1, 0)
 
@@ -455,7 +456,7 @@ def test_only_who_could_signal_is_signalled_for(holders: Holders, switch: str, u
     with child(RECEIVER.format(switch=switch)) as program:
         program.line()
         process = holders.process_by_pid(program.popen.pid)
-        assert holders.signal(process, signal.SIGIO, 7, uid) is told
+        assert holders.signal(process.id, signal.SIGIO, 7, uid) is told
         assert (holders.counters.signals_sent, holders.counters.signals_refused) == (int(told), int(not told))
 
 
@@ -465,14 +466,14 @@ def test_the_dead_are_not_signalled(holders: Holders, uid: int) -> None:
         program.line()
         process = holders.process_by_pid(program.popen.pid)
         program.end()
-        assert not holders.signal(process, signal.SIGIO, 7, uid)
-        assert not holders.kill(process)
+        assert not holders.signal(process.id, signal.SIGIO, 7, uid)
+        assert not holders.kill(process.id)
 
 
 def test_kill(holders: Holders) -> None:
     with child() as program:
         program.line()
-        assert holders.kill(holders.process_by_pid(program.popen.pid))
+        assert holders.kill(holders.process_by_pid(program.popen.pid).id)
         assert program.popen.wait() == -signal.SIGKILL
 
 
@@ -554,9 +555,10 @@ def test_names_as_documented() -> None:
 
 
 def test_a_process_that_is_left_at_the_interpreters_end() -> None:
-    """What an earlier module holds goes when the names of the later one, pinfs.enforce.holders, have gone already."""
+    """What an earlier module holds goes when the names of the later one, pinfs.enforce.processes, have gone already."""
     code = "import sys, types; sys.earlier = sys.modules['earlier'] = earlier = types.ModuleType('earlier');"
-    code += "import os; from pinfs.enforce import holders; status = holders.Status(os.getpid(), '', (0, 0, 0));"
-    code += "earlier.kept = holders, holders.Process(status, os.pidfd_open(os.getpid()))"
+    code += "import os; from pinfs.enforce import processes; status = processes.Status(os.getpid(), '', (0, 0, 0));"
+    code += "who = processes.ProcessId(os.getpid(), 1);"
+    code += "earlier.kept = processes, processes.Process(who, status, os.pidfd_open(os.getpid()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""

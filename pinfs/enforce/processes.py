@@ -1,0 +1,72 @@
+"""A process that pins, or that calls (SPEC 4)."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import select
+from collections.abc import Callable
+
+from pinfs.core.owners import ProcessId
+from pinfs.linux.proc import Status, read_comm, read_status
+
+# PyDLL keeps the interpreter's lock: this call never sleeps, and giving the lock away costs more than it does.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_tgkill = _libc.tgkill
+_tgkill.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int)
+
+
+class Process:
+    """One process and its pidfd, which is closed with the object. Two living objects never stand for the same process
+    (see `Holders`); `id` is the value that stands for it everywhere else.
+    """
+
+    __slots__ = ("__weakref__", "_last", "_poll", "holds", "id", "pid", "pidfd")
+
+    def __init__(self, process_id: ProcessId, status: Status, pidfd: int) -> None:
+        self.id = process_id
+        self.pid = process_id.pid
+        self.pidfd = pidfd
+        self.holds = 0
+        """How many pins and event channels keep an eye on it."""
+        self._last = status
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        self._poll = poller.poll
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.pidfd)  # at the interpreter's end the name `os` may be gone before the last process
+
+    def __repr__(self) -> str:
+        return f"<Process {self.pid} {self._last.comm!r}>"
+
+    @property
+    def alive(self) -> bool:
+        """Whether any of its threads still runs; a zombie is dead."""
+        return not self._poll(0)
+
+    def has_thread(self, tid: int) -> bool:
+        """Whether the thread `tid` is one of this living process."""
+        if tid != self.pid and _tgkill(self.pid, tid, 0) and ctypes.get_errno() != errno.EPERM:
+            return False  # EPERM: it is there, but not ours to signal; the kernel compares the thread group before that
+        return not self._poll(0)
+
+    @property
+    def status(self) -> Status:
+        """Name and uids as they are now (exec and setuid change them), or as last seen once the process is gone."""
+        with contextlib.suppress(OSError):
+            status = read_status(self.pid)
+            if status is not None and self.alive:  # alive after reading: what was read was not a successor's
+                self._last = status
+        return self._last
+
+    @property
+    def comm(self) -> str:
+        """The name of the program, as ps shows it (exec changes it), or as last seen once the process is gone."""
+        comm = read_comm(self.pid)
+        return self._last.comm if comm is None or not self.alive else comm
+
+    @property
+    def uids(self) -> tuple[int, int, int]:
+        """Real, effective and saved uid."""
+        return self.status.uids

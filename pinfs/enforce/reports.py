@@ -1,0 +1,63 @@
+"""What the log and the counters say of the book's events."""
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Final
+
+from pinfs.core.events import BookEvent
+from pinfs.core.pins import Break, Pin
+from pinfs.core.ranges import END
+from pinfs.core.removals import RemovalRequest
+from pinfs.runtime.stats import Stats
+
+HOLDERS_IN_A_LOG_LINE: Final = 3
+
+
+def removal_text(request: RemovalRequest) -> str:
+    """A removal, for the log."""
+    where = f"{request.path!r}" if request.path is not None else f"inode {request.inode}"
+    return f"{request.op} of {where} {_range(request.start, request.end)} by pid {request.pid} uid {request.uid}"
+
+
+def pins_text(pins: Iterable[Pin]) -> str:
+    """Some of the pins in the way, for the log."""
+    named = []
+    for pin in islice(pins, HOLDERS_IN_A_LOG_LINE + 1):
+        pid = None if pin.process is None else pin.process.pid
+        named.append(f"pin {pin.id} {_range(pin.start, pin.end)} of pid {pid} uid {pin.uid}")
+    return ", ".join([*named[:HOLDERS_IN_A_LOG_LINE], *["and others"] * (len(named) > HOLDERS_IN_A_LOG_LINE)])
+
+
+def break_text(breaking: Break | None) -> str:
+    """Why a pin is broken, for the log."""
+    return "" if breaking is None else f": {breaking.op} wants {_range(breaking.start, breaking.end)}"
+
+
+def _range(start: int, end: int) -> str:
+    return f"[{start}, {'end' if end >= END else end})"
+
+
+def count(stats: Stats, event: BookEvent) -> None:
+    """Count an event."""
+    match event.kind:
+        case "break":
+            stats.breaks_started += 1
+        case "refused" if event.removal is not None:
+            stats.refusals[event.removal.request.op, event.why or ""] += 1
+        case "limit":
+            stats.limit_reached[event.why or ""] += 1
+    if event.breaking is not None:
+        _count_end_of_break(stats, event, event.breaking)
+
+
+def _count_end_of_break(stats: Stats, event: BookEvent, breaking: Break) -> None:
+    match event.kind:
+        case "released" | "answered":
+            stats.breaks_answered += 1
+            stats.break_seconds.add(event.now - breaking.since)
+        case "withdrawn" if event.why == "timeout" and not breaking.killed:
+            stats.breaks_timed_out["deny"] += 1
+        case "revoked" if event.by == "policy":
+            stats.breaks_timed_out["revoke"] += 1
+        case "kill":
+            stats.breaks_timed_out["kill"] += 1
