@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import math
 import os
 import stat
 import time
@@ -15,7 +16,7 @@ from pinfs.fs.events import EventQueue, ReadLimit
 from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_NONSEEKABLE, FOPEN_STREAM, ByteHandle, Handle, Wake
 from pinfs.fs.inodes import ROOT_ID, Inode, stale
 from pinfs.fs.types import CallerLike, Entry, SetAttr
-from pinfs.runtime.parking import park
+from pinfs.runtime.parking import OneShot, park
 
 log = logging.getLogger("pinfs.control")
 
@@ -25,6 +26,7 @@ MAX_COMMANDS_BYTES: Final = 64 << 10
 MAX_READ: Final = 16 << 10  # bytes of a stream in one read: longer ones would hold up everybody else
 MAX_CHANNELS: Final = 4096
 MAX_CHANNELS_PER_USER: Final = 512  # root excepted: one user must not take them all
+MAX_LISTS_PER_USER: Final = 16  # root excepted: each list of a million pins takes 10 MB while it is read
 
 POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM = 0x1, 0x4, 0x40, 0x100
 
@@ -70,14 +72,16 @@ class Snapshot(ControlHandle):
 
 
 class Stream(ControlHandle):
-    """Lines that are made as they are read, from the first to the last."""
+    """Lines that are made as they are read, from the first to the last. `on_close` is called when the reader has
+    gone."""
 
-    __slots__ = ("_at", "_lines", "_rest")
+    __slots__ = ("_at", "_lines", "_on_close", "_rest")
     fopen_flags = FOPEN_DIRECT_IO | FOPEN_NONSEEKABLE
 
-    def __init__(self, inode: Inode, flags: int, lines: Iterator[bytes]) -> None:
+    def __init__(self, inode: Inode, flags: int, lines: Iterator[bytes], on_close: Callable[[], None]) -> None:
         super().__init__(inode, flags)
         self._lines = lines
+        self._on_close = on_close
         self._rest = b""
         self._at = 0
 
@@ -94,6 +98,9 @@ class Stream(ControlHandle):
         self._rest = text[size:]
         self._at += min(len(text), size)
         return text[:size]
+
+    def close(self) -> None:
+        self._on_close()
 
 
 def check_read_only(flags: int) -> None:
@@ -163,7 +170,7 @@ class Channel(Protocol):
 class ChannelHandle(ControlHandle):
     """A stream of events, and the way back for commands."""
 
-    __slots__ = ("_channel", "_ended", "_news", "_queue", "_read_limit", "_wakes")
+    __slots__ = ("_channel", "_ended", "_queue", "_read_limit", "_readers", "_wakes")
     fopen_flags = FOPEN_DIRECT_IO | FOPEN_NONSEEKABLE | FOPEN_STREAM
 
     def __init__(self, inode: Inode, flags: int, read_limit: ReadLimit, channel: Channel) -> None:
@@ -172,12 +179,15 @@ class ChannelHandle(ControlHandle):
         self._channel = channel
         self._queue = channel.queue
         self._wakes: list[Wake] = []
-        self._news = trio.Event()
+        self._readers: list[OneShot] = []
+        """Reads that wait."""
         self._ended = False
         self._queue.on_news = self._wake_readers
 
     def _wake_readers(self) -> None:
-        self._news.set()
+        readers, self._readers = self._readers, []
+        for reader in readers:
+            reader.set()
         wakes, self._wakes = self._wakes, []
         for wake in wakes:
             wake()
@@ -203,15 +213,21 @@ class ChannelHandle(ControlHandle):
         limit = self._read_limit
         if limit.waiting >= limit.readers:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        reader = OneShot()
+        self._readers.append(reader)
         limit.waiting += 1
         try:
+            if limit.seconds == math.inf:
+                await reader.wait()  # in no task of its own: there may be thousands
+                return
             await park()
-            self._news = trio.Event()
-            with trio.move_on_after(limit.seconds) as scope:
-                await self._news.wait()
+            with trio.move_on_after(limit.seconds):
+                await reader.wait()
         finally:
             limit.waiting -= 1
-        if scope.cancelled_caught:
+            if reader in self._readers:
+                self._readers.remove(reader)
+        if not reader.is_set:
             raise OSError(errno.EINTR, os.strerror(errno.EINTR))
 
     async def write(self, offset: int, data: bytes) -> int:

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pinfs.config.options import PolicyBox
@@ -14,6 +15,7 @@ from pinfs.enforce.holders import Holders
 from pinfs.fs.control import (
     MAX_CHANNELS,
     MAX_CHANNELS_PER_USER,
+    MAX_LISTS_PER_USER,
     ChannelHandle,
     ControlFile,
     ControlHandle,
@@ -66,16 +68,17 @@ class EventsFile:
             self._stats.limit_reached["event_channels"] += 1
             raise OSError(errno.EMFILE, "too many event channels")
         self._holders.hold(process)
+        try:
+            channel = EventChannel(self, process.id, ctx, self._hub.open_channel(process.id))
+        except BaseException:
+            self._holders.drop(process.id)
+            raise
         self._open[ctx.uid] += 1
-        channel = EventChannel(self, process.id, ctx, self._hub.open_channel(process.id))
         return ChannelHandle(inode, flags, self._hub.read_limit, channel)
 
     def closed(self, channel: EventChannel) -> None:
         """The reader of a channel has gone."""
-        uid = channel.caller.uid
-        self._open[uid] -= 1
-        if not self._open[uid]:
-            del self._open[uid]
+        _count_down(self._open, channel.caller.uid)
         self._hub.close_channel(channel.process, channel.queue)
         self._holders.drop(channel.process)
 
@@ -112,18 +115,32 @@ class PinsFile:
 
     mode = 0o444
 
-    def __init__(self, verbs: PinVerbs) -> None:
+    def __init__(self, verbs: PinVerbs, stats: Stats) -> None:
         self._verbs = verbs
+        self._stats = stats
+        self._open: Counter[int] = Counter()  # by uid
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
+        """EMFILE: the caller's user has too many of these open."""
         check_read_only(flags)
-        return Stream(inode, flags, self._lines(self._verbs.all_ids(), ctx.uid))
+        uid = ctx.uid
+        if uid and self._open[uid] >= MAX_LISTS_PER_USER:
+            self._stats.limit_reached["pin_lists"] += 1
+            raise OSError(errno.EMFILE, "too many lists of pins")
+        self._open[uid] += 1
+        return Stream(inode, flags, self._lines(uid), partial(_count_down, self._open, uid))
 
-    def _lines(self, ids: list[int], uid: int) -> Iterator[bytes]:
-        for pin_id in ids:
+    def _lines(self, uid: int) -> Iterator[bytes]:
+        for pin_id in self._verbs.all_ids():  # as they are at the first read
             shown = self._verbs.shown(pin_id, uid)
             if shown is not None:
                 yield to_line(shown)
+
+
+def _count_down(counts: Counter[int], uid: int) -> None:
+    counts[uid] -= 1
+    if not counts[uid]:
+        del counts[uid]
 
 
 @dataclass(slots=True, frozen=True)
@@ -141,11 +158,11 @@ class Sources:
     def files(self) -> dict[bytes, ControlFile]:
         """The directory's files by name, in the order in which they are listed."""
         return {
-            b"pins": PinsFile(self.verbs),
+            b"pins": PinsFile(self.verbs, self.stats),
             b"events": EventsFile(self.hub, self.stats, self.holders, self.verbs),
             b"trace": TraceFile(self.hub),
             b"policy": PolicyFile(lambda: policy_to_toml(self.policies.current).encode(), self._replace_policy),
-            b"policy.error": TextFile(0o444, lambda ctx: self.policies.last_error.encode()),
+            b"policy.error": TextFile(0o444, lambda ctx: self.policies.last_error.encode(errors="surrogateescape")),
             b"metrics": TextFile(0o444, lambda ctx: self.metrics()),
             b"status": TextFile(0o444, lambda ctx: to_line({"v": 1, **self.status()})),
         }

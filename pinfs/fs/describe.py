@@ -2,13 +2,23 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import trio
 
 from pinfs.core.owners import ProcessId
 from pinfs.core.pins import Pin
 from pinfs.linux.signals import signal_name
+
+MAX_SHOWN_PATH: Final = 4096
+"""Characters: no system call takes a longer path (PATH_MAX), but directories can be nested deeper than that."""
+
+
+def shown_path(path: str | None) -> str | None:
+    """The path, or the end of one that is longer than any that a program could use, behind `...`."""
+    if path is None or len(path) <= MAX_SHOWN_PATH:
+        return path
+    return f".../{path[-MAX_SHOWN_PATH:].partition('/')[2] or path[-MAX_SHOWN_PATH:]}"
 
 
 def unix_time(moment: float) -> float:
@@ -35,7 +45,7 @@ def describe(pin: Pin, path: str | None, comm_of: Callable[[ProcessId], str | No
         "remaining_s": None if deadline is None else round(max(0.0, deadline - trio.current_time()), 3),
         "dirty": pin.dirty,
         "inode": pin.inode,
-        "path": path,
+        "path": shown_path(path),
         "since": unix_time(pin.since),
     }
     if comm_of is None:

@@ -13,10 +13,11 @@ from pinfs.core.events import BookEvent
 from pinfs.core.owners import ProcessId
 from pinfs.core.pins import Pin
 from pinfs.core.ranges import END
-from pinfs.fs.describe import unix_time
+from pinfs.fs.describe import shown_path, unix_time
 from pinfs.runtime.stats import Stats
 
-MAX_QUEUED: Final = 16384  # lines that a reader may be behind
+MAX_QUEUED: Final = 16384  # lines that a reader may be behind,
+MAX_QUEUED_BYTES: Final = 4 << 20  # and bytes
 HOLDER_EVENTS: Final = frozenset({"break", "withdrawn", "released", "revoked"})
 Json = dict[str, Any]
 
@@ -38,6 +39,7 @@ class EventQueue:
     def __init__(self, stats: Stats) -> None:
         self.on_news: Callable[[], None] = _ignore
         self._lines: deque[bytes] = deque()
+        self._bytes = 0
         self._lost = 0
         self._stats = stats
 
@@ -45,23 +47,27 @@ class EventQueue:
         return bool(self._lines or self._lost)
 
     def put(self, line: bytes) -> None:
-        if len(self._lines) >= MAX_QUEUED:
-            self._lines.popleft()
+        while self._lines and (len(self._lines) >= MAX_QUEUED or self._bytes + len(line) > MAX_QUEUED_BYTES):
+            self._bytes -= len(self._lines.popleft())
             self._lost += 1
             self._stats.events_lost += 1
         self._lines.append(line)
+        self._bytes += len(line)
         self.on_news()
 
     def take(self, size: int) -> bytes | None:
         """As many whole lines as fit into `size` bytes; None: not even the first one fits."""
         if self._lost:
-            self._lines.appendleft(to_line({"v": 1, "event": "overflow", "lost": self._lost}))
+            overflow = to_line({"v": 1, "event": "overflow", "lost": self._lost})
+            self._lines.appendleft(overflow)
+            self._bytes += len(overflow)
             self._lost = 0
         taken: list[bytes] = []
         room = size
         while self._lines and len(self._lines[0]) <= room:
             room -= len(self._lines[0])
             taken.append(self._lines.popleft())
+        self._bytes -= size - room
         if not taken and self._lines:
             return None
         return b"".join(taken)
@@ -177,7 +183,7 @@ class EventHub:
         if traced and removal is not None:
             body["breaker"] = {"pid": removal.request.pid, "uid": removal.request.uid}
             body.setdefault("inode", removal.inode)
-            body.setdefault("path", self.path_of(removal.inode))
+            body.setdefault("path", shown_path(self.path_of(removal.inode)))
         if event.by is not None:
             body["by"] = event.by
         if event.why is not None:
@@ -189,7 +195,7 @@ class EventHub:
             "pin": pin.id,
             "name": None if pin.name is None else pin.name.decode(errors="replace"),
             "inode": pin.inode,
-            "path": self.path_of(pin.inode),
+            "path": shown_path(self.path_of(pin.inode)),
             "start": pin.start,
             "length": pin.length,
             "mode": pin.mode.value,

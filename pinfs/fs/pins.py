@@ -366,8 +366,9 @@ def _covers(wanted: PinSpec, old: Pin) -> bool:
 
 
 def _with_room(text: bytes, size: int | None) -> bytes:
-    """For who only asks how large it is (0): by the time the text itself is asked for, numbers in it may be longer."""
-    return text if size != 0 else text + bytes(min(len(text) // 8 + 16, MAX_ATTRIBUTE_BYTES - len(text)))
+    """A caller that asks how large it is (size 0) is told a little more: numbers in it may be longer when it is
+    read."""
+    return text if size != 0 else text + bytes(max(0, min(len(text) // 8 + 16, MAX_ATTRIBUTE_BYTES - len(text))))
 
 
 def _to_json(value: object) -> bytes:

@@ -47,6 +47,10 @@ class OneShot:
         self._has_come = False
         self.callback: Callable[[], object] | None = None
 
+    @property
+    def is_set(self) -> bool:
+        return self._has_come
+
     def set(self) -> None:
         """From now on nobody waits for it. Does not run the waiting handler: may be called from anywhere."""
         self._has_come = True
