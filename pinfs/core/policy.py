@@ -252,7 +252,7 @@ def _value(key: str, value: Any, line: int | None) -> Value:
             raise PolicyError(key, f"must be one of {', '.join(CHOICES[key])}, not {value!r}", line)
         return value
     if key in SECONDS:
-        # bool is an int for Python, but `break_timeout = true` is not a time for anybody.
+        # bool is an int for Python, but `break_timeout = true` is no time.
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_SECONDS:
             raise PolicyError(key, f"must be seconds from 0 to {MAX_SECONDS:g}, not {_short(value)}", line)
         return math.fabs(value)

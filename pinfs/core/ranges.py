@@ -1,7 +1,7 @@
 """Byte ranges that can be asked "what overlaps this?", in O(log n + hits).
 
 An augmented treap: a binary search tree ordered by (start, key), a heap by random priority, and in each node the
-largest end of its subtree. The priorities are random so that nobody who chooses ranges can choose the tree's shape.
+largest end of its subtree. The priorities are random so that a user who chooses ranges cannot choose the tree's shape.
 """
 
 import random

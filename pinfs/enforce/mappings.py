@@ -1,4 +1,4 @@
-"""Who has which bytes of a file mapped, for policy `mapped = deny`: found in /proc/PID/maps.
+"""Which processes have which bytes of a file mapped, for policy `mapped = deny`: found in /proc/PID/maps.
 
 A mapping that goes through the mount is shown with the mount's device number and the file's inode number there, also
 where passthrough has put the backing file behind it (proc_pid_maps(5); the kernel shows the file the user opened).

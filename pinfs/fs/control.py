@@ -23,7 +23,7 @@ log = logging.getLogger("pinfs.control")
 CONTROL_NAME: Final = b".pinfs"
 CONTROL_ID: Final = 1 << 62  # node ids of the directory and, counting on, its files
 MAX_COMMANDS_BYTES: Final = 64 << 10
-MAX_READ: Final = 16 << 10  # bytes of a stream in one read: longer ones would hold up everybody else
+MAX_READ: Final = 16 << 10  # bytes of a stream in one read: longer ones would hold up all other requests
 MAX_CHANNELS: Final = 4096
 MAX_CHANNELS_PER_USER: Final = 512  # root excepted: one user must not take them all
 MAX_LISTS_PER_USER: Final = 16  # root excepted: each list of a million pins takes 10 MB while it is read
@@ -104,7 +104,7 @@ class Stream(ControlHandle):
 
 
 def check_read_only(flags: int) -> None:
-    """EACCES, for root as well, whom the file's mode does not stop."""
+    """EACCES, for root as well: the file's mode does not stop root."""
     if flags & os.O_ACCMODE != os.O_RDONLY:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -303,7 +303,7 @@ class Control:
         return Entry(nodeid, self.stat(nodeid))
 
     def stat(self, nodeid: int) -> os.stat_result:
-        """ESTALE: a node id that nobody has given out, or that was forgotten."""
+        """ESTALE: a node id that was never given out, or that was forgotten."""
         if nodeid == CONTROL_ID:
             mode, links = stat.S_IFDIR | 0o555, 2
         else:

@@ -1,4 +1,4 @@
-"""The files of `.pinfs`: what each shows, and to whom (SPEC 7)."""
+"""The files of `.pinfs`: what each shows, and to which callers (SPEC 7)."""
 
 import errno
 import os

@@ -43,7 +43,7 @@ def _fail(number: int, why: str | None = None) -> NoReturn:
 
 
 class PinVerbs:
-    """Registers, shows and releases pins on behalf of callers; who may what is decided here (SPEC 4)."""
+    """Registers, shows and releases pins on behalf of callers, and checks their permissions (SPEC 4)."""
 
     def __init__(
         self, guard: Guard, holders: Holders, inodes: InodeTable, backing: Backing, handles: HandleTable
@@ -104,7 +104,7 @@ class PinVerbs:
     async def _named(self, pid: int, ctx: CallerLike) -> Process:
         """The process that the caller calls `pid`. ESRCH: none. EPERM: another user's, or the caller is not visible."""
         if not ctx.pid:
-            _fail(errno.EPERM, "the daemon cannot see your process, so it does not know whose numbers these are")
+            _fail(errno.EPERM, "the daemon cannot see your process, so it does not know which pid namespace the number is from")
         namespace = pid_namespace(ctx.pid)
         if namespace not in (None, self._pid_namespace):
             await park()

@@ -14,7 +14,7 @@ class Budget(NamedTuple):
     ways: int
     """O_PATH descriptors of inodes that have a name to be found by again."""
     idle_files: int
-    """Backing files that are open for nobody."""
+    """Backing files that no handle uses."""
     processes: int
     """Processes that hold nothing, twice: those seen lately, and those that held something."""
     files: int

@@ -26,7 +26,7 @@ class Histogram:
 
 @dataclass(slots=True)
 class Stats:
-    """Counters that only rise. What can be counted when somebody asks (pins, waiting...) is not kept here."""
+    """Counters that only rise. What can be counted at any time (pins, waiting...) is not kept here."""
 
     breaks_started: int = 0
     breaks_answered: int = 0

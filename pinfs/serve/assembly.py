@@ -22,7 +22,7 @@ from pinfs.serve.metrics import Families, Family, Gauges, families, render
 
 @dataclass(slots=True)
 class FileSystem:
-    """The parts of one mount that somebody outside needs."""
+    """The parts of one mount that the daemon, the metrics and tests need."""
 
     operations: Operations
     guard: Guard
