@@ -4,22 +4,14 @@
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
-
-class Mount(NamedTuple):
-    """A line of mountinfo (proc(5)): where, of which type, from what."""
-
-    point: str
-    fstype: str
-    source: str
+from pinfs.linux.mountinfo import MountEntry, mount_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,28 +51,12 @@ class Room:
         return [f"{self.path}/{i:06}" for i in range(count)]
 
 
-def mount_of(path: str) -> Mount:
-    """The mount that `path` lies on: the last one of those with the longest mount point above it."""
-    real = os.path.realpath(path)
-    best = Mount("/", "unknown", "none")
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        before, _, after = line.partition(" - ")
-        point = _unescape(before.split()[4])
-        if _is_below(real, point) and len(point) >= len(best.point):
-            fstype, source = after.split()[:2]
-            best = Mount(point, fstype, _unescape(source))
-    return best
+def mount_of(path: str) -> MountEntry:
+    """The mount that `path` lies on."""
+    return mount_at(os.path.realpath(path)) or MountEntry(0, "/", "/", "unknown", "none", "")
 
 
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
-
-
-def _is_below(path: str, point: str) -> bool:
-    return point == "/" or path == point or path.startswith(point + "/")
-
-
-def pinfs_source(mount: Mount) -> str | None:
+def pinfs_source(mount: MountEntry) -> str | None:
     """The source directory of a pinfs mount as its status tells it; None if this is no pinfs."""
     try:
         source = json.loads(Path(mount.point, ".pinfs", "status").read_bytes())["source"]
@@ -144,12 +120,12 @@ def _place(path: str, role: str, work: str, first_backing: str | None) -> Place:
     return Place(path, label, role, mount.fstype, pinfs, work, _from_below(mount, path, work, first_backing))
 
 
-def _short(mount: Mount, path: str) -> str:
+def _short(mount: MountEntry, path: str) -> str:
     plain = mount.fstype.removeprefix("fuse.")
     return os.path.basename(os.path.normpath(path)) if plain == "fuse" else plain
 
 
-def _from_below(mount: Mount, path: str, work: str, first_backing: str | None) -> str | None:
+def _from_below(mount: MountEntry, path: str, work: str, first_backing: str | None) -> str | None:
     """Where `work` can be reached past the file system, so that the kernel has not seen what is made there."""
     if not mount.fstype.startswith("fuse"):
         return work

@@ -1,7 +1,6 @@
 """Mounting and unmounting, as root by mount(2), as a user by fusermount3. Nothing here waits for the file system."""
 
 import array
-import ctypes
 import errno
 import fcntl
 import logging
@@ -13,17 +12,13 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+
+from pinfs.interface.names import FSTYPE
+from pinfs.linux import mountinfo, syscalls
+from pinfs.linux.proc import processes, read_comm, used_paths
+from pinfs.linux.syscalls import MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
 
 log = logging.getLogger("pinfs.mount")
-
-FSTYPE: Final = "fuse.pinfs"
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME = 0x1, 0x2, 0x4, 0x8, 0x400
-MNT_DETACH: Final = 2
-UMOUNT_NOFOLLOW: Final = 8
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 
 
 class MountError(Exception):
@@ -100,8 +95,8 @@ def check_not_nested(source: str) -> None:
     under a name of its own (-o fsname) is not noticed. Nor are those of other users than root and ourselves, who shall
     not be able to keep anybody from mounting.
     """
-    for other in {_plain(fields[-2]) for fields in _pinfs_mounts() if _mounted_by(fields) in (0, os.geteuid())}:
-        name = os.fsdecode(other)
+    ours = [entry for entry in mountinfo.mounts() if entry.fstype == FSTYPE]
+    for name in {entry.source for entry in ours if _mounted_by(entry) in (0, os.geteuid())}:
         try:
             is_in_the_way = _are_nested(source, name) and _is_served(name)
         except OSError:
@@ -197,12 +192,11 @@ def _mount_as_root(source: str, mountpoint: str, flags: MountFlags) -> int:
         raise MountError(f"/dev/fuse cannot be opened: {_words(e)}{_hint(e)}") from e
     options = [f"fd={fd}", f"rootmode={stat.S_IFDIR:o}", f"user_id={os.geteuid()}", f"group_id={os.getegid()}"]
     options += ["default_permissions", *(["allow_other"] if flags.allow_other else [])]
-    if _libc.mount(
-        os.fsencode(source), os.fsencode(mountpoint), FSTYPE.encode(), flags.bits, ",".join(options).encode()
-    ):
-        number = ctypes.get_errno()
+    try:
+        syscalls.mount(source, mountpoint, FSTYPE, flags.bits, ",".join(options))
+    except OSError as e:
         os.close(fd)
-        raise MountError(f"mounting on {mountpoint} failed: {os.strerror(number)}{_hint(OSError(number, ''))}")
+        raise MountError(f"mounting on {mountpoint} failed: {_words(e)}{_hint(e)}") from e
     return fd
 
 
@@ -271,9 +265,8 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
     """
     if os.geteuid() != 0:
         _unmount_as_user(mountpoint, lazy)
-    elif _libc.umount2(os.fsencode(mountpoint), UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), mountpoint)
+    else:
+        syscalls.umount2(mountpoint, syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0))
 
 
 def _unmount_as_user(mountpoint: str, lazy: bool) -> None:
@@ -284,70 +277,27 @@ def _unmount_as_user(mountpoint: str, lazy: bool) -> None:
         raise OSError(errno.EBUSY if "busy" in text else errno.EINVAL, text, mountpoint)
 
 
-def device_of(mountpoint: str) -> str | None:
-    """The device number ("0:44") of the pinfs that is mounted there last, by the table of mounts; None: there is none.
+def device_of(mountpoint: str) -> int | None:
+    """The device number (os.makedev) of the pinfs that is mounted there last, by the table of mounts; None: none is.
 
     Asking the mount itself would be waiting for ourselves. The number tells one mount from the next on the same place.
     """
-    found = None
-    for fields in _table():
-        if _plain(fields[4]) == os.fsencode(mountpoint):
-            is_ours = fields[fields.index(b"-") + 1] == FSTYPE.encode()
-            found = fields[2].decode() if is_ours else None
-    return found
+    there = [entry for entry in mountinfo.mounts() if entry.point == mountpoint]
+    return there[-1].dev if there and there[-1].fstype == FSTYPE else None
 
 
-def _table() -> Iterator[list[bytes]]:
-    """The table of mounts in fields (proc_pid_mountinfo(5)): 2 is the device, 4 the mount point."""
-    return (line.split(b" ") for line in Path("/proc/self/mountinfo").read_bytes().splitlines())
-
-
-def _pinfs_mounts() -> Iterator[list[bytes]]:
-    """The last three fields are the type, the name (of the source, where nobody gave it another), and the options."""
-    return (fields for fields in _table() if fields[-3] == FSTYPE.encode())
-
-
-def _mounted_by(fields: list[bytes]) -> int:
-    return int(fields[-1].partition(b"user_id=")[2].partition(b",")[0])
-
-
-def _plain(field: bytes) -> bytes:
-    """A path from mountinfo: space, tab, newline and backslash are octal there (proc_pid_mountinfo(5))."""
-    for char in b" \t\n\\":
-        field = field.replace(b"\\%03o" % char, bytes([char]))
-    return field
+def _mounted_by(entry: mountinfo.MountEntry) -> int:
+    return int(entry.options.partition("user_id=")[2].partition(",")[0])
 
 
 def users(mountpoint: str) -> list[str]:
-    """Who keeps a mount busy, as far as it can be seen: "PID (name)". Reads links only, never the mount."""
+    """The processes that keep a mount busy, as far as they can be seen: "PID (name)". Never waits for the mount."""
     below = mountpoint.rstrip("/") + "/"
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and any((link + "/").startswith(below) for link in _links(process)):
-            found.append(f"{process.name} ({_name_of(process)})")
-    return found
-
-
-def _name_of(process: Path) -> str:
-    try:
-        return (process / "comm").read_text().strip()
-    except OSError:
-        return "gone"
-
-
-def _links(process: Path) -> Iterator[str]:
-    for link in (process / "cwd", process / "root", *_listed(process / "fd"), *_listed(process / "map_files")):
-        try:
-            yield os.readlink(link)
-        except OSError:
-            continue  # it has gone, or is not ours to see
-
-
-def _listed(directory: Path) -> list[Path]:
-    try:
-        return list(directory.iterdir())
-    except OSError:
-        return []
+    return [
+        f"{pid} ({read_comm(pid) or 'gone'})"
+        for pid in processes()
+        if any((path + "/").startswith(below) for path in used_paths(pid))
+    ]
 
 
 def _words(e: OSError) -> str:

@@ -9,11 +9,11 @@ from struct import Struct
 from typing import Final
 
 from pinfs.bridge import wire
+from pinfs.linux.abi import PAGE_SIZE
 
 PROTOCOL_MINOR: Final = 45  # what wire.py knows
 MAX_WRITE: Final = 1 << 20  # bytes; also the largest read
-PAGE: Final = 4096
-BUFFER_SIZE: Final = MAX_WRITE + PAGE  # fuse_dev_read wants room for header, fuse_write_in and max_write
+BUFFER_SIZE: Final = MAX_WRITE + 4096  # fuse_dev_read wants room for header, fuse_write_in and max_write
 
 
 class Init(IntFlag):
@@ -108,6 +108,11 @@ def agree(body: memoryview, wishes: Wishes) -> tuple[Terms, bytes]:
     return terms, _init_out(terms, max_readahead, wishes.stack_depth if terms.passthrough else 0)
 
 
+def max_pages(page_size: int) -> int:
+    """The pages of one request (fuse_init_out.max_pages), so that it carries MAX_WRITE bytes: 256 of 4 KiB."""
+    return MAX_WRITE // page_size
+
+
 def _init_out(terms: Terms, max_readahead: int, stack_depth: int) -> bytes:
     return wire.INIT_OUT.pack(
         7,
@@ -118,7 +123,7 @@ def _init_out(terms: Terms, max_readahead: int, stack_depth: int) -> bytes:
         MAX_BACKGROUND * 3 // 4,  # above this the kernel tells writers that the device is congested
         MAX_WRITE,
         1,  # times count in nanoseconds
-        MAX_WRITE // PAGE,
+        max_pages(PAGE_SIZE),
         0,
         terms.flags >> 32,
         stack_depth,

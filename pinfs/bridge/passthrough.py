@@ -7,15 +7,13 @@ import os
 from struct import Struct
 from typing import Final
 
-from pinfs.fs.backing import file_system_magic
+from pinfs.linux.ioctl import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
+from pinfs.linux.syscalls import file_system_magic
 
 log = logging.getLogger("pinfs.passthrough")
 
 _BACKING_MAP = Struct("<iIQ")  # fd flags padding
 _BACKING_ID = Struct("<I")
-_IOW: Final = 1 << 30 | 229 << 8
-BACKING_OPEN: Final = _IOW | _BACKING_MAP.size << 16 | 1
-BACKING_CLOSE: Final = _IOW | _BACKING_ID.size << 16 | 2
 
 STACKED: Final = frozenset({0x794C7630, 0xF15F, 0x65735546})  # overlayfs, ecryptfs, FUSE (which may stack itself)
 
@@ -79,10 +77,12 @@ class Passthrough:
         self.registered -= 1
 
     def _open(self, fd: int) -> int:
-        return int(fcntl.ioctl(self._connection, BACKING_OPEN, bytearray(_BACKING_MAP.pack(fd, 0, 0)), True))
+        return int(
+            fcntl.ioctl(self._connection, FUSE_DEV_IOC_BACKING_OPEN, bytearray(_BACKING_MAP.pack(fd, 0, 0)), True)
+        )
 
     def _close(self, backing_id: int) -> None:
-        fcntl.ioctl(self._connection, BACKING_CLOSE, bytearray(_BACKING_ID.pack(backing_id)), True)
+        fcntl.ioctl(self._connection, FUSE_DEV_IOC_BACKING_CLOSE, bytearray(_BACKING_ID.pack(backing_id)), True)
 
     def _report(self, e: OSError) -> None:
         if e.errno not in self._reported:

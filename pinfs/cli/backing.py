@@ -1,6 +1,5 @@
 """What can be said of a directory that is to lie below pinfs: its file system, DAX, shared extents, copy on write."""
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -13,16 +12,17 @@ from pathlib import Path
 from typing import Final
 
 from pinfs.cli.findings import Finding, bad, ok, warn
+from pinfs.interface.names import FSTYPE
+from pinfs.linux.ioctl import FICLONE, FS_IOC_FIEMAP, FS_IOC_GETFLAGS
+from pinfs.linux.mountinfo import mount_at, mounts
+from pinfs.linux.syscalls import attributes_of, known_attributes_of
 
 STATX_ATTR_DAX: Final = 0x00200000  # statx(2)
-_FS_IOC_FIEMAP: Final = 0xC020660B  # Documentation/filesystems/fiemap.rst
 _FIEMAP_EXTENT_SHARED: Final = 0x2000
 _FIEMAP_EXTENT_LAST: Final = 0x1
 _FIEMAP_HEAD: Final = struct.Struct("=QQIIII")
 _FIEMAP_EXTENT: Final = struct.Struct("=QQQQQIIII")
 _EXTENTS_PER_CALL: Final = 128
-_FICLONE: Final = 0x40049409
-_FS_IOC_GETFLAGS: Final = 0x80086601
 _FS_NOCOW_FL: Final = 0x00800000
 
 _MOVES_BLOCKS = {"btrfs", "bcachefs", "zfs", "nilfs2"}
@@ -56,26 +56,14 @@ def check_backing(directory: str, progress: Progress = lambda _files: None) -> I
 def filesystem_type(path: str) -> str:
     """The type that /proc/self/mountinfo gives for the mount below `path`."""
     device = Path(path).stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        if line.split()[2] == wanted:
-            return line.split(" - ", 1)[1].split()[0]
-    return _type_by_longest_prefix(os.path.realpath(path))
-
-
-def _type_by_longest_prefix(path: str) -> str:
-    """btrfs shows other device numbers in stat(2) than in mountinfo."""
-    best, kind = "", "unknown"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        point = line.split()[4]
-        if os.path.commonpath([path, point]) == point and len(point) >= len(best):
-            best, kind = point, line.split(" - ", 1)[1].split()[0]
-    return kind
+    of_device = next((entry for entry in mounts() if entry.dev == device), None)
+    entry = of_device or mount_at(os.path.realpath(path))  # btrfs shows other device numbers in stat(2)
+    return entry.fstype if entry else "unknown"
 
 
 def _type(directory: str, kind: str) -> Finding:
     text = f"{directory} is {kind}"
-    if kind == "fuse.pinfs":
+    if kind == FSTYPE:
         return bad("backing", f"{text}: the two would not know of each other's pins",
                    "mount the directory below it, not the pinfs mount itself")  # fmt: skip
     if kind.startswith("fuse"):
@@ -112,29 +100,15 @@ def _scratch_file(directory: str) -> Iterator[int | None]:
         os.close(fd)
 
 
-class _Statx(ctypes.Structure):
-    """The beginning of struct statx (statx(2)); the whole is 256 bytes."""
-
-    _fields_ = (
-        ("mask", ctypes.c_uint32),
-        ("blksize", ctypes.c_uint32),
-        ("attributes", ctypes.c_uint64),
-        ("_counts", ctypes.c_uint64 * 5),
-        ("attributes_mask", ctypes.c_uint64),
-        ("_rest", ctypes.c_uint8 * 192),
-    )
-
-
 def statx_attributes(path: str | int) -> tuple[int, int]:
     """(attributes, attributes_mask) of statx(2), of a path or an open descriptor."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    answer = _Statx()
-    at_empty_path, at_fdcwd = 0x1000, -100
-    dirfd, name, flags = (path, b"", at_empty_path) if isinstance(path, int) else (at_fdcwd, os.fsencode(path), 0)
-    if libc.statx(dirfd, name, flags, 0, ctypes.byref(answer)) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-    return answer.attributes, answer.attributes_mask
+    if isinstance(path, int):
+        return attributes_of(path), known_attributes_of(path)
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return statx_attributes(fd)
+    finally:
+        os.close(fd)
 
 
 def _dax(directory: str, kind: str, scratch: int | None) -> Finding:
@@ -164,7 +138,7 @@ def _copy_on_write(directory: str, kind: str, scratch: int | None) -> Finding:
 
 def _inode_flags(fd: int) -> int:
     try:
-        return int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))[:4], "little")
+        return int.from_bytes(fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8))[:4], "little")
     except OSError:
         return 0
 
@@ -176,7 +150,7 @@ def _can_clone(directory: str, source: int) -> bool:
         if target is None:
             return False
         try:
-            fcntl.ioctl(target, _FICLONE, source)
+            fcntl.ioctl(target, FICLONE, source)
         except OSError:
             return False
     return True
@@ -237,7 +211,7 @@ def _extents_from(fd: int, start: int) -> list[tuple[int, int, int, int]]:
     """(logical, physical, length, flags) of the next extents from byte `start` on."""
     request = bytearray(_FIEMAP_HEAD.size + _EXTENTS_PER_CALL * _FIEMAP_EXTENT.size)
     _FIEMAP_HEAD.pack_into(request, 0, start, (1 << 63) - 1 - start, 0, 0, _EXTENTS_PER_CALL, 0)
-    fcntl.ioctl(fd, _FS_IOC_FIEMAP, request)
+    fcntl.ioctl(fd, FS_IOC_FIEMAP, request)
     count = _FIEMAP_HEAD.unpack_from(request)[3]
     raw = memoryview(request)[_FIEMAP_HEAD.size :][: count * _FIEMAP_EXTENT.size]
     return [(e[0], e[1], e[2], e[5]) for e in _FIEMAP_EXTENT.iter_unpack(raw)]

@@ -15,9 +15,8 @@ from importlib import metadata
 from pathlib import Path
 
 from pinfs.cli.findings import Finding, bad, ok, warn
+from pinfs.linux.ioctl import FUSE_DEV_IOC_BACKING_OPEN
 
-# _IOW(229, 1, struct fuse_backing_map), include/uapi/linux/fuse.h
-_FUSE_DEV_IOC_BACKING_OPEN = 0x4010E501
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 _CAPABILITIES = {"chown": 0, "dac_override": 1, "fowner": 3, "fsetid": 4, "kill": 5, "setgid": 6, "setuid": 7,
                  "sys_ptrace": 19, "sys_admin": 21, "mknod": 27}  # fmt: skip
@@ -137,7 +136,7 @@ def _backing_open_errno() -> int:
     except OSError as error:
         return error.errno or errno.EIO
     try:
-        fcntl.ioctl(fd, _FUSE_DEV_IOC_BACKING_OPEN, bytes(16))
+        fcntl.ioctl(fd, FUSE_DEV_IOC_BACKING_OPEN, bytes(16))
     except OSError as error:
         return error.errno or errno.EIO
     finally:

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pinfs.client.channel import EventChannel
 from pinfs.client.inode import inode_of
 from pinfs.client.model import PinInfo
 from pinfs.client.mounts import require_pinfs
+from pinfs.linux.signals import parse_signal
 
 _RETRY_S = 0.05
 
@@ -33,19 +33,11 @@ def split_range(text: str) -> tuple[str, int, int]:
 
 
 def signal_number(text: str | None) -> int | None:
-    """The number of NAME, SIGNAME, NUMBER, RTMIN+N or RTMAX-N; None for "none"."""
-    if text is None or text.lower() == "none":
-        return None
-    match = re.fullmatch(r"(?:SIG)?(?:([A-Z][A-Z0-9]*)([+-][0-9]+)?|([0-9]+))", text.upper())
-    names = {name.removeprefix("SIG"): number for name, number in signal.Signals.__members__.items()}
-    number = 0
-    if match and match[1] in names:
-        number = names[match[1]] + int(match[2] or 0)
-    elif match and match[3]:
-        number = int(match[3])
-    if number not in signal.valid_signals():
-        raise click.BadParameter(f"there is no signal {text!r}")
-    return number
+    """The number of a signal as `parse_signal` reads it; None for "none" and where none is given."""
+    try:
+        return None if text is None else parse_signal(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -89,11 +81,11 @@ class Request:
             return split_range(self.file)
         return self.file, self.start or 0, self.length or 0
 
-    def wish(self) -> xattrs.Wish:
+    def requested(self) -> xattrs.RequestedPin:
         """The pin as it is registered. No signal unless asked for: SIGIO, the default of leases, ends most programs."""
         _path, start, length = self.place
         number = "none" if self.stays or self.number is None else self.number
-        return xattrs.Wish(start, length, self.mode, number, self.pid, self.dirty, self.note)
+        return xattrs.RequestedPin(start, length, self.mode, number, self.pid, self.dirty, self.note)
 
 
 @click.command(
@@ -227,7 +219,7 @@ def register(request: Request) -> PinInfo:
     end = time.monotonic() + request.wait_s
     while True:
         try:
-            return xattrs.register(inode, request.name, request.wish())
+            return xattrs.register(inode, request.name, request.requested())
         except OSError as error:
             if error.errno != errno.EAGAIN or time.monotonic() >= end:
                 raise

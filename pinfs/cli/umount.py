@@ -1,6 +1,5 @@
 """`pinfs umount`: tells who holds pins, waits for them, or does without them."""
 
-import ctypes
 import errno
 import os
 import select
@@ -18,12 +17,12 @@ from pinfs.bridge.mount import unmount, users
 from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.ls import DEFAULT, print_pins
 from pinfs.cli.verb import Verb, fail
+from pinfs.linux.syscalls import MNT_DETACH, MNT_FORCE, umount2
 from pinfs.observe.mounts import Mount, mounts
 
 _RETRY_S = 0.1
 _ANSWER_S = 3.0  # how long --force asks a daemon that may hang
 _END_S = 10.0  # how long the daemon may take for its last steps
-_MNT_FORCE, _MNT_DETACH = 1, 2
 
 T = TypeVar("T")
 
@@ -122,9 +121,7 @@ def _tear_down(mount: Mount) -> None:
     if os.geteuid() != 0:
         unmount(mount.point, lazy=True)
         return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(mount.point), _MNT_FORCE | _MNT_DETACH):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), mount.point)
+    umount2(mount.point, MNT_FORCE | MNT_DETACH)
 
 
 def _within(limit_s: float, ask: Callable[[], T]) -> T | None:

@@ -14,7 +14,7 @@ from pinfs.cli.mounts import the_mount
 from pinfs.cli.output import print_json_line, wants_json
 from pinfs.cli.verb import Verb, fail
 from pinfs.observe.mounts import Mount
-from pinfs.observe.wording import Event, describe, differences, printable
+from pinfs.observe.wording import EventJson, describe, differences, printable
 
 _BUFFER = 1 << 20  # bytes; a line of the trace must fit in whole (docs/interfaces.md)
 _STYLES = {"break": "yellow", "refused": "red", "revoked": "red", "withdrawn": "magenta", "overflow": "red"}
@@ -55,7 +55,7 @@ def watch(
         show(event)
 
 
-def _events(mount: Mount, everything: bool, interval_s: float) -> Iterator[Event]:
+def _events(mount: Mount, everything: bool, interval_s: float) -> Iterator[EventJson]:
     try:
         fd = os.open(mount.control("trace"), os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -67,13 +67,13 @@ def _events(mount: Mount, everything: bool, interval_s: float) -> Iterator[Event
     return _trace(fd)
 
 
-def _trace(fd: int) -> Iterator[Event]:
+def _trace(fd: int) -> Iterator[EventJson]:
     with os.fdopen(fd, "rb", buffering=0) as trace:
         while lines := trace.read(_BUFFER):
             yield from map(json.loads, lines.splitlines())
 
 
-def _changes(mount: Mount, interval_s: float) -> Iterator[Event]:
+def _changes(mount: Mount, interval_s: float) -> Iterator[EventJson]:
     """What differs from one look at the pins to the next."""
     before = {pin["id"]: pin for pin in mount.pins()}
     while True:
@@ -83,7 +83,7 @@ def _changes(mount: Mount, interval_s: float) -> Iterator[Event]:
         before = now
 
 
-def _print_event(event: Event) -> None:
+def _print_event(event: EventJson) -> None:
     from rich.console import Console
     from rich.text import Text
 

@@ -4,11 +4,16 @@
     model       a pin and an event, as the mount's JSON tells of them
     inode       a file held by its inode: no open, no path that a rename could redirect
     mounts      from a file to the mount it lies on, and to its `.pinfs`
-    xattrs      the verbs of SPEC section 5
-    ioctl       the verbs of SPEC section 6
+    xattrs      the verbs of SPEC 5
+    ioctl       the verbs of SPEC 6
+    relay       the channel of a mount that does not answer poll(2)
     channel     `.pinfs/events`
-    dispatch    one thread for each mount that carries breaks to callbacks
-    pin         the pins themselves
+    callbacks   one thread for each mount that carries breaks to callbacks
+    basepin     what all pins have in common
+    processpin  pins of a process, by attributes
+    handlepin   pins of an open file, by ioctls
+    pin         `pinfs.pin` and `pinfs.pins`
+    trio        the same for trio programs
 
 The arrows run up this list only.
 """

@@ -29,29 +29,33 @@ class EventChannel:
         """`mount`: the root of a mount, or any file on it. Raises NotPinfsError, or OSError as open(2) does."""
         path = control_file(mount, "events")
         polled = answers_poll(path)
-        with advice("hear of breaks", str(path)):
+        with advice("open the event channel", str(path)):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_NONBLOCK if polled else 0))
-        self._adopt(fd, None if polled else Relay(fd))
+        try:
+            self._adopt(fd, None if polled else Relay(fd))
+        except BaseException:
+            os.close(fd)
+            raise
 
     @classmethod
     def over(cls, fd: int) -> "EventChannel":
-        """A channel over an open, non-blocking descriptor, which it closes in the end."""
+        """A channel over an open, non-blocking descriptor, which `close` closes."""
         channel = cls.__new__(cls)
         channel._adopt(fd)
         return channel
 
     def _adopt(self, fd: int, relay: Relay | None = None) -> None:
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._fd = fd
         self._relay = relay
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll: select.poll | None = None
 
     def fileno(self) -> int:
-        """Readable when there are events; see `take`. -1 when it is closed."""
+        """Readable when there are events; see `take`. -1 when the channel is closed."""
         return self._fd if self._relay is None else self._relay.fileno()
 
     def read(self, timeout_s: float | None = None) -> list[Event]:
-        """Wait for events. Returns none of them after `timeout_s` seconds, or when `wake` was called."""
+        """Wait for events: [] after `timeout_s` seconds, or when `wake` was called. Raises OSError as `take`."""
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self.fileno(), select.POLLIN)
@@ -62,7 +66,7 @@ class EventChannel:
         return self.take() if any(fd != self._wake for fd, _ in ready) else []
 
     def take(self) -> list[Event]:
-        """The events that are there, without waiting. Raises OSError ENOTCONN or ENODEV when the mount has gone."""
+        """The events that are there, without waiting. Raises OSError ENOTCONN or ENODEV when the mount is gone."""
         try:
             lines = os.read(self.fileno(), BUFFER).splitlines()
         except BlockingIOError:
@@ -76,13 +80,14 @@ class EventChannel:
         os.eventfd_write(self._wake, 1)
 
     def release(self, pin_id: int) -> None:
-        """Release a pin of this process. Raises OSError: ENOENT (no such pin), EACCES or EPERM (not yours)."""
+        """Release a pin of this process. Raises OSError: ENOENT (no such pin), EACCES or EPERM (another
+        process's)."""
         with advice("release", f"pin {pin_id}"):
             os.write(self._fd, b"release %d\n" % pin_id)
 
     def resize(self, pin_id: int, start: int, length: int) -> None:
         """Move, shrink or grow a pin of this process, also while a truncate of its file waits: what is left of it
-        outside the wanted bytes stays pinned. For pins of processes only.
+        outside the bytes that the removal takes away stays pinned. For pins of processes only.
 
         Raises OSError as `release`, and as registering a pin does: ENXIO, EAGAIN, EDQUOT; EINVAL for a handle's pin.
         """
@@ -99,14 +104,16 @@ class EventChannel:
             os.write(self._fd, b"extend %d %.3f\n" % (pin_id, seconds))
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._wake)
-            if self._relay is None:
-                os.close(self._fd)
-            else:
-                self._relay.close()
-        self._fd = self._wake = -1
+        """Close the channel; once more does nothing. A `read` in another thread is to be ended by `wake` before."""
+        fd, wake, relay = self._fd, self._wake, self._relay
+        self._fd = self._wake = -1  # first: a number that is closed may soon belong to another file
         self._relay = None
+        if fd >= 0:
+            os.close(wake)
+            if relay is None:
+                os.close(fd)
+            else:
+                relay.close()
 
     def __iter__(self) -> Iterator[Event]:
         with self:
@@ -121,10 +128,10 @@ class EventChannel:
 
 
 def events(mount: File) -> Iterator[Event]:
-    """The events of this process's pins on a mount from now on, as they come."""
+    """The events of this process's pins on a mount from now on, as they come. Raises as `EventChannel`."""
     return iter(EventChannel(mount))
 
 
 def all_pins(mount: File) -> list[PinInfo]:
-    """Every pin of a mount. Of other users' pins one sees the range, not the holder (SPEC section 4)."""
+    """Every pin of a mount. Other users' pins show the range, not the holder (SPEC 4). Raises as `EventChannel`."""
     return [parse_pin(line) for line in control_file(mount, "pins").read_bytes().splitlines()]

@@ -9,11 +9,11 @@ ADVICE = {
     errno.ENXIO: "the range does not lie inside the file; length 0 pins to the end, wherever that is",
     errno.EAGAIN: "a removal of an overlapping range is under way; try again when it has finished",
     errno.EDQUOT: "a limit of pins is reached (max_pins, max_pins_per_user, max_pinned_bytes_per_user); release some",
-    errno.EACCES: "only who may write to the file may pin it; an ioctl needs a descriptor that is open for writing",
+    errno.EACCES: "a pin takes permission to write to the file; an ioctl, a descriptor that is open for writing",
     errno.EPERM: "not allowed; a process that the daemon cannot see (pid namespaces) pins by ioctl, for a handle",
     errno.ESRCH: "there is no such process in the mount's pid namespace",
     errno.ENODATA: "there is no such pin: it was released, revoked, or belongs to another process",
-    errno.ENOENT: "there is no such pin: it was released, revoked, or belongs to somebody else",
+    errno.ENOENT: "there is no such pin: it was released, revoked, or belongs to another process",
     errno.ENOTTY: "this pinfs is mounted without its bridge, which carries ioctls; pin by attribute",
 }
 

@@ -27,8 +27,8 @@ def descriptor_of(file: File) -> int | None:
 class Inode:
     """An O_PATH descriptor, and the path by which attributes are reached through it.
 
-    O_PATH opens nothing in the mount, keeps working when the file is renamed or unlinked, and, unlike dup(2), its close
-    does not drop the process's POSIX locks on the file. It does keep the mount busy.
+    Such a descriptor opens nothing in the mount, outlives a rename or unlink of the file, and, unlike that of dup(2),
+    its close does not drop the process's POSIX locks on the file. It does keep the mount busy.
     """
 
     def __init__(self, fd: int) -> None:
@@ -63,8 +63,8 @@ _shared: "weakref.WeakValueDictionary[tuple[int, int], Inode]" = weakref.WeakVal
 def inode_of(file: File) -> Inode:
     """The inode of a path, descriptor, or object with fileno(): one descriptor for all pins of a file.
 
-    (Device and inode number cannot come to mean another file while a descriptor is held.) Raises OSError as open(2),
-    and EBADF for a descriptor that is not open.
+    (Device and inode number cannot come to mean another file while a descriptor is held.) Raises OSError as open(2)
+    does, and EBADF for a descriptor that is not open.
     """
     fd = descriptor_of(file)
     fresh = Inode(_opened(file if fd is None else f"/proc/self/fd/{fd}", fd))  # type: ignore[arg-type]

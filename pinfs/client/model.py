@@ -15,9 +15,9 @@ class PinInfo:
     """A pin as it stood when the mount was asked.
 
     `start` and `length` are bytes, length 0 means to the end of the file wherever that moves; `deadline` and `since`
-    are Unix seconds; `path` is relative to the root of the mount, None when the last name is gone. Who is neither the
-    owner's user nor root sees that a range is pinned, and how, but not by whom: then `name`, `pid`, `uid`, `comm`,
-    `signal` and `note` are None (SPEC section 4). A handle's own query knows less, too.
+    are Unix seconds; `path` is relative to the root of the mount, None when the last name is gone. Users other than the
+    owner and root see that a range is pinned, and how, but not by which process: for them `name`, `pid`, `uid`, `comm`,
+    `signal` and `note` are None (SPEC 4). So are they in the answer to PINFS_IOC_QUERY, which does not carry them.
     """
 
     id: int

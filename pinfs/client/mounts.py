@@ -1,55 +1,29 @@
-"""From a file to the pinfs it lies on.
-
-/proc/self/mountinfo (proc_pid_mountinfo(5)) names for each mount the device that stat(2) reports for its files, the
-part of the file system that is mounted there ("/" unless it is a bind mount of a part), and the mount point.
-"""
+"""From a file to the pinfs mount that it lies on, and to its `.pinfs`."""
 
 import errno
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from pinfs.client.errors import NotPinfsError
 from pinfs.client.inode import File, Inode, inode_of
-
-MOUNTINFO = "/proc/self/mountinfo"
-FSTYPE = "fuse.pinfs"
-CONTROL = ".pinfs"
-
-
-class MountEntry(NamedTuple):
-    dev: int
-    root: str
-    point: str
-    fstype: str
-
-
-def unescape(field: bytes) -> str:
-    """The kernel writes space, tab, newline and backslash as three octal digits."""
-    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda digits: bytes([int(digits[1], 8) & 0xFF]), field))
-
-
-def parse_entry(line: bytes) -> MountEntry:
-    words = line.split(b" ")
-    major, minor = words[2].split(b":")
-    fstype = words[words.index(b"-", 6) + 1]  # the optional fields before the dash vary in number
-    return MountEntry(os.makedev(int(major), int(minor)), unescape(words[3]), unescape(words[4]), unescape(fstype))
+from pinfs.interface.attributes import PINS
+from pinfs.interface.names import CONTROL, FSTYPE
+from pinfs.linux import mountinfo
+from pinfs.linux.mountinfo import MountEntry
 
 
 def entries_of(dev: int) -> list[MountEntry]:
-    """The mounts of a device that this process can see, the latest first."""
-    with open(MOUNTINFO, "rb") as file:
-        entries = [parse_entry(line) for line in file.read().splitlines()]
-    return [entry for entry in reversed(entries) if entry.dev == dev]
+    """The mounts of a device (st_dev) that this process can see, the latest first."""
+    return [entry for entry in reversed(mountinfo.mounts()) if entry.dev == dev]
 
 
 def is_pinfs(inode: Inode) -> bool:
     """Whether a file lies on pinfs.
 
-    Looks before it asks, because elsewhere a setxattr would simply be stored. A mount that is not listed (a descriptor
-    received from another mount namespace) is asked for an attribute that only pinfs has.
+    The table of mounts is read before the file is asked, because elsewhere a setxattr would simply be stored. A mount
+    that is not listed (a descriptor received from another mount namespace) is asked for an attribute that only pinfs
+    has.
     """
     entries = entries_of(inode.dev)
     if any(entry.fstype == FSTYPE for entry in entries):
@@ -57,13 +31,14 @@ def is_pinfs(inode: Inode) -> bool:
     if any(not entry.fstype.startswith("fuse") for entry in entries):
         return False
     try:
-        os.getxattr(inode.path, b"user.pinfs.pins")
+        os.getxattr(inode.path, PINS)
     except OSError:
         return False
     return True
 
 
 def require_pinfs(inode: Inode) -> None:
+    """Raises NotPinfsError (EOPNOTSUPP) for a file on anything else."""
     if not is_pinfs(inode):
         raise NotPinfsError(inode.name)
 
@@ -91,12 +66,12 @@ def root_of(inode: Inode) -> Path:
     parts = ", ".join(f"{entry.point} shows its {entry.root}" for entry in entries) or "none of it"
     raise FileNotFoundError(
         errno.ENOENT,
-        f"the root of this pinfs, and so {CONTROL}, is not visible here (visible: {parts}); "
-        "make the whole of it visible, or hear of breaks by a signal, or by poll(2) on the handle of a pin",
+        f"the root of this pinfs, and so {CONTROL}, is not visible here (visible: {parts}); make the whole of it "
+        "visible, or have breaks told by a signal, or by poll(2) on the handle of a pin",
         inode.name,
     )
 
 
 def control_file(mount: File, name: str) -> Path:
-    """`.pinfs/NAME` of the mount that `mount` (its root, or any file on it) belongs to."""
+    """`.pinfs/NAME` of the mount that `mount` (its root, or any file on it) belongs to. Raises as `root_of`."""
     return root_of(inode_of(mount)) / CONTROL / name

@@ -1,7 +1,7 @@
 """Events on a mount that does not answer poll(2) (`-o poll=off`): a thread waits for them in read(2).
 
-There every descriptor is always ready, so that whoever polled would spin. What the thread reads it passes on through a
-socket, which can be polled like any other.
+There every descriptor is always ready, so that a program that polls would spin. The thread passes on what it reads
+through a socket, which can be polled like any other.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ PAUSE_S = 0.5  # where too many readers wait already (a mount without the bridge
 
 
 def answers_poll(control_file: Path) -> bool:
-    """Whether poll(2) tells anything on the mount of a file in `.pinfs`."""
+    """Whether the mount of a file in `.pinfs` answers poll(2); True where its status cannot be read."""
     try:
         return bool(json.loads(control_file.with_name("status").read_bytes()).get("poll", True))
     except (OSError, ValueError):
@@ -37,13 +37,22 @@ class Relay:
     def fileno(self) -> int:
         """Does not block; each read from it gives what one read of the channel gave, nothing when the mount is gone."""
         if self._news is None:
-            self._news, self._sink = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._news.setblocking(False)
-            threading.Thread(target=self._run, name="pinfs-relay", daemon=True).start()
+            self._news = self._start()
         return self._news.fileno()
 
+    def _start(self) -> socket.socket:
+        news, self._sink = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        news.setblocking(False)
+        try:
+            threading.Thread(target=self._run, name="pinfs-relay", daemon=True).start()
+        except BaseException:  # RuntimeError: no thread can be started
+            news.close()
+            self._sink.close()
+            raise
+        return news
+
     def _run(self) -> None:
-        with contextlib.suppress(OSError), self._sink as sink:  # nobody listens any more, or the mount has gone
+        with contextlib.suppress(OSError), self._sink as sink:  # the channel is closed, or the mount is gone
             while lines := self._read():
                 sink.send(lines)
         with self._lock:
@@ -52,14 +61,16 @@ class Relay:
                 os.close(self._fd)
 
     def _read(self) -> bytes:
-        while True:
+        while not self._closed:
             try:
                 return os.read(self._fd, BUFFER)
             except BlockingIOError:
                 time.sleep(PAUSE_S)
+        return b""
 
     def close(self) -> None:
-        """A read that waits is not ended by close(2): the mount is asked to end it. Who ends last, closes."""
+        """A read that waits is not ended by close(2): the mount is asked to end it. The last one to end, this call or
+        the thread, closes the descriptor."""
         if self._news is None:
             os.close(self._fd)
         elif os.getpid() != self._owner:  # a forked child: the thread and its wait are its parent's
@@ -76,5 +87,5 @@ class Relay:
             if self._ended:
                 os.close(self._fd)
             else:
-                with contextlib.suppress(OSError):  # the mount has gone, and has ended the read itself
+                with contextlib.suppress(OSError):  # the mount is gone, and has ended the read itself
                     os.write(self._fd, b"end\n")

@@ -59,9 +59,11 @@ class AsyncPin:
         return self._held.active
 
     async def info(self) -> PinInfo:
+        """See `pinfs.Pin.info`."""
         return await trio.to_thread.run_sync(self._held.info)
 
     async def state(self) -> State:
+        """See `pinfs.Pin.state`."""
         return await trio.to_thread.run_sync(self._held.state)
 
     async def resize(self, start: int, length: int) -> None:
@@ -69,9 +71,11 @@ class AsyncPin:
         await trio.to_thread.run_sync(self._held.resize, start, length)
 
     async def change(self, *, mode: Mode) -> None:
+        """See `pinfs.Pin.change`."""
         await trio.to_thread.run_sync(partial(self._held.change, mode=mode))
 
     async def extend(self, seconds: float) -> None:
+        """See `pinfs.Pin.extend`."""
         await trio.to_thread.run_sync(self._held.extend, seconds)
 
     async def release(self) -> None:
@@ -80,6 +84,7 @@ class AsyncPin:
             await trio.to_thread.run_sync(self._held.release)
 
     def close(self) -> None:
+        """Close the event channel; the pin stays as it is."""
         if self._channel is not None:
             self._channel.close()
 
@@ -99,14 +104,14 @@ class AsyncPin:
 
     async def _note(self, event: Event) -> None:
         if event.event == "overflow":
-            await self._look()
+            await self._query()
         elif event.pin == self.id and event.event == "break":
             self._breaks.append(event)
         elif event.pin == self.id and event.event in ("released", "revoked"):
             self._gone = True
 
-    async def _look(self) -> None:
-        """Events were lost, the break may be among them: ask the pin."""
+    async def _query(self) -> None:
+        """Events were lost, the break may be among them: ask the mount about the pin."""
         if await self.state() == "breaking":
             self._breaks.append(break_of(await self.info()))
 
@@ -122,7 +127,7 @@ class AsyncPin:
             self._answering = False
 
     async def answered(self) -> None:
-        """Wait for a callback that has begun to let go, but no longer than its break lasts: the deadline decides."""
+        """Wait for a callback that has begun, but no longer than its break lasts: the deadline decides."""
         while self._channel is not None and self._answering and await self.state() == "breaking":
             await _news(self._channel)
 
@@ -157,14 +162,14 @@ async def pin(
     name: str | None = None,
     missing_ok: bool = False,
 ) -> AsyncIterator[AsyncPin]:
-    """Pin a byte range for the length of the block; arguments and errors as for `pinfs.pin`, but no signal by default.
+    """Pin a byte range for the length of the block; arguments and errors as of `pinfs.pin`, but no signal by default.
 
     `on_break(event)` is awaited in a task of the block's own nursery; when it returns, the pin is released. What it
-    raises cancels the block, and comes out of it in a group, as from any nursery. Without it, `breaks()` of a lease
-    tells of them.
+    raises cancels the block, and comes out of it in a group, as from any nursery. Without a callback, `breaks()` tells
+    of the breaks of a lease.
 
     Leaving the block waits for a callback that has begun, so that it can let go in peace, but not beyond the end of the
-    break (released, withdrawn, revoked): then it is cancelled.
+    break (released, withdrawn, revoked): then the callback is cancelled.
     """
     register = partial(
         plain.pin, file, start, length,
@@ -183,5 +188,7 @@ async def pin(
                 await held.answered()
                 nursery.cancel_scope.cancel()
     finally:
-        await held.release()
-        held.close()
+        try:
+            await held.release()
+        finally:
+            held.close()

@@ -1,4 +1,4 @@
-"""The verbs of SPEC section 5: extended attributes that act, and are never stored."""
+"""The verbs of SPEC 5: extended attributes that act, and are never stored."""
 
 import errno
 import json
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pinfs.client.errors import advice
 from pinfs.client.inode import Inode
 from pinfs.client.model import Mode, PinInfo, parse_pin, pin_info
+from pinfs.interface.attributes import PIN, PINS, RELEASE
 
-PIN = b"user.pinfs.pin."
-RELEASE = b"user.pinfs.release."
-PINS = b"user.pinfs.pins"
 NAME_MAX = 255 - len(RELEASE)  # XATTR_NAME_MAX of the kernel counts the prefix
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a holder asks for. `signal` None: the mode's default (SIGIO for a lease, none for a deny pin)."""
+class RequestedPin:
+    """A pin as its holder asks for it. Bytes; length 0: to the end of the file.
+
+    `signal` None: the mode's default (SIGIO for a lease, none for a deny pin)."""
 
     start: int
     length: int
@@ -39,17 +39,17 @@ def check_range(start: object, length: object) -> None:
             raise TypeError(f"{what} is a number of bytes, an int, not {value!r}")
 
 
-def encode(wish: Wish) -> bytes:
+def encode(requested: RequestedPin) -> bytes:
     """`START:LENGTH[,key=value]...`. Raises ValueError for what this form cannot carry."""
-    words = [f"{wish.start}:{wish.length}", f"mode={wish.mode}"]
-    if wish.signal is not None:
-        words.append(f"signal={wish.signal}")
-    if wish.pid is not None:
-        words.append(f"pid={wish.pid}")
-    if wish.dirty:
+    words = [f"{requested.start}:{requested.length}", f"mode={requested.mode}"]
+    if requested.signal is not None:
+        words.append(f"signal={requested.signal}")
+    if requested.pid is not None:
+        words.append(f"pid={requested.pid}")
+    if requested.dirty:
         words.append("dirty=yes")
-    if wish.note:
-        words.append(f"note={wish.note}")
+    if requested.note:
+        words.append(f"note={requested.note}")
     if any("," in word or not word.isprintable() for word in words):
         raise ValueError("a note is printable text without a comma")
     return ",".join(words).encode()
@@ -61,25 +61,29 @@ def fresh_name() -> str:
 
 
 def check_name(name: str) -> bytes:
+    """The bytes of a name that fits both verbs. Raises ValueError."""
     raw = name.encode()
     if not 0 < len(raw) <= NAME_MAX or b"\0" in raw:
         raise ValueError(f"the name of a pin has 1 to {NAME_MAX} bytes, none of them NUL")
     return raw
 
 
-def register(inode: Inode, name: str, wish: Wish) -> PinInfo:
-    """Register pin NAME, or replace it in one step. Waits while a removal of the same file waits (the inode's lock)."""
+def register(inode: Inode, name: str, requested: RequestedPin) -> PinInfo:
+    """Register pin NAME, or replace it in one step. Waits while a removal of the same file waits (the inode's lock).
+
+    Raises OSError: EINVAL, ENXIO, EAGAIN, EDQUOT, EACCES, EPERM, ESRCH (SPEC 5); ValueError as `encode`.
+    """
     key = PIN + check_name(name)
-    with advice(f"pin {wish.start}:{wish.length}", inode.name):
-        _set(inode, key, encode(wish))
+    with advice(f"pin {requested.start}:{requested.length}", inode.name):
+        _set(inode, key, encode(requested))
         return parse_pin(os.getxattr(inode.path, key))
 
 
-def change(inode: Inode, name: str, wish: Wish) -> None:
-    """Replace pin NAME in one step, if it still stands. Waits as `register` does; raises OSError ENODATA when it has
+def change(inode: Inode, name: str, requested: RequestedPin) -> None:
+    """Replace pin NAME in one step, if it still stands. Waits as `register` does; raises OSError ENODATA when it is
     gone by then, as a pin that was revoked meanwhile must not come back unasked."""
     with advice(f"change pin {name}", inode.name):
-        _set(inode, PIN + check_name(name), encode(wish), os.XATTR_REPLACE)
+        _set(inode, PIN + check_name(name), encode(requested), os.XATTR_REPLACE)
 
 
 def _set(inode: Inode, key: bytes, value: bytes, flags: int = 0) -> None:
@@ -99,7 +103,7 @@ def query(inode: Inode, name: str) -> PinInfo:
 
 
 def release(inode: Inode, name: str) -> None:
-    """Release by getxattr, the one form that also works while a truncate of the same file waits (SPEC section 5)."""
+    """Release by getxattr, the one form that also works while a truncate of the same file waits (SPEC 5)."""
     with advice(f"release pin {name}", inode.name):
         os.getxattr(inode.path, RELEASE + check_name(name))
 

@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pinfs.linux.proc import processes
+
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
@@ -29,11 +31,10 @@ def mappings_of(device: int, inode: int, start: int, end: int) -> Iterator[Mappi
     May take milliseconds for each process with a large address space: call it in a thread.
     """
     pattern = _pattern(device, inode)
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            for mapping in _of_process(int(name), pattern):
-                if mapping.start < end and mapping.end > start:
-                    yield mapping
+    for pid in processes():
+        for mapping in _of_process(pid, pattern):
+            if mapping.start < end and mapping.end > start:
+                yield mapping
 
 
 def _pattern(device: int, inode: int) -> re.Pattern[bytes]:

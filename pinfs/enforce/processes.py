@@ -1,19 +1,13 @@
 """A process that pins, or that calls (SPEC 4)."""
 
 import contextlib
-import ctypes
-import errno
 import os
 import select
 from collections.abc import Callable
 
 from pinfs.core.owners import ProcessId
 from pinfs.linux.proc import Status, read_comm, read_status
-
-# PyDLL keeps the interpreter's lock: this call never sleeps, and giving the lock away costs more than it does.
-_libc = ctypes.PyDLL(None, use_errno=True)
-_tgkill = _libc.tgkill
-_tgkill.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int)
+from pinfs.linux.syscalls import is_thread_of
 
 
 class Process:
@@ -47,9 +41,7 @@ class Process:
 
     def has_thread(self, tid: int) -> bool:
         """Whether the thread `tid` is one of this living process."""
-        if tid != self.pid and _tgkill(self.pid, tid, 0) and ctypes.get_errno() != errno.EPERM:
-            return False  # EPERM: it is there, but not ours to signal; the kernel compares the thread group before that
-        return not self._poll(0)
+        return (tid == self.pid or is_thread_of(self.pid, tid)) and not self._poll(0)
 
     @property
     def status(self) -> Status:

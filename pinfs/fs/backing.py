@@ -1,6 +1,5 @@
 """The source directory's side: backing files of open inodes, passthrough, and acting as the caller."""
 
-import ctypes
 import errno
 import fcntl
 import logging
@@ -49,15 +48,6 @@ class NoPassthrough:
         raise AssertionError("nothing was registered")
 
 
-def file_system_magic(fd: int) -> int:
-    """f_type of statfs(2)."""
-    buffer = ctypes.create_string_buffer(256)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.fstatfs(fd, buffer):
-        raise OSError(ctypes.get_errno(), "fstatfs")
-    return int.from_bytes(buffer.raw[:8], "little") & 0xFFFFFFFF
-
-
 class Backing:
     """Backing files: one OpenFile for all handles of an inode, registered with the kernel once."""
 
@@ -65,7 +55,7 @@ class Backing:
         self.passthrough = passthrough
         self.privileges = syscalls.Privileges()  # all that we have, for what the kernel has allowed the caller already
         self.open_files = 0
-        self.in_memory = file_system_magic(inodes.root.fd) in IN_MEMORY
+        self.in_memory = syscalls.file_system_magic(inodes.root.fd) in IN_MEMORY
         self._inodes = inodes
         self._share = share
         self._changes_owner = os.geteuid() == 0

@@ -16,11 +16,12 @@ from pinfs.fs.events import EventQueue, ReadLimit
 from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_NONSEEKABLE, FOPEN_STREAM, ByteHandle, Handle, Wake
 from pinfs.fs.inodes import ROOT_ID, Inode, stale
 from pinfs.fs.types import CallerLike, Entry, SetAttr
+from pinfs.interface.names import CONTROL
 from pinfs.runtime.parking import OneShot, park
 
 log = logging.getLogger("pinfs.control")
 
-CONTROL_NAME: Final = b".pinfs"
+CONTROL_NAME: Final = CONTROL.encode()
 CONTROL_ID: Final = 1 << 62  # node ids of the directory and, counting on, its files
 MAX_COMMANDS_BYTES: Final = 64 << 10
 MAX_READ: Final = 16 << 10  # bytes of a stream in one read: longer ones would hold up all other requests

@@ -6,10 +6,11 @@ import os
 import struct
 from typing import Final
 
-GETFLAGS: Final = 0x80086601
-SETFLAGS: Final = 0x40086602
-FSGETXATTR: Final = 0x801C581F
-FSSETXATTR: Final = 0x401C5820
+from pinfs.linux.ioctl import FS_IOC_FSGETXATTR as FSGETXATTR
+from pinfs.linux.ioctl import FS_IOC_FSSETXATTR as FSSETXATTR
+from pinfs.linux.ioctl import FS_IOC_GETFLAGS as GETFLAGS
+from pinfs.linux.ioctl import FS_IOC_SETFLAGS as SETFLAGS
+
 COMMANDS: Final = frozenset({GETFLAGS, SETFLAGS, FSGETXATTR, FSSETXATTR})
 
 _SIZES: Final = {GETFLAGS: 4, SETFLAGS: 4, FSGETXATTR: 28, FSSETXATTR: 28}

@@ -1,30 +1,19 @@
-"""The structs of `pinfs/include/pinfs.h` and their numbers (SPEC 6)."""
+"""What the structs of `pinfs/include/pinfs.h` mean to the core, and back (SPEC 6)."""
 
 import errno
 import struct
 from dataclasses import dataclass
-from typing import Final
 
 from pinfs.core.pins import Mode, Pin
 from pinfs.core.ranges import END
-
-_PIN = struct.Struct("<QQIiIIQ64s")
-_UNPIN = struct.Struct("<Q")
-_QUERY = struct.Struct("<QQQIIqQQQ")
-_WRITE, _READ = 1, 2
-PIN_DIRTY: Final = 1
-TO_THE_END: Final = (1 << 64) - 1
-MAX_SIGNAL: Final = 64
-LIBC_SIGNALS: Final = (32, 33)  # the C library's own
-
-
-def _number(direction: int, nr: int, size: int) -> int:
-    return direction << 30 | size << 16 | ord("P") << 8 | nr
-
-
-PIN: Final = _number(_READ | _WRITE, 0xA0, _PIN.size)
-UNPIN: Final = _number(_WRITE, 0xA1, _UNPIN.size)
-QUERY: Final = _number(_READ | _WRITE, 0xA2, _QUERY.size)
+from pinfs.interface.ioctls import BREAKING, DENY, DIRTY, HELD, LEASE, SIGNAL_DEFAULT, SIGNAL_NONE, TO_END
+from pinfs.interface.ioctls import PIN as PIN
+from pinfs.interface.ioctls import PIN_LAYOUT as _PIN
+from pinfs.interface.ioctls import QUERY as QUERY
+from pinfs.interface.ioctls import QUERY_LAYOUT as _QUERY
+from pinfs.interface.ioctls import UNPIN as UNPIN
+from pinfs.interface.ioctls import UNPIN_LAYOUT as _UNPIN
+from pinfs.linux.signals import is_signal
 
 
 @dataclass(slots=True, frozen=True)
@@ -41,8 +30,8 @@ class PinRequest:
     def answered(self, pin_id: int) -> bytes:
         """The struct with the pin's id filled in."""
         note = self.note.encode()
-        mode = 1 if self.mode is Mode.LEASE else 0
-        return _PIN.pack(self.start, self.length, mode, self.signal, PIN_DIRTY * self.dirty, 0, pin_id, note)
+        mode = LEASE if self.mode is Mode.LEASE else DENY
+        return _PIN.pack(self.start, self.length, mode, self.signal, DIRTY * self.dirty, 0, pin_id, note)
 
 
 def _unpack(layout: struct.Struct, data: bytes) -> tuple[int, ...]:
@@ -55,14 +44,14 @@ def decode_pin(data: bytes) -> PinRequest:
     """EINVAL: size, mode, signal, flags, reserved field, range or note out of bounds."""
     start, length, mode, signal, flags, reserved, _, raw_note = _unpack(_PIN, data)
     note = bytes(raw_note).partition(b"\0")[0]
-    good_signal = -1 <= signal <= MAX_SIGNAL and signal not in LIBC_SIGNALS
-    if mode > 1 or flags & ~PIN_DIRTY or reserved or not good_signal or start + length >= END:
+    good_signal = signal in (SIGNAL_DEFAULT, SIGNAL_NONE) or is_signal(signal)
+    if mode not in (DENY, LEASE) or flags & ~DIRTY or reserved or not good_signal or start + length >= END:
         raise OSError(errno.EINVAL, "not a struct pinfs_pin")
     try:
         text = note.decode()
     except UnicodeDecodeError:
         raise OSError(errno.EINVAL, "note is not UTF-8") from None
-    return PinRequest(start, length, Mode.LEASE if mode else Mode.DENY, signal, bool(flags & PIN_DIRTY), text)
+    return PinRequest(start, length, Mode.LEASE if mode == LEASE else Mode.DENY, signal, bool(flags & DIRTY), text)
 
 
 def decode_unpin(data: bytes) -> int:
@@ -78,9 +67,8 @@ def decode_query(data: bytes) -> int:
 def encode_query(pin: Pin, remaining_s: float | None, next_id: int) -> bytes:
     """A `struct pinfs_query` about a pin."""
     breaking = pin.breaking
-    wanted = (0, 0) if breaking is None else (breaking.start, breaking.end if breaking.end < END else TO_THE_END)
-    mode = 1 if pin.mode is Mode.LEASE else 0
+    wanted = (0, 0) if breaking is None else (breaking.start, breaking.end if breaking.end < END else TO_END)
+    mode = LEASE if pin.mode is Mode.LEASE else DENY
+    state = HELD if breaking is None else BREAKING
     remaining_ms = -1 if remaining_s is None else int(remaining_s * 1000)
-    return _QUERY.pack(
-        pin.id, pin.start, pin.length, mode, 0 if breaking is None else 1, remaining_ms, *wanted, next_id
-    )
+    return _QUERY.pack(pin.id, pin.start, pin.length, mode, state, remaining_ms, *wanted, next_id)

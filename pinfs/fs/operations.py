@@ -26,8 +26,9 @@ from pinfs.fs.control import CONTROL_NAME, Control, ControlDirectory, ControlHan
 from pinfs.fs.directories import DT_DIR, Add, DirectoryHandle
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle, Wake
 from pinfs.fs.inodes import Inode, InodeTable
-from pinfs.fs.pins import PREFIX, PinVerbs
+from pinfs.fs.pins import PinVerbs
 from pinfs.fs.types import NOW, CallerLike, Entry, Opened, SetAttr, make_entry, make_opened
+from pinfs.interface.attributes import PREFIX
 from pinfs.linux import syscalls
 from pinfs.runtime.parking import park
 

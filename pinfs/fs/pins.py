@@ -23,13 +23,10 @@ from pinfs.fs.handles import FileHandle, HandleTable, Wake
 from pinfs.fs.inodes import Inode, InodeTable
 from pinfs.fs.pinvalue import DEFAULT_SIGNAL, PinValue, parse_pin_value
 from pinfs.fs.types import CallerLike
+from pinfs.interface.attributes import PIN, PINS, RELEASE
 from pinfs.linux.proc import find_in_namespace, pid_namespace
 from pinfs.runtime.parking import park
 
-PREFIX: Final = b"user.pinfs."  # of the verbs of pins: never stored, never listed
-PIN: Final = b"user.pinfs.pin."
-RELEASE: Final = b"user.pinfs.release."
-PINS: Final = b"user.pinfs.pins"
 RELEASED: Final = b"released"
 XATTR_CREATE, XATTR_REPLACE = 1, 2
 MAX_ATTRIBUTE_BYTES: Final = 65536

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Final, NamedTuple
 
 _STATUS: Final = re.compile(rb"Name:\t(.*)\n(?:.*\n)*?Tgid:\t(\d+)\n(?:.*\n)*?Uid:\t(\d+)\t(\d+)\t(\d+)\t")
@@ -25,7 +27,7 @@ def _read(path: str) -> bytes:
 
 
 def read_status(tid: int) -> Status | None:
-    """None when there is no such thread, or it is hidden from us (hidepid)."""
+    """None when there is no such thread, or /proc hides it (hidepid)."""
     try:
         match = _STATUS.match(_read(f"/proc/{tid}/status"))
     except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -63,8 +65,31 @@ def read_comm(pid: int) -> str | None:
     return name.rstrip(b"\n").decode(errors="replace")
 
 
+def processes() -> Iterator[int]:
+    """The numbers of all processes that can be seen here. Each may end before it is looked at."""
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def used_paths(pid: int) -> Iterator[str]:
+    """What keeps a mount busy for a process: its directory, root, open files and mapped files, as far as they can be
+    seen. Reads links only, and so waits for no mount."""
+    process = Path("/proc", str(pid))
+    for link in (process / "cwd", process / "root", *_listed(process / "fd"), *_listed(process / "map_files")):
+        try:
+            yield os.readlink(link)
+        except OSError:
+            continue  # closed meanwhile, or not ours to see
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError:
+        return []
+
+
 def pid_namespace(tid: int | str) -> int | None:
-    """A number that tells the pid namespace of a thread (or of "self") from others; None where it cannot be seen."""
+    """The inode number of the pid namespace of a thread (or of "self"); None where it cannot be seen."""
     try:
         return os.stat(f"/proc/{tid}/ns/pid").st_ino
     except OSError:
@@ -72,14 +97,14 @@ def pid_namespace(tid: int | str) -> int | None:
 
 
 def find_in_namespace(pid: int, namespace: int) -> int:
-    """The number that we have for the process which is `pid` in another pid namespace, below ours; 0: there is none.
+    """This namespace's number of the process that is `pid` in `namespace`, a pid namespace below; 0: there is none.
 
-    Looks at every process: call it in a thread.
+    Looks at every process, so call it in a thread.
     """
-    for name in os.listdir("/proc"):
-        if name.isdigit() and pid_namespace(name) == namespace:
+    for candidate in processes():
+        if pid_namespace(candidate) == namespace:
             with contextlib.suppress(OSError):
-                match = _INNERMOST.search(_read(f"/proc/{name}/status"))
+                match = _INNERMOST.search(_read(f"/proc/{candidate}/status"))
                 if match is not None and int(match[1]) == pid:
-                    return int(name)
+                    return candidate
     return 0

@@ -1,8 +1,15 @@
-"""System calls that Python's os module does not offer, or not in the form needed here. Each raises OSError."""
+"""System calls that Python's os module does not offer, or not in the form needed here.
+
+Each raises OSError with the errno of its man page, unless its own text says otherwise.
+"""
 
 import ctypes
+import errno
 import os
+import struct
 from typing import Final
+
+from pinfs.linux.libc import checked, libc, libc_quick
 
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
@@ -24,48 +31,57 @@ FALLOC_FL_COLLAPSE_RANGE: Final = 0x08
 FALLOC_FL_ZERO_RANGE: Final = 0x10
 FALLOC_FL_INSERT_RANGE: Final = 0x20
 
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME = 0x1, 0x2, 0x4, 0x8, 0x400
+MNT_FORCE: Final = 1
+MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+
 _PR_SET_SECUREBITS = 28
 _PR_GET_SECUREBITS = 27
 _SECBIT_NO_SETUID_FIXUP = 1 << 2
-
-_libc = ctypes.CDLL(None, use_errno=True)
+_SI_QUEUE = -1
+_SIGINFO = struct.Struct("=iiii iI Q 96x")
+"""siginfo_t of a queued signal on 64-bit Linux: signo, errno, code, padding, pid, uid, value (sigaction(2))."""
+_SYS_PIDFD_SEND_SIGNAL = 424
+"""The same number on all architectures (system calls since 5.0 share one table)."""
 
 
 class Timespec(ctypes.Structure):
     _fields_ = (("tv_sec", ctypes.c_int64), ("tv_nsec", ctypes.c_int64))
 
 
-_libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
-_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
-_libc.setfsuid.argtypes = (ctypes.c_uint,)
-_libc.setfsgid.argtypes = (ctypes.c_uint,)
-_libc.syncfs.argtypes = (ctypes.c_int,)
-_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
+libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
+libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+libc.setfsuid.argtypes = (ctypes.c_uint,)
+libc.setfsgid.argtypes = (ctypes.c_uint,)
+libc.syncfs.argtypes = (ctypes.c_int,)
+libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_tgkill = libc_quick.tgkill
+_tgkill.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int)
+_syscall = libc_quick.syscall
+_syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_syscall.restype = ctypes.c_long
 
 
 def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:
     """rename(2) with RENAME_NOREPLACE, RENAME_EXCHANGE or RENAME_WHITEOUT."""
-    _checked(_libc.renameat2(old_fd, old, new_fd, new, flags))
+    checked(libc.renameat2(old_fd, old, new_fd, new, flags))
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2): offset and length in bytes."""
-    _checked(_libc.fallocate(fd, mode, offset, length))
+    checked(libc.fallocate(fd, mode, offset, length))
 
 
 def utimens(path: bytes, atime_ns: int | None, mtime_ns: int | None, *, now: int) -> None:
     """utimensat(2) on a path (followed): nanoseconds, `now` for the present, None to leave a time alone."""
     times = (Timespec * 2)(_timespec(atime_ns, now), _timespec(mtime_ns, now))
-    _checked(_libc.utimensat(AT_FDCWD, path, ctypes.byref(times), 0))
+    checked(libc.utimensat(AT_FDCWD, path, ctypes.byref(times), 0))
 
 
 def _timespec(ns: int | None, now: int) -> Timespec:
@@ -77,15 +93,21 @@ def _timespec(ns: int | None, now: int) -> Timespec:
 
 
 def _statx(fd: int, mask: int) -> bytes:
-    """struct statx of what `fd` (O_PATH will do) refers to."""
+    """struct statx of what `fd` (O_PATH will do) refers to: mask at byte 0, attributes at 8, birth time at 80, the
+    attributes that the file system knows at 56 (statx(2))."""
     result = ctypes.create_string_buffer(256)
-    _checked(_libc.statx(fd, b"", AT_EMPTY_PATH, mask, result))
+    checked(libc.statx(fd, b"", AT_EMPTY_PATH, mask, result))
     return result.raw
 
 
 def attributes_of(fd: int) -> int:
     """STATX_ATTR_* that `fd` (O_PATH will do) has; the bit of one that the backing does not know is 0."""
     return int.from_bytes(_statx(fd, 0)[8:16], "little")
+
+
+def known_attributes_of(fd: int) -> int:
+    """STATX_ATTR_* of which the file system below `fd` can tell whether a file has them (stx_attributes_mask)."""
+    return int.from_bytes(_statx(fd, 0)[56:64], "little")
 
 
 def birth_time_ns(fd: int) -> int | None:
@@ -99,7 +121,41 @@ def birth_time_ns(fd: int) -> int | None:
 
 def syncfs(fd: int) -> None:
     """syncfs(2)."""
-    _checked(_libc.syncfs(fd))
+    checked(libc.syncfs(fd))
+
+
+def file_system_magic(fd: int) -> int:
+    """f_type of statfs(2), as in linux/magic.h."""
+    result = ctypes.create_string_buffer(256)
+    checked(libc.fstatfs(fd, result))
+    return int.from_bytes(result.raw[:8], "little") & 0xFFFF_FFFF
+
+
+def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
+    """mount(2): `flags` MS_*, `data` options of the file system, between commas."""
+    checked(libc.mount(*map(os.fsencode, (source, target, fstype)), flags, os.fsencode(data)), target)
+
+
+def umount2(target: str, flags: int) -> None:
+    """umount2(2): `flags` MNT_* and UMOUNT_NOFOLLOW. Waits for the file system, but with MNT_FORCE or MNT_DETACH."""
+    checked(libc.umount2(os.fsencode(target), flags), target)
+
+
+def queue_signal(pidfd: int, signo: int, value: int) -> bool:
+    """Send `signo` with `value` (64 bits) in si_value, si_code SI_QUEUE (rt_sigqueueinfo(2), pidfd_send_signal(2)).
+
+    False: the process has ended, or may not be signalled by this one.
+    """
+    info = _SIGINFO.pack(signo, 0, _SI_QUEUE, 0, os.getpid(), os.getuid(), value)
+    return bool(_syscall(_SYS_PIDFD_SEND_SIGNAL, pidfd, signo, info, 0) == 0)
+
+
+def is_thread_of(pid: int, tid: int) -> bool:
+    """Whether process `pid` has a thread `tid` (tgkill(2) with no signal).
+
+    EPERM: there is one that may not be signalled; the kernel compares the thread group before it looks at permissions.
+    """
+    return not _tgkill(pid, tid, 0) or ctypes.get_errno() == errno.EPERM
 
 
 class _CapHeader(ctypes.Structure):
@@ -121,26 +177,26 @@ class Privileges:
     def lower(self, *numbers: int) -> None:
         """From now on act without these (capset(2)), but inside of `with`; nothing changes where there are none."""
         fewer = (_CapData * 2)()
-        _checked(_libc.capget(self._header, self._all))
-        _checked(_libc.capget(self._header, fewer))
+        checked(libc.capget(self._header, self._all))
+        checked(libc.capget(self._header, fewer))
         for number in numbers:
             fewer[number // 32].effective &= ~(1 << number % 32)
-        _checked(_libc.capset(self._header, fewer))
+        checked(libc.capset(self._header, fewer))
         self._fewer = fewer
 
     def __enter__(self) -> None:
         if self._fewer is not None:
-            _checked(_libc.capset(self._header, self._all))
+            checked(libc.capset(self._header, self._all))
 
     def __exit__(self, *_: object) -> None:
         if self._fewer is not None:
-            _checked(_libc.capset(self._header, self._fewer))
+            checked(libc.capset(self._header, self._fewer))
 
 
 def set_fs_ids(uid: int, gid: int) -> None:
     """Who owns what this thread creates from now on (setfsuid(2), setfsgid(2); they cannot report an error)."""
-    _libc.setfsgid(gid)
-    _libc.setfsuid(uid)
+    libc.setfsgid(gid)
+    libc.setfsuid(uid)
 
 
 def keep_capabilities_across_fs_ids() -> bool:
@@ -149,5 +205,5 @@ def keep_capabilities_across_fs_ids() -> bool:
     The kernel has already checked the caller's permissions with all of the caller's groups, which a request does
     not carry. False where it is not allowed (CAP_SETPCAP).
     """
-    bits = _libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)
-    return bits >= 0 and not _libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
+    bits = libc.prctl(_PR_GET_SECUREBITS, 0, 0, 0, 0)
+    return bits >= 0 and not libc.prctl(_PR_SET_SECUREBITS, bits | _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)

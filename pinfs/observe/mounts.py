@@ -1,11 +1,12 @@
-"""The pinfs mounts of this machine, and what their control directories say: for the command line and the page."""
+"""The pinfs mounts of this machine, and what their control directories say."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pinfs.client.mounts import CONTROL, FSTYPE, MOUNTINFO, parse_entry, unescape
+from pinfs.interface.names import CONTROL, FSTYPE
+from pinfs.linux import mountinfo
 
 COUNTED: Final = {
     "pinfs_pinned_bytes": "pinned bytes",
@@ -15,11 +16,11 @@ COUNTED: Final = {
     "pinfs_refusals_total": "refusals",
     "pinfs_requests_total": "requests",
 }
-"""What people ask for, and what they call it."""
+"""Counters that listings show, and their labels there."""
 
 
 class Mount(NamedTuple):
-    """One pinfs mount: where, and of what."""
+    """One pinfs mount: its mount point and its source."""
 
     point: str
     source: str
@@ -29,17 +30,20 @@ class Mount(NamedTuple):
         return Path(self.point, CONTROL, name)
 
     def pins(self) -> list[dict[str, Any]]:
-        """All pins of the mount, each with the key `mount` besides those of docs/interfaces.md. OSError when stale."""
+        """All pins of the mount, each with the key `mount` besides those of docs/interfaces.md.
+
+        Raises OSError ENOTCONN or ECONNABORTED where the mount is stale, as all methods here do.
+        """
         lines = self.control("pins").read_text(errors="surrogateescape").splitlines()
         return [json.loads(line) | {"mount": self.point} for line in lines]
 
     def status(self) -> dict[str, Any]:
-        """What the daemon says of itself. OSError when stale."""
+        """What the daemon says of itself: `.pinfs/status`."""
         status: dict[str, Any] = json.loads(self.control("status").read_text())
         return status
 
     def counters(self) -> dict[str, float]:
-        """Those counters of `.pinfs/metrics` that people ask for, summed over their labels. OSError when stale."""
+        """The counters of `.pinfs/metrics` that `COUNTED` names, each summed over its labels."""
         from prometheus_client.parser import text_string_to_metric_families
 
         sums: dict[str, float] = {}
@@ -50,11 +54,11 @@ class Mount(NamedTuple):
         return sums
 
     def has_gone(self) -> bool:
-        """Whether it is no mount any more. Who looks at all mounts passes over one that ends meanwhile."""
+        """Whether this is no mount any more. A listing of all mounts passes over one that ends meanwhile."""
         return self not in mounts()
 
     def command(self, line: str) -> None:
-        """One command of the event channel (`release 7`). OSError as in docs/interfaces.md, Events."""
+        """Write one command to the event channel (`release 7`). Raises OSError as docs/interfaces.md says (Events)."""
         fd = os.open(self.control("events"), os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, line.encode() + b"\n")
@@ -64,10 +68,7 @@ class Mount(NamedTuple):
 
 def mounts() -> list[Mount]:
     """All pinfs mounts that this process can see, stale ones too; no bind mounts of a part, which show no .pinfs."""
-    found: dict[str, Mount | None] = {}
-    for line in Path(MOUNTINFO).read_bytes().splitlines():
-        entry = parse_entry(line)
-        source = unescape(line.split(b" - ", 1)[1].split()[1])
-        is_ours = entry.fstype == FSTYPE and entry.root == "/"
-        found[entry.point] = Mount(entry.point, source) if is_ours else None  # the last one is on top
-    return [mount for mount in found.values() if mount is not None]
+    on_top = {entry.point: entry for entry in mountinfo.mounts()}  # the last one on a mount point
+    return [
+        Mount(entry.point, entry.source) for entry in on_top.values() if entry.fstype == FSTYPE and entry.root == "/"
+    ]

@@ -1,13 +1,14 @@
-"""What happens to pins, in words for people, and nothing in them that could reach out of a terminal or a page. Pure."""
+"""What happens to pins, in words for people, without characters that a terminal or a page would obey. Pure."""
 
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-Event = dict[str, Any]
+EventJson = dict[str, Any]
+"""An event of `.pinfs/events` or a pin of `.pinfs/pins`, parsed (docs/interfaces.md)."""
 
 # Control characters, bidirectional overrides and other invisible ones, lone surrogates (undecodable bytes of a name),
-# line separators: whatever a hostile note or file name could use to rewrite what the administrator sees.
+# line separators: all that a hostile note or file name could use to rewrite what the administrator sees.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
@@ -27,7 +28,7 @@ def printable(text: str) -> str:
     return "".join(_escape(char) if unicodedata.category(char) in _UNSAFE else char for char in text)
 
 
-def differences(before: dict[int, Event], now: dict[int, Event]) -> Iterator[Event]:
+def differences(before: dict[int, EventJson], now: dict[int, EventJson]) -> Iterator[EventJson]:
     """Events that lead from one table of pins (by id) to the next."""
     for number in before.keys() - now.keys():
         yield _event("released", before[number])
@@ -41,13 +42,13 @@ def differences(before: dict[int, Event], now: dict[int, Event]) -> Iterator[Eve
             yield _event("withdrawn", pin)
 
 
-def _event(kind: str, pin: Event) -> Event:
+def _event(kind: str, pin: EventJson) -> EventJson:
     rest = {key: value for key, value in pin.items() if key not in ("id", "state", "v")}
     return {"v": 1, "event": kind, "pin": pin["id"], **rest}
 
 
-def describe(event: Event) -> str:
-    """One event in words: the pin, its range and file, who holds it, who asks for it and how long that may take."""
+def describe(event: EventJson) -> str:
+    """One event in words: the pin, its range and file, its holder, the removal and its caller, the time that is left."""
     words = []
     if event.get("pin") is not None:
         words.append(f"pin {event['pin']}")
@@ -56,14 +57,14 @@ def describe(event: Event) -> str:
         words.append(f"{event.get('mode', '')} [{event['start']}, {end})".strip())
     if event.get("path") is not None:
         words.append(f"of {event['path']}")
-    words += [f"held by {_who(event)}"] if event.get("pid") is not None else []
+    words += [f"held by {_process(event)}"] if event.get("pid") is not None else []
     words += [f"for {event['op']}"] if event.get("op") else []
-    words += [f"of {_who(event['breaker'])}"] if event.get("breaker") else []
+    words += [f"of {_process(event['breaker'])}"] if event.get("breaker") else []
     words += [f"({event[key]})" for key in ("why", "by") if event.get(key)]
     words += [f"{event['remaining_s']:.1f} s left"] if event.get("remaining_s") is not None else []
     words += [f"{event['lost']} events lost"] if event.get("lost") else []
     return " ".join(words)
 
 
-def _who(process: Event) -> str:
+def _process(process: EventJson) -> str:
     return " ".join(str(process[key]) for key in ("pid", "comm") if process.get(key) is not None)

@@ -126,7 +126,7 @@ class Daemon:
         self._since = time.monotonic()
         self._source_fd = source_fd
         self._fd = -1
-        self._device: str | None = None
+        self._device: int | None = None
         self.policies = PolicyBox(config.policies)
         self.fs: FileSystem = assemble(
             os.dup(source_fd), config, self.policies, self.passthrough, self.status, raise_descriptor_limit()
@@ -141,7 +141,7 @@ class Daemon:
         self._fd = mount(options.fsname or self.source, self.mountpoint, _flags(options))
         self._device = device_of(self.mountpoint)
         if self._device is not None:
-            self.fs.guard.mount_device = os.makedev(*map(int, self._device.split(":")))
+            self.fs.guard.mount_device = self._device
         with ExitStack() as undo:
             undo.callback(self.detach)
             self.way = self._find_way()

@@ -11,7 +11,7 @@ from cli.fakemount import FakeMount
 from click.testing import CliRunner, Result
 
 from pinfs.cli.main import cli
-from pinfs.observe import mounts
+from pinfs.linux import mountinfo
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The table of mounts that the verbs read."""
     path = tmp_path / "mountinfo"
     path.write_text("22 1 254:0 / / rw - ext4 /dev/vda rw\n")
-    monkeypatch.setattr(mounts, "MOUNTINFO", str(path))
+    monkeypatch.setattr(mountinfo, "PATH", str(path))
     return path
 
 

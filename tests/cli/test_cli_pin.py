@@ -77,9 +77,9 @@ def test_options_that_contradict_each_other(changes: dict[str, object]) -> None:
 
 
 def test_the_holder_that_stays_gets_no_signal_itself() -> None:
-    assert request(number=signal.SIGUSR1, command=("true",)).wish().signal == "none"
-    assert request(number=signal.SIGUSR1, pid=1).wish().signal == signal.SIGUSR1
-    assert request(pid=1, mode="lease").wish().signal == "none"
+    assert request(number=signal.SIGUSR1, command=("true",)).requested().signal == "none"
+    assert request(number=signal.SIGUSR1, pid=1).requested().signal == signal.SIGUSR1
+    assert request(pid=1, mode="lease").requested().signal == "none"
 
 
 def test_not_on_pinfs(run, tmp_path: Path) -> None:

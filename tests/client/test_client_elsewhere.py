@@ -12,7 +12,7 @@ import pinfs
 from pinfs.client import mounts
 from pinfs.client.errors import advice
 from pinfs.client.inode import inode_of
-from pinfs.client.mounts import MountEntry
+from pinfs.linux.mountinfo import MountEntry
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_errors_without_advice_pass() -> None:
 
 def test_a_part_of_a_mount_is_told_from_the_whole(plain_file: Path, monkeypatch) -> None:
     inode = inode_of(plain_file)
-    part = MountEntry(inode.dev, "/models", "/data", "fuse.pinfs")
+    part = MountEntry(inode.dev, "/models", "/data", "fuse.pinfs", "/src", "rw")
     monkeypatch.setattr(mounts, "entries_of", lambda dev: [part])
     with pytest.raises(FileNotFoundError, match="/data shows its /models"):
         mounts.root_of(inode)
@@ -127,8 +127,8 @@ def test_a_part_of_a_mount_is_told_from_the_whole(plain_file: Path, monkeypatch)
 
 def test_a_covered_mount_is_passed_over(plain_file: Path, monkeypatch) -> None:
     inode = inode_of(plain_file)
-    covered = MountEntry(inode.dev, "/", "/proc", "fuse.pinfs")
-    whole = MountEntry(inode.dev, "/", str(plain_file.parent), "fuse.pinfs")
+    covered = MountEntry(inode.dev, "/", "/proc", "fuse.pinfs", "/src", "rw")
+    whole = MountEntry(inode.dev, "/", str(plain_file.parent), "fuse.pinfs", "/src", "rw")
     monkeypatch.setattr(mounts, "entries_of", lambda dev: [covered, whole])
     assert mounts.root_of(inode) == plain_file.parent
 

@@ -12,21 +12,21 @@ from pinfs.client.channel import EventChannel
 from pinfs.client.model import Event, PinInfo
 from pinfs.client.pin import Pin
 from pinfs.client.trio import AsyncPin
-from pinfs.client.xattrs import Wish
+from pinfs.client.xattrs import RequestedPin
 
 
 class FakePin(Pin):
     def __init__(self) -> None:
-        super().__init__("fake", Wish(0, 10, "lease"))
+        super().__init__("fake", RequestedPin(0, 10, "lease"))
         self.id = 7
         self.told = "held"
 
     def info(self) -> PinInfo:
         return PinInfo(self.id, 0, 10, "lease", self.told)  # type: ignore[arg-type]
 
-    def _replace(self, wish: Wish) -> None: ...
+    def _replace(self, requested: RequestedPin) -> None: ...
 
-    def _let_go(self) -> None: ...
+    def _release(self) -> None: ...
 
     def extend(self, seconds: float) -> None: ...
 

@@ -22,7 +22,7 @@ from support.actor import eventually
 
 from pinfs.core.owners import ProcessId
 from pinfs.enforce.holders import REMEMBERED, Holders, raise_descriptor_limit
-from pinfs.linux import signals
+from pinfs.linux import syscalls
 from pinfs.linux.signals import parse_signal, signal_name
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs other users")
@@ -478,7 +478,7 @@ def test_kill(holders: Holders) -> None:
 
 
 def test_system_call_numbers_and_layout_are_those_of_this_machine() -> None:
-    assert signals._SIGINFO.size == 128
+    assert syscalls._SIGINFO.size == 128
     assert platform.machine() in ("x86_64", "aarch64")
 
 

@@ -23,7 +23,7 @@ from web.conftest import LIMIT_S, Web
 
 from pinfs.cli import web as verb
 from pinfs.cli.main import cli
-from pinfs.observe import mounts
+from pinfs.linux import mountinfo
 from pinfs.web.feed import MAX_CLIENTS
 
 Serve = Callable[..., Web]
@@ -241,7 +241,7 @@ def test_without_the_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     fake = FakeMount(tmp_path / "mnt")
     table = tmp_path / "mountinfo"
     table.write_text(fake.row())
-    monkeypatch.setattr(mounts, "MOUNTINFO", str(table))
+    monkeypatch.setattr(mountinfo, "PATH", str(table))
     monkeypatch.setattr(verb, "find_spec", lambda name: None)
     result = CliRunner().invoke(cli, ["web", str(fake.point)])
     message = "pinfs: the page needs starlette and uvicorn: pip install 'pinfs[web]'\n"

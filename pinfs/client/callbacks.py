@@ -25,7 +25,7 @@ Callback = Callable[[Event], object]
 
 @dataclass
 class Watch:
-    """A pin whose holder wants to be called. `release` and `query` are the pin's own."""
+    """A pin whose holder has a callback. `release` and `query` are the pin's own."""
 
     on_break: Callback
     release: Callable[[], None]
@@ -35,19 +35,20 @@ class Watch:
     def answer(self, event: Event) -> None:
         """Call the holder, and release what it has let go of.
 
-        A callback that fails has not let go: the memory may still be in use, so the pin stays and the deadline decides.
+        A callback that fails, or ends its thread by SystemExit, has not let go: the memory may still be in use, so the
+        pin stays and the deadline decides.
         """
         try:
             self.on_break(event)
             self.release()
-        except Exception:
+        except BaseException:
             log.exception("pin %s: the answer to a break failed; the pin stays, and the deadline decides", event.pin)
         finally:
             self.running = False
 
 
 class Workers:
-    """Threads that end when there is nothing to do, at most `limit` at a time; what is above it waits its turn."""
+    """Threads that end when there is nothing to do, at most `limit` at a time; further work waits for one of them."""
 
     def __init__(self, limit: int = CALLBACKS) -> None:
         self._limit = limit
@@ -56,12 +57,20 @@ class Workers:
         self._running = 0
 
     def submit(self, work: Callable[[], None]) -> None:
+        """Have `work`, which does not raise, done by a thread. Raises RuntimeError where no thread can be started and
+        none is running that could do it later."""
         with self._lock:
             self._waiting.append(work)
             if self._running == self._limit:
                 return
-            self._running += 1
-        threading.Thread(target=self._run, name="pinfs-break", daemon=True).start()
+            try:
+                threading.Thread(target=self._run, name="pinfs-break", daemon=True).start()
+            except RuntimeError:
+                if self._running == 0:
+                    self._waiting.remove(work)
+                    raise
+            else:
+                self._running += 1
 
     def _run(self) -> None:
         while work := self._next():
@@ -75,7 +84,7 @@ class Workers:
             return None
 
 
-class Dispatcher:
+class BreakCallbacks:
     """Reads the channel of one mount for all pins of this process that have callbacks."""
 
     def __init__(self, channel: EventChannel) -> None:
@@ -85,6 +94,7 @@ class Dispatcher:
         self._workers = Workers()
 
     def start(self) -> None:
+        """Raises RuntimeError where no thread can be started."""
         threading.Thread(target=self._run, name="pinfs-events", daemon=True).start()
 
     def watch(self, key: Key, watch: Watch) -> None:
@@ -103,8 +113,8 @@ class Dispatcher:
             while self._watches:
                 for event in self.channel.read():
                     self.handle(event)
-        except OSError as exc:
-            log.warning("no more breaks can be heard of: %s", exc)
+        except Exception as error:
+            log.warning("no more breaks can be heard of: %s", error)
         finally:
             _retire(self)
             self.channel.close()
@@ -113,7 +123,7 @@ class Dispatcher:
         if event.event == "break":
             self._begin(self._watches.get((event.inode, event.name)), event)
         elif event.event == "overflow":
-            self._look_at_all()
+            self._query_all()
         elif event.event == "revoked":
             log.warning("pin %s was revoked by %s: its bytes may be gone", event.pin, event.by)
 
@@ -123,10 +133,14 @@ class Dispatcher:
             if watch is None or watch.running:
                 return
             watch.running = True
-        self._workers.submit(lambda: watch.answer(event))
+        try:
+            self._workers.submit(lambda: watch.answer(event))
+        except RuntimeError as error:
+            watch.running = False
+            log.error("pin %s: its break cannot be answered, the deadline decides: %s", event.pin, error)
 
-    def _look_at_all(self) -> None:
-        """Events were lost, breaks may be among them: ask each pin."""
+    def _query_all(self) -> None:
+        """Events were lost, breaks may be among them: ask the mount about each pin."""
         with self._lock:
             watches = list(self._watches.values())
         for watch in watches:
@@ -137,44 +151,53 @@ class Dispatcher:
 
 
 _lock = threading.Lock()
-_dispatchers: dict[int, Dispatcher] = {}
+_by_device: dict[int, BreakCallbacks] = {}
 
 
 def join(inode: Inode, name: str, watch: Watch) -> None:
-    """Have the callback of a pin-to-be called. Raises OSError where the mount's channel cannot be opened."""
+    """Have the callback of a pin-to-be called.
+
+    Raises OSError where the mount's channel cannot be opened, RuntimeError where no thread can be started.
+    """
     with _lock:
-        dispatcher = _dispatchers.get(inode.dev)
-        if dispatcher is None:
-            dispatcher = Dispatcher(EventChannel(inode))
-        dispatcher.watch((inode.ino, name), watch)
-        if inode.dev not in _dispatchers:
-            _dispatchers[inode.dev] = dispatcher
-            dispatcher.start()
+        running = _by_device.get(inode.dev)
+        if running is not None:
+            running.watch((inode.ino, name), watch)
+            return
+        fresh = BreakCallbacks(EventChannel(inode))
+        fresh.watch((inode.ino, name), watch)
+        try:
+            fresh.start()
+        except BaseException:
+            fresh.channel.close()
+            raise
+        _by_device[inode.dev] = fresh
 
 
 def leave(inode: Inode, name: str, watch: Watch) -> None:
     """The last pin that leaves closes the channel, so that the mount is not busy with it."""
     with _lock:
-        dispatcher = _dispatchers.get(inode.dev)
-        if dispatcher is not None and dispatcher.unwatch((inode.ino, name), watch):
-            del _dispatchers[inode.dev]
-            dispatcher.channel.wake()
+        running = _by_device.get(inode.dev)
+        if running is not None and running.unwatch((inode.ino, name), watch):
+            del _by_device[inode.dev]
+            running.channel.wake()
 
 
-def _retire(dispatcher: Dispatcher) -> None:
-    """A dispatcher whose mount has gone makes room for the next."""
+def _retire(ended: BreakCallbacks) -> None:
+    """A mount that is gone makes room for the next one with its device number."""
     with _lock:
-        for dev in [dev for dev, other in _dispatchers.items() if other is dispatcher]:
-            del _dispatchers[dev]
+        for dev in [dev for dev, running in _by_device.items() if running is ended]:
+            del _by_device[dev]
 
 
 def _forget() -> None:
     """A forked child has none of the pins and none of the threads; it closes its copies of the channels."""
     global _lock
     _lock = threading.Lock()
-    for dispatcher in _dispatchers.values():
-        dispatcher.channel.close()
-    _dispatchers.clear()
+    for running in _by_device.values():
+        with contextlib.suppress(OSError):  # the thread that was closing it is not in the child
+            running.channel.close()
+    _by_device.clear()
 
 
 os.register_at_fork(after_in_child=_forget)

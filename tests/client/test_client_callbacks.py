@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pinfs.client import dispatch
+from pinfs.client import callbacks
+from pinfs.client.callbacks import BreakCallbacks, Watch, Workers
 from pinfs.client.channel import EventChannel
-from pinfs.client.dispatch import Dispatcher, Watch, Workers
 from pinfs.client.model import Event, PinInfo
 
 LIMIT_S = 20  # when a test counts as hung; no test waits for it
@@ -45,11 +45,11 @@ class FakeMount:
     def __init__(self) -> None:
         self.socket, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         client.setblocking(False)
-        self.dispatcher = Dispatcher(EventChannel.over(client.detach()))
+        self.callbacks = BreakCallbacks(EventChannel.over(client.detach()))
         self.add(Holder(0))
 
     def add(self, holder: Holder) -> Holder:
-        self.dispatcher.watch(holder.key, holder.watch)
+        self.callbacks.watch(holder.key, holder.watch)
         return holder
 
     def send(self, *events: dict[str, object]) -> None:
@@ -59,15 +59,15 @@ class FakeMount:
 @pytest.fixture
 def fake() -> Iterator[FakeMount]:
     fake = FakeMount()
-    thread = threading.Thread(target=fake.dispatcher._run)
+    thread = threading.Thread(target=fake.callbacks._run)
     thread.start()
     yield fake
-    with dispatch._lock:  # as leave() does: the thread closes the channel under the same lock
-        fake.dispatcher._watches.clear()
-        fake.dispatcher.channel.wake()
+    with callbacks._lock:  # as leave() does: the thread closes the channel under the same lock
+        fake.callbacks._watches.clear()
+        fake.callbacks.channel.wake()
     thread.join()
     fake.socket.close()
-    assert fake.dispatcher.channel.fileno() == -1
+    assert fake.callbacks.channel.fileno() == -1
 
 
 def test_a_callback_that_returns_releases(fake) -> None:
@@ -145,7 +145,7 @@ def test_lost_events_are_looked_for(fake) -> None:
 
 def test_a_revoked_pin_is_reported(fake, caplog) -> None:
     with caplog.at_level(logging.WARNING, "pinfs.client"):
-        fake.dispatcher.handle(Event("revoked", pin=5, by="policy"))
+        fake.callbacks.handle(Event("revoked", pin=5, by="policy"))
     assert "pin 5 was revoked by policy" in caplog.text
 
 
@@ -153,7 +153,7 @@ def test_a_pin_registered_anew_keeps_its_watch(fake) -> None:
     first, second = Holder(1), Holder(1)
     fake.add(first)
     fake.add(second)
-    assert not fake.dispatcher.unwatch(first.key, first.watch)
+    assert not fake.callbacks.unwatch(first.key, first.watch)
     fake.send(second.break_line())
     assert second.released.wait(LIMIT_S)
     assert first.called.empty()
@@ -163,9 +163,9 @@ def test_a_mount_that_goes_ends_the_thread(caplog) -> None:
     fake = FakeMount()
     fake.socket.close()
     with caplog.at_level(logging.WARNING, "pinfs.client"):
-        fake.dispatcher._run()
+        fake.callbacks._run()
     assert "no more breaks" in caplog.text
-    assert fake.dispatcher.channel.fileno() == -1
+    assert fake.callbacks.channel.fileno() == -1
 
 
 def test_workers_have_a_limit_and_do_all() -> None:
@@ -194,21 +194,21 @@ def test_workers_do_not_wait_for_each_other() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later: workers may still be ending
-def test_a_forked_child_has_no_dispatchers(monkeypatch) -> None:
+def test_a_forked_child_has_no_callbacks(monkeypatch) -> None:
     fake = FakeMount()
-    monkeypatch.setitem(dispatch._dispatchers, 12345, fake.dispatcher)
+    monkeypatch.setitem(callbacks._by_device, 12345, fake.callbacks)
     answer, told = os.pipe()
-    with dispatch._lock:  # as another thread may, at the moment of the fork
+    with callbacks._lock:  # as another thread may, at the moment of the fork
         child = os.fork()
     if child == 0:
-        free = dispatch._lock.acquire(blocking=False)
-        closed = fake.dispatcher.channel.fileno() == -1
-        os.write(told, b"ok" if free and closed and not dispatch._dispatchers else b"no")
+        free = callbacks._lock.acquire(blocking=False)
+        closed = fake.callbacks.channel.fileno() == -1
+        os.write(told, b"ok" if free and closed and not callbacks._by_device else b"no")
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(answer, 10) == b"ok"
-    assert fake.dispatcher.channel.fileno() >= 0
+    assert fake.callbacks.channel.fileno() >= 0
     for fd in (answer, told):
         os.close(fd)
-    fake.dispatcher.channel.close()
+    fake.callbacks.channel.close()
     fake.socket.close()

@@ -1,0 +1,208 @@
+"""Pins of an open file description, by ioctls (SPEC 6)."""
+
+import errno
+import os
+import select
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import Protocol
+
+from pinfs.client import ioctl
+from pinfs.client.basepin import GONE, Pin, with_signal
+from pinfs.client.callbacks import Callback, Watch
+from pinfs.client.channel import EventChannel
+from pinfs.client.errors import advice
+from pinfs.client.model import PinInfo
+from pinfs.client.mounts import control_file
+from pinfs.client.relay import answers_poll
+from pinfs.client.xattrs import RequestedPin
+
+
+class HandlePin(Pin):
+    """Owned by an open file description; released at the latest by its last close.
+
+    With a callback a thread of its own waits for breaks. It ends with `release`, not with close(2).
+    """
+
+    def __init__(self, fd: int, requested: RequestedPin, on_break: Callback | None, *, owned: bool) -> None:
+        """`owned`: whether `release` closes `fd`. Where this raises, `fd` is open, and has no pin of this call."""
+        super().__init__("", requested)
+        self._fd = fd
+        self._owned = owned
+        self._file = _identity(fd)
+        self._listener = self._new_listener() if on_break else None
+        with ExitStack() as undo:
+            if self._listener:
+                undo.callback(self._listener.close)
+            self.id = self._registered(requested)
+            undo.callback(self._unpin, self.id)
+            if on_break and self._listener:
+                run = threading.Thread(
+                    target=_listen, args=(self._listener, self._answer, Watch(on_break, self.release, self.info)),
+                    name="pinfs-handle", daemon=True,
+                )  # fmt: skip
+                run.start()
+            undo.pop_all()
+
+    def _new_listener(self) -> "Listener":
+        if answers_poll(control_file(self._fd, "events")):
+            return PollListener(self._fd)
+        return ChannelListener(self._fd, lambda: self.id)
+
+    def _answer(self, watch: Watch) -> None:
+        with suppress(OSError):  # the pin or the handle is gone
+            self._require_open()
+            answer = ioctl.query(self._fd, self.id)
+            if answer.state == ioctl.BREAKING:
+                watch.answer(ioctl.break_event(answer))
+
+    def _registered(self, requested: RequestedPin) -> int:
+        requested = with_signal(requested)
+        request = ioctl.PinRequest(
+            requested.start, requested.length, ioctl.LEASE if requested.mode == "lease" else ioctl.DENY,
+            ioctl.signal_number(requested.signal), ioctl.DIRTY if requested.dirty else 0, note=requested.note.encode(),
+        )  # fmt: skip
+        with advice(f"pin {requested.start}:{requested.length}", f"descriptor {self._fd}"):
+            return ioctl.pin(self._fd, request)
+
+    def _unpin(self, pin_id: int) -> None:
+        with suppress(OSError):
+            ioctl.unpin(self._fd, pin_id)
+
+    def _replace(self, requested: RequestedPin) -> None:
+        """The new pin is registered before the old one is released, so that its bytes are pinned all the time."""
+        with self._lock:
+            self._require_open()
+            fresh = self._registered(requested)
+            try:
+                with advice("change", f"pin {self.id}"):
+                    ioctl.unpin(self._fd, self.id)
+            except OSError:  # revoked meanwhile (then it must not come back unasked), or it cannot be flushed
+                self._unpin(fresh)
+                raise
+            self.id, self._requested = fresh, requested
+
+    def _require_open(self) -> None:
+        """A closed number may by now belong to another file, where an ioctl means something else."""
+        if self._released or not self._is_open():
+            raise OSError(errno.ENOENT, "the handle is closed, and its pins are released")
+
+    def _is_open(self) -> bool:
+        return self._file is not None and _identity(self._fd) == self._file
+
+    def info(self) -> PinInfo:
+        with advice(f"query pin {self.id}", f"descriptor {self._fd}"):
+            self._require_open()
+            return ioctl.info(ioctl.query(self._fd, self.id))
+
+    def _release(self) -> None:
+        try:
+            self._require_open()
+            ioctl.unpin(self._fd, self.id)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+        if self._listener is not None:
+            self._listener.stop()
+        if self._owned and self._is_open():
+            os.close(self._fd)
+
+    def extend(self, seconds: float) -> None:
+        with EventChannel(self._fd) as channel:
+            channel.extend(self.id, seconds)
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    """Which file a descriptor means; None when it is closed."""
+    try:
+        st = os.fstat(fd)
+    except OSError:
+        return None
+    return st.st_dev, st.st_ino
+
+
+class Listener(Protocol):
+    """Waits for something to happen to a pin of a handle."""
+
+    def wait(self) -> bool:
+        """True: the pin may be breaking. False, or OSError: `stop` was called, or the mount is gone."""
+
+    def stop(self) -> None:
+        """End `wait` in another thread, which then closes."""
+
+    def close(self) -> None: ...
+
+
+def _listen(listener: Listener, answer: Callable[[Watch], None], watch: Watch) -> None:
+    try:
+        while listener.wait():
+            answer(watch)
+    except OSError:
+        return
+    finally:
+        listener.close()
+
+
+_listeners: "weakref.WeakSet[PollListener | ChannelListener]" = weakref.WeakSet()
+
+
+class PollListener:
+    """Waits for POLLPRI by epoll, edge-triggered: poll(2) would keep the description open, and would not wait again
+    while a break goes on whose callback has failed."""
+
+    def __init__(self, fd: int) -> None:
+        with ExitStack() as undo:
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            undo.callback(os.close, self._wake)
+            self._epoll = undo.enter_context(select.epoll())
+            self._epoll.register(self._wake, select.EPOLLIN)
+            self._epoll.register(fd, select.EPOLLPRI | select.EPOLLET)
+            self._open = undo.pop_all()
+        _listeners.add(self)
+
+    def wait(self) -> bool:
+        return not any(fd == self._wake for fd, _ in self._epoll.poll())
+
+    def stop(self) -> None:
+        with suppress(OSError):
+            os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        self._open.close()
+        self._wake = -1
+
+
+class ChannelListener:
+    """For mounts that do not answer poll(2) (`poll=off`): the process's channel tells of its handles' pins, too."""
+
+    def __init__(self, fd: int, pin_id: Callable[[], int]) -> None:
+        self._channel = EventChannel(fd)
+        self._pin_id = pin_id
+        self._stopped = False
+        _listeners.add(self)
+
+    def wait(self) -> bool:
+        while not self._stopped:
+            if any(event.event == "overflow" or event.pin == self._pin_id() for event in self._channel.read()):
+                return True
+        return False
+
+    def stop(self) -> None:
+        self._stopped = True  # before the thread looks
+        with suppress(OSError):  # closed, where the mount is gone
+            self._channel.wake()
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def _close_listeners() -> None:
+    """A forked child has neither the pins nor the threads; its copies would keep the mount busy."""
+    for listener in list(_listeners):
+        with suppress(OSError):
+            listener.close()
+
+
+os.register_at_fork(after_in_child=_close_listeners)
