@@ -77,9 +77,8 @@ class Passthrough:
         self.registered -= 1
 
     def _open(self, fd: int) -> int:
-        return int(
-            fcntl.ioctl(self._connection, FUSE_DEV_IOC_BACKING_OPEN, bytearray(_BACKING_MAP.pack(fd, 0, 0)), True)
-        )
+        request = bytearray(_BACKING_MAP.pack(fd, 0, 0))
+        return int(fcntl.ioctl(self._connection, FUSE_DEV_IOC_BACKING_OPEN, request, True))
 
     def _close(self, backing_id: int) -> None:
         fcntl.ioctl(self._connection, FUSE_DEV_IOC_BACKING_CLOSE, bytearray(_BACKING_ID.pack(backing_id)), True)

@@ -14,7 +14,7 @@ from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.mounts import mount_of, the_mount
 from pinfs.cli.output import listing_options, print_json, print_table, wants_json
 from pinfs.cli.verb import VerbGroup, fail
-from pinfs.config.options import policy_from_toml
+from pinfs.config.policies import policy_from_toml
 from pinfs.core.policy import PolicyError, PolicySet, policy_from_mapping, policy_to_toml
 from pinfs.observe.mounts import Mount
 

@@ -9,7 +9,7 @@ ADVICE = {
     errno.ENXIO: "the range does not lie inside the file; length 0 pins to the end, wherever that is",
     errno.EAGAIN: "a removal of an overlapping range is under way; try again when it has finished",
     errno.EDQUOT: "a limit of pins is reached (max_pins, max_pins_per_user, max_pinned_bytes_per_user); release some",
-    errno.EACCES: "a pin takes permission to write to the file; an ioctl, a descriptor that is open for writing",
+    errno.EACCES: "a pin takes permission to write to the file, an ioctl takes a descriptor that is open for writing",
     errno.EPERM: "not allowed; a process that the daemon cannot see (pid namespaces) pins by ioctl, for a handle",
     errno.ESRCH: "there is no such process in the mount's pid namespace",
     errno.ENODATA: "there is no such pin: it was released, revoked, or belongs to another process",

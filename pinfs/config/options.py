@@ -1,161 +1,61 @@
-"""What an operator says: mount options (`-o`) and the policy file, made into checked values.
+"""Mount options (`-o`), made into checked values.
 
 Precedence: `-o` over the policy file over the defaults. An `-o` key replaces the mount's own value; rules of the file
-still override it for the files they match. Whatever is wrong is refused whole, with its name and, in a file, its line.
+still override it for the files they match. An option that is wrong is refused with its name.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pinfs.core.policy import CHOICES, LIMITS, MAX_SECONDS, SECONDS, PolicyError, PolicySet, policy_from_mapping
-
-log = logging.getLogger("pinfs.policy")
-
-POLICY_BYTES_MAX = 64 * 1024
-
-# ---- the policy as TOML
-
-_ASSIGNED = re.compile(r"""\s*(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<bare>[\w-]+))\s*[.=]""")
-_HEADER = re.compile(r"""\s*\[\[?\s*["']?(?P<table>[^\]"'.\s]+)["']?\s*(?:\.\s*["']?(?P<key>[^\]"'.\s]+))?""")
-
-
-def policy_from_toml(
-    text: str, overrides: Mapping[str, Any] | None = None, defaults: Mapping[str, Any] | None = None
-) -> PolicySet:
-    """The policy that a TOML text states, with `overrides` (from `-o`) in place of its own values.
-
-    `defaults`: the values of keys that it does not name. Raises PolicyError with key and line.
-    """
-    if len(text.encode(errors="surrogatepass")) > POLICY_BYTES_MAX:
-        raise PolicyError("", f"a policy of more than {POLICY_BYTES_MAX} bytes")
-    values = _parsed(text)
-    lines = _lines_of_keys(text)
-
-    def line_of(rule: int | None, key: str) -> int | None:
-        if rule is None:
-            return lines.get((None, key))
-        # An inline table has no lines of its own keys: then where it, or all of them, begin.
-        return lines.get((rule, key)) or lines.get((rule, "rule")) or lines.get((None, "rule"))
-
-    policies = policy_from_mapping(values, line_of)  # a bad value is refused also where an override hides it
-    if overrides or defaults:
-        return policy_from_mapping({**(defaults or {}), **values, **(overrides or {})}, line_of)
-    return policies
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except RecursionError:
-        raise PolicyError("", "not TOML that anybody would write: nested too deeply") from None
-    except ValueError as error:  # TOMLDecodeError, and numbers of more digits than int() takes
-        at = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", str(error))
-        line = int(at[1] or text.count("\n") + 1) if at else None
-        raise PolicyError("", f"not TOML: {error}", line) from None
-
-
-def _lines_of_keys(text: str) -> dict[tuple[int | None, str], int]:
-    """Where each key first stands: (number of its [[rule]] or None, key) -> line, from 1. tomllib does not tell.
-
-    A look at line beginnings is enough, since a wrong guess (within a multi-line string) only misplaces a message.
-    """
-    lines: dict[tuple[int | None, str], int] = {}
-    rule: int | None = None
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := _HEADER.match(line):
-            table, key = header["table"], header["key"]
-            if table == "rule" and key is None:
-                rule = 0 if rule is None else rule + 1
-                lines[rule, "rule"] = number
-            lines.setdefault((rule, key) if table == "rule" and key else (None, table), number)
-        elif assigned := _ASSIGNED.match(line):
-            lines.setdefault((rule, assigned["double"] or assigned["single"] or assigned["bare"]), number)
-    return lines
-
-
-class PolicyBox:
-    """The policy in force, which can be replaced while the mount runs."""
-
-    def __init__(self, policies: PolicySet) -> None:
-        self.current = policies
-        self._started_with = policies
-        self.last_error = ""
-        """Why the last replacement was refused; '' after one that was not."""
-
-    def replace(self, text: str, who: str) -> None:
-        """Puts a TOML policy in force for `who` (a word for the log). On PolicyError the old one stays.
-
-        What it does not say is as the file and `-o` had it when the mount began: who writes one key changes one key.
-        """
-        self._install(lambda: policy_from_toml(text, defaults=self._started_with.own_values), who)
-
-    def reload(self, config: Config, who: str) -> None:
-        """Reads the policy file again; `-o` still goes first. On PolicyError the old policy stays."""
-        self._install(config.read_policy, who)
-        self._started_with = self.current
-
-    def _install(self, make: Callable[[], PolicySet], who: str) -> None:
-        try:
-            new = make()
-        except PolicyError as error:
-            self.last_error = str(error)
-            log.warning("policy from %s refused, the old one stays in force: %s", who, error)
-            raise
-        for change in self.current.changed(new) or ["nothing changed"]:
-            log.info("policy from %s: %s", who, change)
-        self.current, self.last_error = new, ""
-
-
-# ---- options
+from pinfs.config.policies import read_policy
+from pinfs.core.policy import CHOICES, LIMITS, MAX_SECONDS, SECONDS, PolicySet, policy_from_mapping
 
 
 class OptionError(ValueError):
     """A mount option that is refused; the message names it."""
 
 
-def _as_root() -> bool:
+def _is_root() -> bool:
     return os.geteuid() == 0
 
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """What `-o` says about the mount itself. Defaults are those of other FUSE mounts: neither set-id nor devices."""
+    """The options of the mount itself. Defaults are those of other FUSE mounts: neither set-id nor devices."""
 
     read_only: bool = False
     suid: bool = False
     dev: bool = False
     exec_: bool = True
     atime: bool = True
-    allow_other: bool = field(default_factory=_as_root)
-    """Whether users other than the one who mounts may enter; on for root, whose files they are not."""
+    allow_other: bool = field(default_factory=_is_root)
+    """Whether users other than the mounting one may enter; on where root mounts."""
     fsname: str | None = None
-    """What /proc/mounts shows as the source, when not the source itself."""
+    """What /proc/mounts shows as the source; None: the source itself."""
     bridge: str = "auto"
     passthrough: str = "auto"
     poll: bool = True
-    """Whether poll(2) is answered. If not, io_uring is as fast as on the backing, but nobody can wait by poll."""
+    """Whether poll(2) is answered. If not, io_uring is as fast as on the backing, but programs cannot wait by poll."""
     entry_timeout: float = 60.0
-    """Seconds for which the kernel may remember a name; good as long as pinfs is the only way in."""
+    """Seconds for which the kernel may remember a name; right as long as the files change through pinfs only."""
     attr_timeout: float = 60.0
     """Seconds for which the kernel may remember attributes."""
     log_level: str = "info"
     replace_stale: bool = False
-    """Unmount what a dead daemon left on the mount point."""
+    """Whether to unmount what a dead daemon left on the mount point."""
     metrics_port: int = 0
     """TCP port on loopback for Prometheus; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything an operator said."""
+    """Everything that an operator said."""
 
     mount: MountOptions
     policies: PolicySet
@@ -165,33 +65,17 @@ class Config:
 
     def read_policy(self) -> PolicySet:
         """The policy as the file has it now, under the overrides. Raises PolicyError."""
-        return _policy(self.policy_file, self.overrides)
+        return read_policy(self.policy_file, self.overrides)
 
 
 def load(options: Sequence[str], policy_file: Path | None) -> Config:
-    """Checks all `-o` strings and reads the policy file (`policy_file`, or else `-o policy=FILE`).
+    """Check all `-o` strings and read the policy file (`policy_file`, or else `-o policy=FILE`).
 
     Raises OptionError, PolicyError.
     """
-    mount, overrides, by_option = parse_options(options)
-    file = policy_file or by_option
-    return Config(mount, _policy(file, overrides), file, overrides)
-
-
-def _policy(file: Path | None, overrides: Mapping[str, Any]) -> PolicySet:
-    if file is None:
-        return policy_from_mapping(overrides)
-    try:
-        with file.open("rb") as opened:
-            text = opened.read(POLICY_BYTES_MAX + 1).decode()
-    except OSError as error:
-        raise PolicyError("policy", f"{file}: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise PolicyError("policy", f"{file}: not UTF-8, or more than {POLICY_BYTES_MAX} bytes") from None
-    try:
-        return policy_from_toml(text, overrides)
-    except PolicyError as error:
-        raise PolicyError(error.key, error.why, error.line, str(file)) from None
+    mount, overrides, named_file = parse_options(options)
+    file = policy_file or named_file
+    return Config(mount, read_policy(file, overrides), file, overrides)
 
 
 def split_options(text: str) -> Iterator[str]:
@@ -217,8 +101,8 @@ def parse_options(options: Sequence[str]) -> tuple[MountOptions, dict[str, Any],
             changes |= _SWITCHES[name]
         elif name == "allow_root" and not given:
             changes |= _allow_root()
-        elif not _is_for_others(name):
-            raise OptionError(_complaint(name, option))
+        elif not _is_ignored(name):
+            raise OptionError(_unusable_because(name, option))
     policy_from_mapping(overrides)
     return replace(MountOptions(), **changes), overrides, policy
 
@@ -237,36 +121,27 @@ _SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "allow_other": {"allow_other": True},
     "replace_stale": {"replace_stale": True},
 }
-# fstab(5), mount(8) and systemd act on these before we are called (and mount(8) adds noexec,nosuid,nodev for `user`).
-_FSTAB = {"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "comment"}
-_HELPER = {"helper", "uhelper"}
-# What pinfs does anyway, or what is left to the backing.
-_MOOT = {
-    "default_permissions",
-    "subtype",
-    "nonempty",
-    "async",
-    "relatime",
-    "norelatime",
-    "strictatime",
-    "nostrictatime",
-}
-_MOOT |= {"lazytime", "nolazytime", "diratime", "nodiratime", "silent", "loud"}
-_FOR_OTHERS = _FSTAB | _HELPER | _MOOT
+# fstab(5), mount(8) and systemd act on these before `pinfs mount` is called; mount(8) adds noexec,nosuid,nodev for
+# `user`, and helper or uhelper for umount(8).
+_ACTED_ON_BY_MOUNT = {"defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev"}
+_ACTED_ON_BY_MOUNT |= {"comment", "helper", "uhelper"}
+# What pinfs does anyway, or what the backing decides.
+_WITHOUT_EFFECT = {"default_permissions", "subtype", "nonempty", "async", "silent", "loud", "diratime", "nodiratime"}
+_WITHOUT_EFFECT |= {"relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime"}
 
 
-def _is_for_others(name: str) -> bool:
-    return name in _FOR_OTHERS or name.startswith(("x-", "X-"))
+def _is_ignored(name: str) -> bool:
+    return name in _ACTED_ON_BY_MOUNT or name in _WITHOUT_EFFECT or name.startswith(("x-", "X-"))
 
 
 def _allow_root() -> dict[str, Any]:
-    if not _as_root():
-        # The kernel lets in either the mounting user alone or everybody.
+    if not _is_root():
+        # The kernel lets in either the mounting user alone or all users.
         raise OptionError("allow_root: only for mounts by root; as a user, take allow_other")
     return {"allow_other": False}
 
 
-def _complaint(name: str, option: str) -> str:
+def _unusable_because(name: str, option: str) -> str:
     if name in _SETTINGS or name == "policy":
         return f"{name}: needs a value: {name}=..."
     if name in _SWITCHES or name == "allow_root":
@@ -274,9 +149,12 @@ def _complaint(name: str, option: str) -> str:
     return f"unknown option: {name!r}"
 
 
+_SECONDS = re.compile(r"\d{1,15}(\.\d{1,15})?", re.ASCII)
+
+
 def _policy_value(name: str, text: str) -> Any:
-    """The typed value; what is no number stays text, which the policy then refuses with its own words."""
-    if name in SECONDS and re.fullmatch(r"\d{1,15}(\.\d{1,15})?", text, re.ASCII):
+    """The typed value. Text where a number is needed stays text: the policy refuses it in its own words."""
+    if name in SECONDS and _SECONDS.fullmatch(text):
         return float(text)
     if name in LIMITS and re.fullmatch(r"\d{1,20}", text, re.ASCII):
         return int(text)
@@ -284,7 +162,7 @@ def _policy_value(name: str, text: str) -> Any:
 
 
 def _seconds(name: str, text: str) -> float:
-    if not re.fullmatch(r"\d{1,15}(\.\d{1,15})?", text, re.ASCII) or float(text) > MAX_SECONDS:
+    if not _SECONDS.fullmatch(text) or float(text) > MAX_SECONDS:
         raise OptionError(f"{name}: must be seconds from 0 to {MAX_SECONDS:g}, not {text!r}")
     return float(text)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pinfs.config.options import PolicyBox
+from pinfs.config.policies import PolicyBox
 from pinfs.core.owners import ProcessId
 from pinfs.core.policy import PolicyError, policy_to_toml
 from pinfs.enforce.holders import Holders

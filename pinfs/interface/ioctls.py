@@ -60,7 +60,7 @@ class PinQuery(NamedTuple):
     """struct pinfs_query. `id`: in which pin, 0 for the first of the handle, out which pin it was; all else out.
 
     `remaining_ms`: until the deadline of the break, -1 where there is none. `break_from`, `break_to`: the bytes that
-    the removal takes away, TO_END where it takes all from `break_from` on. `next_id`: 0 after the last pin of the handle.
+    the removal takes away, TO_END where it takes all from `break_from` on. `next_id`: 0 after the handle's last pin.
     """
 
     id: int

@@ -48,7 +48,7 @@ def _event(kind: str, pin: EventJson) -> EventJson:
 
 
 def describe(event: EventJson) -> str:
-    """One event in words: the pin, its range and file, its holder, the removal and its caller, the time that is left."""
+    """One event in words: the pin, its range and file, its holder, the removal and its caller, the time left."""
     words = []
     if event.get("pin") is not None:
         words.append(f"pin {event['pin']}")

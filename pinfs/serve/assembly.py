@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pinfs.config.options import Config, PolicyBox
+from pinfs.config.options import Config
+from pinfs.config.policies import PolicyBox
 from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.fs.backing import Backing, Passthrough

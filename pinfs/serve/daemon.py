@@ -31,10 +31,12 @@ from pinfs.bridge.mount import (
 from pinfs.bridge.negotiate import Terms, Wishes
 from pinfs.bridge.passthrough import Passthrough, stack_depth
 from pinfs.bridge.ways import LOST_WITHOUT_BRIDGE, SPARE_TASKS, Bridged, Plain, Way
-from pinfs.config.options import Config, MountOptions, PolicyBox
+from pinfs.config.options import Config, MountOptions
+from pinfs.config.policies import PolicyBox
 from pinfs.core.policy import PolicyError
 from pinfs.enforce.holders import raise_descriptor_limit
 from pinfs.fs.events import ReadLimit
+from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
 from pinfs.serve.assembly import FileSystem, assemble
 from pinfs.serve.notify import Notifier
 from pinfs.serve.scrape import MetricsPort, NoPort
@@ -54,6 +56,7 @@ async def serve(
 
     Started when the file system is usable. Raises MountError when there is nothing to serve.
     """
+    _require_known_machine()
     async with AsyncExitStack() as stack:
         source_fd = open_source(source)
         stack.callback(os.close, source_fd)
@@ -83,6 +86,13 @@ async def serve(
                     serving.cancel_scope.cancel()
     if daemon.way.usable and not daemon.is_as_wanted():
         raise MountError(f"passthrough=on, but {daemon.passthrough.unavailable_because}")
+
+
+def _require_known_machine() -> None:
+    try:
+        require_supported_abi()
+    except UnsupportedABIError as e:
+        raise MountError(str(e.strerror)) from e
 
 
 @asynccontextmanager
@@ -249,7 +259,7 @@ class Daemon:
     def reload(self) -> None:
         """Read the policy file again; what cannot be read leaves the old policy in force."""
         with suppress(PolicyError):  # it is in the log
-            self.policies.reload(self.config, "SIGHUP")
+            self.policies.reload(self.config.read_policy, "SIGHUP")
 
     async def end(self) -> None:
         """Answer waiting breakers, unmount, stop serving. Who still uses the mount gets ENOTCONN from now on."""

@@ -19,7 +19,7 @@ from support.mounts import Mount, umount
 
 import pinfs
 import pinfs.client.trio
-from pinfs.client import dispatch
+from pinfs.client import callbacks
 from pinfs.client.mounts import control_file
 
 SIZE = 1 << 20
@@ -42,7 +42,7 @@ def breaker(shared_mount: Mount) -> Actor:
 def _no_channel_stays_open() -> Iterator[None]:
     yield
     eventually(lambda: not any(t.name.startswith("pinfs-") for t in threading.enumerate()), LIMIT_S)
-    assert not dispatch._dispatchers
+    assert not callbacks._by_device
 
 
 class Callback:
@@ -492,7 +492,7 @@ def test_who_may_not_write_pins_by_the_descriptor_it_was_given(mount: Mount) -> 
 def test_who_may_not_write_where_there_are_no_ioctls(mount: Mount) -> None:
     file = mount.path / "file"
     file.write_bytes(b"x")
-    with file.open("r+b") as given, as_user(1234), pytest.raises(PermissionError, match="only who may write"):
+    with file.open("r+b") as given, as_user(1234), pytest.raises(PermissionError, match="takes permission to write"):
         pinfs.pin(given)
 
 

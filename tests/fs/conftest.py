@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from pinfs.config.options import Config, PolicyBox, load
+from pinfs.config.options import Config, load
+from pinfs.config.policies import PolicyBox
 from pinfs.fs.backing import NoPassthrough
 from pinfs.fs.inodes import ROOT_ID
 from pinfs.fs.operations import Operations

@@ -13,16 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinfs.config import options as config
-from pinfs.config.options import (
-    POLICY_BYTES_MAX,
-    MountOptions,
-    OptionError,
-    PolicyBox,
-    load,
-    parse_options,
-    policy_from_toml,
-    split_options,
-)
+from pinfs.config.options import MountOptions, OptionError, load, parse_options, split_options
+from pinfs.config.policies import POLICY_BYTES_MAX, PolicyBox, policy_from_toml
 from pinfs.core.policy import CHOICES, LIMITS, SECONDS, PolicyError, PolicySet, policy_to_toml
 
 GOOD = """\
@@ -215,9 +207,9 @@ def test_every_policy_key_is_an_option() -> None:
 
 
 def test_allow_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "_as_root", lambda: True)
+    monkeypatch.setattr(config, "_is_root", lambda: True)
     assert not parse_options(["allow_root"])[0].allow_other
-    monkeypatch.setattr(config, "_as_root", lambda: False)
+    monkeypatch.setattr(config, "_is_root", lambda: False)
     with pytest.raises(OptionError, match="allow_root"):
         parse_options(["allow_root"])
 
@@ -307,7 +299,7 @@ def test_what_a_new_policy_does_not_say_is_as_the_mount_began(tmp_path: Path) ->
         assert box.current == policy_from_toml(text, defaults=began)
         assert not box.current.rules
     file.write_text("break_timeout = 3")
-    box.reload(config, "SIGHUP")
+    box.reload(config.read_policy, "SIGHUP")
     box.replace('on_timeout = "revoke"', "uid 0")
     assert (box.current.base.break_timeout, box.current.base.errno) == (3.0, "ETXTBSY")
     box.replace(policy_to_toml(PolicySet()), "uid 0")
@@ -320,11 +312,11 @@ def test_reload_reads_the_file_again_under_the_options(tmp_path: Path, caplog: p
     config = load(["break_timeout=3"], file)
     box = PolicyBox(config.policies)
     file.write_text('own = "allow"\nbreak_timeout = 9\n')
-    box.reload(config, "SIGHUP")
+    box.reload(config.read_policy, "SIGHUP")
     assert (box.current.base.own, box.current.base.on_timeout, box.current.base.break_timeout) == ("allow", "deny", 3.0)
     file.write_text("own = 1")
     with pytest.raises(PolicyError):
-        box.reload(config, "SIGHUP")
+        box.reload(config.read_policy, "SIGHUP")
     assert box.current.base.own == "allow"
     assert "SIGHUP refused" in caplog.text
 
