@@ -11,11 +11,12 @@ from typing import Final
 
 from pinfs.bench.places import Room
 from pinfs.bench.rows import Batch, Rows, us_each
+from pinfs.linux.abi import PAGE_SIZE
 
 rows: Final = Rows()
 row = rows.row
 
-PAGE: Final = 4096
+PAGE: Final = 4096  # bytes of a small read or write, whatever the size of a page of memory
 MIB: Final = 1 << 20
 U64: Final = Struct("=Q")
 
@@ -109,8 +110,8 @@ def mapped_store(room: Room, calls: int) -> Iterator[Batch]:
 
 @row("data", "first touch of a mapped page, store", 8192)
 def mapped_fault(room: Room, calls: int) -> Iterator[Batch]:
-    offsets = shuffled(range(0, calls * PAGE, PAGE))
-    with opened(room.file(size=calls * PAGE), os.O_RDWR) as fd:
+    offsets = shuffled(range(0, calls * PAGE_SIZE, PAGE_SIZE))
+    with opened(room.file(size=calls * PAGE_SIZE), os.O_RDWR) as fd:
 
         def batch() -> float:
             with mapped(fd) as memory:
@@ -125,10 +126,10 @@ def mapped_fault(room: Room, calls: int) -> Iterator[Batch]:
 
 @row("data", "map + touch one page + unmap", 500)
 def map_unmap(room: Room, calls: int) -> Iterator[Batch]:
-    with opened(room.file(), os.O_RDWR) as fd:
+    with opened(room.file(size=PAGE_SIZE), os.O_RDWR) as fd:
 
         def map_touch(length: int) -> None:
             with mmap.mmap(fd, length) as memory:
                 memory[0] = 1
 
-        yield lambda: us_each(map_touch, [PAGE] * calls)
+        yield lambda: us_each(map_touch, [PAGE_SIZE] * calls)

@@ -114,7 +114,7 @@ class BreakCallbacks:
                 for event in self.channel.read():
                     self.handle(event)
         except Exception as error:
-            log.warning("no more breaks can be heard of: %s", error)
+            log.warning("no more breaks will be reported: %s", error)
         finally:
             _retire(self)
             self.channel.close()

@@ -168,7 +168,7 @@ async def pin(
     raises cancels the block, and comes out of it in a group, as from any nursery. Without a callback, `breaks()` tells
     of the breaks of a lease.
 
-    Leaving the block waits for a callback that has begun, so that it can let go in peace, but not beyond the end of the
+    Leaving the block waits for a callback that has begun, but not beyond the end of the
     break (released, withdrawn, revoked): then the callback is cancelled.
     """
     register = partial(

@@ -23,7 +23,7 @@ class MountEntry(NamedTuple):
     point: str
     fstype: str
     source: str
-    """What the one who mounted called it; for most file systems a device or a directory."""
+    """The first argument of mount(2); for most file systems a device or a directory."""
     options: str
     """Options of the file system, not of this mount of it; of FUSE with `user_id=`, the user who mounted."""
 

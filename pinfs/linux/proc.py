@@ -78,7 +78,7 @@ def used_paths(pid: int) -> Iterator[str]:
         try:
             yield os.readlink(link)
         except OSError:
-            continue  # closed meanwhile, or not ours to see
+            continue  # closed meanwhile, or not visible to this process
 
 
 def _listed(directory: Path) -> list[Path]:

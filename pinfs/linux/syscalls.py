@@ -79,7 +79,7 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def utimens(path: bytes, atime_ns: int | None, mtime_ns: int | None, *, now: int) -> None:
-    """utimensat(2) on a path (followed): nanoseconds, `now` for the present, None to leave a time alone."""
+    """utimensat(2) on a path (followed): nanoseconds, the value of `now` for the present, None: leave a time alone."""
     times = (Timespec * 2)(_timespec(atime_ns, now), _timespec(mtime_ns, now))
     checked(libc.utimensat(AT_FDCWD, path, ctypes.byref(times), 0))
 
@@ -167,7 +167,7 @@ class _CapData(ctypes.Structure):
 
 
 class Privileges:
-    """Capabilities of this thread (and those it starts later) that are only there when they are needed."""
+    """Capabilities of this thread (and those it starts later), some of them in force only inside of `with`."""
 
     def __init__(self) -> None:
         self._header = ctypes.byref(_CapHeader(0x20080522, 0))
@@ -175,7 +175,7 @@ class Privileges:
         self._fewer: ctypes.Array[_CapData] | None = None
 
     def lower(self, *numbers: int) -> None:
-        """From now on act without these (capset(2)), but inside of `with`; nothing changes where there are none."""
+        """From now on act without these CAP_* (capset(2)), but inside of `with`. Does nothing where there are none."""
         fewer = (_CapData * 2)()
         checked(libc.capget(self._header, self._all))
         checked(libc.capget(self._header, fewer))
@@ -194,7 +194,7 @@ class Privileges:
 
 
 def set_fs_ids(uid: int, gid: int) -> None:
-    """Who owns what this thread creates from now on (setfsuid(2), setfsgid(2); they cannot report an error)."""
+    """The owner of what this thread creates from now on (setfsuid(2), setfsgid(2); they cannot report an error)."""
     libc.setfsgid(gid)
     libc.setfsuid(uid)
 

@@ -85,7 +85,7 @@ def test_nothing_is_released_before_the_callback_returns(fake) -> None:
     assert seen == [False]
 
 
-def test_a_slow_callback_delays_nobody(fake) -> None:
+def test_a_slow_callback_delays_no_other(fake) -> None:
     go_on = threading.Event()
     slow = fake.add(Holder(1, lambda event: go_on.wait(LIMIT_S)))
     quick = fake.add(Holder(2))

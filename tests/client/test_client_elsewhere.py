@@ -62,7 +62,7 @@ def test_contradictions(options, plain_file: Path) -> None:
         pinfs.pin(plain_file, missing_ok=True, **options)
 
 
-def test_who_is_told_of_missing_ok(plain_file: Path) -> None:
+def test_missing_ok_is_named_where_it_would_help(plain_file: Path) -> None:
     with pytest.raises(pinfs.NotPinfsError, match="not on a pinfs mount; missing_ok=True"):
         pinfs.pin(plain_file)
     with pytest.raises(pinfs.NotPinfsError, match="not on a pinfs mount:"):

@@ -425,7 +425,7 @@ def test_a_pin_survives_renaming_and_unlinking(file: Path) -> None:
 
 
 def test_a_descriptor_may_be_closed_and_its_locks_stay_alone(file: Path) -> None:
-    """POSIX locks go with the first close of any descriptor of the file; the client must not be the one who closes."""
+    """POSIX locks go with the first close of any descriptor of the file; the client must close none."""
     fd = os.open(file, os.O_RDWR)
     os.lockf(fd, os.F_LOCK, 10)
     with pinfs.pin(fd):
@@ -489,7 +489,7 @@ def test_who_may_not_write_pins_by_the_descriptor_it_was_given(mount: Mount) -> 
 
 
 @pytest.mark.mount("allow_other", "bridge=off")
-def test_who_may_not_write_where_there_are_no_ioctls(mount: Mount) -> None:
+def test_a_file_that_may_not_be_written_where_there_are_no_ioctls(mount: Mount) -> None:
     file = mount.path / "file"
     file.write_bytes(b"x")
     with file.open("r+b") as given, as_user(1234), pytest.raises(PermissionError, match="takes permission to write"):
@@ -573,7 +573,7 @@ def test_a_mount_that_dies_is_reported(new_mount: Callable[..., Mount], caplog) 
     pin = pinfs.pin(file, mode="lease", on_break=lambda event: None)
     mount.stop()
     eventually(lambda: not any(t.name == "pinfs-events" for t in threading.enumerate()))
-    assert "no more breaks can be heard of" in caplog.text
+    assert "no more breaks will be reported" in caplog.text
     assert pin.state() == "gone"
     pin.release()
     assert not pin.active

@@ -69,7 +69,7 @@ def test_without_the_bridge_as_well(new_mount: NewMount, callback: Callback, own
 
 
 def test_what_is_lost(file: Path, breaker: Actor, shared_mount: Mount) -> None:
-    """Everything is always ready, and nobody is told by POLLPRI."""
+    """Everything is always ready, and POLLPRI tells of nothing."""
     assert shared_mount.status()["poll"] is False
     events = os.open(shared_mount.path / ".pinfs" / "events", os.O_RDONLY | os.O_NONBLOCK)
     with file.open("r+b") as opened, pinfs.pin(opened, mode="lease", owner="handle", signal="none") as pin:

@@ -51,14 +51,23 @@ def test_the_table_of_this_machine() -> None:
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ["22 1 254:0 / / rw - ext4 /dev/vda rw", r"23 22 0:9 / /a\040b rw - tmpfs one rw"]
     rows += [r"24 22 0:10 / /a\040b rw - tmpfs two rw", "25 22 0:11 / /a rw - xfs three rw"]
+    rows += ["26 22 0:12 / /\r\x0b rw - xfs four rw"]  # not escaped by the kernel
     path = tmp_path / "mountinfo"
-    path.write_text("\n".join(rows) + "\n")
+    path.write_bytes("".join(row + "\n" for row in rows).encode())
     monkeypatch.setattr(mountinfo, "PATH", str(path))
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
-    [("/", "/dev/vda"), ("/ab", "/dev/vda"), ("/a", "three"), ("/a/b", "three"), ("/a b", "two"), ("/a b/c", "two")],
+    [
+        ("/", "/dev/vda"),
+        ("/ab", "/dev/vda"),
+        ("/a", "three"),
+        ("/a/b", "three"),
+        ("/a b", "two"),
+        ("/a b/c", "two"),
+        ("/\r\x0b/c", "four"),
+    ],
 )
 def test_the_mount_of_a_path_is_the_innermost_and_latest(table, path: str, source: str) -> None:
     entry = mount_at(path)
