@@ -168,8 +168,8 @@ async def pin(
     raises cancels the block, and comes out of it in a group, as from any nursery. Without a callback, `breaks()` tells
     of the breaks of a lease.
 
-    Leaving the block waits for a callback that has begun, but not beyond the end of the
-    break (released, withdrawn, revoked): then the callback is cancelled.
+    Leaving the block waits for a callback that has begun, but not beyond the end of the break (released, withdrawn,
+    revoked): then the callback is cancelled.
     """
     register = partial(
         plain.pin, file, start, length,

@@ -151,6 +151,7 @@ def test_callbacks_that_end_their_threads_use_up_no_workers(caplog) -> None:
         workers.submit(lambda watch=watch: watch.answer(BREAK))
     workers.submit(done.set)
     assert done.wait(LIMIT_S)
+    join("pinfs-break")
     assert caplog.text.count("the answer to a break failed") == 5
 
 
