@@ -18,6 +18,7 @@ import pinfs
 from pinfs.cli.findings import Finding
 from pinfs.cli.mounts import mount_of
 from pinfs.cli.verb import Verb
+from pinfs.linux import mountinfo
 from pinfs.observe.mounts import Mount, mounts
 
 _PACKAGES = ("pyfuse3", "trio", "click", "rich", "prometheus-client")
@@ -61,7 +62,7 @@ def debug(where: str | None, output: str | None) -> None:
 def _machine_parts() -> Iterator[Part]:
     yield "versions.json", _versions
     yield "doctor.json", _doctor
-    yield "mountinfo", lambda: _lines_with(Path("/proc/self/mountinfo").read_text(), re.compile("fuse"))
+    yield "mountinfo", lambda: _lines_with(Path(mountinfo.PATH).read_text(), re.compile("fuse"))
     yield "limits", lambda: Path("/proc/self/limits").read_text()
     yield "kernel.log", _kernel_log
 

@@ -4,6 +4,7 @@ import errno
 import os
 import select
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 
 from pinfs.client.errors import NOT_BREAKING, advice
@@ -22,8 +23,12 @@ class EventChannel:
             if event.event == "break": ...; channel.release(event.pin)
 
     Opened before a pin is registered, it misses none of its events; opened later, it starts with the breaks that are
-    under way. A forked child opens its own: the channel belongs to the process that opened it.
+    under way. A forked child opens its own: the channel belongs to the process that opened it. A channel that is no
+    longer referred to is closed.
     """
+
+    _fd = _wake = -1
+    _relay: Relay | None = None
 
     def __init__(self, mount: File) -> None:
         """`mount`: the root of a mount, or any file on it. Raises NotPinfsError, or OSError as open(2) does."""
@@ -114,6 +119,10 @@ class EventChannel:
                 os.close(fd)
             else:
                 relay.close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # at the interpreter's end names may be gone before the last channel
+            self.close()
 
     def __iter__(self) -> Iterator[Event]:
         with self:

@@ -97,7 +97,7 @@ def _by_handle(fd: int, requested: RequestedPin, on_break: Callback | None) -> H
 
 def _by_new_handle(inode: Inode, requested: RequestedPin, on_break: Callback | None) -> HandlePin:
     """Opens the inode, not the path once more: that may lead to another file by now, one that is not on pinfs."""
-    with advice("open it for writing", inode.name):
+    with advice("open the file for writing", inode.name):
         fd = os.open(inode.path, os.O_RDWR | os.O_CLOEXEC)
     try:
         return HandlePin(fd, requested, on_break, owned=True)

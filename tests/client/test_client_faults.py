@@ -75,6 +75,14 @@ def test_a_channel_that_cannot_be_had_leaves_nothing_open(control: Path, monkeyp
     assert descriptors() == before
 
 
+@pytest.mark.parametrize("poll", ["true", "false"])
+def test_events_that_are_never_read_leave_nothing_open(control: Path, poll: str) -> None:
+    (control / "status").write_text(f'{{"poll": {poll}}}')
+    before = descriptors()
+    pinfs.events(control)
+    assert descriptors() == before
+
+
 def test_a_relay_without_its_thread_leaves_nothing_open(monkeypatch) -> None:
     reading, writing = os.pipe()
     before = descriptors()
