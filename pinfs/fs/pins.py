@@ -101,7 +101,10 @@ class PinVerbs:
     async def _named(self, pid: int, ctx: CallerLike) -> Process:
         """The process that the caller calls `pid`. ESRCH: none. EPERM: another user's, or the caller is not visible."""
         if not ctx.pid:
-            _fail(errno.EPERM, "the daemon cannot see your process, so it does not know which pid namespace the number is from")
+            _fail(
+                errno.EPERM,
+                "the daemon cannot see your process, so it does not know which pid namespace the number is from",
+            )
         namespace = pid_namespace(ctx.pid)
         if namespace not in (None, self._pid_namespace):
             await park()
