@@ -26,6 +26,7 @@ def parse_signal(text: str) -> int | None:
     elif realtime := _REALTIME.fullmatch(name):
         plus, minus = realtime.groups()
         number = RTMAX - int(minus or 0) if name.startswith("RTMAX") else RTMIN + int(plus or 0)
+        number = number if number >= RTMIN else 0  # RTMAX-50 is not SIGALRM
     else:
         number = _NUMBERS.get(name, 0)
     if not is_signal(number):

@@ -528,6 +528,7 @@ NO_SIGNALS = [
 NO_REALTIME = [
     "RTMIN+31",
     "RTMAX-31",
+    "RTMAX-50",
     "RTMIN-1",
     "RTMAX+1",
     "RTMIN+",
