@@ -1,5 +1,5 @@
-# Each target installs what it needs and is missing, and says so: Debian packages (scripts/install-needs), a virtual
-# environment, Python packages.
+# Each target installs what it needs and is missing, and lists that before it starts: Debian packages, Python packages
+# (scripts/install-needs).
 
 # The system's Python before one of one's own: distributions build theirs with profile-guided optimisation, and with it
 # each operation on a mount costs a fifth less.
@@ -7,23 +7,33 @@ PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; assert sys.version_info >= (3
 	2>/dev/null || echo python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/installed
+# Stamps: what is installed in $(VENV). `make demo` needs the first, everything for developers the second.
+RUNTIME := $(VENV)/installed-runtime
+DEVELOPER := $(VENV)/installed
+NEEDS := PYTHON="$(PYTHON)" VENV="$(VENV)" scripts/install-needs
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint docs venv clean
+.PHONY: help demo unit test lint docs venv runtime clean
 
 help:
-	@echo "make demo    pins at work, with real processes (needs /dev/fuse)"
-	@echo "make test    all tests (need root and /dev/fuse); TESTS=tests/core, PYTEST_ARGS=-x for some"
-	@echo "make lint    ruff and mypy"
-	@echo "make docs    the documentation as a site, in site/; a broken link is an error"
-	@echo "make venv    the virtual environment $(VENV) with pinfs in it"
-	@echo "make clean   removes $(VENV) and caches"
+	@echo "make demo     pins at work, with real processes (needs /dev/fuse)"
+	@echo "make unit     the tests that need neither root nor a mount, in under a minute"
+	@echo "make test     all tests (need root and /dev/fuse); TESTS=tests/core, PYTEST_ARGS=-x for some"
+	@echo "make lint     ruff and mypy"
+	@echo "make docs     the documentation as a site, in site/; a broken link is an error"
+	@echo "make runtime  the virtual environment $(VENV) with pinfs in it, and no more"
+	@echo "make venv     the same with everything that the other targets need"
+	@echo "make clean    removes $(VENV) and caches"
 
-demo: venv
+demo: runtime
 	@$(BIN)/python -m demo
 
-test: venv
-	@PYTHON="$(PYTHON)" scripts/install-needs test
+unit: venv
+	@$(BIN)/python -m pytest -m unit $(PYTEST_ARGS) $(TESTS)
+
+test:
+	@$(NEEDS) developer test
+	@$(MAKE) --no-print-directory $(DEVELOPER)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
 
 lint: venv
@@ -34,17 +44,24 @@ lint: venv
 docs: venv
 	@$(BIN)/mkdocs build --quiet --strict
 
-venv:
-	@PYTHON="$(PYTHON)" scripts/install-needs
-	@$(MAKE) --no-print-directory $(INSTALLED)
+runtime:
+	@$(NEEDS) runtime demo
+	@$(MAKE) --no-print-directory $(RUNTIME)
 
-$(INSTALLED): pyproject.toml
-	@echo "Installing Python packages into $(VENV):"
+venv:
+	@$(NEEDS) developer
+	@$(MAKE) --no-print-directory $(DEVELOPER)
+
+$(RUNTIME): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip --disable-pip-version-check --quiet install --editable '.[dev]'
-	@$(BIN)/python -m pip --disable-pip-version-check list --format=freeze | sed 's/^/    /'
+	@$(PIP) --quiet install --editable .
 	@touch $@
 
+$(DEVELOPER): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --quiet install --editable '.[dev]'
+	@touch $(RUNTIME) $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build site *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -34,8 +34,28 @@ def _same_process_as_before() -> Iterator[None]:
     os.umask(umask)
 
 
+@pytest.fixture(scope="session")
+def fuse() -> None:
+    """Fixtures and tests that mount a file system depend on this one."""
+
+
+@pytest.fixture(scope="session")
+def root() -> None:
+    """Tests that act as several users, or change what only root may, depend on this one."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every test that depends neither on `fuse` nor on `root` is a unit test (`make unit`)."""
+    for item in items:
+        if isinstance(item, pytest.Function) and not {"fuse", "root"} & {*item.fixturenames}:
+            item.add_marker("unit")
+
+
 @pytest.fixture
-def base() -> Iterator[Path]:
+def base(fuse: None) -> Iterator[Path]:
     """A fresh world-readable directory on tmpfs, for tests that mount by hand."""
     path = mounts.new_base()
     yield path
@@ -51,7 +71,7 @@ def actors() -> Iterator[Actors]:
 
 
 @pytest.fixture
-def new_mount() -> Iterator[NewMount]:
+def new_mount(fuse: None) -> Iterator[NewMount]:
     """Mounts as many as the test asks for: `new_mount("break_timeout=2", backing="disk")`."""
     with ExitStack() as stack:
         yield lambda *options, **how: stack.enter_context(mounts.fresh_mount(*options, **how))
@@ -65,7 +85,7 @@ def mount(request: pytest.FixtureRequest, new_mount: NewMount) -> Mount:
 
 
 @pytest.fixture(scope="module")
-def _module_mount(request: pytest.FixtureRequest) -> Iterator[Mount]:
+def _module_mount(fuse: None, request: pytest.FixtureRequest) -> Iterator[Mount]:
     with mounts.fresh_mount(*getattr(request.module, "SHARED_MOUNT_OPTIONS", ())) as mount:
         yield mount
 

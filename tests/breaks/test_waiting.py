@@ -1,4 +1,4 @@
-"""Hundreds of breakers wait, and nobody else on the mount notices (SPEC 3.8), with the bridge and without."""
+"""Hundreds of breakers wait, and nobody else on the mount notices (SPEC 3.10), with the bridge and without."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_passthrough_is_probed(monkeypatch: pytest.MonkeyPatch, number: str, lev
     assert words in finding.fix
 
 
-def test_a_user_needs_a_name_to_mount() -> None:
+def test_a_user_needs_a_name_to_mount(root: None) -> None:
     """As `podman run --user` gives one, and `setpriv --reuid` does not."""
     words = ["setpriv", "--reuid=123456", "--clear-groups", "--inh-caps=+dac_read_search"]
     words += ["--ambient-caps=+dac_read_search", sys.executable, "-m", "pinfs.cli.main", "doctor", "--json"]
@@ -84,7 +84,7 @@ def test_a_user_needs_mtab_to_unmount(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 @pytest.mark.parametrize(("proc_of_its_own", "level"), [([], "fail"), (["--mount-proc"], "ok")])
-def test_the_proc_of_another_namespace(proc_of_its_own: list[str], level: str) -> None:
+def test_the_proc_of_another_namespace(root: None, proc_of_its_own: list[str], level: str) -> None:
     """Where /proc shows other numbers than the daemon is told, it would take one process for another."""
     words = ["unshare", "--pid", "--fork", *proc_of_its_own, sys.executable, "-m", "pinfs.cli.main", "doctor", "--json"]
     said = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL).stdout

@@ -31,7 +31,7 @@ def _is_asked_for(item: pytest.Item, chosen: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def podman() -> Iterator[Podman]:
+def podman(fuse: None) -> Iterator[Podman]:
     missing = [name for name in ("podman", "runc", "debootstrap") if not shutil.which(name)]
     assert not missing, f"apt-get install {' '.join(missing)}"
     assert os.geteuid() == 0, "these tests run containers as root"

@@ -49,7 +49,7 @@ async def test_a_name_is_one_component(bench: Bench, name: bytes) -> None:
     assert e.value.errno == errno.EINVAL
 
 
-async def test_create_belongs_to_the_caller(bench: Bench) -> None:
+async def test_create_belongs_to_the_caller(root: None, bench: Bench) -> None:
     opened, entry = await bench.ops.create(ROOT_ID, b"f", 0o666, os.O_RDWR, USER)
     st = (bench.source / "f").stat()
     assert (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode)) == (1000, 1000, 0o640)
@@ -59,7 +59,7 @@ async def test_create_belongs_to_the_caller(bench: Bench) -> None:
     assert entry.nodeid == st.st_ino
 
 
-async def test_everything_that_has_a_name_can_be_made(bench: Bench) -> None:
+async def test_everything_that_has_a_name_can_be_made(root: None, bench: Bench) -> None:
     await bench.ops.mkdir(ROOT_ID, b"d", 0o777, USER)
     await bench.ops.mknod(ROOT_ID, b"fifo", stat.S_IFIFO | 0o666, 0, USER)
     await bench.ops.symlink(ROOT_ID, b"s", b"../out/of/here", USER)
@@ -138,7 +138,7 @@ async def test_rename_between_two_names_of_one_inode_does_nothing(bench: Bench) 
     assert (await bench.ops.getattr(nodeid, ME)).st_nlink == 1
 
 
-async def test_setattr_changes_what_it_is_told(bench: Bench) -> None:
+async def test_setattr_changes_what_it_is_told(root: None, bench: Bench) -> None:
     nodeid = await bench.file("f", 1)
     changes = SetAttr(mode=0o4711, uid=1000, gid=1001, mtime_ns=-5_000_000_001, atime_ns=7)
     st = await bench.ops.setattr(nodeid, changes, None, ME)
@@ -386,7 +386,7 @@ async def test_a_change_of_nothing_moves_the_ctime(bench: Bench) -> None:
     assert after > before
 
 
-async def test_trusted_attributes_are_listed_for_root_alone(bench: Bench) -> None:
+async def test_trusted_attributes_are_listed_for_root_alone(root: None, bench: Bench) -> None:
     nodeid = await bench.file("f")
     await bench.ops.setxattr(nodeid, b"trusted.secret", b"1", 0, ME)
     assert await bench.ops.listxattr(nodeid, ME) == [b"trusted.secret"]

@@ -62,6 +62,7 @@ async def punch(bench: Bench, nodeid: int, fh: int) -> None:
     await bench.ops.fallocate(fh, PUNCH, 0, 4096, OTHER)
 
 
+@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize(
     ("change", "what", "act", "number"),
     [

@@ -25,7 +25,7 @@ from pinfs.enforce.holders import REMEMBERED, Holders, raise_descriptor_limit
 from pinfs.linux import syscalls
 from pinfs.linux.signals import parse_signal, signal_name
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs other users")
+as_root = pytest.mark.usefixtures("root")
 NOBODY = 65534
 
 

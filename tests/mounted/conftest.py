@@ -11,7 +11,7 @@ from support.mounts import Mount, fresh_mount
 
 
 @pytest.fixture(scope="module", params=["tmpfs", "disk"])
-def _each_mount(request: pytest.FixtureRequest) -> Iterator[Mount]:
+def _each_mount(fuse: None, request: pytest.FixtureRequest) -> Iterator[Mount]:
     backing, options = KINDS[request.param]
     with fresh_mount(*options, backing=backing) as mount:
         yield mount

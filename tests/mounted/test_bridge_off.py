@@ -97,7 +97,7 @@ def test_a_lease_is_broken_and_the_holder_told(shared_mount: Mount, file: Path) 
 
 
 def test_a_hundred_waiting_breakers_do_not_stall_the_mount(shared_mount: Mount, shared_dir: Path) -> None:
-    """pyfuse3 gives each waiting handler a task, of a limited number: max_waiting stays below it (SPEC 3.8)."""
+    """pyfuse3 gives each waiting handler a task, of a limited number: max_waiting stays below it (SPEC 3.10)."""
     holder = shared_mount.actor()
     files = [shared_dir / str(number) for number in range(100)]
     for path in files:

@@ -20,7 +20,7 @@ LIMIT = 256
 
 
 @pytest.fixture(scope="module")
-def _poor_mount() -> Iterator[Mount]:
+def _poor_mount(fuse: None) -> Iterator[Mount]:
     with fresh_mount(prefix=["prlimit", f"--nofile={LIMIT}:{LIMIT}"]) as mount:
         yield mount
 

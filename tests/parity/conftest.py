@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
-def new_place() -> Iterator[NewPlace]:
+def new_place(fuse: None) -> Iterator[NewPlace]:
     """A place on a mount of its own: `new_place("disk")`, `new_place("tmpfs", source=path)`."""
     with ExitStack() as stack:
 
@@ -44,7 +44,7 @@ def new_place() -> Iterator[NewPlace]:
 
 
 @pytest.fixture(scope="module")
-def _module_places() -> Iterator[dict[str, Place]]:
+def _module_places(fuse: None) -> Iterator[dict[str, Place]]:
     with ExitStack() as stack:
         yield {backing: make_place(stack, backing) for backing in mounts.BACKINGS}
 

@@ -169,7 +169,7 @@ def test_a_mount_in_another_mode_does(new_mount: NewMount, mode: Mode) -> None:
     drive_new_mounts(lambda: new_mount(*mode.options), SECONDS / 3, mode)
 
 
-def test_a_users_mount_does() -> None:
+def test_a_users_mount_does(fuse: None) -> None:
     """Driven by the user, who alone may enter: with one uid and no capability."""
     base = mounts.new_base()
     program = "from parity.test_parity import drive_as_user; drive_as_user()"
@@ -192,7 +192,7 @@ def drive_as_user() -> None:
 
 
 @pytest.fixture
-def two_directories() -> Iterator[list[Path]]:
+def two_directories(root: None) -> Iterator[list[Path]]:
     base = mounts.new_base("tmpfs")
     pair = [base / "one", base / "two"]
     for path in pair:

@@ -18,7 +18,7 @@ OPTIONS = ["break_timeout=0.5", "on_timeout=revoke"]
 
 
 @pytest.fixture(scope="module")
-def mount() -> Iterator[ScratchMount]:
+def mount(fuse: None) -> Iterator[ScratchMount]:
     with ScratchMount(OPTIONS) as mount:
         yield mount
 
@@ -30,7 +30,7 @@ def file(mount: ScratchMount) -> str:
     return os.fspath(path)
 
 
-def test_a_scratch_mount_leaves_nothing(tmp_path: Path) -> None:
+def test_a_scratch_mount_leaves_nothing(fuse: None, tmp_path: Path) -> None:
     with ScratchMount(["max_pins=1"], backing=tmp_path) as mount:
         assert tmp_path in mount.source.parents
         assert mount.status()["mountpoint"] == os.fspath(mount.path)
@@ -39,7 +39,7 @@ def test_a_scratch_mount_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_scratch_mount_that_is_in_use_ends(tmp_path: Path) -> None:
+def test_a_scratch_mount_that_is_in_use_ends(fuse: None, tmp_path: Path) -> None:
     with ScratchMount(backing=tmp_path) as mount:
         file = (mount.path / "file").open("w")
     with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
@@ -124,7 +124,7 @@ def inner_run(directory: Path, *prefix: str) -> str:
     return result.stdout + result.stderr
 
 
-def test_the_fixtures(tmp_path: Path) -> None:
+def test_the_fixtures(fuse: None, tmp_path: Path) -> None:
     said = inner_run(tmp_path)
     assert "1 failed, 1 passed" in said
     (line,) = [line for line in said.splitlines() if line.startswith("released after")]
@@ -135,7 +135,7 @@ def test_the_fixtures(tmp_path: Path) -> None:
     assert "is mounted on" in said
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
+def test_what_is_missing_is_said(fuse: None, tmp_path: Path) -> None:
     hidden = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /dev/fuse; exec "$@"', "sh"]
     said = inner_run(tmp_path, *hidden)
     assert "2 errors" in said
