@@ -34,7 +34,7 @@ def main() -> int:
 
 
 def without_pinfs(stage: Stage) -> None:
-    stage.scene("Without pinfs: somebody truncates a file that another program has mapped.")
+    stage.scene("Without pinfs: a file is truncated while another program has it mapped.")
     stage.write("plain/model.bin")
     reader = stage.reader("plain/model.bin")
     stage.expect(stage.run("truncate", "-s", "0", "plain/model.bin").code == 0, "the truncate succeeds")
@@ -56,7 +56,7 @@ def deny_pin(stage: Stage) -> None:
 
 
 def lease_pin(stage: Stage) -> None:
-    stage.scene("A lease pin: the reader lets go when it is asked.")
+    stage.scene("A lease pin: the reader lets go when it is notified.")
     path = stage.write("mnt/model.bin")
     reader = stage.reader("mnt/model.bin", "--pin", "lease")
     cut = stage.run("truncate", "-s", "0", "mnt/model.bin")
@@ -81,7 +81,7 @@ def real_pins(stage: Stage) -> None:
         return
     stage.tell("Without pinfs:")
     plain = device_writes(stage, "plain/buffer.bin", [])
-    stage.expect(plain.cut == 0, "the truncate succeeds while the device writes, and nobody notices")
+    stage.expect(plain.cut == 0, "the truncate succeeds while the device writes, without an error anywhere")
     stage.expect(
         plain.lost, "what the device writes from then on is lost: it still owns pages, but the file has others"
     )
@@ -99,7 +99,8 @@ class DeviceRun:
 
 
 def device_writes(stage: Stage, name: str, holding: list[str]) -> DeviceRun:
-    """fio reads x's into registered buffers that lie in a shared mapping of file `name`; meanwhile we cut the file."""
+    """fio reads x's into registered buffers that lie in a shared mapping of file `name`; meanwhile the file is
+    truncated."""
     buffer = stage.write(name, 0)
     os.truncate(buffer, SIZE)
     stage.write("data", SIZE)
@@ -118,7 +119,7 @@ def device_writes(stage: Stage, name: str, holding: list[str]) -> DeviceRun:
 
 
 def wait_for_data(buffer: Path, pid: int) -> None:
-    """Until the device has written something into the file."""
+    """Wait until the device has written something into the file."""
     end = time.monotonic() + LIMIT_S
     while PATTERN not in buffer.read_bytes():
         if time.monotonic() > end or not Path(f"/proc/{pid}").exists():
@@ -127,7 +128,7 @@ def wait_for_data(buffer: Path, pid: int) -> None:
 
 
 def why_no_real_pins(stage: Stage) -> str:
-    """What this machine lacks for them; nothing, if it has all."""
+    """What this machine lacks for real page pins; empty where nothing is missing."""
     if not shutil.which("fio"):
         return "there is no fio here"
     if not status(stage, "passthrough"):

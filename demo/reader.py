@@ -1,9 +1,10 @@
-"""A program that maps a file and reads it all the time, as a database, a model server or a DMA engine does.
+"""A program that maps a file and reads it again and again, as a database, a model server or a DMA engine does.
 
     reader.py FILE [--pin deny|lease] [--ignore]
 
-With --pin it pins what it maps. The pin is an extended attribute, so any language can set it. When somebody wants the
-bytes, a lease's holder gets SIGIO: it unmaps, releases the pin and ends; with --ignore it reads on and never answers.
+With --pin it pins what it maps. The pin is an extended attribute, so any language can set it. When a
+removal breaks a lease, its holder gets SIGIO: it unmaps, releases the pin and ends; with --ignore it reads on and never
+answers.
 A line on its standard input is answered when all bytes have been read once more.
 """
 
@@ -26,19 +27,19 @@ def main() -> None:
     parser.add_argument("--ignore", action="store_true")
     options = parser.parse_args()
 
-    wanted = []  # by whom we were asked to let go
+    signals: list[int] = []  # of breaks
 
-    def asked(number: int, _: FrameType | None) -> None:
-        wanted.append(number)
+    def on_signal(number: int, _: FrameType | None) -> None:
+        signals.append(number)
 
-    signal.signal(signal.SIGIO, asked)
+    signal.signal(signal.SIGIO, on_signal)
     with open(options.file, "r+b") as file:
         mapping = mmap.mmap(file.fileno(), 0)
     if options.pin:
         os.setxattr(options.file, "user.pinfs.pin.demo", f"0:{len(mapping)},mode={options.pin}".encode())
     say(f"mapped {len(mapping) >> 20} MiB" + (f", {options.pin} pin on all of it" if options.pin else ""))
 
-    while options.ignore or not wanted:
+    while options.ignore or not signals:
         if mapping[::PAGE].count(b"x") != len(mapping) // PAGE:  # a page that is not in the file any more: SIGBUS
             sys.exit("these are not the bytes that I mapped")
         if select.select([sys.stdin], [], [], 0.01)[0]:

@@ -1,4 +1,4 @@
-"""What the scenes stand on: it shows commands and runs them, directs readers, and counts what is not as expected."""
+"""The stage of the scenes: shows and runs commands, directs readers, and counts failed expectations."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class Stage:
         print(f"  {text}", flush=True)
 
     def expect(self, holds: bool, what: str) -> None:
-        """A checked line. One that does not hold makes the demo fail, at its end."""
+        """Show whether `what` holds. If not, the demo fails at its end."""
         self.failures += not holds
         self.tell(f"[{'ok' if holds else 'NOT SO'}] {what}")
 
     # --- commands
 
     def run(self, *command: str) -> Outcome:
-        """Shows a command as one would type it, runs it, shows what it prints."""
+        """Shows a command, runs it, shows its output."""
         self.tell(f"$ {shlex.join(command)}")
         started = time.monotonic()
         done = subprocess.run(
@@ -121,7 +121,7 @@ class Reader:
         self.line()
 
     def line(self) -> str:
-        """The next thing it says; nothing, if it has died or says nothing."""
+        """The next line of its output; empty if it has died or prints none within LIMIT_S."""
         assert self.process.stdout
         text = self.process.stdout.readline() if select.select([self.process.stdout], [], [], LIMIT_S)[0] else ""
         if text:
@@ -129,17 +129,17 @@ class Reader:
         return text
 
     def still_reads(self) -> bool:
-        """Asks it to read all its pages once more."""
+        """Whether it can read all its pages once more."""
         assert self.process.stdin
         print(file=self.process.stdin, flush=True)
         return "every page is there" in self.line()
 
     def ended(self) -> int:
-        """How it ended by itself: its exit status, negative for a signal."""
+        """Wait for its end; the exit status, negative for a signal."""
         self.process.wait(timeout=LIMIT_S)
         return self.stop()
 
     def stop(self) -> int:
-        """Tells it to end."""
+        """Ends it; the exit status."""
         self.process.communicate(timeout=LIMIT_S)
         return self.process.returncode

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Map a file under a lease, and unmap it when somebody wants to cut it.
+"""Map a file under a lease, and unmap it when the file is to be truncated.
 
     python3 mmap_reader.py /mnt/FILE            in another terminal:   truncate -s 0 /mnt/FILE
 
-Without the pin the truncate would go through at once, and the next look at the mapping would be a SIGBUS.
+Without the pin the truncate would go through at once, and the next access to the mapping would be a SIGBUS.
 """
 
 import mmap

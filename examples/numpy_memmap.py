@@ -3,8 +3,8 @@
 
     python3 numpy_memmap.py /mnt/FILE
 
-A deny pin suits work of bounded length: whoever wants to truncate gets EBUSY and can try again later. `dirty=True`:
-what was stored through the mapping is flushed before the release is answered.
+A deny pin suits work of bounded length: a program that wants to truncate gets EBUSY and can try again later.
+`dirty=True`: what was stored through the mapping is flushed before the release is answered.
 """
 
 import sys

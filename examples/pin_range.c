@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * pin_range - map a range of a file under a lease, and let go of it when somebody wants to cut the file.
+ * pin_range - map a range of a file under a lease, and let go of it when the file is to be truncated.
  *
  *   cc -I "$(python3 -c 'import pinfs, pathlib; print(pathlib.Path(pinfs.__file__).parent / "include")')" \
  *      -o pin_range pin_range.c
@@ -43,7 +43,7 @@ static int parse(const char *text, uint64_t *value)
 	return (errno || *end) ? -1 : 0;
 }
 
-/* Wait until the lease is broken, and tell what is wanted. */
+/* Wait until the lease is broken, and print what is wanted. */
 static int wait_for_break(int fd, uint64_t id)
 {
 	struct pollfd handle = {.fd = fd, .events = POLLPRI};
@@ -87,7 +87,7 @@ int main(int argc, char **argv)
 	struct stat st;
 	int fd;
 
-	setvbuf(stdout, NULL, _IOLBF, 0); /* whoever reads our output through a pipe sees each step at once */
+	setvbuf(stdout, NULL, _IOLBF, 0); /* a reader of the output in a pipe sees each step at once */
 	if (argc < 2 || argc > 4 || (argc > 2 && parse(argv[2], &start)) || (argc > 3 && parse(argv[3], &length))) {
 		fprintf(stderr, "usage: pin_range FILE [START [LENGTH]]   (bytes; LENGTH 0 or none: to the end)\n");
 		return 2;
@@ -99,7 +99,7 @@ int main(int argc, char **argv)
 	pin.length = length;
 	if (ioctl(fd, PINFS_IOC_PIN, &pin) < 0)
 		return fail("PINFS_IOC_PIN");
-	/* Ask for the size only now: from here on nobody can cut it without asking. */
+	/* Read the size only now: from here on the file cannot shrink before a break. */
 	if (fstat(fd, &st) < 0)
 		return fail("fstat");
 	printf("pinned: id %" PRIu64 "\n", (uint64_t)pin.id);

@@ -3,9 +3,9 @@
 
     python3 weights_server.py /mnt/model.bin    in another terminal:   cp new-model.bin /mnt/model.bin
 
-cp truncates, then writes. Without a pin the server would read torn weights, or die with SIGBUS. With a lease it is told
-before the first byte goes: it drops its mapping, lets the truncate pass, and maps the new weights when all are there.
-Ends with Ctrl-C, or after RELOADS reloads if a second argument says so.
+cp truncates, then writes. Without a pin the server would read torn weights, or die with SIGBUS. With a lease it is
+notified before the first byte goes: it drops its mapping, lets the truncate pass, and maps the new weights when all are
+there. Ends with Ctrl-C, or after RELOADS reloads if a second argument says so.
 """
 
 import errno

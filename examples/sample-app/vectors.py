@@ -1,8 +1,8 @@
 """Nearest neighbours among vectors that lie in a mapped numpy file, which others may replace at any time.
 
-`Index` reads, `publish` replaces in place. Without pins a reader dies of SIGBUS when the file is cut under its mapping.
-On pinfs the reader holds a lease: it is told, drops its mapping, and maps the new vectors at the next question. During
-a `batch` nobody can cut the file at all.
+`Index` reads, `publish` replaces in place. Without pins a reader dies of SIGBUS when the file is truncated under its
+mapping. On pinfs the reader holds a lease: it is notified, drops its mapping, and maps the new vectors at the next
+question. During a `batch` the file cannot be truncated at all.
 """
 
 import os
@@ -47,7 +47,7 @@ class Index:
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """While this lasts, whoever wants to cut the file gets EBUSY, and all answers are about the same vectors."""
+        """Within the block a truncate of the file gets EBUSY, and all answers are about the same vectors."""
         with pinfs.pin(self._path, mode="deny", note="vectors: batch", missing_ok=True):
             yield
 
@@ -74,7 +74,7 @@ class Index:
         return pinfs.pin(self._path, mode="lease", on_break=self._let_go, note="vectors", missing_ok=True)
 
     def _let_go(self, event: pinfs.Event) -> None:
-        """Somebody wants the bytes. When this returns, the pin is released and the file may be cut."""
+        """A removal breaks the lease. When this returns, the pin is released and the removal goes on."""
         with self._lock:
             self._vectors = None
 

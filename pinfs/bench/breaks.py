@@ -27,7 +27,7 @@ class Break(NamedTuple):
 
 
 def break_once(other: Holder, command: str, path: str) -> Break:
-    """Let the holder take its pin or lease, cut the file, ask the holder when it was told."""
+    """Let the holder take its pin or lease, truncate the file, and read the holder's stamps."""
     os.truncate(path, 4096)
     other.tell(command, path)
     other.wait_asleep()
@@ -39,11 +39,11 @@ def break_once(other: Holder, command: str, path: str) -> Break:
 
 
 def breaks(room: Room, calls: int, what: int) -> Iterator[Batch]:
-    """A batch is the median of `calls` breaks: one that met another process's turn does not count for more than one."""
+    """A batch is the median of `calls` breaks, so that a break delayed by the scheduler does not dominate."""
     command = "hold_pin" if room.place.pinfs else "hold_lease"
     path = room.file()
     with started_holder() as other:
-        break_once(other, command, path)  # refused here where there are no leases
+        break_once(other, command, path)  # raises OSError where there are no leases
         yield lambda: median(break_once(other, command, path)[what] for _ in range(calls))
 
 

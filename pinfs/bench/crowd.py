@@ -23,7 +23,7 @@ class Holder:
         self._process = process
 
     def tell(self, command: str, *arguments: object) -> Any:
-        """Send a command and read its first answer. OSError as the other process has met it."""
+        """Send a command and read its first answer. Raises the OSError of the other process."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([command, *arguments]) + "\n")
         self._process.stdin.flush()
@@ -41,7 +41,7 @@ class Holder:
         return value
 
     def wait_asleep(self) -> None:
-        """Until it sleeps, so that what is measured is a wake-up and not what it still had to do."""
+        """Wait until the process sleeps, so that its remaining work is not measured with the wake-up."""
         stat = Path(f"/proc/{self._process.pid}/stat")
         while stat.read_text().rpartition(")")[2].split()[0] != "S":
             os.sched_yield()
@@ -49,7 +49,7 @@ class Holder:
 
 @contextmanager
 def started_holder() -> Iterator[Holder]:
-    """A holder for the length of the block; killed at its end, which releases what it still holds."""
+    """A holder for the length of the block; killed at the end, which releases its pins."""
     command = [sys.executable, "-P", holder.__file__]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -96,7 +96,7 @@ class CrowdSize(NamedTuple):
 
 
 class Crowds:
-    """The crowds of all places, each begun when it is first asked for."""
+    """The crowds of all places, each created at its first use."""
 
     def __init__(self, said: Callable[[str], None]) -> None:
         self._said = said
@@ -117,5 +117,5 @@ class Crowds:
         return self._crowds[place.path]
 
     def sizes(self) -> list[CrowdSize]:
-        """How many pins were registered where, and how long that took."""
+        """The sizes of all crowds."""
         return [CrowdSize(path, crowd.pins, crowd.seconds) for path, crowd in self._crowds.items()]

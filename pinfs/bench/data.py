@@ -1,9 +1,9 @@
-"""Data rows: what a program that has the file open or mapped pays. All of it from memory, nothing is synced."""
+"""Data rows: reads, writes and mappings of an open file. All data is in memory; nothing is synced."""
 
 import mmap
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from struct import Struct
@@ -32,7 +32,7 @@ def opened(path: str, flags: int) -> Iterator[int]:
 
 
 def shuffled(offsets: range) -> list[int]:
-    """The same order in every run and every directory."""
+    """A random order, the same in every run and every directory."""
     order = list(offsets)
     random.Random(1).shuffle(order)
     return order
@@ -89,6 +89,15 @@ def mapped(fd: int) -> Iterator[mmap.mmap]:
         yield memory
 
 
+def storing(memory: mmap.mmap) -> Callable[[int], None]:
+    """A call that stores 8 bytes at an offset."""
+
+    def store(offset: int) -> None:
+        U64.pack_into(memory, offset, offset)
+
+    return store
+
+
 @row("data", "load 8 bytes from a mapping, random", 8192)
 def mapped_load(room: Room, calls: int) -> Iterator[Batch]:
     offsets = shuffled(range(0, calls * PAGE, PAGE))
@@ -101,11 +110,7 @@ def mapped_load(room: Room, calls: int) -> Iterator[Batch]:
 def mapped_store(room: Room, calls: int) -> Iterator[Batch]:
     offsets = shuffled(range(0, calls * PAGE, PAGE))
     with opened(room.file(size=calls * PAGE), os.O_RDWR) as fd, mapped(fd) as memory:
-
-        def store(offset: int) -> None:
-            U64.pack_into(memory, offset, offset)
-
-        yield lambda: us_each(store, offsets)
+        yield lambda: us_each(storing(memory), offsets)
 
 
 @row("data", "first touch of a mapped page, store", 8192)
@@ -115,11 +120,7 @@ def mapped_fault(room: Room, calls: int) -> Iterator[Batch]:
 
         def batch() -> float:
             with mapped(fd) as memory:
-
-                def store(offset: int) -> None:
-                    U64.pack_into(memory, offset, offset)
-
-                return us_each(store, offsets)
+                return us_each(storing(memory), offsets)
 
         yield batch
 

@@ -1,7 +1,7 @@
-"""The other process: holds pins and leases for the benchmark. Started as a program, needs only the standard library.
+"""The other process of the benchmark, which holds pins and leases. A program of its own; standard library only.
 
-Reads one JSON list a line, `[command, argument...]`, and answers with one JSON value a line: `{"errno": N}` where the
-system refused. Ends with its standard input, and its pins with it.
+Reads one JSON list a line, `[command, argument...]`, and answers with one JSON value a line: `{"errno": N}` after an
+OSError. The process ends with its standard input, and its pins with it.
 """
 
 import fcntl
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 PAGE: Final = 4096
-GIVE_UP_S: Final = 30.0  # a break that never comes must not leave this process behind
+GIVE_UP_S: Final = 30.0  # so that this process ends even without a break
 
 
 def pin_many(path: str, count: int) -> int:
@@ -30,17 +30,17 @@ def hold_pin(path: str) -> list[int]:
     """Hold a lease pin until it is broken."""
     fd = os.open(path, os.O_RDWR)
     os.setxattr(fd, "user.pinfs.pin.bench", b"0:4096,mode=lease,signal=IO")
-    return _let_go_when_asked(fd, lambda: os.getxattr(fd, "user.pinfs.release.bench"))
+    return _release_when_signalled(fd, lambda: os.getxattr(fd, "user.pinfs.release.bench"))
 
 
 def hold_lease(path: str) -> list[int]:
     """Hold the kernel's own lease (fcntl(2), F_SETLEASE) until it is broken."""
     fd = os.open(path, os.O_RDONLY)
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    return _let_go_when_asked(fd, lambda: fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK))
+    return _release_when_signalled(fd, lambda: fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK))
 
 
-def _let_go_when_asked(fd: int, release: Callable[[], object]) -> list[int]:
+def _release_when_signalled(fd: int, release: Callable[[], object]) -> list[int]:
     """CLOCK_MONOTONIC nanoseconds of the signal's arrival and of the start of the release."""
     _answer("held")
     try:
@@ -62,7 +62,7 @@ COMMANDS: Final[dict[str, Callable[..., Any]]] = {"pin_many": pin_many, "hold_pi
 
 
 def main() -> None:
-    """Obey until the end of the input. Ctrl-C is for the benchmark, which then closes our input."""
+    """Run commands until the end of the input. Ctrl-C ends the benchmark, which then closes this input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
     for line in sys.stdin:

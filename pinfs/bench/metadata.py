@@ -1,6 +1,6 @@
-"""Metadata rows: system calls on names and inodes. A batch leaves the directory as it found it, unmeasured."""
+"""Metadata rows: system calls on names and inodes. A batch restores the directory, unmeasured."""
 
-# A row is a system call, and pathlib would be measured with it.
+# Rows are system calls: no pathlib here, which would be measured with them.
 
 import os
 from collections.abc import Callable, Iterator
@@ -43,20 +43,20 @@ def read_small(path: str) -> None:
 
 
 def ls_long(path: str) -> None:
-    """What `ls -l` asks: each name of the directory, and lstat(2) of each."""
+    """The calls of `ls -l`: each name of the directory, and lstat(2) of each."""
     with os.scandir(path) as entries:
         for entry in entries:
             entry.stat(follow_symlinks=False)
 
 
 def for_each(call: Callable[[str], object], paths: list[str]) -> None:
-    """Not measured: setting up and taking down."""
+    """Set up and clean up, unmeasured."""
     for path in paths:
         call(path)
 
 
 def stays(call: Callable[[str], object]) -> Callable[[Room, int], Iterator[Batch]]:
-    """A row that asks one file again and again."""
+    """A row of calls on one file."""
 
     def prepare(room: Room, calls: int) -> Iterator[Batch]:
         paths = [room.file()] * calls
@@ -66,7 +66,7 @@ def stays(call: Callable[[str], object]) -> Callable[[Room, int], Iterator[Batch
 
 
 def comes(call: Callable[[str], object], undo: Callable[[str], object]) -> Callable[[Room, int], Iterator[Batch]]:
-    """A row that makes new names."""
+    """A row that creates names."""
 
     def prepare(room: Room, calls: int) -> Iterator[Batch]:
         paths = room.names(calls)
@@ -82,7 +82,7 @@ def comes(call: Callable[[str], object], undo: Callable[[str], object]) -> Calla
 
 
 def goes(make: Callable[[str], object], call: Callable[[str], object]) -> Callable[[Room, int], Iterator[Batch]]:
-    """A row that takes names away."""
+    """A row that removes names."""
 
     def prepare(room: Room, calls: int) -> Iterator[Batch]:
         paths = room.names(calls)
@@ -231,7 +231,7 @@ def getxattr(room: Room, calls: int) -> Iterator[Batch]:
 
 @row("metadata", "removexattr", 100)
 def removexattr(room: Room, calls: int) -> Iterator[Batch]:
-    names = [f"{XATTR}.{turn}" for turn in range(min(calls, 40))]  # an inode on disk has little room for them
+    names = [f"{XATTR}.{turn}" for turn in range(min(calls, 40))]  # an inode on disk holds only few
     with opened(room.file(), os.O_RDWR) as fd:
 
         def batch() -> float:

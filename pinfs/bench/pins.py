@@ -1,4 +1,4 @@
-"""Pin rows. Where there is no pinfs, a plain extended attribute of the same length stands beside it."""
+"""Pin rows. Without pinfs, a plain extended attribute of the same length takes the pin's place."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ def pin_get(room: Room, calls: int) -> Iterator[Batch]:
 
 @row("pins", "ftruncate beside a pin", 500)
 def pin_truncate(room: Room, calls: int) -> Iterator[Batch]:
-    """The guard looks, finds a pin in the file, and sees that its bytes stay."""
+    """The guard finds a pin in the file, and that its bytes are not removed."""
     with pinned(room) as (fd, _):
         yield lambda: us_each(partial(os.ftruncate, fd), [PAGE, 2 * PAGE] * (calls // 2))
 
@@ -68,7 +68,7 @@ def pinned(room: Room) -> Iterator[tuple[int, str]]:
 
 
 def crowded(counts: Sequence[int], crowds: Crowds) -> Rows:
-    """The same two beside so many pins on other files (pinfs only), ascending: a crowd only grows."""
+    """Two rows of each count of pins on other files (pinfs only), ascending, because a crowd only grows."""
     rows = Rows()
     for count in sorted(counts):
         for name, prepare in (("pin + release", pin_release), ("ftruncate beside a pin", pin_truncate)):

@@ -1,4 +1,4 @@
-"""The directories that are compared: what they are, where their backing is, and a scratch directory in each."""
+"""The directories under comparison: their kind, their backing, and a scratch directory in each."""
 
 # Paths are strings here, as the rows hand them to system calls.
 
@@ -17,7 +17,7 @@ from pinfs.linux.mountinfo import MountEntry, mount_at
 @dataclass(frozen=True, slots=True)
 class Place:
     """A directory under measurement. `work` is the scratch directory in it; `back_work` is the same directory seen from
-    below the file system (`work` itself on a native one), None where there is no way to it."""
+    below the file system (`work` itself on a native one), None where that cannot be reached."""
 
     path: str
     label: str
@@ -37,7 +37,7 @@ class Room:
     back_path: str | None
 
     def file(self, name: str = "file", size: int = 4096) -> str:
-        """Make a file of `size` bytes, give its path."""
+        """Create a file of `size` bytes; return its path."""
         path = f"{self.path}/{name}"
         block = os.urandom(min(size, 1 << 20))
         with open(path, "wb", buffering=0) as file:
@@ -47,7 +47,7 @@ class Room:
         return path
 
     def names(self, count: int) -> list[str]:
-        """Paths for `count` files, not made yet."""
+        """Paths for `count` files that do not exist yet."""
         return [f"{self.path}/{i:06}" for i in range(count)]
 
 
@@ -57,7 +57,7 @@ def mount_of(path: str) -> MountEntry:
 
 
 def pinfs_source(mount: MountEntry) -> str | None:
-    """The source directory of a pinfs mount as its status tells it; None if this is no pinfs."""
+    """The source directory of a pinfs mount, from its status; None if `mount` is no pinfs."""
     try:
         source = json.loads(Path(mount.point, ".pinfs", "status").read_bytes())["source"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -67,7 +67,7 @@ def pinfs_source(mount: MountEntry) -> str | None:
 
 @contextmanager
 def scratch(directory: str) -> Iterator[str]:
-    """A directory of our own in `directory`, removed with all that is in it."""
+    """A temporary directory in `directory`, removed with its contents at the end."""
     work = tempfile.mkdtemp(prefix="pinfs-bench.", dir=directory)
     try:
         yield work
@@ -84,7 +84,7 @@ def room(place: Place) -> Iterator[Room]:
 
 @contextmanager
 def open_places(directories: Sequence[str]) -> Iterator[list[Place]]:
-    """The places to compare, with scratch directories: the first, its backing if we can reach it, the others.
+    """The places to compare, with scratch directories: the first, its backing if that can be reached, the others.
 
     OSError where a scratch directory cannot be made.
     """
@@ -100,7 +100,7 @@ def open_places(directories: Sequence[str]) -> Iterator[list[Place]]:
 
 
 def backing_of(directory: str) -> str | None:
-    """The directory below a stacked file system that shows the same files; None where we can reach none."""
+    """The directory below a stacked file system with the same files; None where it cannot be reached."""
     mount = mount_of(directory)
     source = pinfs_source(mount) or mount.source
     if not source.startswith("/") or not os.path.isdir(source):
@@ -126,7 +126,7 @@ def _short(mount: MountEntry, path: str) -> str:
 
 
 def _from_below(mount: MountEntry, path: str, work: str, first_backing: str | None) -> str | None:
-    """Where `work` can be reached past the file system, so that the kernel has not seen what is made there."""
+    """The path of `work` below the file system: the kernel has no cache entries for files that are created there."""
     if not mount.fstype.startswith("fuse"):
         return work
     for directory in (backing_of(path), first_backing):
@@ -137,7 +137,7 @@ def _from_below(mount: MountEntry, path: str, work: str, first_backing: str | No
 
 
 def _label(places: list[Place]) -> list[Place]:
-    """Labels told apart: two of a kind go by their last names, or else by their paths."""
+    """Make labels distinct: by the last component of the path, or else by the whole path."""
     for names in ([os.path.basename(os.path.normpath(place.path)) for place in places], [p.path for p in places]):
         labels = [place.label for place in places]
         places = [

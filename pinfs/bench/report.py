@@ -12,12 +12,12 @@ Json = dict[str, object]
 
 
 def base_of(places: Sequence[Place]) -> Place:
-    """What ratios are to: the backing directory, or the first one where there is none to be seen."""
+    """The place that ratios refer to: the backing directory, or the first one where the backing is unknown."""
     return next((place for place in places if place.role == "backing"), places[0])
 
 
 def machine() -> Json:
-    """Where this was measured."""
+    """The machine that was measured."""
     return {
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -79,7 +79,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def as_table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows: medians of all directories, and what the first one's time is to each of the others'."""
+    """Headings and rows: medians of all directories, and the ratios of the first one's time to each of the others'."""
     first, *others = outcome.places
     headings = ["us", *(place.label for place in outcome.places)]
     headings += [f"{first.label}/{place.label}" for place in others]
@@ -93,7 +93,7 @@ def as_table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
 
 
 def remarks(outcome: Outcome) -> list[str]:
-    """What the table has no room for: why cells are empty, how long a crowd took to register, and what it costs."""
+    """Notes below the table: why cells are empty, how long crowds took to register, and what they cost."""
     labels = {place.path: place.label for place in outcome.places}
     how = f"Microseconds per operation, median of {outcome.plan.rounds} rounds. A ratio above 1: the first is slower."
     missing: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""What a row is, and the one measuring loop that all rows share."""
+"""Rows of the result, and the one measuring loop that they share."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -9,14 +9,14 @@ from typing import Final, TypeVar
 from pinfs.bench.places import Place, Room, room
 
 T = TypeVar("T")
-Batch = Callable[[], float]  # does one batch, gives microseconds per operation
+Batch = Callable[[], float]  # runs one batch; returns microseconds per operation
 Prepare = Callable[[Room, int], Iterator[Batch]]
 
 QUICK_DIVISOR: Final = 50
 
 
 class Skip(Exception):
-    """This row has no meaning in that directory; the text says why."""
+    """The row has no meaning in this directory; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,13 @@ class Row:
     prepare: Callable[[Room, int], AbstractContextManager[Batch]]
 
     def open_in(self, place: Place, stack: ExitStack, quick: bool) -> Batch:
-        """Prepare the row in a new room of `place`; `stack` takes down what that set up."""
+        """Prepare the row in a new room of `place`; `stack` cleans up."""
         where = stack.enter_context(room(place))
         return stack.enter_context(self.prepare(where, max(2, self.calls // QUICK_DIVISOR) if quick else self.calls))
 
 
 def us_each(call: Callable[[T], object], arguments: Sequence[T]) -> float:
-    """Microseconds a call. The loop costs some 30 ns a turn itself, in every directory alike."""
+    """Microseconds a call. The loop itself costs some 30 ns a turn, in every directory alike."""
     start_ns = perf_counter_ns()
     for argument in arguments:
         call(argument)

@@ -1,4 +1,4 @@
-"""Interleaved rounds: each round does each row's batch once in every directory, so a busy moment meets them all."""
+"""Interleaved rounds: each round runs a row's batch once in every directory, so that a busy moment affects them all."""
 
 import gc
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ class Plan:
 
 
 class Watcher(Protocol):
-    """Who is told how far it is."""
+    """Receives the progress of a run."""
 
     def begin(self, batches: int) -> None: ...
     def step(self, row: str) -> None: ...
@@ -47,11 +47,11 @@ class Measured:
     notes: dict[str, str] = field(default_factory=dict)
 
     def median(self, path: str) -> float | None:
-        """Over the rounds, microseconds."""
+        """The median of the rounds, microseconds."""
         return median(self.samples[path]) if self.samples.get(path) else None
 
     def best(self, path: str) -> float | None:
-        """Of the rounds, microseconds."""
+        """The best of the rounds, microseconds."""
         return min(self.samples.get(path, []), default=None)
 
     def ratio(self, path: str, base: str) -> float | None:
@@ -61,12 +61,12 @@ class Measured:
 
 
 def all_rows(counts: Sequence[int], crowds: Crowds) -> list[Row]:
-    """Every row there is. The crowd comes last: its pins stand until the end."""
+    """Every row there is. The crowd comes last, because its pins stay until the end."""
     return [*data.rows, *metadata.rows, *pins.rows, *breaks.rows, *pins.crowded(counts, crowds)]
 
 
 def chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
-    """Rows whose group is named, or whose name has the word in it or matches the glob; all for no words."""
+    """Rows whose group is in `only`, or whose name contains or matches one of its words; all where `only` is empty."""
 
     def wanted(row: Row) -> bool:
         return any(word in (row.group, row.name) or fnmatch(row.name, f"*{word}*") for word in only)
@@ -76,7 +76,7 @@ def chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that was measured."""
+    """The result of a run."""
 
     plan: Plan
     places: list[Place]
@@ -85,7 +85,7 @@ class Outcome:
 
 
 def run(plan: Plan, watcher: Watcher) -> Outcome:
-    """Measure, and take down whatever was set up, also when interrupted. OSError: no scratch directory can be made."""
+    """Measure; clean up also when interrupted. OSError: no scratch directory can be created."""
     with open_places(plan.directories) as places, Crowds(watcher.say) as crowds:
         rows = chosen(all_rows(plan.counts, crowds), plan.only)
         watcher.begin(len(rows) * (plan.rounds + 1))
@@ -95,7 +95,7 @@ def run(plan: Plan, watcher: Watcher) -> Outcome:
 
 @contextmanager
 def no_collector() -> Iterator[None]:
-    """Python's garbage collector would run in the middle of somebody's batch."""
+    """Keep Python's garbage collector from running in the middle of a batch."""
     gc.collect()
     gc.disable()
     try:
@@ -105,7 +105,7 @@ def no_collector() -> Iterator[None]:
 
 
 def measure(row: Row, places: Sequence[Place], plan: Plan, watcher: Watcher) -> Measured:
-    """Run one row in all places: a round to warm up, then those that count."""
+    """Run one row in all places: one round to warm up, then the rounds that count."""
     result = Measured(row, {})
     with ExitStack() as stack, no_collector():
         batches: dict[str, Batch] = {}
@@ -122,7 +122,7 @@ def measure(row: Row, places: Sequence[Place], plan: Plan, watcher: Watcher) -> 
 
 @contextmanager
 def _excused(result: Measured, path: str) -> Iterator[None]:
-    """A directory that cannot do this row has no result, and the others go on."""
+    """A directory that cannot run this row has a note instead of a result, and the others go on."""
     try:
         yield
     except (Skip, OSError) as why:
@@ -136,6 +136,6 @@ def _keep(result: Measured, path: str, us: float, turn: int) -> None:
 
 
 def _rotated(paths: list[str], turn: int) -> list[str]:
-    """Nobody is always the first."""
+    """`paths`, beginning with another one each turn."""
     start = turn % len(paths) if paths else 0
     return paths[start:] + paths[:start]

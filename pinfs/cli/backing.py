@@ -1,4 +1,4 @@
-"""What can be said of a directory that is to lie below pinfs: its file system, DAX, shared extents, copy on write."""
+"""Checks of a directory as a source for pinfs: file system, DAX, shared extents, copy on write."""
 
 import errno
 import fcntl
@@ -33,15 +33,15 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Extents:
-    """What the files of a directory look like on the disk."""
+    """Extents of the files of a directory."""
 
     files: int
     shared: list[str]  # relative paths of files that share blocks with others
-    answered: bool  # whether the file system answers FIEMAP at all
+    answered: bool  # whether the file system supports FIEMAP
 
 
 def check_backing(directory: str, progress: Progress = lambda _files: None) -> Iterator[Finding]:
-    """Findings about `directory`; `progress` is told how many files have been looked at."""
+    """Findings about `directory`; `progress` is called with the number of files examined so far."""
     if not stat.S_ISDIR(Path(directory).stat().st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), directory)
     kind = filesystem_type(directory)
@@ -64,17 +64,17 @@ def filesystem_type(path: str) -> str:
 def _type(directory: str, kind: str) -> Finding:
     text = f"{directory} is {kind}"
     if kind == FSTYPE:
-        return bad("backing", f"{text}: the two would not know of each other's pins",
+        return bad("backing", f"{text}: the two would ignore each other's pins",
                    "mount the directory below it, not the pinfs mount itself")  # fmt: skip
     if kind.startswith("fuse"):
-        # Deeper than that the kernel does not go (FILESYSTEM_MAX_STACK_DEPTH).
-        return warn("backing", f"{text}: passthrough goes to that file system, and what its daemon is asked stays slow",
+        # The kernel stacks no deeper (FILESYSTEM_MAX_STACK_DEPTH).
+        return warn("backing", f"{text}: passthrough reaches that file system, whose own requests stay slow",
                     "use the file system below it, if there is one")  # fmt: skip
     if kind == "overlay":
         return warn("backing", f"{text}: the first write of a file moves its bytes to the upper layer",
                     "use a volume or a bind mount instead of a container's own layers")  # fmt: skip
     if kind in _NETWORK:
-        return warn("backing", f"{text}: other machines can cut files without asking pinfs", "use a local file system")
+        return warn("backing", f"{text}: other machines can truncate files in spite of pins", "use a local file system")
     return ok("backing", text)
 
 
@@ -83,12 +83,12 @@ def _access(directory: str) -> Finding:
         return ok("access", f"{directory} can be written")
     if os.statvfs(directory).f_flag & os.ST_RDONLY:
         return warn("access", f"{directory} is mounted read-only", "mount -o remount,rw, if files should be written")
-    return warn("access", f"{directory} cannot be written by this user", "run the doctor as the user who will mount")
+    return warn("access", f"{directory} cannot be written by this user", "run the doctor as the user that will mount")
 
 
 @contextmanager
 def _scratch_file(directory: str) -> Iterator[int | None]:
-    """A nameless file (O_TMPFILE), to ask the file system without leaving anything behind. None: it cannot be had."""
+    """A nameless file (O_TMPFILE) for probes, which leaves nothing behind; None where it cannot be created."""
     try:
         fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:
@@ -129,7 +129,7 @@ def _copy_on_write(directory: str, kind: str, scratch: int | None) -> Finding:
             return ok(check, f"{kind}, but new files here are NOCOW; a snapshot still makes the next write move")
         return bad(check, f"{kind} moves the blocks on every write", f"chattr +C {directory} before the files are made")
     if scratch is None:
-        return warn(check, "cannot be probed without writing here", "run the doctor as a user who may write")
+        return warn(check, "cannot be probed without writing here", "run the doctor as a user that may write")
     if _can_clone(directory, scratch):
         return warn(check, f"{kind} can share blocks between files (reflink): a write into a shared block moves it",
                     "do not reflink pinned files (cp --reflink=never)")  # fmt: skip
@@ -144,7 +144,7 @@ def _inode_flags(fd: int) -> int:
 
 
 def _can_clone(directory: str, source: int) -> bool:
-    """Whether FICLONE works here: tried on two nameless files (ioctl_ficlone(2))."""
+    """Whether FICLONE works here, tried on two nameless files (ioctl_ficlone(2))."""
     os.pwrite(source, bytes(4096), 0)
     with _scratch_file(directory) as target:
         if target is None:
@@ -157,7 +157,7 @@ def _can_clone(directory: str, source: int) -> bool:
 
 
 def examine_extents(directory: str, progress: Progress) -> Extents:
-    """Walk the regular files below `directory` (this file system only) and ask each for its extents."""
+    """Walk the regular files below `directory` (on its file system only) and read the extents of each."""
     files, shared, answered = 0, [], False
     for path in _regular_files(directory):
         files += 1
@@ -177,13 +177,13 @@ def _regular_files(directory: str) -> Iterator[str]:
             subdirectories.clear()
             continue
         for name in names:
-            with suppress(OSError):  # it went away
+            with suppress(OSError):  # it was removed meanwhile
                 if stat.S_ISREG(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                     yield f"{where}/{name}"
 
 
 def _extent_flags(path: str) -> int | None:
-    """All flags of all extents together; None if the file system, or this file, does not answer."""
+    """The flags of all extents, or-ed; None if the file system or this file does not support FIEMAP."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -222,9 +222,9 @@ def _shared(kind: str, extents: Extents) -> Finding:
     if not extents.files:
         return ok(check, "no files yet")
     if not extents.answered:
-        return ok(check, f"{kind} does not tell where its extents are ({extents.files} files)")
+        return ok(check, f"{kind} does not report extents ({extents.files} files)")
     if extents.shared:
         some = ", ".join(extents.shared[:3]) + (", ..." if len(extents.shared) > 3 else "")
         text = f"{len(extents.shared)} of {extents.files} files share blocks with others: {some}"
-        return warn(check, text, "rewrite them before they are pinned: cp --reflink=never FILE NEW && mv NEW FILE")
+        return warn(check, text, "rewrite them before pinning: cp --reflink=never FILE NEW && mv NEW FILE")
     return ok(check, f"none in {extents.files} files")

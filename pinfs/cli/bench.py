@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 from rich.console import Console
@@ -13,9 +14,8 @@ from rich.progress import Progress
 
 from pinfs.bench import report
 from pinfs.bench.crowd import Crowds
-from pinfs.bench.rows import Row
 from pinfs.bench.run import COUNTS, QUICK_COUNTS, QUICK_ROUNDS, ROUNDS, Outcome, Plan, all_rows, chosen, run
-from pinfs.cli.output import listing_options, print_json, print_table, wants_json
+from pinfs.cli.output import listing_options, print_json, print_table
 from pinfs.cli.verb import Verb
 
 
@@ -34,7 +34,7 @@ def _directories(_: click.Context, __: click.Parameter, value: tuple[str, ...]) 
 
 
 class Bar:
-    """A progress bar on standard error. It draws when told to: a thread of its own would disturb a batch."""
+    """A progress bar on standard error. It draws on each call; a thread of its own would disturb a batch."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -53,7 +53,7 @@ class Bar:
         self._progress.update(self._task, description=text, refresh=True)
 
     def end(self, number: int, frame: object) -> None:
-        """A signal handler: the first one ends us between two rounds, with nothing half made, the second at once."""
+        """A signal handler: the first signal ends the run between two rounds, the second at once."""
         if self._ending:
             raise KeyboardInterrupt
         self._ending = True
@@ -82,10 +82,10 @@ taskset -c 0 pinfs mount /dev/shm/source /mnt/pinfs --daemon
 taskset -c 0 bindfs /dev/shm/source /mnt/bindfs
 taskset -c 0 pinfs bench /mnt/pinfs /mnt/bindfs
 
-# only what is asked most, more rounds
+# the most frequent calls, more rounds
 pinfs bench /mnt/pinfs --only stat --only 'open + close' --rounds 30
 
-# does the cost of a pin depend on how many there are?
+# whether the cost of a pin depends on the number of pins
 pinfs bench /mnt/pinfs --only crowd --pins 1,1000000
 """,
 )
@@ -93,35 +93,25 @@ pinfs bench /mnt/pinfs --only crowd --pins 1,1000000
                 type=click.Path(exists=True, file_okay=False))  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), help=f"Rounds that count (default {ROUNDS}, quick {QUICK_ROUNDS}).")
 @click.option("--only", metavar="ROWS", multiple=True, help="A group, or a word or glob of names (again for more).")
-@click.option("--pins", metavar="N,...", callback=_counts, help="How many other pins, for the rows of group crowd.")
+@click.option("--pins", metavar="N,...", callback=_counts, help="Numbers of other pins, for the rows of group crowd.")
 @click.option("--cpu", type=click.IntRange(0), help="Run on this processor. (The daemons stay where they are.)")
-@click.option("--quick", is_flag=True, help="Small batches: shows that everything works, the times mean little.")
+@click.option("--quick", is_flag=True, help="Small batches: shows that all rows work; the times mean little.")
 @click.option("--list", "only_list", is_flag=True, help="List the rows, measure nothing.")
 @listing_options
-def bench(
-    directories: tuple[str, ...],
-    rounds: int | None,
-    only: tuple[str, ...],
-    pins: list[int],
-    cpu: int | None,
-    quick: bool,
-    only_list: bool,
-    as_json: bool,
-    as_table: bool,
-) -> None:
+def bench(cpu: int | None, only_list: bool, as_json: bool, **chosen_plan: Any) -> None:
     """Measure a mount DIR, its backing directory, and any OTHER directories, interleaved round by round.
 
     Times are microseconds per operation. Ratios are of times: above 1, DIR is slower than the other.
     """
-    plan = Plan(directories, only, rounds or (QUICK_ROUNDS if quick else ROUNDS),
-                pins or (QUICK_COUNTS if quick else COUNTS), quick)  # fmt: skip
-    rows = chosen(all_rows(plan.counts, Crowds(click.echo)), only)
+    plan = _plan(**chosen_plan)
+    rows = chosen(all_rows(plan.counts, Crowds(click.echo)), plan.only)
     if not rows:
-        raise click.UsageError("There is no row like that; --list shows them.")
+        raise click.UsageError("There is no row like that; --list prints all.")
     if only_list:
-        _list(rows)
+        for row in rows:
+            click.echo(f"{row.group:<10}{row.name}")
         return
-    if not directories:
+    if not plan.directories:
         raise click.UsageError("Name a directory.")
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})
@@ -129,12 +119,19 @@ def bench(
         bar = Bar(progress)
         with _ended_by(bar.end):
             outcome = run(plan, bar)
-    _print(outcome, wants_json(as_json, as_table))
+    _print(outcome, as_json)
 
 
-def _list(rows: list[Row]) -> None:
-    for row in rows:
-        click.echo(f"{row.group:<10}{row.name}")
+def _plan(
+    directories: tuple[str, ...], only: tuple[str, ...], rounds: int | None, pins: list[int], quick: bool
+) -> Plan:
+    return Plan(
+        directories,
+        only,
+        rounds or (QUICK_ROUNDS if quick else ROUNDS),
+        pins or (QUICK_COUNTS if quick else COUNTS),
+        quick,
+    )
 
 
 def _print(outcome: Outcome, as_json: bool) -> None:

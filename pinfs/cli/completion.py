@@ -1,4 +1,4 @@
-"""`pinfs completion`: what a shell needs to complete verbs and options."""
+"""`pinfs completion`: prints scripts that complete verbs and options."""
 
 import click
 from click.shell_completion import get_completion_class

@@ -1,4 +1,4 @@
-"""`pinfs debug`: everything a bug report needs, and nothing that belongs to anybody's files."""
+"""`pinfs debug`: everything a bug report needs, and no contents or names of users' files."""
 
 import io
 import json
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -75,7 +74,7 @@ def _mount_parts(found: list[Mount]) -> Iterator[Part]:
 
 
 def _text(make: Callable[[], str]) -> str:
-    """A part that cannot be had says why; the others are worth sending without it."""
+    """The text of a part; a part that cannot be read contains the reason, and the bundle goes on without it."""
     try:
         return make()
     except (OSError, ValueError) as error:
@@ -101,16 +100,12 @@ def _doctor() -> str:
 
 def _kernel_log() -> str:
     """The kernel's ring buffer as it is now; EPERM where dmesg_restrict forbids it."""
-    with open("/dev/kmsg", "rb", buffering=0, opener=_without_waiting) as log:
+    with open("/dev/kmsg", "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as log:
         return _lines_with("".join(_records(log)), _KERNEL_LINES)
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def _records(log: io.RawIOBase) -> Iterator[str]:
-    """One record a read(); None where a read would wait; EPIPE where records have been overwritten meanwhile."""
+    """A read() returns one record, None instead of waiting, and EPIPE where records were overwritten meanwhile."""
     while True:
         try:
             record = log.read(8192)
@@ -127,11 +122,8 @@ def _lines_with(text: str, pattern: re.Pattern[str]) -> str:
 
 
 def _pins(mount: Mount) -> str:
-    return "".join(json.dumps(_without_private(pin)) + "\n" for pin in mount.pins())
-
-
-def _without_private(pin: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in pin.items() if key not in _PRIVATE}
+    public = [{key: value for key, value in pin.items() if key not in _PRIVATE} for pin in mount.pins()]
+    return "".join(json.dumps(pin) + "\n" for pin in public)
 
 
 def _add(bundle: tarfile.TarFile, name: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""`pinfs doctor`: can this machine, and this directory, do what pinfs promises?"""
+"""`pinfs doctor`: checks whether this machine, and a directory, support what pinfs promises."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import click
 
 from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.findings import Finding, Level, has_failures
-from pinfs.cli.output import listing_options, print_json, print_table, wants_json
+from pinfs.cli.output import listing_options, print_json, print_table
 from pinfs.cli.verb import Verb
 
 _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
@@ -22,17 +22,17 @@ _STYLES = {Level.OK: "green", Level.WARN: "yellow", Level.FAIL: "bold red"}
 # this machine
 pinfs doctor
 
-# this machine, and a directory that is to be mounted
+# this machine, and a directory to mount
 pinfs doctor /srv/models
 
-# what is broken, for a script
+# fixes of all failures, for a script
 pinfs doctor --json | jq -r '.findings[] | select(.level == "fail") | .fix'
 """,
 )
 @click.argument("directory", required=False)
 @listing_options
 @click.pass_context
-def doctor(ctx: click.Context, directory: str | None, as_json: bool, as_table: bool) -> None:
+def doctor(ctx: click.Context, directory: str | None, as_json: bool) -> None:
     """Check this machine, and DIRECTORY as a source, and say how to fix what is wrong.
 
     Looks at the kernel, /dev/fuse, fusermount3, libfuse, pyfuse3, passthrough, capabilities, descriptor limits, the pid
@@ -40,11 +40,11 @@ def doctor(ctx: click.Context, directory: str | None, as_json: bool, as_table: b
     files share with others. Every file below DIRECTORY is asked for its extents: this takes a while for millions of
     them. Nothing is changed.
 
-    "warn": it works, but something is lost. "fail": pinfs cannot mount, or a pin could not keep its promise.
-    Exit code 8 if anything failed.
+    "warn": pinfs works, but a feature or speed is lost. "fail": pinfs cannot mount, or a pin could not keep its
+    promise. Exit code 8 if anything failed.
     """
     findings = list(_examine(directory))
-    if wants_json(as_json, as_table):
+    if as_json:
         print_json({"v": 1, "findings": [finding.as_json() for finding in findings]})
     else:
         _print(findings)
@@ -65,7 +65,7 @@ def _examine(directory: str | None) -> Iterator[Finding]:
 
 @contextmanager
 def _progress() -> Iterator[Any]:
-    """A running count of files on stderr, if somebody is looking at it."""
+    """A running count of files on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _files: None
         return

@@ -5,7 +5,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a script may rely on. `pinfs pin -- COMMAND` passes COMMAND's own status on instead."""
+    """The interface to scripts. `pinfs pin -- COMMAND` exits with COMMAND's own status instead."""
 
     OK = 0
     FAILURE = 1
@@ -47,5 +47,5 @@ def of_errno(number: int | None) -> ExitCode:
 
 
 def of_signal(number: int) -> int:
-    """What a shell reports for a process that a signal has ended (sh(1): 128 + number)."""
+    """A shell's exit status for a process that a signal ended (sh(1): 128 + number)."""
     return 128 + number

@@ -1,4 +1,4 @@
-"""What `pinfs doctor` says: findings, each with a level and how to fix it."""
+"""The findings of `pinfs doctor`, each with a level and a fix."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -10,13 +10,13 @@ class Level(StrEnum):
     """How bad a finding is."""
 
     OK = "ok"
-    WARN = "warn"  # works, but something is lost or slower
+    WARN = "warn"  # works, but a feature or speed is lost
     FAIL = "fail"  # pinfs cannot mount, or a pin could not keep its promise
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's report. `fix` is empty where nothing has to be done."""
+    """One line of the doctor's report. `fix` is empty for level OK."""
 
     check: str
     level: Level

@@ -1,4 +1,4 @@
-"""Holding a pin while a command runs: what `pinfs pin` does once it has the pin."""
+"""Holds a pin while a command runs, after `pinfs pin` has registered it."""
 
 import errno
 import os
@@ -44,7 +44,7 @@ def print_pin(info: PinInfo) -> None:
 
 @dataclass(frozen=True)
 class Held:
-    """A pin that this process holds, and what it does when somebody wants the bytes."""
+    """A pin of this process, and its reaction to a break (`on_break`)."""
 
     inode: Inode
     label: str
@@ -55,7 +55,7 @@ class Held:
     quiet: bool
 
     def release(self) -> None:
-        """Let go. That the pin is gone already (revoked), or the daemon, is fine."""
+        """Release the pin; a revoked pin and a dead daemon are no errors."""
         with _suppress_errno(errno.ENODATA, errno.ENOTCONN):
             xattrs.release(self.inode, self.name)
 
@@ -65,7 +65,7 @@ class Held:
             click.echo(printable(f"pinfs: {self.label} {span(self.info)}: {text}"), err=True)
 
     def gone_with(self, event: Event, child: int | None = None) -> bool:
-        """Do what --on-break says; whether the pin is gone after this event."""
+        """React as --on-break says; return whether the pin is gone after this event."""
         if event.pin != self.info.id:
             return False
         if event.event == "break":
@@ -92,7 +92,7 @@ class Held:
 _WHAT_NOW = {
     "release": ": released",
     "wait": ": kept until the end",
-    "term": ": asked the command to end",
+    "term": ": sent SIGTERM to the command",
 }
 
 
@@ -114,7 +114,7 @@ def hold(held: Held, channel: EventChannel, as_json: bool) -> int:
 
 def run(held: Held, channel: EventChannel, command: Sequence[str]) -> int:
     """Run COMMAND, holding the pin, and return its exit status as a shell would report it."""
-    # Blocked here and in the thread, so that sigwaitinfo() takes them all, and tells who sent them.
+    # Blocked here and in the thread, so that sigwaitinfo() receives them all, with their senders.
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED | {signal.SIGCHLD})
     with ending_as_a_shell(command[0]):
         child = os.posix_spawnp(command[0], list(command), os.environ, setsigmask=(), setsigdef=_IGNORED_BY_PYTHON)
@@ -137,7 +137,7 @@ def ending_as_a_shell(command: str) -> Iterator[None]:
 
 @contextmanager
 def _answering(held: Held, channel: EventChannel, child: int) -> Iterator[None]:
-    """Events are answered in a thread, while this one waits for signals."""
+    """Answer events in a thread while this one waits for signals."""
     over = threading.Event()
     thread = threading.Thread(target=_answer, args=(held, channel, child, over))
     thread.start()
@@ -154,12 +154,12 @@ def _answer(held: Held, channel: EventChannel, child: int, over: threading.Event
         while not over.is_set():
             for event in channel.read():
                 held.gone_with(event, child)
-    except OSError as error:  # the daemon has gone, and the pin with it; the command goes on
+    except OSError as error:  # the daemon is dead, and the pin gone with it; the command goes on
         held.say(f"the pin is gone: {error.strerror}")
 
 
 def _end_of(child: int) -> int:
-    """Pass signals on until the child has ended. What the terminal sends (si_code > 0), it sends to the child, too."""
+    """Forward signals until the child has ended. Those of the terminal (si_code > 0) reach the child by themselves."""
     while True:
         came = signal.sigwaitinfo(_FORWARDED | {signal.SIGCHLD})
         if came.si_signo != signal.SIGCHLD:

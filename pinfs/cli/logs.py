@@ -1,4 +1,4 @@
-"""Where the daemon's log goes: terminal, file, journal or syslog, as text or JSON."""
+"""The destinations of the daemon's log: terminal, file, journal or syslog, as text or JSON."""
 
 import json
 import logging
@@ -17,15 +17,15 @@ _PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, log
 
 
 class Target(StrEnum):
-    """Where to."""
+    """The destinations."""
 
-    STDERR = "stderr"  # foreground, containers, systemd (which passes it on to the journal)
+    STDERR = "stderr"  # foreground, containers, systemd (which forwards it to the journal)
     JOURNAL = "journal"
     SYSLOG = "syslog"
 
 
 def background_target() -> Target:
-    """Where a daemon without a terminal writes its log: the journal, else syslog, else stderr, wherever that leads."""
+    """The log of a daemon without a terminal: the journal, else syslog, else stderr."""
     for target, address in ((Target.JOURNAL, JOURNAL), (Target.SYSLOG, SYSLOG)):
         if Path(address).exists():
             return target
@@ -48,7 +48,7 @@ def _handler(target: Target) -> logging.Handler:
 
 
 class PlainLines(logging.Formatter):
-    """For people. Names of files may hold anything: no record can look like two, or reach out of a terminal."""
+    """Text, escaped: a file's name can neither fake a second record nor control the terminal."""
 
     def __init__(self, *, with_time: bool) -> None:
         super().__init__(f"{'%(asctime)s ' if with_time else ''}%(name)s %(levelname)s: %(message)s")

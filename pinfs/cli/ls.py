@@ -1,4 +1,4 @@
-"""`pinfs ls`: who holds what, like lslocks(8)."""
+"""`pinfs ls`: lists pins and their holders, like lslocks(8)."""
 
 import json
 import os
@@ -12,14 +12,14 @@ import click
 
 from pinfs.cli.exitcodes import ExitCode, of_errno
 from pinfs.cli.mounts import mount_of
-from pinfs.cli.output import listing_options, print_json, print_table, wants_json
+from pinfs.cli.output import listing_options, print_json, print_table
 from pinfs.cli.verb import Verb, fail, failure_of
 from pinfs.observe.mounts import Mount, mounts
 
 Pin = dict[str, Any]
 
 ROWS = 1000  # of a table; laying out a million takes minutes
-UNSEEN = "-"  # for others than the owner and root, the holder is not shown (SPEC 4)
+UNSEEN = "-"  # the holder is shown to the owner's user and root only (SPEC 4)
 
 
 def _text(key: str) -> Callable[[Pin], str]:
@@ -79,12 +79,12 @@ def _columns(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 
 @click.command(
     cls=Verb,
-    short_help="List pins and who holds them.",
+    short_help="List pins and their holders.",
     examples="""
 # all pins of this machine
 pinfs ls
 
-# who keeps this file from being truncated?
+# the pins that keep this file from being truncated
 pinfs ls /mnt/models/big.bin
 
 # ids and processes, for a script
@@ -93,7 +93,7 @@ pinfs ls --table --noheadings -o ID,PID /mnt/models
 # the usual columns and some more
 pinfs ls -o +NAME,SINCE
 
-# processes that are being waited for
+# processes that a breaker waits for
 pinfs ls --json | jq '.pins[] | select(.state == "breaking") | .pid'
 """,
 )
@@ -112,17 +112,16 @@ def ls(
     limit: int,
     noheadings: bool,
     as_json: bool,
-    as_table: bool,
 ) -> None:
     """List the pins of each FILE or MOUNT, or of all pinfs mounts of this machine.
 
-    Of pins that belong to other users only root sees the holder. LENGTH "end": up to the end of the file, wherever that
-    moves. STATE "breaking": somebody waits for this pin, until DEADLINE at most.
+    Only root sees the holders of other users' pins. LENGTH "end": up to the end of the file, wherever that moves. STATE
+    "breaking": a breaker waits for this pin, until DEADLINE at most.
 
     A table on a terminal, JSON in a pipe; --table and --json decide otherwise.
     """
     pins, errors = ([pin for path in paths for pin in _pins_at(path)], []) if paths else pins_of_all()
-    if wants_json(as_json, as_table):
+    if as_json:
         print_json({"v": 1, "pins": pins})
     else:
         print_pins(pins, columns, headings=not noheadings, limit=limit)
@@ -132,7 +131,7 @@ def ls(
 
 
 def print_pins(all_pins: Iterable[Pin], columns: list[str], *, headings: bool = True, limit: int = ROWS) -> None:
-    """The table of at most `limit` pins (0: all); pins that are being broken come first, and stand out."""
+    """The table of at most `limit` pins (0: all); breaking pins come first, in a colour."""
     all_pins = sorted(all_pins, key=lambda pin: pin["state"] != "breaking")
     pins = all_pins[:limit] if limit else all_pins
     print_table(

@@ -1,4 +1,4 @@
-"""What this machine has of what pinfs needs. Features are probed, not derived from versions, wherever they can be."""
+"""Checks of this machine. Features are probed wherever possible, not derived from versions."""
 
 import ctypes
 import errno
@@ -26,7 +26,7 @@ _OLDEST_LIBFUSE = (3, 3)  # the first that takes /dev/fd/N as mount point
 
 
 def check_machine() -> Iterator[Finding]:
-    """All checks that need no directory, in the order in which one would fix them."""
+    """All checks that need no directory, in the order of fixing."""
     checks: list[Callable[[], Finding]] = [
         _kernel, _device, _fusermount, _libfuse, _pyfuse3,
         _passthrough, _capabilities, _descriptors, _pid_namespace, _proc,
@@ -48,7 +48,7 @@ def _kernel() -> Finding:
 
 def _device() -> Finding:
     check = "/dev/fuse"
-    mends = {
+    fixes = {
         errno.ENOENT: "modprobe fuse; in a container: --device /dev/fuse",
         errno.EPERM: "in a container: --device /dev/fuse (the device cgroup refuses it)",
         errno.EACCES: "chmod 666 /dev/fuse, as udev does",
@@ -56,7 +56,7 @@ def _device() -> Finding:
     try:
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        return bad(check, f"cannot be opened: {error.strerror}", mends.get(error.errno or 0, "modprobe fuse"))
+        return bad(check, f"cannot be opened: {error.strerror}", fixes.get(error.errno or 0, "modprobe fuse"))
     is_device = stat.S_ISCHR(os.fstat(fd).st_mode)
     os.close(fd)
     if not is_device:
@@ -75,9 +75,9 @@ def _fusermount() -> Finding:
     if not Path(path).stat().st_mode & stat.S_ISUID:
         return bad(check, f"{path} is not set-user-id", f"chown root {path}; chmod u+s {path}")
     if not _has_name(os.getuid()):
-        return bad(check, f"{path} wants a name for user {os.getuid()}", "give that user a line in /etc/passwd")
+        return bad(check, f"{path} needs a name for user {os.getuid()}", "give that user a line in /etc/passwd")
     if not MTAB.exists():
-        # It looks there for whose mount it is (may_unmount in util/fusermount.c of libfuse).
+        # fusermount3 looks up the owner of a mount there (may_unmount in util/fusermount.c of libfuse).
         return warn(check, f"{path} finds no {MTAB}: it mounts, but refuses to unmount",
                     f"as root: ln -s /proc/self/mounts {MTAB}")  # fmt: skip
     return ok(check, path)
@@ -130,7 +130,7 @@ def _passthrough() -> Finding:
 
 
 def _backing_open_errno() -> int:
-    """How the kernel refuses a backing file where nothing is mounted: EPERM, or ENOTTY if it has no such call."""
+    """The kernel's error for a backing file without a mount: EPERM, or ENOTTY where passthrough is missing."""
     try:
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -181,7 +181,7 @@ def _pid_namespace() -> Finding:
         return ok("pid namespace", "the machine's: every process can hold pins")
     return warn(
         "pid namespace",
-        "not the machine's: processes outside it can own pins by handle (ioctl) only",
+        "not the machine's: processes outside it can own handle pins (ioctl) only",
         "run the daemon on the host, or all containers with one pid namespace (--pid=host, --pid=container:NAME)",
     )
 
@@ -190,7 +190,7 @@ def _proc() -> Finding:
     if not _proc_is_ours():
         return bad(
             "/proc",
-            "is that of another pid namespace: its numbers mean other processes, and the wrong ones would hold pins",
+            "belongs to another pid namespace: pins would be booked to the wrong processes",
             "give the daemon a /proc of its own (unshare --pid --fork --mount-proc)",
         )
     if os.access("/proc/1/status", os.R_OK):
@@ -201,8 +201,8 @@ def _proc() -> Finding:
 
 
 def _proc_is_ours() -> bool:
-    """/proc/self is the number that the reader has in the pid namespace of that /proc (pid_namespaces(7))."""
+    """/proc/self is the reader's number in the pid namespace of that /proc (pid_namespaces(7))."""
     try:
         return os.readlink("/proc/self") == str(os.getpid())
-    except FileNotFoundError:  # the reader has none there
+    except FileNotFoundError:  # the reader is not visible there
         return False

@@ -1,4 +1,4 @@
-"""`pinfs`: finds the verb and imports that one only, so that `pinfs pin` starts without the daemon's libraries."""
+"""`pinfs`: imports only the verb that is called, so that `pinfs pin` starts without the daemon's libraries."""
 
 import importlib
 import sys
@@ -33,7 +33,7 @@ VERBS = {
 
 
 class LazyVerbs(VerbGroup):
-    """A group whose verbs are imported when they are asked for."""
+    """A group that imports a verb when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [verb for verb, module in VERBS.items() if find_spec(module)]
@@ -54,11 +54,11 @@ class LazyVerbs(VerbGroup):
 pinfs mount /srv/models /mnt/models --daemon
 pinfs pin /mnt/models/big.bin -- ./serve /mnt/models/big.bin
 
-# who holds what, and who is being waited for
+# pins and their holders, and breaks as they happen
 pinfs ls
 pinfs watch
 
-# what can this machine do
+# what this machine supports
 pinfs doctor /srv/models
 """,
 )
@@ -67,14 +67,15 @@ def cli() -> None:
     """A file system on which long-term pins of file memory hold.
 
     A pin is a promise to a program that a byte range of a file keeps its storage. On a pinfs mount, nothing takes those
-    bytes away while the pin stands: a truncate is refused ("deny" pins), or asks the holder first ("lease" pins).
+    bytes away while the pin stands: a truncate is refused ("deny" pins), or notifies the holder and waits ("lease"
+    pins).
 
     Each verb explains itself: pinfs VERB --help. Exit codes are documented in docs/exit-codes.md.
     """
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The console script. `argv` is without the program's name; exits with a code of `pinfs.cli.exitcodes`."""
+    """The console script. `argv` excludes the program's name; exits with a code of `pinfs.cli.exitcodes`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = Path(sys.argv[0]).name
     try:

@@ -17,14 +17,14 @@ from pinfs.cli.verb import Verb
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.pass_context
 def man(ctx: click.Context, directory: Path) -> None:
-    """Write a man page for each verb into DIRECTORY, which is made if it does not exist."""
+    """Write a man page for each verb into DIRECTORY, which is created if it does not exist."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, page in pages(click.Context(ctx.find_root().command, info_name="pinfs")):
         (directory / f"{name}.1").write_text(page)
 
 
 def pages(ctx: click.Context) -> Iterator[tuple[str, str]]:
-    """(name, troff text) of the command of `ctx` and of all that are below it."""
+    """(name, troff text) of the command of `ctx` and of all its subcommands."""
     yield ctx.command_path.replace(" ", "-"), page(ctx)
     if isinstance(ctx.command, click.Group):
         for name in ctx.command.list_commands(ctx):
@@ -45,7 +45,7 @@ def page(ctx: click.Context) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text in which troff sees no commands: backslashes, hyphens that are meant as such, leading dots and quotes."""
+    """Text with troff's special characters escaped: backslashes, hyphens, leading dots and quotes."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return "\n".join(f"\\&{line}" if line[:1] in (".", "'") else line for line in text.splitlines())
 
@@ -66,7 +66,7 @@ def _options(ctx: click.Context) -> Iterator[str]:
     yield ".SH OPTIONS"
     for parameter in ctx.command.get_params(ctx):
         record = parameter.get_help_record(ctx)
-        if record and record[1]:  # arguments without a word on them stand in the synopsis
+        if record and record[1]:  # arguments without help are in the synopsis
             yield from (".TP", f"\\fB{_escaped(record[0])}\\fR", _escaped(record[1]))
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # in the foreground, until Ctrl-C
 pinfs mount /srv/models /mnt/models
 
-# in the background: returns when the file system is usable, or with the reason why not
+# in the background: returns when the file system is usable, or prints why it is not
 pinfs mount /srv/models /mnt/models --daemon
 
 # leases are broken after ten seconds
@@ -50,11 +50,11 @@ mount -t fuse.pinfs /srv/models /mnt/models -o break_timeout=10
 def mount(source: str, mountpoint: str, background: bool, fake: bool, **how: Any) -> None:
     """Mount the directory SOURCE on MOUNTPOINT, and serve it until it is unmounted.
 
-    SIGTERM and SIGINT unmount: whoever waits for a pin is answered first. SIGHUP reads the policy again, SIGUSR1 writes
-    stacks and state to the log. Options that are for others (nofail, _netdev, x-systemd.*...) are accepted.
+    SIGTERM and SIGINT unmount, after waiting breakers have been answered. SIGHUP reads the policy again, SIGUSR1 writes
+    stacks and state to the log. Options for other programs (nofail, _netdev, x-systemd.*...) are accepted.
 
-    Only one pinfs can serve a SOURCE at a time, and while it does, everybody should go through the mount: what changes
-    SOURCE behind its back does not ask for pins.
+    Only one pinfs can serve a SOURCE at a time. All programs should then use the mount: changes that are made directly
+    in SOURCE ignore pins.
     """
     config = _config(how)
     if fake:

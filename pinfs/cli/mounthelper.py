@@ -1,4 +1,4 @@
-"""How mount(8) and fstab call us, turned into `pinfs mount`.
+"""Translates calls by mount(8) and fstab into `pinfs mount`.
 
 mount(8) runs `/sbin/mount.pinfs SOURCE MNT [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]`; for the type `fuse.pinfs` it
 runs `mount.fuse3`, which runs `pinfs SOURCE MNT -o OPTIONS` and expects it to return when the file system is usable.
@@ -9,26 +9,26 @@ from collections.abc import Collection, Iterator, Sequence
 from pinfs.cli.exitcodes import ExitCode
 
 HELPER_NAMES = frozenset({"mount.pinfs", "mount.fuse.pinfs"})
-_WITH_ARGUMENT = frozenset("oNt")  # -N: mount(8) has entered that namespace before it runs us; -t: we know our type
+_WITH_ARGUMENT = frozenset("oNt")  # -N: mount(8) has entered the namespace already; -t: the type is known
 _FLAGS = {"s": [], "n": [], "f": ["--fake"], "v": ["-v"]}  # sloppy, no mtab: there is neither strictness nor an mtab
 _WRONG_CALL = frozenset({ExitCode.USAGE, ExitCode.NOT_PERMITTED, ExitCode.BAD_POLICY})
 _MOUNT8_WRONG_CALL, _MOUNT8_FAILED = 1, 32
 
 
 def is_called_by_mount8(program: str, arguments: Sequence[str], verbs: Collection[str]) -> bool:
-    """Whether mount(8) or mount.fuse3 has called."""
+    """Whether mount(8) or mount.fuse3 is the caller."""
     return program in HELPER_NAMES or _is_mount_fuse_call(arguments, verbs)
 
 
 def status_for_mount8(code: object) -> int:
-    """mount(8) ends with its helper's status, which therefore has to be one of its own (section EXIT STATUS)."""
+    """mount(8) exits with its helper's status, so the status is one that mount(8) documents (section EXIT STATUS)."""
     if not code:
         return 0
     return _MOUNT8_WRONG_CALL if code in _WRONG_CALL else _MOUNT8_FAILED
 
 
 def translate(program: str, arguments: Sequence[str], verbs: Collection[str]) -> list[str]:
-    """The arguments of `pinfs` for whatever it was called as."""
+    """The arguments for `pinfs`, whatever the name and form of the call."""
     if program in HELPER_NAMES:
         return _as_mount(arguments)
     if _is_mount_fuse_call(arguments, verbs):

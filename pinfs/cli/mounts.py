@@ -1,4 +1,4 @@
-"""Which mount a verb is about; there may be none, or too many."""
+"""Finds the mount that a verb works on."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""How verbs print: tables for people, JSON for programs, and nothing that could reach out of the terminal."""
+"""Output of the verbs: tables for people, JSON for programs. Control characters never reach the terminal."""
 
 import json
 import sys
@@ -13,26 +13,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 Row = Sequence[str]
 
 
-def wants_json(as_json: bool, as_table: bool) -> bool:
-    """Tables on a terminal and JSON in a pipe, unless one of them is asked for."""
-    return as_json or not (as_table or sys.stdout.isatty())
-
-
 def print_json(value: Any) -> None:
     """One JSON value, ASCII only, on one line (several lines on a terminal)."""
     click.echo(json.dumps(value, indent=2 if sys.stdout.isatty() else None))
 
 
 def print_json_line(value: Any) -> None:
-    """One JSON value on one line, at once: somebody may be reading along."""
+    """One JSON value on one line, flushed: a reader in a pipe sees each event as it happens."""
     click.echo(json.dumps(value))
     sys.stdout.flush()
 
 
-def listing_options(command: F) -> F:
-    """`--json` and `--table`."""
-    command = click.option("--table", "as_table", is_flag=True, help="Print a table even into a pipe.")(command)
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON (the default in a pipe).")(command)
+def json_or(other: str, help_text: str) -> Callable[[F], F]:
+    """The options `--json` and `--OTHER`, as the parameter `as_json`: JSON in a pipe unless an option chooses."""
+    return click.option(
+        f"--json/--{other}", "as_json", default=None, help=help_text,
+        callback=lambda _ctx, _param, chosen: not sys.stdout.isatty() if chosen is None else chosen,
+    )  # fmt: skip
+
+
+listing_options = json_or("table", "Print JSON (the default in a pipe) or a table (the default on a terminal).")
+"""The options of verbs that list."""
 
 
 def print_table(headings: Row, rows: Iterable[Row], *, right: Iterable[int] = (), styles: Sequence[str] = ()) -> None:
@@ -46,7 +47,7 @@ def print_table(headings: Row, rows: Iterable[Row], *, right: Iterable[int] = ()
 
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
-        console.width = 1 << 15  # a pipe has no edge to wrap at
+        console.width = 1 << 15  # a pipe has no width to wrap at
     table = Table(box=None, show_header=bool(headings), pad_edge=False, header_style="bold")
     on_the_right = set(right)
     rows = list(rows)

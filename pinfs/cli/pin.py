@@ -42,7 +42,7 @@ def signal_number(text: str | None) -> int | None:
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for; the fields are its parameters."""
+    """The parameters of the command line."""
 
     file: str
     command: tuple[str, ...]
@@ -63,7 +63,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.on_break and not self.stays:
-            raise click.UsageError("--on-break needs somebody who stays to answer: not with --pid or --no-fork")
+            raise click.UsageError("--on-break needs this process to answer breaks: not with --pid or --no-fork")
         if self.pid is not None and self.command:
             raise click.UsageError("--pid pins for a process that runs already: not with COMMAND")
         if self.no_fork and not self.command:
@@ -92,17 +92,17 @@ class Request:
     cls=Verb,
     short_help="Hold a pin while a command runs.",
     examples="""
-# nobody can cut the file while this program runs
+# the file cannot be truncated while this program runs
 pinfs pin /mnt/models/big.bin -- ./serve /mnt/models/big.bin
 
 # its first MiB only; the same with a file name that ends in numbers
 pinfs pin /mnt/models/big.bin:0:1048576 -- ./serve
 pinfs pin --start 0 --length 1048576 /mnt/models/a:1:2 -- ./serve
 
-# a lease: whoever wants to cut the file waits, and the program is asked to end
+# a lease: a truncate waits while the program is told to end (SIGTERM)
 pinfs pin --mode lease --on-break term /mnt/log/app.log -- ./reader
 
-# hold it until Ctrl-C, or until somebody wants it
+# hold it until Ctrl-C, or until a truncate wants it
 pinfs pin --mode lease --note "looking at it" /mnt/models/big.bin
 
 # for a shell script, until the script ends, or until it is released
@@ -126,7 +126,7 @@ pinfs release "$id"
 @click.option(
     "--on-break",
     type=click.Choice(["wait", "release", "term", "ignore"]),
-    help="What to do when somebody wants the bytes of a lease: wait: say so, keep it until COMMAND has ended "
+    help="What to do when a removal breaks the lease: wait: say so, keep it until COMMAND has ended "
     "(default with COMMAND); release: say so and let go (default without); term: end COMMAND with "
     "SIGTERM, let go when it has ended; ignore: as wait, but silently.",
 )
@@ -135,7 +135,7 @@ pinfs release "$id"
     "number",
     metavar="SIGNAL",
     callback=lambda _ctx, _param, value: signal_number(value),
-    help="Also send SIGNAL to COMMAND (or to the process of --pid) when somebody wants the bytes.",
+    help="Also send SIGNAL to COMMAND (or to the process of --pid) when a removal breaks the lease.",
 )
 @click.option("--note", default="", metavar="TEXT", help="Shown in listings; no commas.")
 @click.option(
@@ -155,20 +155,20 @@ pinfs release "$id"
     type=click.FloatRange(0),
     default=0.0,
     metavar="SECONDS",
-    help="Try again for so long while a removal of the range is under way.",
+    help="Try again for SECONDS while a removal of the range is under way.",
 )
 @click.option(
     "-F",
     "--no-fork",
     is_flag=True,
-    help="Become COMMAND, which then is the holder itself; nobody answers a break but its own --signal handler.",
+    help="Become COMMAND, which is then the holder itself; only its own --signal handler can answer a break.",
 )
 @click.option(
     "-E",
     "--failure-code",
     type=click.IntRange(0, 255),
     metavar="N",
-    help="Exit with N where the pin cannot be had, to tell that from COMMAND's own status.",
+    help="Exit with N where the pin cannot be registered, to tell that from COMMAND's own status.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing about breaks.")
 @click.option("--json", "as_json", is_flag=True, help="Without COMMAND: print the pin as JSON.")
@@ -180,7 +180,7 @@ def pin(ctx: click.Context, /, **parameters: Any) -> None:
     SIGHUP, SIGUSR1, SIGUSR2, and those SIGINT and SIGQUIT that are not the terminal's own, are passed to it. If pinfs
     itself is killed, the pin is gone while COMMAND goes on; with --no-fork there is only one process.
 
-    A lease whose holder does not let go in time is dealt with as the policy says (on_timeout; see pinfs policy).
+    What happens to a lease that is not released in time is the policy's choice (on_timeout; see pinfs policy).
     """
     request = Request(**parameters)
     ctx.exit(_stay(request) if request.stays else _leave(request))
@@ -199,7 +199,7 @@ def _stay(request: Request) -> int:
 
 
 def _leave(request: Request) -> int:
-    """The pin is another process's, or that of what this process becomes: nothing more to do here."""
+    """Register for another process (--pid), or become COMMAND (--no-fork)."""
     info = _had(request, lambda: register(request))
     if request.no_fork:
         with ending_as_a_shell(request.command[0]):
@@ -212,7 +212,7 @@ def _leave(request: Request) -> int:
 
 
 def register(request: Request) -> PinInfo:
-    """Register the pin; while a removal of the range is under way (EAGAIN), again and again for --wait seconds."""
+    """Register the pin; while a removal of the range is under way (EAGAIN), try again for --wait seconds."""
     inode = inode_of(request.place[0])
     require_pinfs(inode)
     inode.require_regular()
@@ -227,10 +227,10 @@ def register(request: Request) -> PinInfo:
 
 
 def _had(request: Request, get: Callable[[], T]) -> T:
-    """What `get` gives; where it fails, --failure-code is the exit code."""
+    """The result of `get`; where it fails, --failure-code is the exit code."""
     try:
         return get()
-    except ValueError as error:  # what the form of the attribute cannot carry
+    except ValueError as error:  # a value that the attribute's text form cannot carry
         raise click.UsageError(str(error)) from error
     except OSError as error:
         failure = failure_of(error)

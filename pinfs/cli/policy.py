@@ -12,7 +12,7 @@ import click
 
 from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.mounts import mount_of, the_mount
-from pinfs.cli.output import listing_options, print_json, print_table, wants_json
+from pinfs.cli.output import listing_options, print_json, print_table
 from pinfs.cli.verb import VerbGroup, fail
 from pinfs.config.policies import policy_from_toml
 from pinfs.core.policy import PolicyError, PolicySet, policy_from_mapping, policy_to_toml
@@ -27,18 +27,18 @@ _mount_option = click.option(
     cls=VerbGroup,
     short_help="Show, change, check or explain the policy.",
     examples="""
-# what is in force, and which rule decides about a file
+# the policy in force, and the rule that decides about a file
 pinfs policy show
 pinfs policy explain /mnt/models/big.bin
 
-# change a value, or the whole
+# change one value, or all
 pinfs policy set break_timeout=10 on_timeout=revoke
 pinfs policy show > policy.toml; $EDITOR policy.toml
 pinfs policy check policy.toml && pinfs policy set policy.toml
 """,
 )
 def policy() -> None:
-    """What happens when a removal meets a pin: refuse, break, for how long, and what then."""
+    """Show or change what happens when a removal meets a pin: refused, or a break, its deadline, and what follows."""
 
 
 @policy.command(
@@ -73,8 +73,8 @@ generate-policy | pinfs policy set -
 def set_(what: tuple[str, ...], where: str | None) -> None:
     """Put the policy of FILE in force, or change single KEYs of the one that is. Root only.
 
-    It is checked first, and refused whole if a key or value is not good: then the old one stays in force. Breaks that
-    are under way keep the deadline they have. A restart of the mount forgets the change.
+    The policy is checked first, and refused whole if any key or value is invalid: then the old one stays in force.
+    Breaks that are under way keep their deadlines. The change is lost when the mount ends.
     """
     mount = the_mount(where)
     changes = [word for word in what if "=" in word]
@@ -84,14 +84,14 @@ def set_(what: tuple[str, ...], where: str | None) -> None:
 
 
 @policy.command(
-    short_help="Say whether a policy file is good.",
+    short_help="Check a policy file.",
     examples="""
 pinfs policy check /etc/pinfs/models.toml
 """,
 )
 @click.argument("file")
 def check(file: str) -> None:
-    """Say whether FILE (- for standard input) is a policy, and if not, which key on which line is at fault."""
+    """Check the policy in FILE (-: standard input); print the line and key of an error."""
     _checked(file)
     click.echo(f"{file}: good")
 
@@ -106,7 +106,7 @@ pinfs policy explain --policy new.toml /mnt/models/big.bin
 @click.argument("file")
 @click.option("--policy", "candidate", metavar="FILE", help="Explain by this policy instead of the one in force.")
 @listing_options
-def explain(file: str, candidate: str | None, as_json: bool, as_table: bool) -> None:
+def explain(file: str, candidate: str | None, as_json: bool) -> None:
     """Show the values that hold for FILE on a mount, and the rule they come from: the last one that matches."""
     mount = mount_of(file)
     path = os.path.relpath(os.path.realpath(file), mount.point)
@@ -115,7 +115,7 @@ def explain(file: str, candidate: str | None, as_json: bool, as_table: bool) -> 
     overrides = policies.rules[index].overrides if index is not None else {}
     number = None if index is None else index + 1
     answer = {name: getattr(values, name) for name in type(values).__dataclass_fields__}
-    if wants_json(as_json, as_table):
+    if as_json:
         rule = None if number is None else {"number": number, "path": glob}
         print_json({"v": 1, "path": path, "rule": rule, "policy": answer, "from_rule": sorted(overrides)})
         return
@@ -130,7 +130,7 @@ def _text_of(mount: Mount) -> str:
 
 
 def _checked(file: str) -> str:
-    """The text of a policy file that is good; fails with exit code 11 where it is not."""
+    """The text of a valid policy file; fails with exit code 11 where it is invalid."""
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
     except UnicodeDecodeError as error:
@@ -171,7 +171,7 @@ def _put(mount: Mount, text: str) -> None:
         fail(f"{mount.point}: only root may change the policy", ExitCode.NOT_PERMITTED)
     try:
         os.write(fd, text.encode())
-        os.fsync(fd)  # close(2) may be too late to hear of an error
+        os.fsync(fd)  # an error at close(2) would be reported too late
     except OSError as error:
         _refused(mount, error)
     finally:

@@ -1,4 +1,4 @@
-"""`pinfs release`: let go of a pin, as its owner."""
+"""`pinfs release`: release a pin as its owner."""
 
 import errno
 
@@ -25,8 +25,8 @@ pinfs release 7
 def release(ids: tuple[int, ...], where: str | None) -> None:
     """Release the pins with these IDs (see pinfs ls). Only their owner's user and root may do so.
 
-    Whoever waits for the range goes on. A process that still uses the range is not asked: it has been told that the
-    bytes stay where they are, so release only what nobody uses any more.
+    Breakers that wait for the range go on. The holding process is not notified, and it relies on the bytes: release
+    only ranges that no program or device uses any more.
     """
     mount = the_mount(where)
     for number in ids:

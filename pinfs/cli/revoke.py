@@ -11,7 +11,7 @@ from pinfs.cli.verb import Verb
     cls=Verb,
     short_help="Take pins away from their holders (root).",
     examples="""
-# who keeps the file, and away with it
+# find the pins of a file, and take one away
 pinfs ls /mnt/models/big.bin
 pinfs revoke 7
 
@@ -24,8 +24,8 @@ pinfs revoke --mount /mnt/models 7 8
 def revoke(ids: tuple[int, ...], where: str | None) -> None:
     """Revoke the pins with these IDs (see pinfs ls). Root only.
 
-    The holder is told ("revoked" on its event channel), but not asked. If a device still writes into the range, it goes
-    on doing so: a DMA engine cannot be fenced. Stop the holder first where you can.
+    The holder gets the event "revoked", but cannot refuse. A device that writes into the range continues to write: a
+    DMA engine cannot be fenced. Stop the holder first where possible.
     """
     mount = the_mount(where)
     for number in ids:

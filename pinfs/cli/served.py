@@ -1,4 +1,4 @@
-"""What `pinfs doctor` says of the mounts of this machine."""
+"""The findings of `pinfs doctor` about the mounts of this machine."""
 
 from collections.abc import Iterator
 
@@ -18,6 +18,4 @@ def _mount(mount: Mount) -> Finding:
         return warn(mount.point, f"is stale: {error.strerror}", f"pinfs umount {mount.point}")
     if polled:
         return ok(mount.point, "answers poll(2); files on it are slow through io_uring (poll=off: the other way round)")
-    return ok(
-        mount.point, "poll=off: files are fast through io_uring; poll(2) tells nothing, neither POLLPRI nor events"
-    )
+    return ok(mount.point, "poll=off: files are fast through io_uring; poll(2) reports neither POLLPRI nor events")

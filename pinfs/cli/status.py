@@ -1,4 +1,4 @@
-"""`pinfs status`: what a mount is doing, once or as it changes."""
+"""`pinfs status`: shows the state of mounts, once or again and again."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import click
 
 from pinfs.cli.exitcodes import ExitCode, of_errno
 from pinfs.cli.mounts import mount_of
-from pinfs.cli.output import listing_options, print_json, print_json_line, print_table, wants_json
+from pinfs.cli.output import listing_options, print_json, print_json_line, print_table
 from pinfs.cli.verb import Verb, fail
 from pinfs.observe.mounts import COUNTED, Mount, mounts
 
@@ -18,12 +18,12 @@ Status = dict[str, Any]
 
 @click.command(
     cls=Verb,
-    short_help="Show what a mount is doing.",
+    short_help="Show the state of a mount.",
     examples="""
 # all mounts of this machine
 pinfs status
 
-# a mount, looked at again and again until Ctrl-C
+# one mount, read again and again until Ctrl-C
 pinfs status --watch /mnt/models
 
 # do reads and mappings go straight to the files below?
@@ -31,17 +31,16 @@ pinfs status --json /mnt/models | jq '.mounts[0].passthrough'
 """,
 )
 @click.argument("where", metavar="[MOUNT]", required=False)
-@click.option("-w", "--watch", is_flag=True, help="Look again every --interval seconds until interrupted.")
+@click.option("-w", "--watch", is_flag=True, help="Read it again every --interval seconds until interrupted.")
 @click.option("-i", "--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, metavar="SECONDS")
 @listing_options
 @click.pass_context
-def status(ctx: click.Context, where: str | None, watch: bool, interval: float, as_json: bool, as_table: bool) -> None:
+def status(ctx: click.Context, where: str | None, watch: bool, interval: float, as_json: bool) -> None:
     """Show the state of MOUNT, or of all pinfs mounts: daemon, passthrough, pins, breakers waiting, counters.
 
     Exit code 7 if one of them is stale, that is, its daemon is gone.
     """
     wanted = mount_of(where) if where else None
-    as_json = wants_json(as_json, as_table)
     found = _look(wanted)
     if not found:
         fail("there is no pinfs mount on this machine", ExitCode.NOT_PINFS)
@@ -55,7 +54,7 @@ def status(ctx: click.Context, where: str | None, watch: bool, interval: float, 
 
 
 def _look(wanted: Mount | None) -> list[Status]:
-    """The mount that is wanted, or all there are."""
+    """The status of `wanted`, or of all mounts."""
     if wanted is not None:
         return [look_at(wanted)]
     found = [(mount, look_at(mount)) for mount in mounts()]
@@ -63,7 +62,7 @@ def _look(wanted: Mount | None) -> list[Status]:
 
 
 def look_at(mount: Mount) -> Status:
-    """The daemon's own status and its counters; what a stale mount can still say of itself is its `error`."""
+    """The daemon's status and counters; for a stale mount the `error` instead."""
     try:
         return {**mount.status(), "mountpoint": mount.point, "counters": mount.counters(), "exit_code": 0}
     except OSError as error:
@@ -98,7 +97,7 @@ def _words(key: str, value: Any) -> str:
 
 
 def _watch(wanted: Mount | None, interval_s: float, as_json: bool) -> None:
-    """Until interrupted: a picture that is drawn anew on a terminal, a JSON object a line in a pipe."""
+    """Until interrupted: redraw the table on a terminal, print one JSON object a line in a pipe."""
     if as_json:
         while True:
             print_json_line({"v": 1, "mounts": _look(wanted)})

@@ -1,4 +1,4 @@
-"""`pinfs umount`: tells who holds pins, waits for them, or does without them."""
+"""`pinfs umount`: lists holders of pins, waits for them, or ends the mount regardless."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ from pinfs.linux.syscalls import MNT_DETACH, MNT_FORCE, umount2
 from pinfs.observe.mounts import Mount, mounts
 
 _RETRY_S = 0.1
-_ANSWER_S = 3.0  # how long --force asks a daemon that may hang
+_ANSWER_S = 3.0  # how long --force waits for the status of a daemon that may hang
 _END_S = 10.0  # how long the daemon may take for its last steps
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @click.command(
     cls=Verb,
-    short_help="Unmount, once nobody holds pins there.",
+    short_help="Unmount, once no pins are held.",
     examples="""
 # refused with a list of holders, if there are pins
 pinfs umount /mnt/models
@@ -37,20 +37,20 @@ pinfs umount /mnt/models
 # give the holders a minute
 pinfs umount --wait 60 /mnt/models
 
-# whatever the holders think of it; also a mount whose daemon hangs
+# in spite of pins and open files; also a mount whose daemon hangs
 pinfs umount --force /mnt/models
 """,
 )
 @click.argument("mountpoint")
 @click.option("-w", "--wait", "wait_s", type=click.FloatRange(0), default=0.0, metavar="SECONDS",
-              help="Wait so long for pins to be released and files to be closed.")  # fmt: skip
+              help="Wait up to SECONDS for pins to be released and files to be closed.")  # fmt: skip
 @click.option("-f", "--force", is_flag=True, help="End the mount although there are pins or open files.")
 def umount(mountpoint: str, wait_s: float, force: bool) -> None:
     """Unmount the pinfs on MOUNTPOINT, and return when its daemon has ended.
 
-    While there are pins, this is refused with a list of who holds them (exit code 4); so it is while files are open.
-    With --force waiting breakers are answered, the pins are gone, and open files answer ENOTCONN. A stale mount, whose
-    daemon is gone, is simply taken away.
+    While there are pins, unmounting is refused with a list of their holders (exit code 4), and while files are open,
+    with a list of the processes. With --force waiting breakers are answered, pins are dropped, and open files fail with
+    ENOTCONN. A stale mount, whose daemon is dead, is removed.
     """
     mount = _mounted_on(mountpoint)
     if force:
@@ -100,12 +100,12 @@ def _refuse(mount: Mount, pins: list[dict[str, Any]]) -> None:
     if pins:
         print_pins(pins, DEFAULT)
         fail(f"{mount.point}: pins held: {len(pins)} (try --wait SECONDS, or --force)", ExitCode.BUSY)
-    who = ", ".join(users(mount.point)) or "processes that cannot be seen from here"
-    fail(f"{mount.point}: in use by {who}", ExitCode.BUSY)
+    programs = ", ".join(users(mount.point)) or "processes that cannot be seen from here"
+    fail(f"{mount.point}: in use by {programs}", ExitCode.BUSY)
 
 
 def _force(mount: Mount) -> None:
-    """SIGTERM lets the daemon answer whoever waits; only what is still there afterwards is torn down."""
+    """SIGTERM lets the daemon answer waiting breakers; a mount that is left afterwards is torn down."""
     status = _within(_ANSWER_S, mount.status)
     daemon = daemon_of(status) if status else None
     if daemon is not None:
@@ -117,7 +117,7 @@ def _force(mount: Mount) -> None:
 
 
 def _tear_down(mount: Mount) -> None:
-    """Root aborts the connection (MNT_FORCE, umount2(2)), so that nothing waits for the daemon any longer."""
+    """Root aborts the connection (MNT_FORCE, umount2(2)), so that no caller waits for the daemon any longer."""
     if os.geteuid() != 0:
         unmount(mount.point, lazy=True)
         return
@@ -125,7 +125,7 @@ def _tear_down(mount: Mount) -> None:
 
 
 def _within(limit_s: float, ask: Callable[[], T]) -> T | None:
-    """What `ask` answers; None if it fails or takes too long: a daemon that is stopped never answers."""
+    """The result of `ask`; None if it fails or takes longer than `limit_s`: a stopped daemon never answers."""
     answers: list[T] = []
 
     def run() -> None:
@@ -139,7 +139,7 @@ def _within(limit_s: float, ask: Callable[[], T]) -> T | None:
 
 
 def daemon_of(status: dict[str, Any]) -> int | None:
-    """A pidfd of the daemon, if it can be seen from here: its number may mean another process in our pid namespace."""
+    """A pidfd of the daemon; None where its number means another process in this pid namespace."""
     try:
         descriptors = Path(f"/proc/{status['pid']}/fd")
         if not any(str(link.readlink()) == "/dev/fuse" for link in descriptors.iterdir()):
@@ -150,7 +150,7 @@ def daemon_of(status: dict[str, Any]) -> int | None:
 
 
 def _ended(pidfd: int) -> None:
-    """Wait for the daemon's end, so that the source is free for the next mount when we return."""
+    """Wait for the daemon's end, so that the source is free for the next mount afterwards."""
     waiter = select.poll()
     waiter.register(pidfd, select.POLLIN)
     waiter.poll(_END_S * 1000)

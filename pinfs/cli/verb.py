@@ -1,4 +1,4 @@
-"""What all verbs share: help that ends in examples, and errors that are one line and an exit code."""
+"""The base of all verbs: help that ends in examples; errors of one line with an exit code."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ class Failure(click.ClickException):
         self.exit_code = exit_code
 
     def show(self, file: Any = None) -> None:
-        """Print the line; names of files and daemons' answers may hold anything, so it is escaped."""
+        """Print the line, escaped: names of files and answers of daemons may contain control characters."""
         click.echo(f"pinfs: {printable(self.message)}", file=file, err=file is None)
 
 
@@ -30,7 +30,7 @@ def fail(message: str, exit_code: ExitCode = ExitCode.FAILURE) -> NoReturn:
 
 
 def failure_of(error: OSError) -> Failure:
-    """What a failed system call is for the user: the file's name and the system's own words."""
+    """The failure that reports a failed system call: the file's name and the text of strerror(3)."""
     reason = error.strerror or str(error)
     names = [os.fsdecode(name) for name in (error.filename,) if isinstance(name, str | bytes)]
     return Failure(": ".join([*names, reason]), of_errno(error.errno))

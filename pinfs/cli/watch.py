@@ -11,12 +11,12 @@ import click
 
 from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.mounts import the_mount
-from pinfs.cli.output import print_json_line, wants_json
+from pinfs.cli.output import json_or, print_json_line
 from pinfs.cli.verb import Verb, fail
 from pinfs.observe.mounts import Mount
 from pinfs.observe.wording import EventJson, describe, differences, printable
 
-_BUFFER = 1 << 20  # bytes; a line of the trace must fit in whole (docs/interfaces.md)
+_BUFFER = 1 << 20  # bytes; a read returns whole lines only (docs/interfaces.md)
 _STYLES = {"break": "yellow", "refused": "red", "revoked": "red", "withdrawn": "magenta", "overflow": "red"}
 
 
@@ -30,27 +30,24 @@ pinfs watch
 # the next break, for a script
 pinfs watch --json /mnt/models | jq --unbuffered 'select(.event == "break")'
 
-# one event, then go
+# one event, then exit
 pinfs watch --count 1 /mnt/models
 """,
 )
 @click.argument("where", metavar="[MOUNT]", required=False)
-@click.option("-a", "--all", "everything", is_flag=True, help="Insist on all events of all users; root only.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Fail unless all events of all users can be read (root).")
 @click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="End after N events.")
 @click.option("-i", "--interval", type=click.FloatRange(min=0.05), default=1.0, show_default=True, metavar="SECONDS",
-              help="How often to look, for those who are not root.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line (the default in a pipe).")
-@click.option("--text", "as_text", is_flag=True, help="Lines for people, even into a pipe.")
-def watch(
-    where: str | None, everything: bool, count: int | None, interval: float, as_json: bool, as_text: bool
-) -> None:
+              help="How often to read the list of pins (users other than root).")  # fmt: skip
+@json_or("text", "One JSON object a line (the default in a pipe), or lines for people (the default on a terminal).")
+def watch(where: str | None, everything: bool, count: int | None, interval: float, as_json: bool) -> None:
     """Print what happens to the pins of MOUNT until interrupted: pinned, break, refused, released, revoked, withdrawn.
 
-    Root reads the daemon's trace, which has every event. Others may not: they are shown how the list of pins changes,
-    looked at every --interval seconds, so that what comes and goes in between stays unseen.
+    Root reads the daemon's trace, which has every event. For other users the list of pins is read every --interval
+    seconds and differences are printed: a pin that comes and goes between two readings is missed.
     """
     mount = the_mount(where)
-    show = print_json_line if wants_json(as_json, as_text) else _print_event
+    show = print_json_line if as_json else _print_event
     for event in islice(_events(mount, everything, interval), count):
         show(event)
 
@@ -74,7 +71,7 @@ def _trace(fd: int) -> Iterator[EventJson]:
 
 
 def _changes(mount: Mount, interval_s: float) -> Iterator[EventJson]:
-    """What differs from one look at the pins to the next."""
+    """The differences between two readings of the pins."""
     before = {pin["id"]: pin for pin in mount.pins()}
     while True:
         time.sleep(interval_s)

@@ -11,7 +11,7 @@ import click
 from pinfs.cli.mounts import the_mount
 from pinfs.cli.verb import Verb, fail
 
-PORT = 7467  # PINS on a telephone
+PORT = 7467  # PINS on a telephone's keys
 
 
 @click.command(
@@ -28,13 +28,15 @@ ssh -L 7467:127.0.0.1:7467 server pinfs web /mnt/models
 @click.argument("where", metavar="[MOUNT]", required=False)
 @click.option("-p", "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0: any free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
-@click.option("--name", "names", multiple=True, metavar="NAME", help="A name by which browsers may call this host.")
+@click.option(
+    "--name", "names", multiple=True, metavar="NAME", help="A host name that browsers may use for this machine."
+)
 def web(where: str | None, port: int, host: str, names: tuple[str, ...]) -> None:
     """Serve a read-only page about MOUNT: the pinned ranges of files, their holders, breaks as they happen, the policy.
 
-    It shows what you may see: to root everything, to others not who holds the pins of other users. Whoever has the
-    printed address can look, so it holds a key that is new each time. There is no encryption: beyond loopback, use a
-    tunnel.
+    The page shows what the user of this command may see: root sees everything, other users do not see the holders of
+    foreign pins. The printed address contains a key that is new each time; it is all that is needed to see the page.
+    There is no encryption: beyond loopback, use a tunnel.
     """
     missing = [library for library in ("starlette", "uvicorn") if find_spec(library) is None]
     if missing:

@@ -1,6 +1,6 @@
-"""For the tests of programs that use pinfs: mounts of their own, and pins that somebody else holds.
+"""For the tests of programs that use pinfs: scratch mounts, and pins that another process holds.
 
-The pytest plugin (`plugin`) offers these as the fixtures `pinfs_mount` and `pinfs_pin`; here they are for other uses,
+The pytest plugin (`plugin`) offers these as the fixtures `pinfs_mount` and `pinfs_pin`; these classes serve other uses,
 such as a mount for a whole module:
 
     with ScratchMount(["break_timeout=2"]) as mount: ...

@@ -1,6 +1,7 @@
-"""A pin that another process holds, so that the code under test meets it as it would meet anybody's.
+"""A pin that another process holds.
 
-(A pin of the test's own process would not do: a removal of one's own pinned bytes is refused in both modes.)
+A pin of the test's own process would not do: a process that removes bytes that it pinned itself is refused in both
+modes.
 """
 
 import json
@@ -23,7 +24,7 @@ class HeldPin:
     """One pin and the process that holds it; the pin stands until `release`, or until a lease is broken.
 
     `path`, `start`, `length`, `mode`: as for `pinfs.pin`. `lets_go`: whether the holder answers a break of its lease by
-    releasing it; one that does not leaves the breaker to its deadline. Raises OSError as `pinfs.pin` does.
+    releasing it, or leaves the breaker waiting until the deadline. Raises OSError as `pinfs.pin` does.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class HeldPin:
         )
         self._lines = b""
         self.breaks: list[dict[str, Any]] = []
-        """The breaks that were read so far, as events (docs/interfaces.md)."""
+        """The events of all breaks that `next_break` has returned (docs/interfaces.md)."""
         try:
             self._say(path=path, start=start, length=length, mode=mode, lets_go=lets_go, note=note)
             self.id: int = self._hear("pinned")["id"]
@@ -45,17 +46,17 @@ class HeldPin:
 
     @property
     def pid(self) -> int:
-        """The holding process."""
+        """The pid of the holding process."""
         return self._holder.pid
 
     def next_break(self, limit_s: float = ANSWER_S) -> dict[str, Any]:
-        """Wait until somebody wants the bytes; the break's event. Raises HolderError after `limit_s` seconds."""
+        """Wait for a break and return its event. Raises HolderError after `limit_s` seconds."""
         event: dict[str, Any] = self._hear("break", limit_s)["event"]
         self.breaks.append(event)
         return event
 
     def release(self) -> None:
-        """Release the pin and end its holder; once more does nothing."""
+        """Release the pin and end its holder; a second call does nothing."""
         if self._holder.stdin and not self._holder.stdin.closed:
             self._holder.stdin.close()
         try:

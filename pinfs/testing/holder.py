@@ -13,9 +13,9 @@ def say(what: str, **words: Any) -> None:
 
 
 def main() -> None:
-    wish = json.loads(sys.stdin.readline())
+    request = json.loads(sys.stdin.readline())
     let_go = threading.Event()
-    if wish["lets_go"]:
+    if request["lets_go"]:
         let_go.set()
 
     def on_break(event: pinfs.Event) -> None:
@@ -23,9 +23,14 @@ def main() -> None:
         let_go.wait()
 
     try:
-        callback = on_break if wish["mode"] == "lease" else None
+        callback = on_break if request["mode"] == "lease" else None
         pin = pinfs.pin(
-            wish["path"], wish["start"], wish["length"], mode=wish["mode"], note=wish["note"], on_break=callback
+            request["path"],
+            request["start"],
+            request["length"],
+            mode=request["mode"],
+            note=request["note"],
+            on_break=callback,
         )
     except OSError as error:
         say("error", errno=error.errno, text=error.strerror)

@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def pinfs_mount(request: pytest.FixtureRequest) -> Iterator[ScratchMount]:
-    """A pinfs of the test's own on memory, empty: `path`, `source`, `options`, `pins()`, `log()`."""
+    """An empty pinfs for one test, on tmpfs: `path`, `source`, `options`, `pins()`, `log()`."""
     marker = request.node.get_closest_marker("pinfs")
     mount = ScratchMount(*marker.args, **marker.kwargs) if marker else ScratchMount()
     with ExitStack() as stack:
@@ -43,7 +43,7 @@ def pinfs_mount(request: pytest.FixtureRequest) -> Iterator[ScratchMount]:
 def pinfs_pin(pinfs_mount: ScratchMount) -> Iterator[Callable[..., HeldPin]]:
     """`pinfs_pin(file, start=0, length=0, mode="deny", lets_go=True, note="")`: another process pins that range.
 
-    Released after the test at the latest. See `pinfs.testing.HeldPin`.
+    Released at the end of the test. See `pinfs.testing.HeldPin`.
     """
     with ExitStack() as stack:
 
@@ -57,9 +57,11 @@ def pinfs_pin(pinfs_mount: ScratchMount) -> Iterator[Callable[..., HeldPin]]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[Any]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failed test shows what its daemon had to say."""
+    """Add the daemon's log to the report of a failed test."""
     report = yield
     mount = item.stash.get(_MOUNT, None)
-    if report.failed and call.when != "teardown" and mount is not None:  # afterwards the log is gone with the mount
+    if (
+        report.failed and call.when != "teardown" and mount is not None
+    ):  # after the teardown the log is gone with the mount
         report.sections.append((f"log of the pinfs on {mount.path}", mount.log()))
     return report

@@ -1,4 +1,4 @@
-"""A pinfs for one test: an empty directory on memory, mounted, and gone without a trace afterwards."""
+"""A pinfs for one test: an empty directory on tmpfs, mounted for a block and removed afterwards."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from typing import Any
 
 import pinfs
 
-MEMORY = Path("/dev/shm")  # tmpfs on every Linux, also in containers (there often 64 MiB of it)
+MEMORY = Path("/dev/shm")  # tmpfs on every Linux, also in containers (often limited to 64 MiB there)
 START_S = 60.0
 END_S = 20.0
 
@@ -27,14 +27,14 @@ In a container: --device /dev/fuse --cap-add SYS_ADMIN (and root in it). `pinfs 
 
 
 class ScratchError(Exception):
-    """A scratch mount could not be made, or did not end as it should; the text says what to do."""
+    """A scratch mount could not be created or ended; the text says what to do."""
 
 
 class ScratchMount:
     """An empty pinfs, mounted within `with`.
 
     `path` is the mount point, `source` the directory behind it. `options` are those of `-o`; `backing` is a directory
-    to make the source in, where memory will not do (a DAX file system, say). Raises ScratchError.
+    for the source, where tmpfs will not do (a DAX file system, say). Raises ScratchError.
     """
 
     path: Path
@@ -76,7 +76,7 @@ class ScratchMount:
             raise ScratchError(_NEEDED.format(why=result.stderr.strip()))
 
     def _unmount(self, daemon: int) -> None:
-        """End the mount, whoever uses it; returns when its daemon, a pidfd, has ended."""
+        """End the mount, although it may be in use, and wait for the end of `daemon`, a pidfd."""
         try:
             _end(daemon, signal.SIGTERM)
         except TimeoutError:
@@ -96,7 +96,7 @@ class ScratchMount:
         return pinfs.all_pins(self.path)
 
     def log(self) -> str:
-        """What the daemon has logged so far."""
+        """The daemon's log so far."""
         return self._log.read_text(errors="replace")
 
 

@@ -1,1 +1,1 @@
-"""The page of `pinfs web`: one mount, looked at read-only. Knows the mount only by its control directory."""
+"""The page of `pinfs web`: a read-only view of one mount, through its control directory alone."""

@@ -1,4 +1,4 @@
-"""The page over HTTP: read-only, and nothing for those who do not know the key in its address."""
+"""The page over HTTP: read-only, and 404 for requests without the key in their address."""
 
 import secrets
 import socket
@@ -21,8 +21,8 @@ from pinfs.web.feed import MAX_CLIENTS, Feed
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
 MAX_CONNECTIONS: Final = 4 * MAX_CLIENTS
 
-# The page is one document, one script and one style sheet of its own, and takes nothing from anywhere else. Its script
-# cannot make markup out of text (trusted types).
+# The page consists of one document, one script and one style sheet of its own, and loads nothing from other origins.
+# Its script cannot make markup out of text (trusted types).
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -45,7 +45,7 @@ _FILES: Final = {
 
 
 class WithKey:
-    """What lies below /KEY/ is not there without the key.
+    """Answers 404 to requests with a wrong key.
 
     Every local user can reach a port on loopback, and the page of root shows more than they may see (SPEC 4).
     """
@@ -62,11 +62,11 @@ class WithKey:
 
 
 def make_app(feed: Feed, key: str, names: Sequence[str]) -> Starlette:
-    """`names`: by which names the host may be called, so that no other site can pose as this one (DNS rebinding)."""
+    """`names`: the host names that requests may use, so that no other site can pose as this one (DNS rebinding)."""
 
     async def news(_request: Request) -> Response:
         if feed.is_full:
-            return PlainTextResponse("Too many are watching.\n", status_code=503)
+            return PlainTextResponse("Too many viewers.\n", status_code=503)
         return StreamingResponse(feed.stream(), media_type="text/event-stream")
 
     routes = [Route("/news", news), *(_file(path, *file) for path, file in _FILES.items())]
@@ -84,7 +84,7 @@ def _file(path: str, name: str, media_type: str) -> Route:
 
 
 class Server(uvicorn.Server):
-    """Ends its streams when it is told to end; otherwise it would wait for them."""
+    """Ends its streams at SIGINT and SIGTERM; uvicorn alone would wait for them."""
 
     def __init__(self, config: uvicorn.Config, feed: Feed) -> None:
         super().__init__(config)
@@ -96,7 +96,7 @@ class Server(uvicorn.Server):
 
 
 def serve(feed: Feed, listening: socket.socket, key: str, names: Sequence[str]) -> None:
-    """Until SIGINT or SIGTERM."""
+    """Serve until SIGINT or SIGTERM."""
     config = uvicorn.Config(
         make_app(feed, key, names),
         http="h11",

@@ -1,4 +1,4 @@
-"""From the one who looks to all who watch: a picture at a time, and only while somebody watches."""
+"""Distributes pictures of a mount to the clients of the page; reads the mount only while there are clients."""
 
 import asyncio
 import json
@@ -14,15 +14,15 @@ from pinfs.web.look import Look
 T = TypeVar("T")
 
 MAX_CLIENTS: Final = 16
-PAUSE_S: Final = 0.2  # between two looks at least
-SHARE: Final = 9.0  # and this many times what the last one took, so that a big mount is looked at less often
-AGE_S: Final = 1.0  # without news, the next look comes after this
+PAUSE_S: Final = 0.2  # between two readings at least
+SHARE: Final = 9.0  # and this many times the duration of the last one, so that a big mount is read less often
+AGE_S: Final = 1.0  # without news, the next reading comes after this
 
 
 class Feed:
-    """Looks at the mount while there are clients, and gives each of them the latest picture as soon as it can take it.
+    """Reads the mount while there are clients, and sends each client the latest picture as soon as it can take one.
 
-    A picture holds all that the page shows, so a slow client misses none by missing some.
+    A picture contains all that the page shows, so a slow client may skip pictures without losing anything.
     """
 
     def __init__(self, make_look: Callable[[], Look]) -> None:
@@ -38,7 +38,7 @@ class Feed:
         return self._clients >= MAX_CLIENTS
 
     def close(self) -> None:
-        """No more pictures: all streams end."""
+        """End all streams."""
         self._closed = True
         self._news.set()
 
@@ -75,7 +75,7 @@ class Feed:
 
 
 async def _in_thread(call: Callable[[], T]) -> T:
-    """Not in asyncio's own threads: those are waited for at the end, and a mount may never answer."""
+    """Run `call` in a daemon thread: asyncio waits for its own threads at the end, and a mount may never answer."""
     future: Future[T] = Future()
 
     def run() -> None:

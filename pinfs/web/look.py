@@ -1,4 +1,4 @@
-"""Looking at a mount, again and again, by its control directory: blocking, so in a thread."""
+"""Reads the state of a mount from its control directory, again and again. The calls block: run them in a thread."""
 
 import errno
 import json
@@ -20,14 +20,14 @@ from pinfs.observe.wording import describe, differences
 from pinfs.web import picture
 from pinfs.web.picture import MAX_PINS, Json, text
 
-MAX_EVENTS: Final = 100  # that the page shows
+MAX_EVENTS: Final = 100  # shown on the page
 _BUFFER: Final = 1 << 20
 
 log = logging.getLogger("pinfs.web")
 
 
 class Look:
-    """One mount, as its control directory shows it to whoever runs this."""
+    """One mount, as its control directory shows it to the user of this process."""
 
     def __init__(self, mount: Mount) -> None:
         self._mount = mount
@@ -43,21 +43,21 @@ class Look:
         self._trace = -1
 
     def take(self) -> Json:
-        """The whole picture. A mount that does not answer gives one that says so."""
+        """The whole picture; for a mount that does not answer, one with the key `error`."""
         shown: Json = {"v": 1, "at": time.time(), "mount": text(self._mount.point)}
         try:
             state = {"status": _safe(self._mount.status()), "counters": self._mount.counters()}
             return shown | state | self._contents()
         except OSError as error:
             why = error.strerror
-        except (ValueError, LookupError) as error:  # what answers is no pinfs that we understand
+        except (ValueError, LookupError) as error:  # not a pinfs, or one of an unknown version
             log.exception("%s cannot be shown", self._mount.point)
             why = repr(error)
         self.close()
         return shown | {"error": text(why), "events": list(self._events)}
 
     def _contents(self) -> Json:
-        """OSError: it has ended, or its daemon has."""
+        """OSError: the mount or its daemon has ended."""
         if self._trace < 0:
             self._open_trace()
         pins = list(self._pins())
@@ -78,14 +78,14 @@ class Look:
             yield from map(json.loads, islice(lines, MAX_PINS))
 
     def _size_of(self, pin: Json) -> int | None:
-        """None: the file has gone, or another one has its name by now."""
+        """Bytes; None: the file is gone, or another file has its name."""
         with suppress(OSError, ValueError):
             found = os.stat(os.path.join(self._mount.point, pin["path"]), follow_symlinks=False)
             if stat.S_ISREG(found.st_mode) and found.st_ino == pin["inode"]:
                 return found.st_size
         return None
 
-    # What happens
+    # Events
 
     def _open_trace(self) -> None:
         try:
@@ -101,7 +101,7 @@ class Look:
                 yield from map(json.loads, lines.splitlines())
 
     def _differences(self, pins: list[Json]) -> Iterator[Json]:
-        """For those who may not read the trace; nothing is known of the time before the first look."""
+        """Events for users other than root, who may not read the trace; none for the time before the first reading."""
         now = {pin["id"]: pin for pin in pins}
         before, self._before = self._before, now
         return iter(()) if before is None else differences(before, now)
@@ -111,7 +111,7 @@ class Look:
         self._events.append({"number": next(self._numbers), "at": time.time(), "event": kind, "words": words})
 
     def wait_for_news(self, limit_s: float) -> None:
-        """Until something happens, `limit_s` seconds at most. Only root is told at once."""
+        """Wait for an event, at most `limit_s` seconds. Without the trace (users other than root) wait all of them."""
         waiting = select.poll()
         if self._trace >= 0 and answers_poll(self._mount.control("trace")):
             waiting.register(self._trace, select.POLLIN)

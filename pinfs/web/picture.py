@@ -1,7 +1,7 @@
-"""What the page shows, made from what the control directory says. Pure, and bounded whatever the mount holds.
+"""Makes what the page shows from what the control directory says. Pure; bounded whatever the mount holds.
 
-Names and notes are other people's texts: here they become plainly visible characters of bounded length, and the page
-only ever puts them into text nodes.
+Names and notes are untrusted texts: here they become printable characters of bounded length, and the page puts them
+into text nodes only.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from pinfs.observe.wording import printable
 Json = dict[str, Any]
 SizeOf = Callable[[Json], int | None]
 
-MAX_PINS: Final = 10_000  # that are read at one look; what it takes must not be felt on the mount
+MAX_PINS: Final = 10_000  # read at once; reading must not slow the mount down
 MAX_FILES: Final = 40
 MAX_PINS_OF_A_FILE: Final = 12
 MAX_HOLDERS: Final = 20
@@ -22,12 +22,12 @@ MAX_RULES: Final = 20
 MAX_CHARACTERS: Final = 240
 CELLS: Final = 1000  # of the bar of a file
 
-KINDS: Final = ("lease", "deny", "breaking")  # the later hides the earlier on the bar
+KINDS: Final = ("lease", "deny", "breaking")  # on the bar, a later kind hides an earlier one
 _SHOWN: Final = ("id", "name", "start", "length", "mode", "state", "deadline", "owner", "dirty", "since", "pid", "uid")
 
 
 def text(value: object) -> str:
-    """Somebody's text, made safe to look at."""
+    """An untrusted text, printable and of bounded length."""
     shown = printable(str(value)[: MAX_CHARACTERS + 1])
     return shown if len(shown) <= MAX_CHARACTERS else shown[: MAX_CHARACTERS - 1] + "…"
 
@@ -101,12 +101,12 @@ def bar(pins: Iterable[Json], extent: int) -> Iterator[tuple[int, int, str]]:
 
 
 def holders(pins: Iterable[Json]) -> Json:
-    """Who holds how much, those first who are being waited for. Other users' pins have no holder, unless to root."""
+    """Holders and their numbers of pins, those of breaking pins first. Only root sees holders of foreign pins."""
     found: dict[tuple[Any, ...], Json] = {}
     for pin in pins:
-        who = (pin.get("pid"), pin.get("uid"), pin.get("comm"))
-        holder = found.setdefault(who, {"pid": who[0], "uid": who[1], "comm": text(who[2] or ""), "pins": 0,
-                                        "breaking": 0})  # fmt: skip
+        pid, uid, comm = process = (pin.get("pid"), pin.get("uid"), pin.get("comm"))
+        shown = {"pid": pid, "uid": uid, "comm": text(comm or ""), "pins": 0, "breaking": 0}
+        holder = found.setdefault(process, shown)
         holder["pins"] += 1
         holder["breaking"] += pin["state"] == "breaking"
     ranked = sorted(found.values(), key=lambda holder: (-holder["breaking"], -holder["pins"]))

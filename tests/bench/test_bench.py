@@ -22,7 +22,7 @@ from pinfs.cli.exitcodes import ExitCode
 
 
 class Silent:
-    """A watcher that nobody watches."""
+    """A watcher without output."""
 
     def begin(self, batches: int) -> None:
         self.batches = batches

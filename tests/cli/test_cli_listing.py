@@ -1,4 +1,4 @@
-"""ls, status, watch: what is shown, to whom, and in which form."""
+"""ls, status, watch: what each user is shown, and in which form."""
 
 import errno
 import json

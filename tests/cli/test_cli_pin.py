@@ -93,7 +93,7 @@ def test_not_on_pinfs(run, tmp_path: Path) -> None:
 
 
 def test_the_advice_of_the_client_is_for_the_shell_too() -> None:
-    assert not [text for text in ADVICE.values() if "=" in text], "nobody types Python here"
+    assert not [text for text in ADVICE.values() if "=" in text], "advice about Python parameters in a shell"
 
 
 def test_a_note_that_the_attribute_cannot_carry(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""umount: who is in the way, waiting, force. With a real mount: test_mounted_cli."""
+"""umount: what is in the way, waiting, force. With a real mount: test_mounted_cli."""
 
 import errno
 import os

@@ -161,7 +161,7 @@ def test_on_break_term_ends_the_command(mnt: Mount, file: Path, trace: Trace) ->
     assert cut(file) is None
     status, said = running.end()
     assert status == 128 + signal.SIGTERM
-    assert "asked the command to end" in said
+    assert "sent SIGTERM to the command" in said
 
 
 def test_on_break_wait_keeps_the_bytes_until_the_command_ends(mnt: Mount, file: Path, trace: Trace) -> None:
@@ -243,7 +243,7 @@ def test_a_directory_is_no_file_to_pin(file: Path) -> None:
         assert result.stderr == f"pinfs: {file.parent}: only regular files can be pinned\n"
 
 
-# --- release, revoke, and who may
+# --- release, revoke, permissions
 
 
 def test_others_see_the_range_but_not_the_holder_and_may_not_touch_it(mnt: Mount, file: Path, trace: Trace) -> None:

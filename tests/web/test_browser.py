@@ -29,7 +29,7 @@ FILE_NAME = "<svg onload=alert(1)>\u202e&amp;"
 
 
 class Page:
-    """What somebody sees who looks at the page."""
+    """What a viewer of the page sees."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver

@@ -1,4 +1,4 @@
-"""What a service manager hears: from a fake one in time that jumps, and from a daemon."""
+"""Messages to a service manager: a fake one in time that jumps, and one of a daemon."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Manager:
         self._socket.bind(name.replace("@", "\0", 1))
         self._socket.settimeout(20)
 
-    def hear(self) -> dict[str, str]:
+    def receive(self) -> dict[str, str]:
         """One datagram."""
         return dict(line.split("=", 1) for line in self._socket.recv(4096).decode().splitlines())
 
-    def heard(self) -> list[dict[str, str]]:
+    def received(self) -> list[dict[str, str]]:
         """All that have come so far."""
         self._socket.setblocking(False)
         messages = []
         try:
             while True:
-                messages.append(self.hear())
+                messages.append(self.receive())
         except BlockingIOError:
             return messages
 
@@ -52,20 +52,20 @@ def manager(request: pytest.FixtureRequest, base: Path) -> Iterator[Manager]:
 def test_a_message(manager: Manager) -> None:
     environ = {"NOTIFY_SOCKET": manager.name, "HOME": "/"}
     Notifier(environ).tell("READY=1", "STATUS=a b=c")
-    assert manager.subscribed() == [{"READY": "1", "STATUS": "a b=c"}]
+    assert manager.received() == [{"READY": "1", "STATUS": "a b=c"}]
     assert environ == {"HOME": "/"}
 
 
 @pytest.mark.parametrize("name", ["", "vsock:2:9999", "relative", "/nowhere/at/all"])
-def test_nobody_who_hears(name: str) -> None:
+def test_without_a_listener(name: str) -> None:
     Notifier({"NOTIFY_SOCKET": name}).tell("READY=1")
 
 
-def test_a_manager_that_does_not_listen_stops_nobody(manager: Manager) -> None:
+def test_a_manager_that_does_not_listen_does_not_stop_the_daemon(manager: Manager) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.name})
     for _ in range(5000):  # more than any queue holds
         notifier.tell("STATUS=")
-    assert 0 < len(manager.subscribed()) < 5000
+    assert 0 < len(manager.received()) < 5000
 
 
 @pytest.mark.parametrize(
@@ -81,21 +81,21 @@ async def test_a_beat_at_half_of_the_watchdogs_time(manager: Manager, autojump_c
     began = trio.current_time()
     with trio.move_on_after(4):
         await notifier.keep_telling(lambda: f"{trio.current_time() - began:g} s")
-    assert manager.subscribed() == [{"WATCHDOG": "1", "STATUS": f"{at} s"} for at in ("0", "1.5", "3")]
+    assert manager.received() == [{"WATCHDOG": "1", "STATUS": f"{at} s"} for at in ("0", "1.5", "3")]
 
 
 async def test_a_patient_watchdog_does_not_make_the_status_old(manager: Manager, autojump_clock: MockClock) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "30000000"})
     with trio.move_on_after(STATUS_S * 1.5):
         await notifier.keep_telling(lambda: "well")
-    assert len(manager.subscribed()) == 2
+    assert len(manager.received()) == 2
 
 
 async def test_the_status_alone_without_a_watchdog(manager: Manager, autojump_clock: MockClock) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.name})
     with trio.move_on_after(STATUS_S * 1.5):
         await notifier.keep_telling(lambda: "well")
-    assert manager.subscribed() == [{"STATUS": "well"}] * 2
+    assert manager.received() == [{"STATUS": "well"}] * 2
 
 
 async def test_no_task_where_nobody_listens(autojump_clock: MockClock) -> None:
@@ -107,14 +107,14 @@ def test_a_daemon_under_a_manager(manager: Manager, new_mount: NewMount, monkeyp
     monkeypatch.setenv("NOTIFY_SOCKET", manager.name)
     monkeypatch.setenv("WATCHDOG_USEC", "200000")
     mount = new_mount()
-    first = manager.hear()
+    first = manager.receive()
     assert first["READY"] == "1"
     assert first["STATUS"].startswith(f"{mount.source} on {mount.path}")
-    assert manager.hear()["WATCHDOG"] == "1"
+    assert manager.receive()["WATCHDOG"] == "1"
     holder = mount.actor()
     holder(Path.write_bytes, mount.path / "f", b"x")
     holder.pin(mount.path / "f", "p", "0:1")
-    while not (beat := manager.hear())["STATUS"].endswith(": pins 1, waiting 0"):
+    while not (beat := manager.receive())["STATUS"].endswith(": pins 1, waiting 0"):
         assert beat["WATCHDOG"] == "1"
     mount.stop()
-    assert any(message.get("STOPPING") == "1" for message in manager.subscribed())
+    assert any(message.get("STOPPING") == "1" for message in manager.received())

@@ -1,4 +1,4 @@
-"""`pinfs web` over HTTP on a real mount: what it tells, to whom, and what it does not let itself be talked into."""
+"""`pinfs web` over HTTP on a real mount: what each user sees, and which requests are refused."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_mount_that_goes_and_comes_back(mount: Mount, web: Web) -> None:
         next(p for p in stream if "error" not in p)
 
 
-# To whom
+# Users
 
 
 def test_nothing_without_the_key(shared_web: Web) -> None:

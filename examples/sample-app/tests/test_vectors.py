@@ -31,7 +31,7 @@ def index(file):
 
 
 def other_process(*words: object) -> subprocess.CompletedProcess[str]:
-    """Somebody else: a removal of one's own pinned bytes would be refused in any case."""
+    """Another process: a removal of one's own pinned bytes would be refused in any case."""
     return subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -80,7 +80,7 @@ def test_while_nothing_is_there_to_map(index, file):
 
 
 def test_answers_are_right_while_others_publish(index, file):
-    """A reader that asks without pause, and a publisher: no answer is torn, nobody dies, nobody waits for ever."""
+    """A reader that asks without pause, and a publisher: no answer is torn, neither dies or waits for ever."""
     answers = set()
     done = threading.Event()
 

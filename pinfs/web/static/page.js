@@ -1,12 +1,12 @@
 // Shows the pictures of pinfs/web/look.py as they come. Texts only ever become text nodes.
 
-const RETRY_MS = 3000; // after the server has turned us away
-const SILENCE_MS = 10000; // without a picture, something is wrong
+const RETRY_MS = 3000; // after the server has refused the stream
+const SILENCE_MS = 10000; // longest time without a picture
 const SVG = "http://www.w3.org/2000/svg";
 
 const byId = (id) => document.getElementById(id);
 const shown = new Map(); // part of the page -> what it was made from
-let behind_ms = 0; // of this clock to the server's
+let behind_ms = 0; // this clock, relative to the server's
 let lastPicture = performance.now();
 
 function el(tag, className, ...children) {
@@ -16,7 +16,7 @@ function el(tag, className, ...children) {
   return element;
 }
 
-// A part is made anew only when it changes, so that text can be selected in peace.
+// A part is replaced only when its data changes, so that a selection of text survives.
 function show(id, data, make) {
   const key = JSON.stringify(data);
   if (shown.get(id) === key) return;
@@ -89,8 +89,8 @@ function countdown(deadline) {
 
 function holder(pin) {
   if (pin.uid === undefined) return el("span", "soft", "another user");
-  const who = pin.pid === undefined ? "a handle" : `${pin.comm ?? "?"} (${pin.pid})`;
-  return el("span", "", el("span", "mono", who), el("span", "soft", ` uid ${pin.uid}`));
+  const process = pin.pid === undefined ? "a handle" : `${pin.comm ?? "?"} (${pin.pid})`;
+  return el("span", "", el("span", "mono", process), el("span", "soft", ` uid ${pin.uid}`));
 }
 
 function pinRow(pin) {
@@ -127,7 +127,7 @@ function files({ files, more: count }) {
   return [...files.map(file), ...more(count, "files")];
 }
 
-// Beside them
+// The side
 
 function event(one) {
   const time = el("time", "", new Date(one.at * 1000).toLocaleTimeString("en-GB"));
@@ -140,7 +140,7 @@ function events(list) {
 }
 
 function holders({ holders, more: count }) {
-  if (!holders.length) return [el("p", "empty", "Nobody.")];
+  if (!holders.length) return [el("p", "empty", "None.")];
   const row = (one) => el("tr", one.breaking ? "breaking" : "",
     el("td", "mono", one.pid ?? "–"),
     el("td", "", one.uid === null ? el("span", "soft", "other users") : one.comm || el("span", "soft", "a handle")),
@@ -156,10 +156,10 @@ function policy({ values: own, rules, more: count }) {
   return [table("", [], values(own)), ...rules.map(rule), ...more(count, "rules")];
 }
 
-// All together
+// The whole page
 
 function footer({ status, sees_all, read }) {
-  const seen = sees_all ? "" : " The holders of other users' pins are not shown, and breaks only as they are seen once a second.";
+  const seen = sees_all ? "" : " Holders of other users' pins are not shown, and breaks only if they last a second.";
   const part = read < status.pins ? ` Files and holders are those of the first ${number(read)} pins.` : "";
   return [`${status.source}, served by process ${status.pid} (pinfs ${status.version}).${part}${seen}`];
 }
@@ -182,7 +182,7 @@ function draw(picture) {
   show("events", picture.events, events);
   if (picture.error) {
     state("bad", "not mounted");
-    notice(`The mount does not answer: ${picture.error}. What stands below is the past.`);
+    notice(`The mount does not answer: ${picture.error}. The page shows the last known state.`);
     return;
   }
   notice("");
