@@ -90,7 +90,7 @@ def hold() -> list[subprocess.Popen[bytes]]:
         (POINT / name).touch()
         os.truncate(POINT / name, size)
     for command in dict.fromkeys(command for command, *_ in PINS):
-        mine = [(str(POINT / file), f"{pin},note={note}") for who, file, pin, note in PINS if who == command]
+        mine = [(str(POINT / file), f"{pin},note={note}") for program, file, pin, note in PINS if program == command]
         words = [sys.executable, "-c", HOLDER, command, *(word for pin in mine for word in pin)]
         holder = subprocess.Popen(words, stdout=subprocess.PIPE)
         assert holder.stdout and holder.stdout.readline()
