@@ -116,7 +116,9 @@ def measure(row: Row, places: Sequence[Place], plan: Plan, watcher: Watcher) -> 
             watcher.step(row.name)
             for path in _rotated([path for path in batches if path not in result.notes], turn):
                 with _excused(result, path):
-                    _keep(result, path, batches[path](), turn)
+                    us = batches[path]()
+                    if turn > 0:
+                        result.samples.setdefault(path, []).append(us)
     return result
 
 
@@ -128,11 +130,6 @@ def _excused(result: Measured, path: str) -> Iterator[None]:
     except (Skip, OSError) as why:
         result.notes[path] = why.strerror or str(why) if isinstance(why, OSError) else str(why)
         result.samples.pop(path, None)
-
-
-def _keep(result: Measured, path: str, us: float, turn: int) -> None:
-    if turn > 0:
-        result.samples.setdefault(path, []).append(us)
 
 
 def _rotated(paths: list[str], turn: int) -> list[str]:

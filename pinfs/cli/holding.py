@@ -23,15 +23,6 @@ _FORWARDED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIG
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
-@contextmanager
-def _suppress_errno(*numbers: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in numbers:
-            raise
-
-
 def span(info: PinInfo) -> str:
     """The pinned bytes as a half-open interval."""
     return f"[{info.start}, {info.start + info.length if info.length else 'end'})"
@@ -56,8 +47,11 @@ class Held:
 
     def release(self) -> None:
         """Release the pin; a revoked pin and a dead daemon are no errors."""
-        with _suppress_errno(errno.ENODATA, errno.ENOTCONN):
+        try:
             xattrs.release(self.inode, self.name)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.ENOTCONN):
+                raise
 
     def say(self, text: str) -> None:
         """A line on stderr, unless --quiet."""

@@ -39,7 +39,8 @@ def page(ctx: click.Context) -> str:
     name = ctx.command_path.replace(" ", "-")
     lines = [f'.TH "{name.upper()}" "1" "{date}" "pinfs {pinfs.__version__}" "pinfs manual"', ".nh"]
     lines += [".SH NAME", f"{_escaped(name)} \\- {_escaped(ctx.command.get_short_help_str(120).rstrip('.'))}"]
-    lines += [".SH SYNOPSIS", f"\\fB{_escaped(ctx.command_path)}\\fR {_escaped(_usage(ctx))}"]
+    usage = " ".join(ctx.command.collect_usage_pieces(ctx))
+    lines += [".SH SYNOPSIS", f"\\fB{_escaped(ctx.command_path)}\\fR {_escaped(usage)}"]
     lines += [".SH DESCRIPTION", *_paragraphs(ctx.command.help or ""), *_options(ctx), *_verbs(ctx)]
     return "\n".join([*lines, *_examples(ctx.command), *_exit_status(), *_see_also(ctx)]) + "\n"
 
@@ -48,10 +49,6 @@ def _escaped(text: str) -> str:
     """Text with troff's special characters escaped: backslashes, hyphens, leading dots and quotes."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return "\n".join(f"\\&{line}" if line[:1] in (".", "'") else line for line in text.splitlines())
-
-
-def _usage(ctx: click.Context) -> str:
-    return " ".join(ctx.command.collect_usage_pieces(ctx))
 
 
 def _paragraphs(text: str) -> Iterator[str]:

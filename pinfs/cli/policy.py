@@ -6,7 +6,7 @@ import sys
 import tomllib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -173,12 +173,8 @@ def _put(mount: Mount, text: str) -> None:
         os.write(fd, text.encode())
         os.fsync(fd)  # an error at close(2) would be reported too late
     except OSError as error:
-        _refused(mount, error)
+        if error.errno != errno.EINVAL:
+            raise
+        fail(f"{mount.point}: refused: {mount.control('policy.error').read_text().strip()}", ExitCode.BAD_POLICY)
     finally:
         os.close(fd)
-
-
-def _refused(mount: Mount, error: OSError) -> NoReturn:
-    if error.errno != errno.EINVAL:
-        raise error
-    fail(f"{mount.point}: refused: {mount.control('policy.error').read_text().strip()}", ExitCode.BAD_POLICY)

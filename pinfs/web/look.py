@@ -46,7 +46,10 @@ class Look:
         """The whole picture; for a mount that does not answer, one with the key `error`."""
         shown: Json = {"v": 1, "at": time.time(), "mount": text(self._mount.point)}
         try:
-            state = {"status": _safe(self._mount.status()), "counters": self._mount.counters()}
+            status = {
+                key: text(value) if isinstance(value, str) else value for key, value in self._mount.status().items()
+            }
+            state = {"status": status, "counters": self._mount.counters()}
             return shown | state | self._contents()
         except OSError as error:
             why = error.strerror
@@ -116,7 +119,3 @@ class Look:
         if self._trace >= 0 and answers_poll(self._mount.control("trace")):
             waiting.register(self._trace, select.POLLIN)
         waiting.poll(limit_s * 1000)
-
-
-def _safe(status: Json) -> Json:
-    return {key: text(value) if isinstance(value, str) else value for key, value in status.items()}

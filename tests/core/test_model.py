@@ -194,7 +194,7 @@ class Breaks(RuleBasedStateMachine):
     # Breakers
 
     def judge(self, asked: Asked, policy: Policy) -> str:
-        """SPEC 3.2, 3.3, 3.8 by sets: what must become of a removal at once."""
+        """SPEC 3.2, 3.3, 3.10 by sets: what must become of a removal at once."""
         request = asked.request
         hit = [self.book.table.by_id[pin] for pin, at in self.standing.items() if at & asked.bytes]
         own = [pin for pin in hit if pin.owner == request.process]
