@@ -363,7 +363,7 @@ def test_umount_force_answers_waiting_breakers(mount: Mount) -> None:
     assert waiting.error() is not None
 
 
-def test_umount_names_who_has_files_open(mount: Mount) -> None:
+def test_umount_names_processes_with_open_files(mount: Mount) -> None:
     (mount.path / "f").write_bytes(b"x")
     reader = mount.actor()
     fd = reader(os.open, str(mount.path / "f"), os.O_RDONLY)

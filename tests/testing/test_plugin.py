@@ -47,7 +47,7 @@ def test_a_scratch_mount_that_is_in_use_ends(fuse: None, tmp_path: Path) -> None
     file.close()
 
 
-def test_a_pin_of_somebody_else(mount: ScratchMount, file: str) -> None:
+def test_a_pin_of_another_process(mount: ScratchMount, file: str) -> None:
     with HeldPin(file, 0, 4096, note="held") as held:
         (pin,) = mount.pins()
         assert (pin.id, pin.pid, pin.mode, pin.note) == (held.id, held.pid, "deny", "held")

@@ -72,7 +72,7 @@ def test_a_manager_that_does_not_listen_does_not_stop_the_daemon(manager: Manage
     ("usec", "pid", "seconds"),
     [("30000000", "", 30.0), ("500000", str(os.getpid()), 0.5), ("30000000", "1", 0.0), ("", "", 0.0), ("x", "", 0.0)],
 )
-def test_whom_the_watchdog_watches(usec: str, pid: str, seconds: float) -> None:
+def test_the_process_that_the_watchdog_watches(usec: str, pid: str, seconds: float) -> None:
     assert Notifier({"WATCHDOG_USEC": usec, "WATCHDOG_PID": pid}).watchdog_s == seconds
 
 
@@ -98,7 +98,7 @@ async def test_the_status_alone_without_a_watchdog(manager: Manager, autojump_cl
     assert manager.received() == [{"STATUS": "well"}] * 2
 
 
-async def test_no_task_where_nobody_listens(autojump_clock: MockClock) -> None:
+async def test_no_task_without_a_listener(autojump_clock: MockClock) -> None:
     with trio.fail_after(1):
         await Notifier({}).keep_telling(lambda: "")
 

@@ -174,7 +174,7 @@ def test_one_client_too_many(shared_web: Web) -> None:
             assert answer.status == 503
 
 
-def test_nobody_looks_when_nobody_watches(mount: Mount, web: Web) -> None:
+def test_the_mount_is_read_for_viewers_only(mount: Mount, web: Web) -> None:
     trace = str(mount.control("trace"))
 
     def is_looking() -> bool:
@@ -191,7 +191,7 @@ def test_nobody_looks_when_nobody_watches(mount: Mount, web: Web) -> None:
     eventually(lambda: not is_looking())
 
 
-def test_a_client_that_reads_nothing_holds_up_nobody(shared_web: Web) -> None:
+def test_a_client_that_reads_nothing_does_not_hold_up_others(shared_web: Web) -> None:
     with closing(socket.create_connection(("127.0.0.1", shared_web.port), timeout=LIMIT_S)) as silent:
         silent.sendall(f"GET {shared_web.path}news HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         with news(shared_web) as answer:
