@@ -65,7 +65,7 @@ def test_file_systems_tell_their_kind() -> None:
         os.close(fd)
 
 
-def test_errors_name_the_path(tmp_path: Path) -> None:
+def test_errors_name_the_path(root: None, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Invalid argument") as failure:
         umount2(str(tmp_path), 0)
     assert failure.value.filename == str(tmp_path)
