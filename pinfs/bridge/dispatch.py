@@ -1,9 +1,11 @@
 """The dispatcher: reads requests from /dev/fuse and answers them.
 
-The short way: one handler runs straight from the request to the reply, with no task and no scheduling in between.
-A handler that waits for a moment is kept, and gone on with when it has come; one that wants a thread or another of
-trio's primitives goes on in a task of its own. An INTERRUPT ends either. What pyfuse3 carries and is rare takes the
-long way.
+The fast path: one handler runs straight from the request to the reply, with no task and no scheduling in between. A
+handler that waits for a OneShot is kept, and resumed when the event is set; a handler that needs a thread or another
+trio primitive goes on in a task of its own. An INTERRUPT ends either.
+
+A request can fail, the connection cannot: whatever a handler raises or returns, its caller gets an errno, and the next
+request is served.
 """
 
 import errno
@@ -11,31 +13,48 @@ import logging
 import os
 import select
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from time import perf_counter
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
 from pinfs.bridge import wire
-from pinfs.bridge.handlers import LONG_WAY, NO_ROUTE, UNANSWERED, Handlers, Route, Work
-from pinfs.bridge.longway import LongWay
-from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Terms, Wishes, agree
+from pinfs.bridge.handlers import NO_ROUTE, UNANSWERED, Handlers, Route, Work
+from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Negotiated, Requested, negotiate
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
 from pinfs.fs.operations import Operations
 from pinfs.fs.types import Caller, make_caller
-from pinfs.runtime.errors import errno_of
+from pinfs.runtime.errors import errno_of, logged
 from pinfs.runtime.parking import OneShot, Parked, fast_path, known_trap, rest_of, run_deferred, run_straight
 
 log = logging.getLogger("pinfs.bridge")
 
-# How long the short way may go on, and wait on the descriptor itself, before trio gets a turn: going back to trio costs
+# How long the fast path may go on, and wait on the descriptor itself, before trio gets a turn: going back to trio costs
 # as much as an answer. A timeout that is shorter than the kernel's tick (4 ms) means setting a timer, which costs as
 # much as a system call or two; but while requests wait in tasks, their threads should not wait as well.
-PATIENCE_MS: Final = 5
-PATIENCE_WITH_TASKS_MS: Final = 1
+TURN_MS: Final = 5
+TURN_WITH_TASKS_MS: Final = 1
 LARGE: Final = 4096  # bytes; from here on a second buffer for writev is cheaper than a copy
+
+MAX_FAILED_READS: Final = 50  # in a row, before the connection is given up
+FAILED_READ_S: Final = 0.1  # the pause after each
+
+# read(2) on /dev/fuse (fuse_dev_do_read). NO_REQUEST: there is none, or its caller gave up before we took it (ENOENT).
+# THE_END: unmounted (ENODEV) or aborted. What else there is (ENOMEM, EFAULT) has cost one request, which the kernel has
+# answered with EIO.
+NO_REQUEST: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT})
+THE_END: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
+
+# write(2) on /dev/fuse (fuse_dev_do_write). NOT_AWAITED: no caller waits for this reply any more (ENOENT), or the
+# connection is over. What else there is (EINVAL, ENOMEM, EFAULT) means a caller that got no reply, or EIO.
+NOT_AWAITED: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPERM})
+
+GIVES_LOOKUP: Final = frozenset(
+    {wire.LOOKUP, wire.MKNOD, wire.MKDIR, wire.SYMLINK, wire.LINK, wire.CREATE, wire.TMPFILE}
+)
+GIVES_HANDLE: Final = frozenset({wire.OPEN, wire.CREATE, wire.TMPFILE, wire.OPENDIR})
 
 
 class Ended(Exception):
@@ -46,7 +65,7 @@ class Ended(Exception):
 
 
 class _Woken(trio.abc.Instrument):
-    """Knows whether something has become runnable: trio gets its turn at once then, not when requests run out."""
+    """Notes that a task has become runnable: trio gets its turn at once then, not when requests run out."""
 
     def __init__(self) -> None:
         self.yes = False
@@ -55,30 +74,49 @@ class _Woken(trio.abc.Instrument):
         self.yes = True
 
 
+class _Waiting(NamedTuple):
+    """A request whose handler waits for an event."""
+
+    opcode: int
+    work: Work
+    event: OneShot
+
+
 class Dispatcher:
-    """Serves one connection. `fd` must not block; it stays the caller's. `counts` counts requests by their way."""
+    """Serves one connection. `fd` must not block; it stays the caller's.
+
+    `on_negotiated` is called once, when the kernel has the reply to INIT. `counts` counts requests by the path they
+    took: fast, or parked.
+    """
 
     def __init__(
-        self, fd: int, ops: Operations, wishes: Wishes, on_agreed: Callable[[Terms], None], counts: Counter[str]
+        self,
+        fd: int,
+        ops: Operations,
+        requested: Requested,
+        on_negotiated: Callable[[Negotiated], None],
+        counts: Counter[str],
     ) -> None:
-        self.terms: Terms | None = None
-        self.long_way = LongWay(self._to_kernel, self._on_init, self._on_ready)
+        self.negotiated: Negotiated | None = None
+        self.refused_because = ""
+        """Why the kernel's INIT was refused; the connection is of no use then."""
         self._counts = counts
         self._fd = fd
         self._ops = ops
-        self._wishes = wishes
-        self._on_agreed = on_agreed
+        self._requested = requested
+        self._on_negotiated = on_negotiated
         self._handlers = Handlers(ops, self._to_kernel)
         self._routes = self._handlers.routes()
         self._routes[wire.INTERRUPT] = Route(self._interrupt, IN_SIZE + 8)
-        if not wishes.poll:
+        if not requested.poll:
             del self._routes[wire.POLL]
         self._tasks: dict[int, trio.CancelScope] = {}
-        self._waiting: dict[int, tuple[int, Work]] = {}
-        """Opcode and handler of each request that waits for a moment, by its number."""
-        self._come: deque[int] = deque()
-        """Those whose moment has come."""
-        self._turning = False
+        """Requests whose handlers go on in tasks, by their numbers."""
+        self._waiting: dict[int, _Waiting] = {}
+        """Requests whose handlers wait for events, by their numbers."""
+        self._resumable: deque[int] = deque()
+        """Those of them whose events have been set."""
+        self._in_turn = False
         self._woken = _Woken()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
@@ -89,17 +127,17 @@ class Dispatcher:
         """Requests that wait right now."""
         return len(self._tasks) + len(self._waiting)
 
-    def _take_fresh_buffer(self) -> None:
-        self._buffer = bytearray(BUFFER_SIZE)
-        self._into = [self._buffer]
-        self._view = memoryview(self._buffer)
+    def _take_fresh_buffer(self) -> tuple[bytearray, list[bytearray], memoryview]:
+        """What the loop reads into, as unpack, readv and handlers want it."""
+        buffer = bytearray(BUFFER_SIZE)
+        self._buffers = buffer, [buffer], memoryview(buffer)
+        return self._buffers
 
     # The loop
 
     async def run(self) -> bool:
-        """Serve until the connection ends. True: it was aborted; False: unmounted."""
+        """Serve until the connection ends. True: it was aborted, or cannot be used; False: unmounted."""
         async with trio.open_nursery() as self._nursery:
-            self._nursery.start_soon(self.long_way.replies)
             trio.lowlevel.add_instrument(self._woken)
             try:
                 await self._serve()
@@ -109,209 +147,261 @@ class Dispatcher:
                 trio.lowlevel.remove_instrument(self._woken)
                 self._nursery.cancel_scope.cancel()
                 while self._waiting:
-                    self._waiting.popitem()[1][1].close()
+                    with logged("a request at the end of the connection"):
+                        self._waiting.popitem()[1].work.close()
                 run_deferred()
         raise AssertionError("the loop ends by Ended only")
 
     async def _serve(self) -> None:
+        failed_reads = read_before = 0
         while True:
             await trio.lowlevel.wait_readable(self._fd)
-            while self._turn():
-                # Twice: trio runs what is runnable in any order, so only after the first has everybody had a turn.
-                await trio.lowlevel.checkpoint()
-                await trio.lowlevel.checkpoint()
+            try:
+                while self._turn():
+                    # Twice: trio runs what is runnable in any order, so only after the first had every task its turn.
+                    await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.checkpoint()
+            except OSError as e:  # of a read: what belongs to one request is caught there
+                read = self._counts.total()
+                failed_reads = failed_reads + 1 if read == read_before else 1
+                read_before = read
+                log.error("a request could not be read: %s", e)
+                if failed_reads == MAX_FAILED_READS:
+                    raise Ended(True) from e
+                await trio.sleep(FAILED_READ_S)
 
     def _turn(self) -> bool:
-        """Answer what comes, until nothing more comes (False) or trio should get a turn (True)."""
-        self._turning = True
-        self._woken.yes = self.long_way.in_flight > 0
+        """Answer requests until there are no more (False) or trio should get a turn (True)."""
+        self._in_turn = True
+        self._woken.yes = False
         try:
             with fast_path:
-                return self._answer_while_they_come(PATIENCE_WITH_TASKS_MS if self._tasks else PATIENCE_MS)
+                return self._answer_requests(TURN_WITH_TASKS_MS if self._tasks else TURN_MS)
         finally:
-            self._turning = False
+            self._in_turn = False
 
-    def _answer_while_they_come(self, patience_ms: int) -> bool:
+    def _answer_requests(self, turn_ms: int) -> bool:
         # The hot loop. Between two requests the caller's program runs, and fills the caches with what is its own: each
         # step of the interpreter costs some 15 ns then. So all of it stands in one place, and in local variables.
         poll, readv, write, writev, fd = self._poll.poll, os.readv, os.write, os.writev, self._fd
         unpack, pack, route_of = wire.IN_HEADER.unpack_from, wire.OUT_HEADER.pack, self._routes.get
-        woken, come, counts = self._woken, self._come, self._counts
-        until = perf_counter() + patience_ms / 1000
-        wait_ms = 0  # we come from trio, which may have somebody to wait for
+        woken, resumable, counts = self._woken, self._resumable, self._counts
+        buffer, into, view = self._buffers
+        until = perf_counter() + turn_ms / 1000
+        wait_ms = 0  # trio comes first: another of its tasks may be waited for
         while more := bool(poll(wait_ms)):
-            wait_ms = patience_ms
+            wait_ms = turn_ms
             try:
-                size = readv(fd, self._into)
+                size = readv(fd, into)
             except OSError as e:
-                _check_end(e)
+                _check_read(e)
                 continue
-            length, opcode, unique, nodeid, uid, gid, pid, extensions, _ = unpack(self._buffer)
+            length, opcode, unique, nodeid, uid, gid, pid, extensions, _ = unpack(buffer)
             handler, shortest = route_of(opcode, NO_ROUTE)
             end = size - extensions * 8
             if length != size or end < shortest:
-                self._answer_otherwise(opcode, unique, size)
+                self._answer_without_handler(opcode, unique, size, view)
             else:
-                counts["short"] += 1
-                work = handler(nodeid, make_caller((uid, gid, pid, 0)), self._view[IN_SIZE:end])
+                counts["fast"] += 1
                 try:
-                    self._park(opcode, unique, work, known_trap(work, work.send(None)))
-                    counts["parked"] += 1
-                    counts["short"] -= 1
-                except StopIteration as answer:
-                    body = answer.value
-                    if body is not None:
-                        try:
-                            if len(body) < LARGE:
-                                write(fd, pack(OUT_SIZE + len(body), 0, unique) + body)
-                            else:
-                                writev(fd, (pack(OUT_SIZE + len(body), 0, unique), body))
-                        except OSError as e:
-                            self._undelivered(e, opcode, body)
-                except Exception as e:
-                    self._refuse(opcode, unique, errno_of(e, f"opcode {opcode}"))
-            if come:
-                self._go_on()
+                    work = handler(nodeid, make_caller((uid, gid, pid, 0)), view[IN_SIZE:end])
+                    try:
+                        trap = known_trap(work, work.send(None))
+                        if not isinstance(trap, OneShot):  # a task, which keeps the buffer
+                            buffer, into, view = self._take_fresh_buffer()
+                        self._park(opcode, unique, work, trap)
+                        counts["parked"] += 1
+                        counts["fast"] -= 1
+                    except StopIteration as answer:
+                        body = answer.value
+                        if body is not None:
+                            try:
+                                if len(body) < LARGE:
+                                    write(fd, pack(OUT_SIZE + len(body), 0, unique) + body)
+                                else:
+                                    writev(fd, (pack(OUT_SIZE + len(body), 0, unique), body))
+                            except OSError as e:
+                                self._undelivered(e, opcode, unique, body)
+                        elif opcode not in UNANSWERED:
+                            self._no_body(opcode, unique)
+                except (Exception, GeneratorExit) as e:
+                    self._failed(opcode, unique, e)
+            if resumable:
+                self._resume()
             if woken.yes or perf_counter() > until:
                 break
         if not woken.yes:
             run_deferred()
         return more
 
-    def _answer_otherwise(self, opcode: int, unique: int, size: int) -> None:
-        """What no handler answers."""
-        if not size:  # never on /dev/fuse: whoever stands in for the kernel has gone
+    def _answer_without_handler(self, opcode: int, unique: int, size: int, request: memoryview) -> None:
+        """INIT, and what is not a request that a handler could answer."""
+        if not size:  # never on /dev/fuse: what stands in for the kernel has closed its end
             raise Ended(False)
         if size < IN_SIZE:
             log.warning("a request of %d bytes is shorter than its header: dropped", size)
-        elif opcode in self._routes or (opcode == wire.INIT and size < IN_SIZE + wire.INIT_IN.size):
+        elif opcode == wire.INIT:
+            self._init(unique, request[IN_SIZE:size])
+        elif opcode in self._routes:
             self._refuse(opcode, unique, errno.EINVAL)
-        elif opcode in LONG_WAY:
-            self._counts["pyfuse3"] += 1
-            self.long_way.send(opcode, unique, self._view[:size])
-            self._woken.yes = True  # trio has to carry the reply
         else:
             self._refuse(opcode, unique, errno.ENOSYS)
 
     def _step(self, opcode: int, unique: int, work: Work, failure: BaseException | None = None) -> None:
-        """Go on with a handler that waited."""
+        """Resume a handler that waited."""
         try:
-            body = run_straight(work, failure)
-        except Parked as parked:
-            self._park(opcode, unique, work, parked.trap)
-        except Exception as e:
-            self._refuse(opcode, unique, errno_of(e, f"opcode {opcode}"))
-        else:
-            if body is not None:
-                self._reply(opcode, unique, body)
+            try:
+                self._reply(opcode, unique, run_straight(work, failure))
+            except Parked as parked:
+                self._park(opcode, unique, work, parked.trap)
+        except (Exception, GeneratorExit) as e:
+            self._failed(opcode, unique, e)
+        finally:
+            if failure is not None:  # its traceback has the frames that hold it: a cycle
+                failure.__traceback__ = None
 
-    def _on_init(self, body: memoryview) -> bytes:
-        self.terms, reply = agree(body, self._wishes)
-        if Init.SETXATTR_EXT in self.terms.flags:
+    # INIT
+
+    def _init(self, unique: int, body: memoryview) -> None:
+        """Negotiate. A second INIT is refused with EIO, as libfuse does."""
+        if self.negotiated is not None:
+            self._refuse(wire.INIT, unique, errno.EIO)
+            return
+        try:
+            negotiated, reply = negotiate(body, self._requested)
+        except OSError as e:
+            self._refuse(wire.INIT, unique, e.errno or errno.EIO)
+            if e.errno == errno.EPROTO:  # the kernel will use the connection for nothing more (conn_error)
+                self.refused_because = str(e.strerror)
+                raise Ended(True) from None
+            return
+        if negotiated is not None and Init.SETXATTR_EXT in negotiated.flags:
             self._routes[wire.SETXATTR] = self._handlers.route_of_setxattr_ext()
-        return reply
-
-    def _on_ready(self) -> None:
-        if self.terms is not None:
-            self._on_agreed(self.terms)
+        self.negotiated = negotiated
+        self._reply(wire.INIT, unique, reply)
+        if negotiated is not None:
+            with logged("the beginning of the connection"):
+                self._on_negotiated(negotiated)
 
     # Waiting requests
 
     def _park(self, opcode: int, unique: int, work: Work, trap: object) -> None:
-        """A handler waits: keep it for its moment, or let it go on in a task."""
+        """A handler waits: keep it until its event is set, or let it go on in a task."""
         if isinstance(trap, OneShot):
-            self._waiting[unique] = opcode, work
+            self._waiting[unique] = _Waiting(opcode, work, trap)
             trap.callback = partial(self._on_one_shot, unique)
             return
         scope = self._tasks[unique] = trio.CancelScope()
-        self._take_fresh_buffer()  # the old one is the handler's
         self._nursery.start_soon(self._finish, opcode, unique, work, scope, name=f"request {unique}")
 
     def _on_one_shot(self, unique: int) -> None:
-        """Whoever made the moment come is still at it: go on after that."""
-        self._come.append(unique)
-        if not self._turning and len(self._come) == 1:
-            self._nursery.start_soon(self._go_on_soon)
+        """The event is set by a handler or a task that is still at work: resume after that."""
+        self._resumable.append(unique)
+        if not self._in_turn and len(self._resumable) == 1:
+            self._nursery.start_soon(self._resume_soon)
 
-    async def _go_on_soon(self) -> None:
-        self._go_on()
+    async def _resume_soon(self) -> None:
+        self._resume()
         run_deferred()
 
-    def _go_on(self) -> None:
-        """Go on with the handlers whose moments have come."""
-        while self._come:
-            unique = self._come.popleft()
-            if unique in self._waiting:  # else it was interrupted meanwhile
-                opcode, work = self._waiting.pop(unique)
-                self._step(opcode, unique, work)
+    def _resume(self) -> None:
+        """Go on with the handlers whose events have been set."""
+        while self._resumable:
+            unique = self._resumable.popleft()
+            waiting = self._waiting.get(unique)
+            if waiting is not None and waiting.event.is_set:  # else it was interrupted, and may wait for another event
+                del self._waiting[unique]
+                self._step(waiting.opcode, unique, waiting.work)
 
     async def _finish(self, opcode: int, unique: int, work: Work, scope: trio.CancelScope) -> None:
-        body: bytes | None = None
+        """The rest of a handler, as a task."""
         try:
+            body: bytes | None = None
             with scope:
                 body = await rest_of(work)
-        except Exception as e:
-            self._refuse(opcode, unique, errno_of(e, f"opcode {opcode}"))
-        else:
             if scope.cancelled_caught:
                 self._refuse(opcode, unique, errno.EINTR)
-            elif body is not None:
+            else:
                 self._reply(opcode, unique, body)
+        except (Exception, GeneratorExit) as e:
+            self._failed(opcode, unique, e)
         finally:
             del self._tasks[unique]
 
     async def _interrupt(self, nodeid: int, ctx: Caller, body: memoryview) -> None:
-        """The caller of a request was hit by a signal. What does not wait any more is answered already.
+        """A signal has hit the caller of a request. A request that does not wait any more is answered already.
 
-        It cannot come too early: the kernel sends it only after we have read the request (FR_SENT).
+        An INTERRUPT cannot come too early: the kernel sends it only after we have read the request (FR_SENT).
         """
         (unique,) = wire.U64.unpack_from(body)
-        if unique in self._waiting:
-            opcode, work = self._waiting.pop(unique)
-            self._step(opcode, unique, work, InterruptedError(errno.EINTR, os.strerror(errno.EINTR)))
+        waiting = self._waiting.pop(unique, None)
+        if waiting is not None:
+            error = InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+            self._step(waiting.opcode, unique, waiting.work, error)
         elif unique in self._tasks:
             self._tasks[unique].cancel()
 
     # Replies
 
-    def _reply(self, opcode: int, unique: int, body: bytes) -> None:
+    def _reply(self, opcode: int, unique: int, body: bytes | None) -> None:
+        if body is None:
+            if opcode not in UNANSWERED:
+                self._no_body(opcode, unique)
+            return
         try:
             os.writev(self._fd, (wire.OUT_HEADER.pack(OUT_SIZE + len(body), 0, unique), body))
         except OSError as e:
-            self._undelivered(e, opcode, body)
+            self._undelivered(e, opcode, unique, body)
+
+    def _no_body(self, opcode: int, unique: int) -> None:
+        log.error("opcode %d was answered with nothing: EIO", opcode)
+        self._refuse(opcode, unique, errno.EIO)
+
+    def _failed(self, opcode: int, unique: int, e: BaseException) -> None:
+        """A handler has raised, or has returned what is not a reply."""
+        error = e if isinstance(e, Exception) else RuntimeError(f"{type(e).__name__} out of a handler")
+        self._refuse(opcode, unique, errno_of(error, f"opcode {opcode}"))
 
     def _refuse(self, opcode: int, unique: int, number: int) -> None:
         if opcode in UNANSWERED:
             log.warning("a malformed request (opcode %d) that gets no reply: dropped", opcode)
         else:
-            self._to_kernel(wire.OUT_HEADER.pack(wire.OUT_SIZE, -number, unique))
+            self._to_kernel(wire.OUT_HEADER.pack(OUT_SIZE, -number, unique))
 
-    def _to_kernel(self, message: bytes | memoryview) -> None:
+    def _to_kernel(self, message: bytes) -> None:
         try:
             os.write(self._fd, message)
         except OSError as e:
             self._report(e)
 
     def _report(self, e: OSError) -> None:
-        """ENOENT: nobody waits any more. ENODEV and its like: the next read tells. EINVAL: a mistake of ours."""
-        if e.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPERM):
-            log.error("the kernel did not take a reply", exc_info=e)
+        if e.errno not in NOT_AWAITED:
+            log.error("the kernel did not take a message: %s", e)  # no traceback: it would show the message
 
-    def _undelivered(self, e: OSError, opcode: int, body: bytes) -> None:
-        """Nobody got what this reply gives: release it, or it would stay open for ever."""
+    def _undelivered(self, e: OSError, opcode: int, unique: int, body: bytes) -> None:
+        """No caller got what this reply gives: release it, or it would stay open for ever."""
         self._report(e)
-        if opcode in (wire.LOOKUP, wire.MKDIR, wire.SYMLINK, wire.LINK, wire.CREATE, wire.TMPFILE):
-            (nodeid,) = wire.U64.unpack_from(body)
-            self._ops.forget([(nodeid, 1)] if nodeid else [])
-        if opcode in (wire.OPEN, wire.CREATE, wire.TMPFILE, wire.OPENDIR):
-            fh, _, _ = wire.OPEN_OUT.unpack_from(body, len(body) - wire.OPEN_OUT.size)
-            release = self._ops.releasedir if opcode == wire.OPENDIR else self._ops.release
-            self._nursery.start_soon(release, fh)
+        if e.errno not in NOT_AWAITED:  # where the kernel could not even read whose reply this is, the caller waits on
+            self._refuse(opcode, unique, errno.EIO)
+        with logged(f"taking back the reply to opcode {opcode}"):
+            if opcode in GIVES_LOOKUP:
+                (nodeid,) = wire.U64.unpack_from(body)
+                self._ops.forget([(nodeid, 1)] if nodeid else [])
+        with logged(f"taking back the reply to opcode {opcode}"):
+            if opcode in GIVES_HANDLE:
+                fh, _, _ = wire.OPEN_OUT.unpack_from(body, len(body) - wire.OPEN_OUT.size)
+                release = self._ops.releasedir if opcode == wire.OPENDIR else self._ops.release
+                self._nursery.start_soon(_logged, release(fh), f"the release of handle {fh}")
 
 
-def _check_end(e: OSError) -> None:
-    """Tell "no request after all" from the end of the connection (Ended) and from what must not happen (raised)."""
-    if e.errno in (errno.ENODEV, errno.ECONNABORTED):
+def _check_read(e: OSError) -> None:
+    """Returns where there is nothing to do; else raises Ended, or the error."""
+    if e.errno in THE_END:
         raise Ended(e.errno == errno.ECONNABORTED) from None
-    if e.errno not in (errno.EAGAIN, errno.EINTR, errno.ENOENT):  # ENOENT: its caller gave up before we took it
+    if e.errno not in NO_REQUEST:
         raise e
+
+
+async def _logged(work: Coroutine[Any, Any, None], what: str) -> None:
+    with logged(what):
+        await work

@@ -1,9 +1,12 @@
-"""What the bridge answers itself: decode a request, call the operation, encode the reply. One short function each.
+"""What the bridge answers: decode a request, call the operation, encode the reply. One short function each.
 
-The table at the end is the whole of it: an opcode that is not in it takes the long way through pyfuse3 (if that knows
-it), so moving one over is a matter of one line. A handler returns the body of the reply, or None for requests that
-get none. It must have taken everything out of `body` before it waits; what it keeps a slice of stays valid, because
-the dispatcher leaves the buffer to a handler that parks.
+The table at the end has all opcodes but INIT and INTERRUPT, which the dispatcher answers itself. An opcode that is not
+in the table is answered ENOSYS, and the kernel never sends it again: unknown opcodes, and FLUSH, because nothing has to
+be done when one of the descriptors of a handle is closed.
+
+A handler returns the body of the reply, or None for requests that get none. It must have taken everything out of `body`
+before it waits for a OneShot; a slice of `body` stays valid in a task, because the dispatcher leaves the buffer to a
+handler that becomes one.
 """
 
 import errno
@@ -40,9 +43,12 @@ class Handlers:
         self._nothing = wire.no_entry_out(self._entry_valid)
 
     def _valid(self, nodeid: int) -> tuple[int, int]:
-        """How long the kernel may remember attributes. Where it is not told of their changes, not longer than its clock
-        for times of files takes to move; without even that, each pin of a file open for writing would be two requests:
-        the kernel wants the attributes to see whether the caller may write."""
+        """How long the kernel may remember attributes, as of wire.seconds().
+
+        Those of an uncached inode change without the kernel being told: a tick is what its clock for file times takes
+        to move. With no time at all, each pin of a file open for writing would be two requests, because the kernel
+        wants the attributes to see whether the caller may write.
+        """
         return wire.A_TICK if nodeid in self._uncached else self._attr_valid
 
     # Names
@@ -60,6 +66,11 @@ class Handlers:
     async def batch_forget(self, nodeid: int, ctx: Caller, body: memoryview) -> None:
         count, _ = wire.BATCH_FORGET_IN.unpack_from(body)
         self._ops.forget(wire.FORGET_ONE.iter_unpack(_exactly(body[8:], count * wire.FORGET_ONE.size)))
+
+    async def mknod(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        mode, rdev, umask, _ = wire.MKNOD_IN.unpack_from(body)
+        entry = await self._ops.mknod(nodeid, wire.name_of(body, 16), mode, rdev, _with_umask(ctx, umask))
+        return wire.entry_out(entry, self._entry_valid, self._attr_valid)
 
     async def mkdir(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         mode, umask = wire.MKDIR_IN.unpack_from(body)
@@ -116,15 +127,24 @@ class Handlers:
         st, btime_ns = await self._ops.statx_btime(nodeid, fh if flags & wire.GETATTR_FH else None)
         return wire.statx_out(nodeid, st, btime_ns, self._valid(nodeid))
 
+    async def access(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        mask, _ = wire.ACCESS_IN.unpack_from(body)
+        await self._ops.access(nodeid, mask, ctx)
+        return b""
+
     # Files
 
     async def open(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         flags, open_flags = wire.OPEN_IN.unpack_from(body)
-        rested = nodeid not in self._uncached
+        was_cached = nodeid not in self._uncached
         opened = await self._ops.open(nodeid, flags, ctx)
-        if open_flags & wire.OPEN_KILL_SUIDGID:  # O_TRUNC by who may not keep set-user-id
-            await self._ops.setattr(nodeid, SetAttr(kill_suidgid=True), None, ctx)
-        if rested and nodeid in self._uncached:
+        if open_flags & wire.OPEN_KILL_SUIDGID:  # O_TRUNC by a caller that may not keep set-user-id
+            try:
+                await self._ops.setattr(nodeid, SetAttr(kill_suidgid=True), None, ctx)
+            except BaseException:
+                await self._ops.release(opened.fh)
+                raise
+        if was_cached and nodeid in self._uncached:
             self._notify(wire.forget_attributes(nodeid))
         return wire.open_out(opened)
 
@@ -195,7 +215,7 @@ class Handlers:
         return wire.POLL_OUT.pack(await self._ops.poll(fh, events, wake), 0)
 
     def _wake(self, kh: int) -> Callable[[], None]:
-        """Only wakes who polls (fuse_notify_poll_wakeup takes no inode's lock): allowed inside any handler."""
+        """Only wakes pollers (fuse_notify_poll_wakeup takes no inode's lock): allowed inside any handler."""
         message = wire.OUT_HEADER.pack(wire.OUT_SIZE + 8, wire.NOTIFY_POLL, 0) + wire.U64.pack(kh)
         return lambda: self._notify(message)
 
@@ -220,6 +240,11 @@ class Handlers:
         await self._ops.releasedir(wire.RELEASE_IN.unpack_from(body)[0])
         return b""
 
+    async def fsyncdir(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
+        await self._ops.fsyncdir(fh, bool(flags & wire.FSYNC_FDATASYNC))
+        return b""
+
     # Extended attributes
 
     async def setxattr(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
@@ -229,7 +254,7 @@ class Handlers:
         return b""
 
     async def setxattr_ext(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
-        """Its long form."""
+        """SETXATTR in its long form."""
         size, flags, more, _ = wire.SETXATTR_EXT_IN.unpack_from(body)
         name, value = _name_and_value(body[16:], size)
         await self._ops.setxattr(nodeid, name, value, flags, ctx, kill_sgid=more & wire.SETXATTR_ACL_KILL_SGID != 0)
@@ -257,8 +282,12 @@ class Handlers:
         await self._ops.syncfs(nodeid)
         return b""
 
+    async def destroy(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
+        """The kernel sends it at the unmount of a block device only (fuse_conn_destroy), and waits for the reply."""
+        return b""
+
     def route_of_setxattr_ext(self) -> Route:
-        """For SETXATTR, where INIT has agreed on SETXATTR_EXT."""
+        """For SETXATTR, where SETXATTR_EXT is negotiated."""
         return Route(self.setxattr_ext, wire.IN_SIZE + wire.SETXATTR_EXT_IN.size + 2)
 
     def routes(self) -> dict[int, Route]:
@@ -270,6 +299,8 @@ class Handlers:
             wire.GETATTR: (self.getattr, wire.GETATTR_IN.size),
             wire.SETATTR: (self.setattr, wire.SETATTR_IN.size),
             wire.STATX: (self.statx, wire.STATX_IN.size),
+            wire.ACCESS: (self.access, wire.ACCESS_IN.size),
+            wire.MKNOD: (self.mknod, wire.MKNOD_IN.size + 2),
             wire.MKDIR: (self.mkdir, wire.MKDIR_IN.size + 2),
             wire.SYMLINK: (self.symlink, 4),
             wire.LINK: (self.link, 8 + 2),
@@ -295,12 +326,14 @@ class Handlers:
             wire.READDIR: (self.readdir, wire.READ_IN.size),
             wire.READDIRPLUS: (self.readdirplus, wire.READ_IN.size),
             wire.RELEASEDIR: (self.releasedir, wire.RELEASE_IN.size),
+            wire.FSYNCDIR: (self.fsyncdir, wire.FSYNC_IN.size),
             wire.SETXATTR: (self.setxattr, wire.SETXATTR_IN.size + 2),
             wire.GETXATTR: (self.getxattr, wire.GETXATTR_IN.size + 2),
             wire.LISTXATTR: (self.listxattr, wire.GETXATTR_IN.size),
             wire.REMOVEXATTR: (self.removexattr, 2),
             wire.STATFS: (self.statfs, 0),
             wire.SYNCFS: (self.syncfs, 0),
+            wire.DESTROY: (self.destroy, 0),
         }
         return {
             opcode: Route(handler, wire.IN_SIZE + shortest) for opcode, (handler, shortest) in shortest_bodies.items()
@@ -314,14 +347,8 @@ def _unknown(nodeid: int, ctx: Caller, body: memoryview) -> Work:
 NO_ROUTE: Final = Route(_unknown, sys.maxsize)
 """For opcodes that no handler answers."""
 
-LONG_WAY: Final = frozenset({wire.INIT, wire.DESTROY, wire.MKNOD, wire.FSYNCDIR, wire.ACCESS})
-"""What goes through pyfuse3.
-
-What is neither here nor in routes() is answered ENOSYS, and the kernel never asks again: unknown opcodes, and
-FLUSH, because nothing has to be done when one of the descriptors of a handle is closed.
-"""
-
 UNANSWERED: Final = frozenset({wire.FORGET, wire.BATCH_FORGET, wire.INTERRUPT, wire.NOTIFY_REPLY})
+"""Requests that get no reply."""
 
 
 def _with_umask(ctx: Caller, umask: int) -> Caller:

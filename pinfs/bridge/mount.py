@@ -26,7 +26,7 @@ class MountError(Exception):
 
 
 class StaleMountError(MountError):
-    """A dead mount is in the way."""
+    """The mount point has a mount whose daemon has ended."""
 
 
 class AlreadyServedError(MountError):
@@ -68,7 +68,7 @@ class MountFlags:
 
 
 def open_source(source: str) -> int:
-    """A descriptor of the source directory that holds the lock of the one pinfs that may serve it.
+    """A descriptor of the source directory, with the lock (flock(2)) of the one pinfs that may serve it.
 
     Keep it open for as long as the mount lives. Raises AlreadyServedError, MountError.
     """
@@ -92,15 +92,15 @@ def check_not_nested(source: str) -> None:
     """Raises AlreadyServedError where the source of another mount lies inside this one, or the other way round.
 
     The table of mounts names the candidates, their locks tell that they are served. So a mount in another namespace or
-    under a name of its own (-o fsname) is not noticed. Nor are those of other users than root and ourselves, who shall
-    not be able to keep anybody from mounting.
+    under a name of its own (-o fsname) is not noticed. Mounts of users other than root and the caller are not looked
+    at: those users must not be able to prevent a mount.
     """
     ours = [entry for entry in mountinfo.mounts() if entry.fstype == FSTYPE]
     for name in {entry.source for entry in ours if _mounted_by(entry) in (0, os.geteuid())}:
         try:
             is_in_the_way = _are_nested(source, name) and _is_served(name)
         except OSError:
-            continue  # not a path, or gone
+            continue  # not a path, or removed
         if is_in_the_way:
             raise AlreadyServedError(
                 f"another pinfs already serves {name}, and {source} "
@@ -158,7 +158,7 @@ def check_mountpoint(mountpoint: str, source_fd: int, *, replace_stale: bool = F
 def _clear_stale(mountpoint: str, why: OSError, replace_stale: bool) -> None:
     if not replace_stale:
         raise StaleMountError(
-            f"{mountpoint} is a stale mount ({_words(why)}): its daemon has gone. "
+            f"{mountpoint} is a stale mount ({_words(why)}): its daemon has ended. "
             f"Remove it with `pinfs umount {mountpoint}`, or mount with -o replace_stale"
         )
     log.info("replacing the stale mount on %s", mountpoint)
@@ -261,7 +261,7 @@ def _received_descriptor(connection: socket.socket) -> int:
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
     """umount2(2), or fusermount3 -u for a user. May block while the file system answers: not for the event loop.
 
-    OSError: EBUSY (somebody uses it; never with `lazy`), EINVAL (nothing is mounted there).
+    OSError: EBUSY (in use; never with `lazy`), EINVAL (nothing is mounted there). MountError: no fusermount3.
     """
     if os.geteuid() != 0:
         _unmount_as_user(mountpoint, lazy)
@@ -278,9 +278,9 @@ def _unmount_as_user(mountpoint: str, lazy: bool) -> None:
 
 
 def device_of(mountpoint: str) -> int | None:
-    """The device number (os.makedev) of the pinfs that is mounted there last, by the table of mounts; None: none is.
+    """The device number (os.makedev) of the topmost pinfs on a mount point, by the table of mounts; None: no pinfs.
 
-    Asking the mount itself would be waiting for ourselves. The number tells one mount from the next on the same place.
+    A stat of the mount would be a request to ourselves. The number tells one mount from the next at the same path.
     """
     there = [entry for entry in mountinfo.mounts() if entry.point == mountpoint]
     return there[-1].dev if there and there[-1].fstype == FSTYPE else None

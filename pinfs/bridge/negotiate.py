@@ -1,17 +1,16 @@
-"""INIT: what the kernel and pinfs agree on. libfuse only learns that it has been initialised.
+"""INIT: what the kernel and pinfs agree on (fuse_init_in and fuse_init_out of linux/fuse.h)."""
 
-The numbers are those of linux/fuse.h.
-"""
-
+import errno
 from dataclasses import dataclass
 from enum import IntFlag
-from struct import Struct
 from typing import Final
 
 from pinfs.bridge import wire
 from pinfs.linux.abi import PAGE_SIZE
 
+PROTOCOL_MAJOR: Final = 7
 PROTOCOL_MINOR: Final = 45  # what wire.py knows
+OLDEST_MINOR: Final = 23  # Linux 3.15: the last that changed a struct which every connection uses (fuse_init_out)
 MAX_WRITE: Final = 1 << 20  # bytes; also the largest read
 BUFFER_SIZE: Final = MAX_WRITE + 4096  # fuse_dev_read wants room for header, fuse_write_in and max_write
 
@@ -23,7 +22,6 @@ class Init(IntFlag):
     ATOMIC_O_TRUNC = 1 << 3
     BIG_WRITES = 1 << 5
     DONT_MASK = 1 << 6
-    SPLICE = 0b111 << 7
     HAS_IOCTL_DIR = 1 << 11
     DO_READDIRPLUS = 1 << 13
     READDIRPLUS_AUTO = 1 << 14
@@ -42,11 +40,12 @@ class Init(IntFlag):
 
 # What pinfs always wants, and why. What is not here stays off:
 #   POSIX_LOCKS, FLOCK_LOCKS: the kernel's own locks are right for a file system that only this kernel uses;
+#   SPLICE_*: a request is one read(2) into a buffer that is already there, and bulk data goes by passthrough;
 #   WRITEBACK_CACHE: excludes passthrough, and would let the kernel believe its own sizes and times;
 #   AUTO_INVAL_DATA: nothing changes behind pinfs that it would have to notice by looking at mtime;
 #   EXPORT_SUPPORT: "." and ".." would have to be looked up after a restart of an NFS server;
 #   NO_OPEN, NO_OPENDIR: without OPEN there is no handle that could own a pin, nor a passthrough file;
-#   SECURITY_CTX, CREATE_SUPP_GROUP: would append extensions to requests that libfuse cannot parse.
+#   SECURITY_CTX, CREATE_SUPP_GROUP: would append extensions to requests that no handler looks at.
 WANTED: Final = (
     Init.ASYNC_READ  # read ahead with several requests at a time
     | Init.ATOMIC_O_TRUNC  # O_TRUNC comes with OPEN, so that a waiting breaker holds no lock of the inode
@@ -54,7 +53,7 @@ WANTED: Final = (
     | Init.DONT_MASK  # umask comes as a number with each creation: a default ACL has to win over it
     | Init.HAS_IOCTL_DIR
     | Init.DO_READDIRPLUS  # names with their attributes: a walk costs one request instead of one for each name,
-    | Init.READDIRPLUS_AUTO  # but only for who asks for attributes
+    | Init.READDIRPLUS_AUTO  # but only where the caller asks for attributes
     | Init.ASYNC_DIO
     | Init.PARALLEL_DIROPS  # lookups in one directory need not wait for each other: nothing here changes state halfway
     | Init.ABORT_ERROR  # tells an aborted connection (ECONNABORTED) from an unmounted one (ENODEV)
@@ -62,17 +61,15 @@ WANTED: Final = (
     | Init.CACHE_SYMLINKS
     | Init.EXPLICIT_INVAL_DATA  # pages stay valid when a size changes: pinfs is the only way in
     | Init.HANDLE_KILLPRIV_V2  # else every write first asks for the attribute security.capability
-    | Init.SETXATTR_EXT  # else nobody says when an ACL set by its owner costs a file its set-group-id bit
+    | Init.SETXATTR_EXT  # else the kernel does not tell when an ACL set by its owner costs the set-group-id bit
     | Init.INIT_EXT
 )
 
 MAX_BACKGROUND: Final = 64  # read-ahead and asynchronous direct I/O under way; the kernel's default of 12 is for disks
-LIBFUSE_MINOR: Final = 13  # the last one without splice: libfuse takes that to be possible by the version, too
-_FLAGS = Struct("<I")
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Requested:
     """What the options of a mount ask of the kernel."""
 
     passthrough: bool = False
@@ -82,8 +79,8 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What was agreed on."""
+class Negotiated:
+    """What the kernel and pinfs agreed on."""
 
     kernel_minor: int
     offered: Init
@@ -99,13 +96,30 @@ class Terms:
         return [flag.name for flag in Init if flag.name and flag in self.flags]
 
 
-def agree(body: memoryview, wishes: Wishes) -> tuple[Terms, bytes]:
-    """The terms for an INIT request, and the reply's body."""
-    _, minor, max_readahead, flags, flags2 = wire.INIT_IN.unpack_from(body)
-    offered = Init(flags | (flags2 << 32 if flags & Init.INIT_EXT else 0))
-    wanted = WANTED | (Init.PASSTHROUGH if wishes.passthrough else 0) | (Init.POSIX_ACL if wishes.posix_acl else 0)
-    terms = Terms(minor, offered, offered & wanted)
-    return terms, _init_out(terms, max_readahead, wishes.stack_depth if terms.passthrough else 0)
+def negotiate(body: memoryview, requested: Requested) -> tuple[Negotiated | None, bytes]:
+    """The outcome of an INIT request, and the reply's body.
+
+    The outcome is None for a kernel of a newer major version: the reply names ours, and the kernel asks again with it,
+    as do_init of libfuse has it. OSError: EPROTO (the kernel is too old), EINVAL (the body is too short).
+    """
+    if len(body) < wire.INIT_IN.size:
+        raise OSError(errno.EINVAL, "an INIT that is too short")
+    major, minor, max_readahead, flags = wire.INIT_IN.unpack_from(body)
+    if major > PROTOCOL_MAJOR:
+        return None, wire.INIT_OUT.pack(PROTOCOL_MAJOR, PROTOCOL_MINOR, *[0] * 11)
+    if (major, minor) < (PROTOCOL_MAJOR, OLDEST_MINOR):
+        oldest = f"{PROTOCOL_MAJOR}.{OLDEST_MINOR} or later (Linux 3.15)"
+        raise OSError(errno.EPROTO, f"the kernel speaks FUSE {major}.{minor}, and the bridge needs {oldest}")
+    if flags & Init.INIT_EXT and len(body) >= wire.INIT_IN.size + wire.INIT_FLAGS2.size:  # since 7.36
+        flags |= wire.INIT_FLAGS2.unpack_from(body, wire.INIT_IN.size)[0] << 32
+    wanted = WANTED
+    if requested.passthrough:
+        wanted |= Init.PASSTHROUGH
+    if requested.posix_acl:
+        wanted |= Init.POSIX_ACL
+    offered = Init(flags)
+    negotiated = Negotiated(minor, offered, offered & wanted)
+    return negotiated, _init_out(negotiated, max_readahead, requested.stack_depth if negotiated.passthrough else 0)
 
 
 def max_pages(page_size: int) -> int:
@@ -113,26 +127,19 @@ def max_pages(page_size: int) -> int:
     return MAX_WRITE // page_size
 
 
-def _init_out(terms: Terms, max_readahead: int, stack_depth: int) -> bytes:
+def _init_out(negotiated: Negotiated, max_readahead: int, stack_depth: int) -> bytes:
     return wire.INIT_OUT.pack(
-        7,
-        min(terms.kernel_minor, PROTOCOL_MINOR),
+        PROTOCOL_MAJOR,
+        min(negotiated.kernel_minor, PROTOCOL_MINOR),
         max_readahead,
-        terms.flags & 0xFFFF_FFFF,
+        negotiated.flags & 0xFFFF_FFFF,
         MAX_BACKGROUND,
         MAX_BACKGROUND * 3 // 4,  # above this the kernel tells writers that the device is congested
         MAX_WRITE,
         1,  # times count in nanoseconds
         max_pages(PAGE_SIZE),
         0,
-        terms.flags >> 32,
+        negotiated.flags >> 32,
         stack_depth,
         0,  # no timeout for requests: a breaker may wait for long
     )
-
-
-def strip(request: bytearray) -> None:
-    """Make an INIT request such that libfuse will not splice: what it reads from is a socket, not /dev/fuse."""
-    (flags,) = _FLAGS.unpack_from(request, wire.IN_SIZE + 12)
-    _FLAGS.pack_into(request, wire.IN_SIZE + 4, LIBFUSE_MINOR)
-    _FLAGS.pack_into(request, wire.IN_SIZE + 12, flags & ~int(Init.SPLICE | Init.INIT_EXT))

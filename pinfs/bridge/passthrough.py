@@ -15,6 +15,9 @@ log = logging.getLogger("pinfs.passthrough")
 _BACKING_MAP = Struct("<iIQ")  # fd flags padding
 _BACKING_ID = Struct("<I")
 
+UNMOUNTED: Final = frozenset({errno.ENOTCONN, errno.ENODEV, errno.EPERM})
+"""What the ioctls raise when the connection is over; the kernel has dropped all ids then."""
+
 STACKED: Final = frozenset({0x794C7630, 0xF15F, 0x65735546})  # overlayfs, ecryptfs, FUSE (which may stack itself)
 
 
@@ -28,9 +31,10 @@ def stack_depth(source_fd: int) -> int:
 
 
 class Passthrough:
-    """Registers backing files on one connection.
+    """Registers backing files on one connection, for passthrough.
 
-    `unavailable_because` is empty once probe() has shown that it works."""
+    `unavailable_because` is empty once probe() has shown that it works.
+    """
 
     def __init__(self) -> None:
         self.unavailable_because = "not negotiated yet"
@@ -39,24 +43,25 @@ class Passthrough:
         self._reported: set[int] = set()
 
     def probe(self, connection: int, source_fd: int) -> None:
-        """Try it once on this connection, after INIT, with a file of the source (or the source itself)."""
+        """Register a file of the source (or the source itself) once, after INIT, to see whether the kernel takes it."""
         self._connection = connection
-        sample = _sample(source_fd)
         try:
-            self._close(self._open(sample))
+            sample = _sample(source_fd)
+            try:
+                self._close(self._open(sample))
+            finally:
+                os.close(sample)
         except OSError as e:
             self.unavailable_because = _reason(e)
         else:
             self.unavailable_because = ""
-        finally:
-            os.close(sample)
 
     def refuse(self, unavailable_because: str) -> None:
         """The kernel or the options rule it out."""
         self.unavailable_because = unavailable_because
 
     def open(self, fd: int) -> int:
-        """The backing id for a file; 0 where this one has to go through the daemon."""
+        """The backing id for a file; 0 where its reads and writes have to go through the daemon."""
         if self.unavailable_because:
             return 0
         try:
@@ -69,12 +74,12 @@ class Passthrough:
 
     def close(self, backing_id: int) -> None:
         """Give an id back. Files that are still open keep their backing file all the same."""
+        self.registered -= 1
         try:
             self._close(backing_id)
         except OSError as e:
-            if e.errno not in (errno.ENOTCONN, errno.ENODEV, errno.EPERM):  # unmounted meanwhile: all are gone
-                raise
-        self.registered -= 1
+            if e.errno not in UNMOUNTED:
+                log.error("backing id %d cannot be given back: %s", backing_id, e)
 
     def _open(self, fd: int) -> int:
         request = bytearray(_BACKING_MAP.pack(fd, 0, 0))

@@ -1,7 +1,7 @@
 """The FUSE wire format (linux/fuse.h, protocol 7.45; little-endian): one Struct for each C struct.
 
-Decoders are `unpack_from` on a slice that ends where the request ends: what is too short raises struct.error, which
-the dispatcher answers with EINVAL. Encoders return the body of a reply, without its header.
+Decoders are `unpack_from` on a slice that ends where the request ends. The table of routes says how long a request is
+at least, and what is shorter never gets to them. Encoders return the body of a reply, without its header.
 """
 
 import errno
@@ -69,10 +69,13 @@ NOTIFY_INVAL_INODE: Final = 2
 U64: Final = Struct("<Q")
 
 # Bodies of requests
-INIT_IN: Final = Struct("<IIIII")  # major minor max_readahead flags flags2 (and 11 unused words)
+INIT_IN: Final = Struct("<IIII")  # major minor max_readahead flags
+INIT_FLAGS2: Final = Struct("<I")  # behind it since 7.36 (and 11 unused words)
 GETATTR_IN: Final = Struct("<IIQ")  # getattr_flags dummy fh
 SETATTR_IN: Final = Struct("<IIQQQqqqIIIIIIII")
 MKDIR_IN: Final = Struct("<II")  # mode umask
+MKNOD_IN: Final = Struct("<IIII")  # mode rdev umask padding
+ACCESS_IN: Final = Struct("<II")  # mask padding
 RENAME2_IN: Final = Struct("<QII")  # newdir flags padding
 OPEN_IN: Final = Struct("<II")  # flags open_flags
 CREATE_IN: Final = Struct("<IIII")  # flags mode umask open_flags

@@ -82,9 +82,9 @@ def _log(level: str, background: bool, how: dict[str, Any]) -> None:
 
 def _serve(config: "Config", source: str, mountpoint: str, background: bool) -> None:
     from pinfs.bridge.mount import MountError, StaleMountError
-    from pinfs.serve import daemon
+    from pinfs.serve import background as serving
 
-    serve = daemon.run_in_background if background else daemon.run
+    serve = serving.run_in_background if background else serving.run
     try:
         serve(config, source, mountpoint)
     except StaleMountError as error:

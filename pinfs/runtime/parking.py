@@ -1,19 +1,18 @@
-"""How one handler serves two callers: the dispatcher, which runs it straight through, and trio tasks.
+"""How one handler serves two callers: the dispatcher's fast path, and trio tasks.
 
-The dispatcher steps a handler's coroutine itself, because starting a task costs as much as answering a request. A
-handler that has to wait says what for. For a `OneShot` the dispatcher keeps the coroutine, and goes on with it when the
-moment has come. Before it touches any trio primitive it says `await park()`: the dispatcher moves the rest of it into
-a task. In a task both do what a reader would expect.
+On the fast path the dispatcher steps a handler's coroutine itself, because starting a task costs as much as answering a
+request. A handler that has to wait parks: it yields what it waits for. For a `OneShot` the dispatcher keeps the
+coroutine and resumes it when the event is set. Before any other trio primitive the handler calls `await park()`, and
+the dispatcher moves the rest of it into a task. In a task `OneShot.wait` is an ordinary wait, and `park` does nothing.
 """
 
-import logging
 from collections.abc import Callable, Coroutine, Generator
 from types import coroutine
 from typing import Any, Final, TypeVar
 
 import trio
 
-log = logging.getLogger("pinfs.parking")
+from pinfs.runtime.errors import logged
 
 T = TypeVar("T")
 
@@ -24,7 +23,7 @@ _deferred: list[Callable[[], None]] = []
 
 
 class _FastPath:
-    """Inside of it handlers are stepped, not awaited. Entered once for many of them, because it costs them all."""
+    """Inside this context handlers are stepped, not awaited. The dispatcher enters it once for many requests."""
 
     def __enter__(self) -> None:
         global _stepping
@@ -39,56 +38,58 @@ fast_path: Final = _FastPath()
 
 
 class OneShot:
-    """Comes once; one handler waits for it. On the short way `then` is called when it comes."""
+    """An event that is set once, and that one handler waits for.
 
-    __slots__ = ("_has_come", "callback")
+    While the handler waits, `callback` is what `set` calls to resume it.
+    """
+
+    __slots__ = ("callback", "is_set")
 
     def __init__(self) -> None:
-        self._has_come = False
+        self.is_set = False
         self.callback: Callable[[], object] | None = None
 
-    @property
-    def is_set(self) -> bool:
-        return self._has_come
-
     def set(self) -> None:
-        """From now on nobody waits for it. Does not run the waiting handler: may be called from anywhere."""
-        self._has_come = True
+        """End the wait. The handler does not run inside this call, so it may be made from anywhere."""
+        self.is_set = True
         if self.callback is not None:
             self.callback()
 
     async def wait(self) -> None:
-        if not self._has_come and _stepping:
-            await _give_back(self)
-        if not self._has_come:  # we are in a task, or have been moved into one
+        if not self.is_set and _stepping:
+            try:
+                await _yield(self)
+            finally:  # an interrupted or closed handler must not be resumed by a later set()
+                self.callback = None
+        if not self.is_set:  # in a task: the handler began there, or was moved into one
             event = trio.Event()
             self.callback = event.set
             await event.wait()
 
 
 class Parked(Exception):
-    """Raised by `run_straight` when the handler waits: `trap` is a `OneShot`, or something that wants a task."""
+    """Raised by `run_straight` when the handler waits: for `trap`, a `OneShot`, or else in a task."""
 
     def __init__(self, trap: object) -> None:
         self.trap = trap
 
 
 @coroutine
-def _give_back(trap: object) -> Generator[object, None, None]:
+def _yield(trap: object) -> Generator[object, None, None]:
     yield trap
 
 
 async def park() -> None:
-    """Leave the short way. Must come before the first trio primitive that a handler awaits."""
+    """Leave the fast path. Must come before the first trio primitive that a handler awaits."""
     if _stepping:
-        await _give_back(_PARK)
+        await _yield(_PARK)
 
 
 def run_straight(handler: Coroutine[Any, Any, T], failure: BaseException | None = None) -> T:
-    """Run a handler, or go on with one that was parked, to its end without a task.
+    """Run a handler, or resume a parked one, to its end without a task.
 
-    `failure` is raised where it waits. Raises Parked when it has to wait (again): `run_straight` goes on with it then,
-    or `await rest_of(handler)` in a trio task. Whatever else the handler raises passes through.
+    `failure` is raised where the handler waits. Raises Parked when the handler has to wait (again): resume it by
+    another `run_straight`, or by `await rest_of(handler)` in a trio task. What the handler raises passes through.
     """
     try:
         with fast_path:
@@ -100,35 +101,33 @@ def run_straight(handler: Coroutine[Any, Any, T], failure: BaseException | None 
 
 
 def known_trap(handler: Coroutine[Any, Any, Any], trap: object) -> object:
-    """The trap, if it is one of ours. RuntimeError: the handler has awaited something else, and is closed."""
+    """The trap, if a parking primitive yielded it. RuntimeError: the handler awaited something else, and is closed."""
     if trap is not _PARK and not isinstance(trap, OneShot):
         handler.close()
-        raise RuntimeError("a handler awaited something other than a moment or park() on the short way")
+        raise RuntimeError("a handler awaited something other than a OneShot or park() on the fast path")
     return trap
 
 
 @coroutine
 def rest_of(handler: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-    """Go on with a parked handler, in a trio task. (A plain `await` refuses a coroutine that has already begun.)"""
+    """Resume a parked handler in a trio task. (A plain `await` refuses a coroutine that has already begun.)"""
     result: T = yield from handler
     return result
 
 
-def defer(chore: Callable[[], None]) -> None:
-    """Do what nobody waits for (write to the log, say) after the replies that are due; in a task at once."""
+def defer(call: Callable[[], None]) -> None:
+    """Postpone what no caller waits for (a log line) until the due replies are written; in a task, do it now."""
     if _stepping:
-        _deferred.append(chore)
+        _deferred.append(call)
     else:
-        chore()
+        call()
 
 
 def run_deferred() -> None:
-    """What was left for later; the dispatcher calls it when nothing else is to be done."""
+    """Make the deferred calls. The dispatcher does so when it has nothing else to do."""
     while _deferred:
-        chores = _deferred.copy()
+        calls = _deferred.copy()
         _deferred.clear()
-        for chore in chores:
-            try:
-                chore()
-            except Exception:
-                log.exception("a chore failed")
+        for call in calls:
+            with logged("a deferred call"):
+                call()

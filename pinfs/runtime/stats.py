@@ -38,5 +38,5 @@ class Stats:
     """By (operation, why)."""
     limit_reached: Counter[str] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
-    """By the way they went: short, pyfuse3."""
+    """By the path they took: fast, parked."""
     events_lost: int = 0

@@ -6,19 +6,16 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
-from functools import partial
-from typing import Any, Final, NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, Final
 
 import trio
 
 import pinfs
 from pinfs.bridge.mount import (
-    AlreadyServedError,
     MountError,
     MountFlags,
-    StaleMountError,
     check_mountpoint,
     check_not_nested,
     device_of,
@@ -28,15 +25,16 @@ from pinfs.bridge.mount import (
     unmount,
     users,
 )
-from pinfs.bridge.negotiate import Terms, Wishes
+from pinfs.bridge.negotiate import Negotiated, Requested
 from pinfs.bridge.passthrough import Passthrough, stack_depth
-from pinfs.bridge.ways import LOST_WITHOUT_BRIDGE, SPARE_TASKS, Bridged, Plain, Way
+from pinfs.bridge.transports import Bridged, Transport
 from pinfs.config.options import Config, MountOptions
 from pinfs.config.policies import PolicyBox
 from pinfs.core.policy import PolicyError
 from pinfs.enforce.holders import raise_descriptor_limit
 from pinfs.fs.events import ReadLimit
 from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
+from pinfs.runtime.errors import logged
 from pinfs.serve.assembly import FileSystem, assemble
 from pinfs.serve.notify import Notifier
 from pinfs.serve.scrape import MetricsPort, NoPort
@@ -44,7 +42,7 @@ from pinfs.serve.scrape import MetricsPort, NoPort
 log = logging.getLogger("pinfs.daemon")
 
 PLAIN_READ_S: Final = 10.0  # what a read of events may wait without the bridge, where nothing can interrupt it
-ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+PLAIN_READERS: Final = 32  # such reads at a time
 UNMOUNT_S: Final = 5.0  # what a plain unmount may take before the mount is detached
 GC_THRESHOLDS: Final = (5_000, 3, 1_000_000)  # young objects are searched, a few at a time; all of them never
 
@@ -67,10 +65,10 @@ async def serve(
         scraped = daemon.metrics_port()
         stack.callback(scraped.close)
         # From here on a signal ends us in good order, however early it comes: no mount is left behind.
-        signals = stack.enter_context(trio.open_signal_receiver(*ENDING, *daemon.on_signal))
-        daemon.mount()
+        signals = stack.enter_context(trio.open_signal_receiver(*daemon.on_signal))
         stack.callback(daemon.detach)
-        stack.callback(daemon.way.close)
+        transport = daemon.mount()
+        stack.callback(transport.close)
         nursery = await stack.enter_async_context(_cancelled_at_end())
         nursery.start_soon(daemon.handle_signals, signals)
         nursery.start_soon(scraped.run)
@@ -78,14 +76,14 @@ async def serve(
         await nursery.start(daemon.fs.holders.run)
         with daemon.serving:
             async with trio.open_nursery() as serving:
-                await serving.start(daemon.way.run)
-                if daemon.way.usable and daemon.is_as_wanted():
+                await serving.start(transport.run)
+                if transport.usable and not daemon.lost(transport):
                     daemon.announce(nursery)
                     task_status.started()
                 else:
                     serving.cancel_scope.cancel()
-    if daemon.way.usable and not daemon.is_as_wanted():
-        raise MountError(f"passthrough=on, but {daemon.passthrough.unavailable_because}")
+    if lost := daemon.lost(transport):
+        raise MountError(lost)
 
 
 def _require_known_machine() -> None:
@@ -103,7 +101,7 @@ async def _cancelled_at_end() -> AsyncIterator[trio.Nursery]:
 
 
 def _settle_memory() -> None:
-    """No search for cyclic garbage may go through all pins: with a million of them that stops everything for seconds.
+    """Keep the search for cyclic garbage from all pins: with a million of them it would stop the daemon for seconds.
 
     Requests and breaks leave no cycles behind. So what two searches have found in use counts as lasting, and is not
     searched again: reference counts still free it.
@@ -120,7 +118,7 @@ def _keep_survivors(phase: str, info: dict[str, int]) -> None:
 
 
 class Daemon:
-    """One mount while it is served: what was agreed on, its state, its end."""
+    """One mount while it is served: what was negotiated, its state, its end."""
 
     def __init__(self, config: Config, source: str, source_fd: int, mountpoint: str) -> None:
         self.config = config
@@ -129,9 +127,13 @@ class Daemon:
         self.passthrough = Passthrough()
         self.bridge_unavailable_because = ""
         self.negotiated: list[str] = []
-        self.way: Way
         self.serving = trio.CancelScope()
-        self.on_signal: dict[int, Callable[[], None]] = {signal.SIGHUP: self.reload, signal.SIGUSR1: self.log_report}
+        self.on_signal: dict[int, Callable[[], Awaitable[None]]] = {
+            signal.SIGTERM: self.end,
+            signal.SIGINT: self.end,
+            signal.SIGHUP: self.reload,
+            signal.SIGUSR1: self.log_report,
+        }
         self.manager = Notifier(os.environ)
         self._since = time.monotonic()
         self._source_fd = source_fd
@@ -145,47 +147,45 @@ class Daemon:
 
     # Its beginning
 
-    def mount(self) -> None:
-        """Mount, and find the way to serve it. Raises MountError."""
+    def mount(self) -> Transport:
+        """Mount, and return what serves the connection. Raises MountError."""
         options = self.config.mount
+        if options.bridge == "off" and options.passthrough == "on":
+            raise MountError("passthrough=on needs the bridge, and bridge=off switches it off")
         self._fd = mount(options.fsname or self.source, self.mountpoint, _flags(options))
         self._device = device_of(self.mountpoint)
         if self._device is not None:
             self.fs.guard.mount_device = self._device
-        with ExitStack() as undo:
-            undo.callback(self.detach)
-            self.way = self._find_way()
-            undo.pop_all()
+        if options.bridge == "off":
+            return self._without_bridge()
+        requested = Requested(
+            passthrough=options.passthrough != "off" and os.geteuid() == 0,
+            stack_depth=stack_depth(self._source_fd),
+            posix_acl=has_acls(self._source_fd),
+            poll=options.poll,
+        )
+        return Bridged(self._fd, self.fs.operations, requested, self._on_negotiated, self.fs.stats.requests)
 
-    def _find_way(self) -> Way:
-        wanted = self.config.mount.bridge
-        if wanted == "off":
-            return self._without_bridge("switched off (bridge=off)")
+    def _without_bridge(self) -> Transport:
+        poll, acls = self.config.mount.poll, has_acls(self._source_fd)
         try:
-            return Bridged(self._fd, self.fs.operations, self._wishes(), self._on_agreed, self.fs.stats.requests)
-        except (OSError, RuntimeError) as e:
-            if wanted == "on":
-                raise MountError(f"the bridge cannot run: {e}") from e
-            log.warning("the bridge cannot run: %s", e)
-            return self._without_bridge(str(e))
+            from pinfs.bridge import pyfuse3_adapter  # not above: the bridge does not need pyfuse3
 
-    def _without_bridge(self, unavailable_because: str) -> Way:
-        log.info("serving by pyfuse3 alone: %s", LOST_WITHOUT_BRIDGE)
-        self.bridge_unavailable_because = unavailable_because
+            transport = pyfuse3_adapter.Plain(self._fd, self.fs.operations, posix_acl=acls, poll=poll)
+        except (ImportError, OSError, RuntimeError) as e:
+            with suppress(OSError):  # libfuse may have closed it
+                os.close(self._fd)
+            raise MountError(f"pyfuse3 cannot serve the mount (bridge=off): {e}") from e
+        log.info("serving by pyfuse3 alone: %s", pyfuse3_adapter.LOST_WITHOUT_BRIDGE)
+        self.bridge_unavailable_because = "switched off (bridge=off)"
         self.passthrough.refuse("there is none without the bridge")
-        self.fs.hub.read_limit = ReadLimit(PLAIN_READ_S, SPARE_TASKS // 2)
-        poll = self.config.mount.poll
-        return Plain(self._fd, self.fs.operations, posix_acl=has_acls(self._source_fd), poll=poll)
+        self.fs.hub.read_limit = ReadLimit(PLAIN_READ_S, PLAIN_READERS)
+        return transport
 
-    def _wishes(self) -> Wishes:
-        passthrough = self.config.mount.passthrough != "off" and os.geteuid() == 0
-        acls, poll = has_acls(self._source_fd), self.config.mount.poll
-        return Wishes(passthrough, stack_depth(self._source_fd), acls, poll)
-
-    def _on_agreed(self, terms: Terms) -> None:
-        self.negotiated = terms.names
-        log.info("agreed with the kernel (protocol 7.%d): %s", terms.kernel_minor, ", ".join(terms.names))
-        if terms.passthrough:
+    def _on_negotiated(self, negotiated: Negotiated) -> None:
+        self.negotiated = negotiated.names
+        log.info("negotiated (protocol 7.%d): %s", negotiated.kernel_minor, ", ".join(negotiated.names))
+        if negotiated.passthrough:
             self.passthrough.probe(self._fd, self._source_fd)
         else:
             self.passthrough.refuse(self._passthrough_unavailable_because())
@@ -196,12 +196,16 @@ class Daemon:
             return "switched off (passthrough=off)"
         return "only root may register backing files" if os.geteuid() else "the kernel does not offer it (Linux 6.9)"
 
-    def is_as_wanted(self) -> bool:
-        """Whether the mount has what its options insist on."""
-        return self.config.mount.passthrough != "on" or not self.passthrough.unavailable_because
+    def lost(self, transport: Transport) -> str:
+        """What the mount needs, or its options insist on, and it has not got; empty where nothing is missing."""
+        if transport.unusable_because:
+            return f"{transport.unusable_because}. Mount with -o bridge=off to serve it by pyfuse3 alone"
+        if transport.usable and self.config.mount.passthrough == "on" and self.passthrough.unavailable_because:
+            return f"passthrough=on, but {self.passthrough.unavailable_because}"
+        return ""
 
     def announce(self, nursery: trio.Nursery) -> None:
-        """The mount is usable: say so, to the log and to systemd."""
+        """Tell the log and systemd that the mount is usable."""
         log.info("%s is mounted on %s", self.source, self.mountpoint)
         _settle_memory()
         self.manager.tell("READY=1", f"STATUS={self.status_line()}")
@@ -231,7 +235,7 @@ class Daemon:
         }
 
     def metrics_port(self) -> MetricsPort | NoPort:
-        """Before anything is mounted: MountError when the port cannot be had."""
+        """Take the port before anything is mounted. MountError: it cannot be had."""
         port = self.config.mount.metrics_port
         return MetricsPort(port, self.fs.metrics) if port else NoPort()
 
@@ -240,34 +244,39 @@ class Daemon:
         book = self.fs.guard.book
         return f"{self.source} on {self.mountpoint}: pins {len(book.table)}, waiting {book.waiting}"
 
-    def log_report(self) -> None:
-        """State, and where every task stands."""
+    # Its signals
+
+    async def handle_signals(self, signals: AsyncIterator[int]) -> None:
+        """Do what signals ask for, in their order."""
+        async for number in signals:
+            name = signal.Signals(number).name
+            log.info("%s", name)
+            with logged(name):
+                await self.on_signal[number]()
+
+    async def reload(self) -> None:
+        """Read the policy file again; a file that cannot be read leaves the old policy in force."""
+        with suppress(PolicyError):  # it is in the log
+            self.policies.reload(self.config.read_policy, "SIGHUP")
+
+    async def log_report(self) -> None:
+        """Log the state, and where every task stands."""
         state = (f"{key}: {value}" for key, value in self.status().items())
         log.info("\n".join(["state and tasks", *state, *_task_tree(trio.lowlevel.current_root_task())]))
 
     # Its end
 
-    async def handle_signals(self, signals: AsyncIterator[int]) -> None:
-        """Do what signals ask for, in their order."""
-        async for number in signals:
-            if number in ENDING:
-                log.info("%s: unmounting %s", signal.Signals(number).name, self.mountpoint)
-                await self.end()
-            else:
-                self.on_signal[number]()
-
-    def reload(self) -> None:
-        """Read the policy file again; what cannot be read leaves the old policy in force."""
-        with suppress(PolicyError):  # it is in the log
-            self.policies.reload(self.config.read_policy, "SIGHUP")
-
     async def end(self) -> None:
-        """Answer waiting breakers, unmount, stop serving. Who still uses the mount gets ENOTCONN from now on."""
-        self.manager.tell("STOPPING=1", f"STATUS=unmounting {self.mountpoint}")
-        self.fs.guard.close()
-        with trio.move_on_after(UNMOUNT_S):
-            await trio.to_thread.run_sync(self._unmount, abandon_on_cancel=True)
-        self.serving.cancel()
+        """Answer waiting breakers, unmount, stop serving. What still uses the mount gets ENOTCONN then."""
+        log.info("unmounting %s", self.mountpoint)
+        try:
+            self.manager.tell("STOPPING=1", f"STATUS=unmounting {self.mountpoint}")
+            with logged("answering the waiting breakers"):
+                self.fs.guard.close()
+            with trio.move_on_after(UNMOUNT_S):
+                await trio.to_thread.run_sync(self._unmount, abandon_on_cancel=True)
+        finally:
+            self.serving.cancel()
 
     def _unmount(self) -> None:
         """Not on the event loop: the kernel may write back pages through us."""
@@ -275,16 +284,16 @@ class Daemon:
             unmount(self.mountpoint)
         except OSError as e:
             if e.errno != errno.EBUSY:
-                return  # somebody else was faster
-            who = ", ".join(users(self.mountpoint)) or "processes that cannot be seen from here"
-            log.info("%s is detached while in use by %s", self.mountpoint, who)
+                return  # it is unmounted already
+            used_by = ", ".join(users(self.mountpoint)) or "processes that cannot be seen from here"
+            log.info("%s is detached while in use by %s", self.mountpoint, used_by)
 
     def detach(self) -> None:
-        """Whatever happened: nothing of this mount stays behind."""
+        """Leave nothing of this mount behind, whatever happened."""
         if self._device is not None and device_of(self.mountpoint) == self._device:
             try:
                 unmount(self.mountpoint, lazy=True)
-            except OSError as e:
+            except (OSError, MountError) as e:
                 log.error("%s cannot be unmounted: %s", self.mountpoint, e)
 
 
@@ -308,74 +317,3 @@ def _task_tree(task: trio.lowlevel.Task | None, depth: int = 0) -> Iterator[str]
     for nursery in task.child_nurseries:
         for child in nursery.child_tasks:
             yield from _task_tree(child, depth + 1)
-
-
-# Processes
-
-
-class _Started:
-    """What trio calls a task status, for a function to be called."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-
-    def started(self, value: None = None) -> None:
-        self._call()
-
-
-def run(config: Config, source: str, mountpoint: str, *, on_usable: Callable[[], None] = lambda: None) -> None:
-    """Serve in this process until the end; `on_usable` is called when programs may use it. Raises MountError."""
-    trio.run(partial(serve, config, source, mountpoint, task_status=_Started(on_usable)))
-
-
-def run_in_background(config: Config, source: str, mountpoint: str) -> None:
-    """Start a daemon, and return when the file system is usable. Raises what run() raises, for the same reasons."""
-    source, mountpoint = os.path.abspath(source), os.path.abspath(mountpoint)
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        _become_daemon(writing, partial(run, config, source, mountpoint))
-    os.close(writing)
-    os.waitpid(child, 0)
-    with open(reading, "rb") as pipe:
-        answer = pipe.read().decode()
-    if answer != _USABLE:
-        kind, _, text = answer.partition(":")
-        raise _ERRORS.get(kind, MountError)(text or "the daemon ended before the file system was usable")
-
-
-_USABLE: Final = "usable"
-_ERRORS: Final = {kind.__name__: kind for kind in (MountError, StaleMountError, AlreadyServedError)}
-
-
-def _become_daemon(pipe: int, serve_until_end: Callable[..., None]) -> NoReturn:
-    """daemon(7): its own session, no terminal, no directory kept busy. The parent hears the outcome by the pipe.
-
-    The process group is the caller's until the mount is there: on an automount point (x-systemd.automount) the kernel's
-    autofs makes everybody of another group wait for the mount, also who is to make it.
-    """
-
-    def tell(outcome: str) -> None:
-        os.write(pipe, outcome.encode(errors="replace"))
-        os.close(pipe)
-
-    def usable() -> None:
-        os.setsid()
-        tell(_USABLE)
-
-    if os.fork():
-        os._exit(0)
-    os.chdir("/")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(nowhere, standard)
-    try:
-        serve_until_end(on_usable=usable)
-    except MountError as e:
-        tell(f"{type(e).__name__}:{e}")
-        os._exit(1)
-    except BaseException:
-        log.exception("the daemon ends")
-        os._exit(1)
-    os._exit(0)

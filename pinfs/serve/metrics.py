@@ -78,7 +78,7 @@ def families(stats: Stats, book: PinBook, gauges: Gauges) -> Iterator[Family]:
     )
     yield _by("refusals", "Removals refused", ("op", "why"), stats.refusals)
     yield _by("limit_reached", "Limits met", ("limit",), {(k,): n for k, n in stats.limit_reached.items()})
-    yield _by("requests", "Requests by way", ("way",), {(k,): n for k, n in stats.requests.items()})
+    yield _by("requests", "Requests by path: fast, or parked", ("path",), {(k,): n for k, n in stats.requests.items()})
     yield _histogram("break_seconds", "From the notice of a break to its answer", stats.break_seconds)
 
 

@@ -1,4 +1,4 @@
-"""Telling a service manager how it goes: sd_notify(3), one datagram each, and the watchdog (sd_watchdog_enabled(3))."""
+"""Messages to a service manager: sd_notify(3), one datagram each, and the watchdog (sd_watchdog_enabled(3))."""
 
 import logging
 import os
@@ -8,41 +8,48 @@ from typing import Final
 
 import trio
 
+from pinfs.runtime.errors import logged
+
 log = logging.getLogger("pinfs.notify")
 
 STATUS_S: Final = 10.0  # how old the status may be that `systemctl status` shows
 
 
 class Notifier:
-    """Where NOTIFY_SOCKET leads; nowhere when there is none. What we start later does not inherit it."""
+    """Sends to NOTIFY_SOCKET; to nowhere where there is none. Processes that we start later do not inherit it."""
 
     def __init__(self, environ: MutableMapping[str, str]) -> None:
         self._address = _address(environ.pop("NOTIFY_SOCKET", ""))
         usec, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
         is_for_us = usec.isdecimal() and pid in ("", str(os.getpid()))
         self.watchdog_s = int(usec) / 1e6 if is_for_us else 0.0
-        """The manager ends us when it hears nothing for that many seconds; 0: it does not."""
+        """The manager ends the daemon after so many seconds without a beat; 0: it has no watchdog."""
 
     def tell(self, *assignments: str) -> None:
-        """Send `READY=1`, `STATUS=...` and their like. A manager that does not listen is no reason to fail."""
+        """Send `READY=1`, `STATUS=...` and their like. Where it cannot be sent (no descriptor, no listener), go on."""
         if not self._address:
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sending:
-            try:
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        try:
+            with socket.socket(socket.AF_UNIX, kind) as sending:
                 sending.sendto("\n".join(assignments).encode(errors="replace"), self._address)
-            except OSError as e:
-                log.info("the service manager does not hear us: %s", e)
+        except OSError as e:
+            log.info("the service manager cannot be told: %s", e)
 
     async def keep_telling(self, status: Callable[[], str]) -> None:
-        """From a task of the event loop, so that the watchdog notices when that one is stuck."""
+        """Send the status, and the watchdog's beat: by a task of the event loop, because that is what may be stuck."""
         if not self._address:
             return
         pause_s = min(self.watchdog_s / 2 or STATUS_S, STATUS_S)
+        beat = ["WATCHDOG=1"] * bool(self.watchdog_s)
         while True:
-            self.tell(*["WATCHDOG=1"] * bool(self.watchdog_s), f"STATUS={status()}")
+            text = ""
+            with logged("the status for the service manager"):
+                text = status()
+            self.tell(*beat, f"STATUS={text}")
             await trio.sleep(pause_s)
 
 
 def _address(name: str) -> str:
-    """As for connect(2): `@` stands for the NUL of an abstract one. What is neither (vsock:...) is not for us."""
+    """As for connect(2): `@` stands for the NUL of an abstract address. Others (vsock:...) are not supported: empty."""
     return f"\0{name[1:]}" if name.startswith("@") else name if name.startswith("/") else ""

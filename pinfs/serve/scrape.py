@@ -13,12 +13,13 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.registry import Collector
 
 from pinfs.bridge.mount import MountError
+from pinfs.runtime.errors import logged
 from pinfs.serve.metrics import Families, Family
 
 log = logging.getLogger("pinfs.scrape")
 
 LOOPBACK: Final = "127.0.0.1"
-MAX_REQUESTS: Final = 8  # at one time; who comes when there are more is turned away
+MAX_REQUESTS: Final = 8  # at one time; further connections are closed at once
 REQUEST_S: Final = 10.0  # what a request may take, from its first byte to the last of the answer
 RETRY_S: Final = 0.1  # after a connection that could not be accepted, for want of descriptors
 
@@ -35,19 +36,19 @@ class _InLoop(Collector):
 
 class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Somebody asks every few seconds."""
+        """Log nothing: a scraper asks every few seconds."""
 
 
 class _Server(WSGIServer):
     def server_bind(self) -> None:
-        """Without asking the name service who 127.0.0.1 is."""
+        """Do not ask the name service for the name of 127.0.0.1."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = LOOPBACK, self.server_address[1]
         self.setup_environ()
 
 
 class NoPort:
-    """Nobody wants to scrape."""
+    """In the place of MetricsPort without `metrics_port`."""
 
     def close(self) -> None:
         pass
@@ -57,7 +58,7 @@ class NoPort:
 
 
 class MetricsPort:
-    """The port is taken at once; `run` answers."""
+    """Takes the port when it is made; `run` answers."""
 
     def __init__(self, port: int, families: Families) -> None:
         """MountError: the port cannot be had."""
@@ -91,7 +92,7 @@ class MetricsPort:
                     connection.close()
 
     async def _answer(self, connection: socket.socket, address: Any) -> None:
-        with closing(connection), trio.move_on_after(REQUEST_S), suppress(OSError):
+        with logged("a scrape"), closing(connection), trio.move_on_after(REQUEST_S), suppress(OSError):
             try:
                 await trio.to_thread.run_sync(self._server.finish_request, connection, address, abandon_on_cancel=True)
             finally:

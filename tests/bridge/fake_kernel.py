@@ -13,14 +13,15 @@ import trio
 
 from pinfs.bridge import wire
 from pinfs.bridge.dispatch import Dispatcher
-from pinfs.bridge.negotiate import Terms, Wishes
+from pinfs.bridge.negotiate import Negotiated, Requested
 from pinfs.fs.types import Entry, Opened
 from pinfs.runtime.parking import OneShot, park
 
 ST = os.stat("/")
 ENTRY = Entry(7, ST)
 ANSWERS = {
-    "lookup": ENTRY, "mkdir": ENTRY, "symlink": ENTRY, "link": ENTRY, "readlink": b"target", "statfs": os.statvfs("/"),
+    "lookup": ENTRY, "mknod": ENTRY, "mkdir": ENTRY, "symlink": ENTRY, "link": ENTRY, "readlink": b"target",
+    "statfs": os.statvfs("/"),
     "getattr": ST, "setattr": ST, "statx_btime": (ST, 5), "open": Opened(3, 0, 0),
     "opendir": Opened(4, 0, 0), "create": (Opened(3, 0, 0), ENTRY), "tmpfile": (Opened(3, 0, 0), ENTRY),
     "read": b"data", "write": 4, "lseek": 9, "copy_file_range": 5, "poll": 1, "ioctl": b"12345678",
@@ -71,8 +72,13 @@ class Canned:
 class FakeKernel:
     """Sends requests and takes replies."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.socket, negotiated: list[Negotiated]) -> None:
         self.end = end
+        self.negotiated = negotiated
+        """What the dispatcher reported."""
+        self.ended = trio.Event()
+        """The dispatcher has ended by itself; `aborted` is what it returned."""
+        self.aborted: bool | None = None
         self.last_unique = 0
         self.early: list[SimpleNamespace] = []
 
@@ -108,20 +114,22 @@ class FakeKernel:
 
 
 @asynccontextmanager
-async def dispatching(ops, wishes: Wishes | None = None) -> AsyncIterator[tuple[FakeKernel, Dispatcher]]:
+async def dispatching(ops, requested: Requested | None = None) -> AsyncIterator[tuple[FakeKernel, Dispatcher]]:
     """A dispatcher that runs, and its kernel; at the end the kernel goes away, which must end the dispatcher."""
     theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (theirs, ours):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         end.setblocking(False)
-    agreed: list[Terms] = []
-    dispatcher = Dispatcher(ours.fileno(), ops, wishes or Wishes(), agreed.append, Counter())
+    negotiated: list[Negotiated] = []
+    dispatcher = Dispatcher(ours.fileno(), ops, requested or Requested(), negotiated.append, Counter())
+    kernel = FakeKernel(theirs, negotiated)
+
+    async def run() -> None:
+        kernel.aborted = await dispatcher.run()
+        kernel.ended.set()
+
     with theirs, ours:
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(dispatcher.run)
-                yield FakeKernel(theirs), dispatcher
-                theirs.shutdown(socket.SHUT_RDWR)
-        finally:
-            os.close(dispatcher.long_way.libfuse_fd)
-            dispatcher.long_way.close()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            yield kernel, dispatcher
+            theirs.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""Mounts the test double: serve_double.py SOURCE MOUNTPOINT WAY, where WAY is bridged, passthrough or plain.
+"""Mounts the test double: serve_double.py SOURCE MOUNTPOINT KIND, where KIND is bridged, passthrough or plain.
 
 Prints what is left at the end as one JSON object.
 """
@@ -15,9 +15,10 @@ import trio
 from bridge.double import Double
 
 from pinfs.bridge import mount
-from pinfs.bridge.negotiate import Terms, Wishes
+from pinfs.bridge.negotiate import Negotiated, Requested
 from pinfs.bridge.passthrough import Passthrough
-from pinfs.bridge.ways import Bridged, Plain
+from pinfs.bridge.pyfuse3_adapter import Plain
+from pinfs.bridge.transports import Bridged
 
 
 async def open_gate_on_signal(double: Double) -> None:
@@ -32,18 +33,19 @@ async def main(source: str, mountpoint: str, kind: str) -> None:
     double = Double(source, registry)
     source_fd = os.open(source, os.O_RDONLY)
 
-    def agreed(terms: Terms) -> None:
-        if terms.passthrough:
+    def on_negotiated(negotiated: Negotiated) -> None:
+        if negotiated.passthrough:
             registry.probe(fd, source_fd)
 
     if kind == "plain":
-        way = Plain(fd, double, posix_acl=False)
+        transport = Plain(fd, double, posix_acl=False)
     else:
-        way = Bridged(fd, double, Wishes(passthrough=kind == "passthrough"), agreed, Counter())
+        requested = Requested(passthrough=kind == "passthrough")
+        transport = Bridged(fd, double, requested, on_negotiated, Counter())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(open_gate_on_signal, double)
         async with trio.open_nursery() as serving:
-            await serving.start(way.run)
+            await serving.start(transport.run)
         nursery.cancel_scope.cancel()
     left = {"handles": len(double.handles), "registered": registry.registered, "calls": double.calls}
     print(
@@ -55,7 +57,7 @@ async def main(source: str, mountpoint: str, kind: str) -> None:
             }
         )
     )
-    way.close()
+    transport.close()
 
 
 trio.run(main, *sys.argv[1:])

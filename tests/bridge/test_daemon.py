@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -78,6 +79,38 @@ def test_a_source_inside_the_mount_point(base: Path) -> None:
 def test_a_source_that_another_pinfs_serves(mount: Mount, base: Path) -> None:
     assert "another pinfs already serves" in refused(mount.source, base)
     assert "another pinfs already serves" in refused(mount.source, base, "--daemon")
+
+
+def test_passthrough_cannot_be_insisted_on_without_the_bridge(base: Path) -> None:
+    for name in ("source", "mnt"):
+        (base / name).mkdir()
+    for more in ((), ("--daemon",)):
+        said = refused(base / "source", base / "mnt", "-o", "bridge=off,passthrough=on", *more)
+        assert "passthrough=on needs the bridge" in said
+
+
+@pytest.mark.parametrize("more", [(), ("--daemon",), ("-o", "bridge=on")])
+def test_a_kernel_that_is_too_old_for_the_bridge_is_told(base: Path, more: tuple[str, ...]) -> None:
+    """No option is lost in silence: the mount is refused, and what serves it instead is named."""
+    for name in ("source", "mnt"):
+        (base / name).mkdir()
+    program = "import pinfs.bridge.negotiate as n; n.OLDEST_MINOR = 999; from pinfs.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "mount", str(base / "source"), str(base / "mnt"), *more]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=REPO)
+    assert result.returncode == MOUNT_FAILED, result.stderr
+    assert "the bridge needs 7.999" in result.stderr
+    assert "-o bridge=off" in result.stderr
+    assert not mounts.is_mounted(base / "mnt")
+
+
+def test_pyfuse3_that_cannot_be_had_is_told(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("source", "mnt", "broken"):
+        (base / name).mkdir()
+    (base / "broken/pyfuse3.py").write_text("raise ImportError('libfuse3.so.3: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", str(base / "broken"))
+    said = refused(base / "source", base / "mnt", "-o", "bridge=off")
+    assert "pyfuse3 cannot serve the mount (bridge=off): libfuse3.so.3: cannot open" in said
+    assert not list((base / "source").iterdir())
 
 
 def test_a_source_is_free_again_after_the_end(mount: Mount) -> None:
@@ -172,8 +205,26 @@ def test_passthrough_switched_off(mount: Mount) -> None:
     assert "passthrough=off" in mount.status()["passthrough_unavailable_because"]
 
 
+def libraries(pid: int) -> set[str]:
+    """The names of the files that a process has mapped."""
+    return {Path(line.split()[-1]).name for line in Path(f"/proc/{pid}/maps").read_text().splitlines()}
+
+
+def test_the_bridge_needs_no_pyfuse3(mount: Mount) -> None:
+    """The bridge answers every opcode itself, the rare ones too (mknod, access, fsync of a directory)."""
+    os.mkfifo(mount.path / "fifo")
+    os.mknod(mount.path / "node", 0o644)
+    assert os.access(mount.path / "node", os.R_OK)
+    directory = os.open(mount.path, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(directory)
+    os.close(directory)
+    assert sorted(os.listdir(mount.source)) == ["fifo", "node"]
+    assert not [name for name in libraries(mount.pid) if "fuse" in name]
+
+
 @pytest.mark.mount("bridge=off")
 def test_plain_pyfuse3(mount: Mount) -> None:
+    assert any(name.startswith("libfuse3") for name in libraries(mount.pid))
     assert (mount.status()["bridge"], mount.status()["passthrough"]) == (False, False)
     (mount.path / "file").write_bytes(b"x" * 100)
     os.setxattr(mount.path / "file", "user.pinfs.pin.a", b"0:50")
@@ -219,6 +270,18 @@ def test_usr1_writes_state_and_stacks_to_the_log(mount: Mount) -> None:
     log = mount.log()
     assert "Guard.run" in log
     assert f"pid: {mount.pid}" in log
+
+
+def test_a_signal_that_cannot_be_obeyed_ends_nothing(mount: Mount) -> None:
+    """The report counts descriptors, which takes one (EMFILE)."""
+    resource.prlimit(mount.pid, resource.RLIMIT_NOFILE, (3, resource.prlimit(mount.pid, resource.RLIMIT_NOFILE)[1]))
+    mount.expect_log("SIGUSR1 failed unexpectedly")
+    mount.process.send_signal(signal.SIGUSR1)
+    while "SIGUSR1 failed unexpectedly" not in mount.log():
+        assert mount.process.poll() is None
+    resource.prlimit(mount.pid, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
+    (mount.path / "file").write_text("alive")
+    assert (mount.source / "file").read_text() == "alive"
 
 
 def test_hup_reads_the_policy_again(base: Path) -> None:

@@ -1,8 +1,11 @@
 """The dispatcher with a socket in the place of the kernel: every request gets exactly one reply, whatever it holds."""
 
 import errno
+import gc
+import mmap
 import os
 import socket
+import weakref
 
 import pytest
 import trio
@@ -12,9 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinfs.bridge import wire
-from pinfs.bridge.handlers import LONG_WAY, UNANSWERED, Handlers
-from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Wishes
+from pinfs.bridge.handlers import UNANSWERED, Handlers
+from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Requested
 from pinfs.runtime.parking import OneShot, park
+
+
+@pytest.fixture(autouse=True)
+def every_failure_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many these tests have caused before."""
+    monkeypatch.setattr("pinfs.runtime.errors._tokens", 1e9)
+
 
 NAME = b"name\0"
 WELL_FORMED = {
@@ -22,6 +32,8 @@ WELL_FORMED = {
     wire.GETATTR: bytes(16),
     wire.SETATTR: bytes(88),
     wire.STATX: bytes(24),
+    wire.ACCESS: bytes(8),
+    wire.MKNOD: bytes(16) + NAME,
     wire.MKDIR: bytes(8) + NAME,
     wire.SYMLINK: NAME + NAME,
     wire.LINK: bytes(8) + NAME,
@@ -48,18 +60,19 @@ WELL_FORMED = {
     wire.READDIR: wire.READ_IN.pack(1, 0, 500, 0, 0, 0, 0),
     wire.READDIRPLUS: wire.READ_IN.pack(1, 0, 500, 0, 0, 0, 0),
     wire.RELEASEDIR: bytes(24),
+    wire.FSYNCDIR: bytes(16),
     wire.SETXATTR: wire.SETXATTR_IN.pack(5, 0) + NAME + b"value",
     wire.GETXATTR: wire.GETXATTR_IN.pack(5, 0) + NAME,
     wire.LISTXATTR: wire.GETXATTR_IN.pack(50, 0),
     wire.REMOVEXATTR: NAME,
     wire.SYNCFS: bytes(8),
+    wire.DESTROY: b"",
 }
 
 
 def test_the_table_of_requests_is_complete() -> None:
     routes = Handlers(Canned(), lambda message: None).routes()  # type: ignore[arg-type]
     assert routes.keys() - UNANSWERED == WELL_FORMED.keys()
-    assert not routes.keys() & LONG_WAY
 
 
 @pytest.mark.parametrize("opcode", WELL_FORMED)
@@ -94,16 +107,13 @@ def test_fuzzed_requests_get_exactly_one_reply(opcode: int, body: bytes, nodeid:
     async def fuzz() -> None:
         async with dispatching(Canned()) as (kernel, dispatcher):
             unique = kernel.send(opcode, body, nodeid, extensions)
-            if opcode in LONG_WAY and not (opcode == wire.INIT and len(body) < wire.INIT_IN.size):
-                await trio.testing.wait_all_tasks_blocked()
-                assert dispatcher.long_way.in_flight == 1
-                return
             if opcode not in UNANSWERED:
                 reply = await kernel.receive()
                 assert reply.unique == unique
                 assert -512 < reply.error <= 0
                 assert not reply.error or not reply.body
-            await kernel.nothing_more()
+            if not dispatcher.refused_because:  # an INIT that ends the connection
+                await kernel.nothing_more()
 
     trio.run(fuzz)
 
@@ -135,7 +145,7 @@ async def test_unknown_opcodes_and_flush_are_enosys() -> None:
 
 @pytest.mark.parametrize("answers", [True, False])
 async def test_poll_can_be_switched_off(answers: bool) -> None:
-    async with dispatching(Canned(), Wishes(poll=answers)) as (kernel, _):
+    async with dispatching(Canned(), Requested(poll=answers)) as (kernel, _):
         reply = await kernel.ask(wire.POLL, WELL_FORMED[wire.POLL])
     assert reply.error == (0 if answers else -errno.ENOSYS)
 
@@ -163,7 +173,7 @@ async def test_errors(raised: Exception, answered: int) -> None:
     ops.fail_with = raised
     async with dispatching(ops) as (kernel, _):
         for opcode, body in WELL_FORMED.items():
-            if opcode not in (wire.READDIR, wire.READDIRPLUS):
+            if opcode not in (wire.READDIR, wire.READDIRPLUS, wire.DESTROY):
                 assert (await kernel.ask(opcode, body)).error == -answered
 
 
@@ -423,7 +433,7 @@ async def test_poll_wakes_by_a_notification() -> None:
 
 
 async def test_what_the_handlers_start_runs_although_requests_keep_coming() -> None:
-    """The short way must not starve trio: a task that a handler wakes gets its turn at once."""
+    """The fast path must not starve trio: a task that a handler wakes gets its turn at once."""
     ops = Canned()
     woken = trio.Event()
     ran = []
@@ -449,59 +459,80 @@ async def test_what_the_handlers_start_runs_although_requests_keep_coming() -> N
     assert ran == [5]
 
 
-# The long way
+# INIT
+
+OFFERED = Init.DO_READDIRPLUS | Init.INIT_EXT | Init.ATOMIC_O_TRUNC | Init.POSIX_ACL | 1 << 1 | 1 << 16
 
 
-async def test_the_long_way_and_back() -> None:
-    async with dispatching(Canned()) as (kernel, dispatcher):
-        libfuse = socket.socket(fileno=os.dup(dispatcher.long_way.libfuse_fd))
-        with libfuse:
-            unique = kernel.send(wire.MKNOD, b"body", nodeid=5)
-            await trio.lowlevel.wait_readable(libfuse)
-            request = libfuse.recv(4096)
-            assert wire.IN_HEADER.unpack_from(request)[1:4] == (wire.MKNOD, unique, 5)
-            assert request[wire.IN_SIZE :] == b"body"
-            libfuse.send(wire.OUT_HEADER.pack(wire.OUT_SIZE + 4, 0, unique) + b"link")
-            reply = await kernel.receive()
-            assert (reply.unique, reply.body) == (unique, b"link")
-        await kernel.nothing_more()
-        assert dispatcher.long_way.in_flight == 0
+def init_request(major: int = 7, minor: int = 45, flags: int = int(OFFERED), flags2: int = 0) -> bytes:
+    """As of 7.36."""
+    return wire.INIT_IN.pack(major, minor, 131072, flags) + wire.INIT_FLAGS2.pack(flags2) + bytes(44)
 
 
-async def test_more_requests_than_the_long_way_takes_at_a_time() -> None:
-    async with dispatching(Canned()) as (kernel, dispatcher):
-        libfuse = socket.socket(fileno=os.dup(dispatcher.long_way.libfuse_fd))
-        with libfuse:
-            sent = [kernel.send(wire.MKNOD, b"x" * 4096) for _ in range(40)]
-            for expected in sent:
-                await trio.lowlevel.wait_readable(libfuse)
-                unique = wire.IN_HEADER.unpack_from(libfuse.recv(8192))[2]
-                assert unique == expected
-                assert dispatcher.long_way.in_flight <= 16
-                libfuse.send(wire.OUT_HEADER.pack(wire.OUT_SIZE, 0, unique))
-                assert (await kernel.receive()).unique == unique
-
-
-async def test_init_is_negotiated_by_the_bridge_and_libfuse_sees_no_splice() -> None:
-    offered = (
-        Init.SPLICE | Init.DO_READDIRPLUS | Init.INIT_EXT | 1 << 1 | 1 << 16 | Init.ATOMIC_O_TRUNC | Init.POSIX_ACL
-    )
-    body = wire.INIT_IN.pack(7, 45, 131072, int(offered), Init.PASSTHROUGH >> 32) + bytes(44)
-    async with dispatching(Canned(), Wishes(passthrough=True)) as (kernel, dispatcher):
-        libfuse = socket.socket(fileno=os.dup(dispatcher.long_way.libfuse_fd))
-        with libfuse:
-            unique = kernel.send(wire.INIT, body)
-            await trio.lowlevel.wait_readable(libfuse)
-            _, _, _, flags, _ = wire.INIT_IN.unpack_from(libfuse.recv(4096), wire.IN_SIZE)
-            assert not flags & Init.SPLICE
-            assert flags & Init.DO_READDIRPLUS
-            libfuse.send(wire.OUT_HEADER.pack(wire.OUT_SIZE + 64, 0, unique) + b"?" * 64)
-            reply = wire.INIT_OUT.unpack((await kernel.receive()).body)
-        major, minor, readahead, flags, _, _, max_write, gran, pages, _, flags2, depth, _ = reply
-        assert (major, minor, readahead, max_write, gran, pages, depth) == (7, 45, 131072, 1 << 20, 1, 256, 1)
+async def test_init_is_negotiated() -> None:
+    async with dispatching(Canned(), Requested(passthrough=True)) as (kernel, dispatcher):
+        reply = await kernel.ask(wire.INIT, init_request(flags2=Init.PASSTHROUGH >> 32))
+        fields = wire.INIT_OUT.unpack(reply.body)
+        major, minor, readahead, flags, _, _, max_write, gran, pages, _, flags2, depth, _ = fields
+        assert (major, minor, readahead, max_write, gran, depth) == (7, 45, 131072, 1 << 20, 1, 1)
+        assert pages * mmap.PAGESIZE == max_write
         assert flags | flags2 << 32 == (Init.DO_READDIRPLUS | Init.INIT_EXT | Init.ATOMIC_O_TRUNC | Init.PASSTHROUGH)
-        assert dispatcher.terms is not None
-        assert dispatcher.terms.passthrough
+        assert kernel.negotiated == [dispatcher.negotiated]
+        assert kernel.negotiated[0].passthrough
+
+
+async def test_a_kernel_before_7_36_sends_no_second_word_of_flags() -> None:
+    async with dispatching(Canned()) as (kernel, _):
+        reply = await kernel.ask(wire.INIT, wire.INIT_IN.pack(7, 31, 4096, int(OFFERED & ~Init.INIT_EXT)))
+        fields = wire.INIT_OUT.unpack(reply.body)
+        assert (fields[:4], fields[10]) == ((7, 31, 4096, Init.DO_READDIRPLUS | Init.ATOMIC_O_TRUNC), 0)
+        assert kernel.negotiated[0].kernel_minor == 31
+
+
+async def test_a_kernel_of_a_newer_major_version_is_told_ours_and_asks_again() -> None:
+    async with dispatching(Canned()) as (kernel, _):
+        reply = await kernel.ask(wire.INIT, init_request(major=8, minor=1))
+        assert reply.body == wire.INIT_OUT.pack(7, 45, *[0] * 11)
+        assert not kernel.negotiated
+        assert not (await kernel.ask(wire.INIT, init_request())).error
+        assert kernel.negotiated[0].kernel_minor == 45
+
+
+@pytest.mark.parametrize("version", [(6, 99), (7, 22), (0, 0)])
+async def test_a_kernel_that_is_too_old_is_refused_and_the_connection_ends(version: tuple[int, int]) -> None:
+    async with dispatching(Canned()) as (kernel, dispatcher):
+        assert (await kernel.ask(wire.INIT, init_request(*version))).error == -errno.EPROTO
+        assert "FUSE {}.{}".format(*version) in dispatcher.refused_because
+        assert not kernel.negotiated
+        with trio.fail_after(10):
+            await kernel.ended.wait()
+
+
+async def test_a_second_init_is_refused() -> None:
+    async with dispatching(Canned()) as (kernel, _):
+        assert not (await kernel.ask(wire.INIT, init_request())).error
+        assert (await kernel.ask(wire.INIT, init_request())).error == -errno.EIO
+        assert len(kernel.negotiated) == 1
+        await kernel.nothing_more()
+
+
+async def test_an_init_that_is_too_short_is_einval() -> None:
+    async with dispatching(Canned()) as (kernel, _):
+        for size in range(wire.INIT_IN.size):
+            assert (await kernel.ask(wire.INIT, init_request()[:size])).error == -errno.EINVAL
+        await kernel.nothing_more()
+
+
+async def test_setxattr_comes_in_the_form_that_was_negotiated() -> None:
+    ops = Canned()
+    async with dispatching(ops) as (kernel, _):
+        await kernel.ask(wire.INIT, init_request(flags=int(Init.SETXATTR_EXT)))
+        body = wire.SETXATTR_EXT_IN.pack(5, 0, wire.SETXATTR_ACL_KILL_SGID, 0) + NAME + b"value"
+        assert not (await kernel.ask(wire.SETXATTR, body)).error
+    assert ops.calls[0][1][:3] == (1, b"name", b"value")
+
+
+# Faults: a request can fail, the connection cannot
 
 
 async def test_replies_that_nobody_takes_are_taken_back() -> None:
@@ -516,3 +547,321 @@ async def test_replies_that_nobody_takes_are_taken_back() -> None:
         await trio.testing.wait_all_tasks_blocked(0.01)
     assert ops.forgotten == [(7, 1)]
     assert [call for call in ops.calls if call[0].startswith("release")] == [("release", (3,)), ("releasedir", (4,))]
+
+
+@pytest.mark.parametrize("failing", ["release", "releasedir", "forget"])
+async def test_taking_back_a_reply_may_fail(failing: str, caplog: pytest.LogCaptureFixture) -> None:
+    ops = Canned()
+
+    def fail(*args):
+        raise KeyError(*args)
+
+    async def fail_later(*args):
+        fail(*args)
+
+    setattr(ops, failing, fail if failing == "forget" else fail_later)
+    async with dispatching(ops) as (kernel, _):
+        await kernel.nothing_more()
+        kernel.end.shutdown(socket.SHUT_RD)
+        kernel.send(wire.CREATE, WELL_FORMED[wire.CREATE])
+        kernel.send(wire.OPENDIR, WELL_FORMED[wire.OPENDIR])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not kernel.ended.is_set()
+        kernel.send(wire.MKDIR, WELL_FORMED[wire.MKDIR])
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert "mkdir" in dict(ops.calls), "the dispatcher goes on"
+    assert "KeyError" in caplog.text
+
+
+@pytest.mark.parametrize("by", ["straight", "park_in", "wait_in"])
+@pytest.mark.parametrize("body", [7, "text", [b"list"], None])
+async def test_what_is_not_a_reply_is_eio(body: object, by: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A handler that returns something else than bytes; None would leave the caller waiting for ever."""
+    ops = Canned()
+    async with dispatching(ops) as (kernel, dispatcher):
+
+        async def wrong(nodeid, ctx, body_of_request):
+            if by == "park_in":
+                await park()
+                await ops.gate.wait()
+            if by == "wait_in":
+                ops.moments.append(moment := OneShot())
+                await moment.wait()
+            return body
+
+        dispatcher._routes[wire.STATFS] = dispatcher._routes[wire.STATFS]._replace(handler=wrong)
+        unique = kernel.send(wire.STATFS)
+        await trio.testing.wait_all_tasks_blocked()
+        ops.gate.set()
+        for moment in ops.moments:
+            moment.set()
+        reply = await kernel.receive()
+        assert (reply.unique, reply.error) == (unique, -errno.EIO)
+        await kernel.nothing_more()
+        assert dispatcher.parked == 0
+
+
+async def test_a_handler_that_fails_before_it_is_a_coroutine_is_eio() -> None:
+    async with dispatching(Canned()) as (kernel, dispatcher):
+
+        def broken(nodeid, ctx, body):
+            raise ZeroDivisionError
+
+        dispatcher._routes[wire.STATFS] = dispatcher._routes[wire.STATFS]._replace(handler=broken)
+        assert (await kernel.ask(wire.STATFS)).error == -errno.EIO
+        dispatcher._routes[wire.STATFS] = dispatcher._routes[wire.STATFS]._replace(
+            handler=lambda *args: b"no coroutine"
+        )
+        assert (await kernel.ask(wire.STATFS)).error == -errno.EIO
+        await kernel.nothing_more()
+
+
+@pytest.mark.parametrize("raised", [GeneratorExit, StopIteration, StopAsyncIteration, RecursionError, MemoryError])
+@pytest.mark.parametrize("by", ["", "park_in", "wait_in"])
+async def test_unusual_exceptions_are_eio(raised: type[BaseException], by: str) -> None:
+    ops = Canned()
+    ops.fail_with = raised()  # type: ignore[assignment]
+    if by:
+        setattr(ops, by, "statfs")
+    async with dispatching(ops) as (kernel, dispatcher):
+        unique = kernel.send(wire.STATFS)
+        await trio.testing.wait_all_tasks_blocked()
+        ops.gate.set()
+        for moment in ops.moments:
+            moment.set()
+        reply = await kernel.receive()
+        assert (reply.unique, reply.error) == (unique, -errno.EIO)
+        ops.fail_with, ops.park_in, ops.wait_in = None, "", ""
+        await kernel.nothing_more()
+        assert dispatcher.parked == 0
+
+
+@pytest.mark.parametrize("parked", [False, True])
+async def test_a_handler_that_awaits_something_foreign_is_eio(parked: bool) -> None:
+    ops = Canned()
+
+    class Foreign:
+        def __await__(self):
+            yield "asyncio has these"
+
+    async def statfs(ctx):
+        if parked:
+            await park()
+        await Foreign()
+
+    ops.statfs = statfs
+    async with dispatching(ops) as (kernel, dispatcher):
+        assert (await kernel.ask(wire.STATFS)).error == -errno.EIO
+        await kernel.nothing_more()
+        assert dispatcher.parked == 0
+
+
+async def test_a_handler_that_forgets_to_park_is_eio() -> None:
+    ops = Canned()
+
+    async def statfs(ctx):
+        try:
+            await trio.sleep(0)
+        finally:
+            await trio.sleep(0)  # and does not even let itself be closed
+
+    ops.statfs = statfs
+    async with dispatching(ops) as (kernel, _):
+        assert (await kernel.ask(wire.STATFS)).error == -errno.EIO
+        await kernel.nothing_more()
+
+
+async def test_no_buffer_for_a_request_that_becomes_a_task_is_eio(monkeypatch: pytest.MonkeyPatch) -> None:
+    ops = Canned()
+    ops.park_in = "statfs"
+
+    def no_memory() -> None:
+        raise MemoryError
+
+    async with dispatching(ops) as (kernel, dispatcher):
+        monkeypatch.setattr(dispatcher, "_take_fresh_buffer", no_memory)
+        assert (await kernel.ask(wire.STATFS)).error == -errno.EIO
+        await kernel.nothing_more()
+        assert dispatcher.parked == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EFAULT, errno.EIO, errno.EINVAL])
+async def test_a_read_that_fails_costs_one_request(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose caller the kernel has answered with EIO (fuse_dev_do_read)."""
+    failures = [OSError(number, os.strerror(number))] * 2
+    readv = os.readv
+
+    def failing(fd, into):
+        if failures:
+            raise failures.pop()
+        return readv(fd, into)
+
+    monkeypatch.setattr("pinfs.bridge.dispatch.FAILED_READ_S", 0)
+    async with dispatching(Canned()) as (kernel, _):
+        await kernel.nothing_more()
+        monkeypatch.setattr(os, "readv", failing)
+        await kernel.nothing_more()
+    assert not failures
+
+
+async def test_a_connection_that_cannot_be_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(fd, into):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("pinfs.bridge.dispatch.FAILED_READ_S", 0)
+    async with dispatching(Canned()) as (kernel, _):
+        await kernel.nothing_more()
+        monkeypatch.setattr(os, "readv", failing)
+        kernel.send(wire.STATFS)
+        with trio.fail_after(10):
+            await kernel.ended.wait()
+        assert kernel.aborted
+
+
+@pytest.mark.parametrize("by", ["straight", "park_in"])
+async def test_a_reply_that_the_kernel_does_not_take_is_eio(by: str) -> None:
+    """EINVAL, ENOMEM or EFAULT of write(2), where the caller may still wait; here it is EMSGSIZE."""
+    ops = Canned()
+
+    async def read(fh, offset, size):
+        if by == "park_in":
+            await park()
+        return bytes(64 << 20)
+
+    ops.read = read
+    async with dispatching(ops) as (kernel, _):
+        assert (await kernel.ask(wire.READ, bytes(40))).error == -errno.EIO
+        await kernel.nothing_more()
+
+
+async def test_an_event_that_is_set_after_the_interrupt_resumes_nothing() -> None:
+    """The handler waits for a second event by then, under the same number."""
+    ops = Canned()
+    first, second = OneShot(), OneShot()
+
+    async def setattr(*args):
+        try:
+            await first.wait()
+        except InterruptedError:
+            await second.wait()
+        return ANSWERS["setattr"]
+
+    ops.setattr = setattr
+    async with dispatching(ops) as (kernel, dispatcher):
+        unique = kernel.send(wire.SETATTR, bytes(88))
+        await kernel.nothing_more()
+        kernel.send(wire.INTERRUPT, wire.U64.pack(unique))
+        await kernel.nothing_more()
+        first.set()
+        await kernel.nothing_more()
+        assert dispatcher.parked == 1
+        second.set()
+        reply = await kernel.receive()
+        assert (reply.unique, reply.error) == (unique, 0)
+
+
+async def test_an_interrupt_between_the_event_and_its_handler() -> None:
+    """The handler waits for a second event by the time when it would be resumed for the first."""
+    ops = Canned()
+    first, second = OneShot(), OneShot()
+
+    async def setattr(*args):
+        try:
+            await first.wait()
+        except InterruptedError:
+            await second.wait()
+        return ANSWERS["setattr"]
+
+    async with dispatching(ops) as (kernel, dispatcher):
+
+        async def removexattr(nodeid, name, ctx):
+            first.set()
+            await dispatcher._interrupt(nodeid, ctx, memoryview(wire.U64.pack(unique)))
+
+        ops.setattr, ops.removexattr = setattr, removexattr
+        unique = kernel.send(wire.SETATTR, bytes(88))
+        await kernel.nothing_more()
+        await kernel.ask(wire.REMOVEXATTR, NAME)
+        await kernel.nothing_more()
+        assert dispatcher.parked == 1
+        second.set()
+        reply = await kernel.receive()
+        assert (reply.unique, reply.error) == (unique, 0)
+
+
+async def test_an_event_that_is_set_after_the_end_is_no_error() -> None:
+    ops = Canned()
+    ops.wait_in = "setattr"
+    async with dispatching(ops) as (kernel, _):
+        kernel.send(wire.SETATTR, bytes(88))
+        await kernel.nothing_more()
+    ops.moments[0].set()
+
+
+async def test_a_handler_that_does_not_let_itself_be_closed_stops_no_unmount() -> None:
+    ops = Canned()
+    closed = []
+
+    async def setattr(nodeid, *args):
+        try:
+            await OneShot().wait()
+        finally:
+            closed.append(nodeid)
+            await OneShot().wait() if nodeid == 1 else 1 / 0
+
+    ops.setattr = setattr
+    async with dispatching(ops) as (kernel, dispatcher):
+        for nodeid in (1, 2, 3):
+            kernel.send(wire.SETATTR, bytes(88), nodeid)
+        await kernel.nothing_more()
+    assert sorted(closed) == [1, 2, 3]
+    assert dispatcher.parked == 0
+
+
+async def test_what_is_told_of_init_may_fail(caplog: pytest.LogCaptureFixture) -> None:
+    async with dispatching(Canned()) as (kernel, dispatcher):
+        dispatcher._on_negotiated = lambda negotiated: 1 / 0
+        assert not (await kernel.ask(wire.INIT, init_request())).error
+        await kernel.nothing_more()
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_an_open_whose_second_half_fails_leaves_no_handle() -> None:
+    """O_TRUNC by a caller that may not keep set-user-id."""
+    ops = Canned()
+
+    async def setattr(*args):
+        raise OSError(errno.EROFS, "read-only")
+
+    ops.setattr = setattr
+    async with dispatching(ops) as (kernel, _):
+        reply = await kernel.ask(wire.OPEN, wire.OPEN_IN.pack(os.O_TRUNC, wire.OPEN_KILL_SUIDGID))
+    assert reply.error == -errno.EROFS
+    assert [name for name, _ in ops.calls] == ["open", "release"]
+
+
+async def test_an_interrupted_request_leaves_no_cycle_behind() -> None:
+    """Reference counts alone free what its handler held: the daemon does not search all of its memory for garbage."""
+
+    class Held:
+        pass
+
+    ops = Canned()
+    held: list[weakref.ref[Held]] = []
+
+    async def setattr(*args):
+        local = Held()
+        held.append(weakref.ref(local))
+        await OneShot().wait()
+
+    ops.setattr = setattr
+    gc.disable()
+    try:
+        async with dispatching(ops) as (kernel, _):
+            unique = kernel.send(wire.SETATTR, bytes(88))
+            kernel.send(wire.INTERRUPT, wire.U64.pack(unique))
+            assert (await kernel.receive()).error == -errno.EINTR
+            await kernel.nothing_more()
+            assert held[0]() is None
+    finally:
+        gc.enable()

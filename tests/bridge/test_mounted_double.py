@@ -1,4 +1,4 @@
-"""Real mounts of the test double: what the kernel sends is what the bridge understands, on each of the ways."""
+"""Real mounts of the test double: what the kernel sends is what the bridge understands, with each transport."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def any_mount(base: Path, request: pytest.FixtureRequest) -> Iterator[Doubled]:
 
 
 def test_everyday_life(any_mount: Doubled) -> None:
-    """Every name operation, on all ways: with the bridge some of them go through pyfuse3."""
+    """Every name operation, with each transport."""
     path = any_mount.path
     (path / "file").write_bytes(b"hello")
     os.link(path / "file", path / "hard")

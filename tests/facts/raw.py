@@ -11,7 +11,6 @@ import errno
 import fcntl
 import os
 import select
-import socket
 import struct
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +26,6 @@ RELEASE, SETXATTR, GETXATTR, FLUSH, INIT, OPENDIR, ACCESS = 18, 21, 22, 25, 26, 
 INTERRUPT, IOCTL, POLL, FALLOCATE = 36, 39, 40, 43
 FATTR_SIZE, FATTR_FH = 1 << 3, 1 << 6
 ATOMIC_O_TRUNC, WANTED = 1 << 3, (1 << 3) | (1 << 5)  # what INIT asks for: atomic O_TRUNC, big writes
-SPLICE = 0b111 << 7  # of the INIT flags: cannot work on a socket
 INIT_EXT, PASSTHROUGH2 = 1 << 30, 1 << 5  # bit 37 of the flags is bit 5 of flags2
 FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_PASSTHROUGH = 1 << 0, 1 << 1, 1 << 7
 BACKING_OPEN = (1 << 30) | (16 << 16) | (229 << 8) | 1  # _IOW(229, 1, struct fuse_backing_map)
@@ -155,16 +153,6 @@ class RawFuse(Actors):
         st = os.fstat(self.file)
         mode, size = (0o40777, 0) if node == 1 else (0o100666, st.st_size)
         return ATTR.pack(node, size, st.st_blocks, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
-
-    def shuttle(self, near: socket.socket) -> None:
-        """Carries one message between the kernel and libfuse behind a socket, whichever is ready."""
-        if self.fd in select.select([self.fd, near.fileno()], [], [], LIMIT_S)[0]:
-            request = bytearray(os.read(self.fd, BUFFER))
-            if HEADER.unpack_from(request)[1] == INIT:
-                request[52:54] = (int.from_bytes(request[52:54], "little") & ~SPLICE).to_bytes(2, "little")
-            near.send(request)
-        else:
-            os.write(self.fd, near.recv(BUFFER))
 
     def default(self, request: Request) -> None:
         """Answers from the backing file."""

@@ -1,11 +1,9 @@
-"""What pyfuse3 does, as far as the design of pinfs stands on it (docs: kernel facts)."""
+"""What pyfuse3 does, as far as `bridge=off` and the reasons for the bridge depend on it (docs: kernel facts)."""
 
 from __future__ import annotations
 
 import errno
 import os
-import select
-import socket
 from pathlib import Path
 
 import pyfuse3
@@ -21,7 +19,7 @@ MISSING = ("fallocate", "ioctl", "lseek", "copy_file_range", "tmpfile", "syncfs"
 
 @pytest.mark.parametrize("name", MISSING)
 def test_it_has_no_handler_for(name: str) -> None:
-    """Each is a reason for the bridge. When one of these fails, the bridge may hand over."""
+    """Each is a reason for the bridge. When one of these fails, `bridge=off` can serve what it tells of."""
     assert not hasattr(pyfuse3.Operations, name)
 
 
@@ -78,20 +76,8 @@ def test_waiting_handlers_use_up_the_tasks(base: Path) -> None:
         tiny.go("wait2")
 
 
-def test_a_socket_serves_as_its_connection(base: Path) -> None:
-    """libfuse takes "/dev/fd/N" for the mount point, and N may be a SOCK_SEQPACKET socket: so the bridge works."""
-    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    near.settimeout(fuse.LIMIT_S)
-    with near, RawFuse(base, answer_init=False) as raw:
-        with far:
-            behind = f"/dev/fd/{far.fileno()}"
-            tiny = Tiny(base, mountpoint=behind, pass_fds=[far.fileno()])
-        with tiny:
-            assert tiny.next().name == "ready"
-            looking = tiny.actor().start(os.stat, tiny.name)
-            while (
-                looking.fileno()
-                not in select.select([raw.fd, near.fileno(), looking.fileno()], [], [], fuse.LIMIT_S)[0]
-            ):
-                raw.shuttle(near)
-            assert looking.result().st_ino == inode_of("f")
+def test_an_open_descriptor_serves_as_its_mount_point(base: Path) -> None:
+    """libfuse takes "/dev/fd/N" for a connection that is mounted already, so that pinfs mounts by itself."""
+    with RawFuse(base, answer_init=False) as raw:
+        with Tiny(base, connection=raw.fd) as tiny:
+            assert tiny.actor()(os.stat, tiny.name).st_ino == inode_of("f")

@@ -38,7 +38,7 @@ class Call(NamedTuple):
 
 
 class Tiny(Actors):
-    """The test's side. `prefix` is a command to run it under; `mountpoint` may be "/dev/fd/N" with `pass_fds`."""
+    """The test's side. `prefix` is a command to run it under; `connection` is mounted on `base`/mnt already."""
 
     def __init__(
         self,
@@ -46,20 +46,19 @@ class Tiny(Actors):
         *,
         max_tasks: int = 99,
         prefix: Sequence[str] = (),
-        mountpoint: str | None = None,
-        pass_fds: Sequence[int] = (),
+        connection: int | None = None,
     ) -> None:
         super().__init__()
         self.path = base / "mnt"
-        if not mountpoint:
+        if connection is None:
             self.path.mkdir()
         self.name = str(self.path / "f")
-        program = [*prefix, sys.executable, __file__, mountpoint or str(self.path), str(max_tasks)]
+        mountpoint, pass_fds = (str(self.path), []) if connection is None else (f"/dev/fd/{connection}", [connection])
+        program = [*prefix, sys.executable, __file__, mountpoint, str(max_tasks)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(program, stdin=pipe, stdout=pipe, pass_fds=pass_fds)
         self.seen: list[Call] = []
-        if not mountpoint:
-            assert self.next().name == "ready"
+        assert self.next().name == "ready"
 
     def __enter__(self) -> Tiny:
         return self

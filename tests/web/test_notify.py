@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -66,6 +67,33 @@ def test_a_manager_that_does_not_listen_does_not_stop_the_daemon(manager: Manage
     for _ in range(5000):  # more than any queue holds
         notifier.tell("STATUS=")
     assert 0 < len(manager.received()) < 5000
+
+
+def test_no_descriptor_for_a_message_is_no_error(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.name})
+
+    def no_descriptor(*args: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", no_descriptor)
+        notifier.tell("STATUS=lost")
+    notifier.tell("STATUS=heard")
+    assert manager.received() == [{"STATUS": "heard"}]
+
+
+async def test_a_status_that_fails_does_not_stop_the_beat(
+    manager: Manager, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "3000000"})
+
+    def fails() -> str:
+        raise ZeroDivisionError
+
+    with trio.move_on_after(2):
+        await notifier.keep_telling(fails)
+    assert manager.received() == [{"WATCHDOG": "1", "STATUS": ""}] * 2
+    assert "ZeroDivisionError" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,20 @@ async def test_it_counts_in_the_event_loop(nursery: trio.Nursery) -> None:
     assert len(seen) == 1
 
 
+async def test_a_request_that_fails_ends_nothing(
+    port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*args: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pinfs.serve.scrape._Handler.handle", fails)
+        with pytest.raises(http.client.BadStatusLine):
+            await trio.to_thread.run_sync(get, port)
+    (await trio.to_thread.run_sync(get, port)).close()
+    assert "ZeroDivisionError" in caplog.text
+
+
 async def test_silent_clients_take_no_more_than_their_places_and_time(port: int, mock_clock: MockClock) -> None:
     began = trio.current_time()
     ends: list[float] = []

@@ -1,9 +1,11 @@
-"""The face that pyfuse3 sees: its types to ours and back, and its errors.
+"""pyfuse3 on the connection itself, without the bridge (`bridge=off`): the same Operations, behind pyfuse3's types.
 
-Complete, so that pinfs also runs on plain pyfuse3; behind the bridge only the rare operations come this way.
+The adapter has every operation that pyfuse3 can carry. Only this module imports pyfuse3, and only a mount with
+`bridge=off` imports this module.
 """
 
 import errno
+import logging
 import os
 import select
 from collections.abc import Callable, Coroutine, Sequence
@@ -11,15 +13,26 @@ from functools import update_wrapper
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext, SetattrFields, StatvfsData
 
 from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_NONSEEKABLE
 from pinfs.fs.operations import Operations
 from pinfs.fs.types import Entry, Opened, SetAttr
-from pinfs.runtime.errors import errno_of
+from pinfs.runtime.errors import errno_of, logged
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+log = logging.getLogger("pinfs.bridge")
+
+LOST_WITHOUT_BRIDGE: Final = (
+    "no fallocate (holes cannot be punched), no pins by ioctl, no SEEK_HOLE, no passthrough, "
+    "and a waiting breaker cannot be interrupted"
+)
+WATCH_S: Final = 1.0
+MAX_TASKS: Final = 1 << 30
+"""No limit: waiting breakers must never take the last task, and policy limits their number at run time."""
 
 ANY_EVENT: Final = select.POLLIN | select.POLLOUT | select.POLLPRI  # pyfuse3 does not say which events are meant
 
@@ -33,11 +46,11 @@ _STATVFS: Final = (
 
 
 def _answer(
-    method: Callable[Concatenate["Face", P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate["Face", P], Coroutine[Any, Any, T]]:
-    """Whatever a handler raises becomes the one exception that does not end pyfuse3's main loop."""
+    method: Callable[Concatenate["Pyfuse3Adapter", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Pyfuse3Adapter", P], Coroutine[Any, Any, T]]:
+    """What a handler raises becomes FUSEError, the one exception that does not end pyfuse3's main loop."""
 
-    async def answered(self: "Face", /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def answered(self: "Pyfuse3Adapter", /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await method(self, *args, **kwargs)
         except pyfuse3.FUSEError:
@@ -49,9 +62,12 @@ def _answer(
     return answered
 
 
-class Face(pyfuse3.Operations):
-    """`enable_acl`: the backing has ACLs, and the kernel shall check them. flush is left out: ENOSYS. So is poll where
-    it is not `answers_poll`."""
+class Pyfuse3Adapter(pyfuse3.Operations):
+    """Converts arguments, results and errors between pyfuse3 and Operations.
+
+    `enable_acl`: the backing has ACLs, and the kernel shall check them. flush is left out, so that it is answered
+    ENOSYS; without `answers_poll` poll is as well.
+    """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
@@ -78,7 +94,7 @@ class Face(pyfuse3.Operations):
 
     @_answer
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        """A name that is not there is an answer, too, and one that the kernel may remember: node id 0."""
+        """The kernel may remember for entry_timeout that a name does not exist: node id 0."""
         try:
             return self._entry(await self._ops.lookup(parent_inode, name, ctx))
         except FileNotFoundError:
@@ -88,7 +104,8 @@ class Face(pyfuse3.Operations):
             return nothing
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        self._ops.forget(inode_list)
+        with logged("forget"):  # which has no reply, so that not even FUSEError may come out of it
+            self._ops.forget(inode_list)
 
     @_answer
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
@@ -152,8 +169,12 @@ class Face(pyfuse3.Operations):
     @_answer
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         opened = await self._ops.open(inode, flags, ctx)
-        if flags & os.O_TRUNC and ctx.uid:  # here the kernel does not tell who may keep set-user-id
-            await self._ops.setattr(inode, SetAttr(kill_suidgid=True), None, ctx)
+        if flags & os.O_TRUNC and ctx.uid:  # here the kernel does not tell which callers may keep set-user-id
+            try:
+                await self._ops.setattr(inode, SetAttr(kill_suidgid=True), None, ctx)
+            except BaseException:
+                await self._ops.release(opened.fh)
+                raise
         return _file_info(opened)
 
     @_answer
@@ -208,7 +229,7 @@ class Face(pyfuse3.Operations):
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self._ops.fsyncdir(fh, datasync)
 
-    # Extended attributes; pyfuse3 itself has looked at XATTR_CREATE and XATTR_REPLACE
+    # Extended attributes; pyfuse3 itself checks XATTR_CREATE and XATTR_REPLACE
 
     @_answer
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
@@ -263,3 +284,45 @@ def _changes(attr: EntryAttributes, fields: SetattrFields) -> SetAttr:
         atime_ns=attr.st_atime_ns if fields.update_atime else None,
         mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
     )
+
+
+class _TooLate(logging.Filter):
+    """Drops what pyfuse3 logs as an error when the mount has ended, or the caller has, before its reply: ENOENT of
+    write(2) on /dev/fuse."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().endswith(f"fuse_reply_* failed with {os.strerror(errno.ENOENT)}")
+
+
+_TOO_LATE: Final = _TooLate()
+
+
+class Plain:
+    """The transport that is pyfuse3 alone. RuntimeError, OSError: libfuse does not take the connection."""
+
+    usable = True  # libfuse does not tell when INIT has been answered
+    unusable_because = ""
+
+    def __init__(self, fd: int, ops: Operations, *, posix_acl: bool, poll: bool = True) -> None:
+        self._poll = select.poll()
+        self._poll.register(fd, 0)
+        logging.getLogger("pyfuse3").addFilter(_TOO_LATE)
+        pyfuse3.init(Pyfuse3Adapter(ops, enable_acl=posix_acl, answers_poll=poll), f"/dev/fd/{fd}", set())
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Serve until the connection ends."""
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_connection, nursery.cancel_scope)
+            await pyfuse3.main(1, MAX_TASKS)
+            nursery.cancel_scope.cancel()
+
+    async def _watch_connection(self, serving: trio.CancelScope) -> None:
+        """pyfuse3.main does not return before its last handler does, and a handler may wait for a holder's answer."""
+        while not self._poll.poll(0):  # POLLERR: the connection is over
+            await trio.sleep(WATCH_S)
+        serving.cancel()
+
+    def close(self) -> None:
+        """Let go of the connection: libfuse closes the descriptor."""
+        pyfuse3.close(unmount=False)

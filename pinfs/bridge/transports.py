@@ -1,0 +1,72 @@
+"""What serves a connection: the bridge here, or pyfuse3 (`pyfuse3_adapter.Plain`). Both take over the descriptor."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from pinfs.bridge.dispatch import Dispatcher
+from pinfs.bridge.negotiate import Negotiated, Requested
+from pinfs.fs.operations import Operations
+from pinfs.runtime.errors import logged
+
+log = logging.getLogger("pinfs.bridge")
+
+
+class Transport(Protocol):
+    """Serves one connection."""
+
+    usable: bool
+    """The kernel has been answered its INIT."""
+
+    @property
+    def unusable_because(self) -> str:
+        """Why INIT was refused; empty where it was not."""
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Serve until the connection ends. Started when it is usable, or has ended before it was."""
+
+    def close(self) -> None:
+        """Let go of the connection; what is still under way is answered ENOTCONN by the kernel."""
+
+
+class Bridged:
+    """The dispatcher, which answers every opcode. `on_negotiated` is told the outcome of INIT."""
+
+    def __init__(
+        self,
+        fd: int,
+        ops: Operations,
+        requested: Requested,
+        on_negotiated: Callable[[Negotiated], None],
+        counts: Counter[str],
+    ) -> None:
+        self.usable = False
+        self._fd = fd
+        self._on_negotiated = on_negotiated
+        self._dispatcher = Dispatcher(fd, ops, requested, self._negotiated, counts)
+
+    @property
+    def unusable_because(self) -> str:
+        return self._dispatcher.refused_because
+
+    def _negotiated(self, negotiated: Negotiated) -> None:
+        with logged("the beginning of the connection"):
+            self._on_negotiated(negotiated)
+        self.usable = True
+        self._on_usable()
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        self._on_usable = task_status.started
+        aborted = await self._dispatcher.run()
+        if self.usable:
+            log.info("the connection was aborted" if aborted else "unmounted")
+        else:
+            log.info("%s", self.unusable_because or "unmounted before it was usable")
+            task_status.started()
+
+    def close(self) -> None:
+        os.close(self._fd)
