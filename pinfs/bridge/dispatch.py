@@ -384,7 +384,9 @@ class Dispatcher:
         if e.errno not in NOT_AWAITED:  # where the kernel could not even read whose reply this is, the caller waits on
             self._refuse(opcode, unique, errno.EIO)
         with logged(f"taking back the reply to opcode {opcode}"):
-            if opcode in GIVES_LOOKUP:
+            if opcode == wire.READDIRPLUS:
+                self._ops.forget([(nodeid, 1) for nodeid in wire.looked_up(body)])
+            elif opcode in GIVES_LOOKUP:
                 (nodeid,) = wire.U64.unpack_from(body)
                 self._ops.forget([(nodeid, 1)] if nodeid else [])
         with logged(f"taking back the reply to opcode {opcode}"):

@@ -6,7 +6,7 @@ at least, and what is shorter never gets to them. Encoders return the body of a 
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Final
 
@@ -294,3 +294,14 @@ class Listing:
 
     def _entry(self, entry: Entry) -> bytes:
         return entry_out(entry, self._entry_valid, self._attr_valid_of(entry.nodeid)) if self._plus else b""
+
+
+def looked_up(listing: bytes) -> Iterator[int]:
+    """The node ids that a READDIRPLUS reply counts a lookup for: of all its names but `.` and `..`."""
+    at = 0
+    while at < len(listing):
+        (nodeid,) = U64.unpack_from(listing, at)
+        _, _, length, _ = DIRENT.unpack_from(listing, at + ENTRY_OUT.size)
+        at += ENTRY_OUT.size + DIRENT.size + length + -length % 8
+        if nodeid:
+            yield nodeid

@@ -31,7 +31,7 @@ ANSWERS = {
 
 class Canned:
     """Operations that answer everything at once. `park_in` names one that waits for `gate` in a task, `wait_in` one
-    that waits for a moment: those are in `moments`."""
+    that waits for a OneShot: those are in `events`."""
 
     entry_timeout_s = attr_timeout_s = 1.5
     uncached: frozenset[int] = frozenset()
@@ -40,7 +40,7 @@ class Canned:
         self.calls: list[tuple[str, tuple]] = []
         self.park_in = ""
         self.wait_in = ""
-        self.moments: list[OneShot] = []
+        self.events: list[OneShot] = []
         self.fail_with: Exception | None = None
         self.gate = trio.Event()
         self.forgotten: list[tuple[int, int]] = []
@@ -60,8 +60,8 @@ class Canned:
                 await park()
                 await self.gate.wait()
             if name == self.wait_in:
-                self.moments.append(moment := OneShot())
-                await moment.wait()
+                self.events.append(event := OneShot())
+                await event.wait()
             if self.fail_with:
                 raise self.fail_with
             return ANSWERS.get(name)

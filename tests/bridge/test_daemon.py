@@ -252,7 +252,7 @@ def test_an_ordinary_users_write_takes_the_set_id_bits(base: Path, option: str, 
         for file in (mount.path / "through", base / "behind"):
             file.write_bytes(b"program")
             file.chmod(0o6777)
-            with open(file, "rb"):  # somebody else has it open, by passthrough
+            with open(file, "rb"):  # another process has it open, by passthrough
                 subprocess.run(["sh", "-c", command.format(file)], user=12345, group=12345, extra_groups=[], check=True)
         assert oct((mount.source / "through").stat().st_mode) == oct((base / "behind").stat().st_mode)
         assert (mount.path / "through").read_bytes() == (base / "behind").read_bytes()

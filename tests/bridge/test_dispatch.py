@@ -295,15 +295,15 @@ async def test_an_interrupt_ends_the_request_it_names_with_eintr(by: str) -> Non
         await kernel.nothing_more()
         assert dispatcher.parked == 1
         ops.gate.set()
-        for moment in ops.moments:  # also the one that nobody waits for any more
-            moment.set()
+        for event in ops.events:  # also the one whose handler was interrupted
+            event.set()
         reply = await kernel.receive()
         assert (reply.unique, reply.error) == (second, 0)
         await kernel.nothing_more()
         assert dispatcher.parked == 0
 
 
-async def test_an_interrupt_in_the_same_moment_as_the_request() -> None:
+async def test_an_interrupt_that_is_read_together_with_its_request() -> None:
     """Both are read before the parked handler has run a single step in its task."""
     ops = Canned()
     ops.park_in = "setattr"
@@ -343,12 +343,12 @@ async def test_the_end_of_the_connection_cancels_what_waits() -> None:
     assert dispatcher.parked == 0
 
 
-async def test_who_waits_for_a_moment_goes_on_when_another_request_makes_it_come() -> None:
+async def test_a_waiting_handler_goes_on_when_another_request_sets_its_event() -> None:
     ops = Canned()
     ops.wait_in = "setattr"
 
     async def removexattr(nodeid, name, ctx):
-        ops.moments.pop(0).set()
+        ops.events.pop(0).set()
 
     ops.removexattr = removexattr
     async with dispatching(ops) as (kernel, dispatcher):
@@ -361,19 +361,19 @@ async def test_who_waits_for_a_moment_goes_on_when_another_request_makes_it_come
         assert dispatcher.parked == 0
 
 
-async def test_who_waits_for_a_moment_goes_on_when_a_task_makes_it_come() -> None:
+async def test_a_waiting_handler_goes_on_when_a_task_sets_its_event() -> None:
     ops = Canned()
     ops.wait_in = "setattr"
     async with dispatching(ops) as (kernel, dispatcher):
         waiting = [kernel.send(wire.SETATTR, bytes(88)) for _ in range(3)]
         await kernel.nothing_more()
-        for moment in ops.moments:
-            moment.set()
+        for event in ops.events:
+            event.set()
         assert [(await kernel.receive()).unique for _ in range(3)] == waiting
         assert dispatcher.parked == 0
 
 
-async def test_who_waits_twice_goes_on_twice() -> None:
+async def test_a_handler_that_waits_twice_goes_on_twice() -> None:
     ops = Canned()
     gates = [OneShot(), OneShot()]
 
@@ -396,7 +396,7 @@ async def test_who_waits_twice_goes_on_twice() -> None:
         assert (await kernel.receive()).error == 0
 
 
-async def test_the_end_of_the_connection_closes_who_waits_for_a_moment() -> None:
+async def test_the_end_of_the_connection_closes_handlers_that_wait() -> None:
     ops = Canned()
     closed = []
 
@@ -535,7 +535,7 @@ async def test_setxattr_comes_in_the_form_that_was_negotiated() -> None:
 # Faults: a request can fail, the connection cannot
 
 
-async def test_replies_that_nobody_takes_are_taken_back() -> None:
+async def test_replies_that_are_not_taken_are_taken_back() -> None:
     """A handle or a lookup count that the kernel never heard of must not stay."""
     ops = Canned()
     async with dispatching(ops) as (kernel, _):
@@ -545,7 +545,11 @@ async def test_replies_that_nobody_takes_are_taken_back() -> None:
         kernel.send(wire.CREATE, WELL_FORMED[wire.CREATE])
         kernel.send(wire.OPENDIR, WELL_FORMED[wire.OPENDIR])
         await trio.testing.wait_all_tasks_blocked(0.01)
-    assert ops.forgotten == [(7, 1)]
+        assert ops.forgotten == [(7, 1)]
+        kernel.send(wire.READDIRPLUS, wire.READ_IN.pack(1, 96, 4096, 0, 0, 0, 0))  # four names
+        kernel.send(wire.READDIR, wire.READ_IN.pack(1, 96, 4096, 0, 0, 0, 0))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    assert ops.forgotten == [(7, 1)] * 5
     assert [call for call in ops.calls if call[0].startswith("release")] == [("release", (3,)), ("releasedir", (4,))]
 
 
@@ -585,16 +589,16 @@ async def test_what_is_not_a_reply_is_eio(body: object, by: str, caplog: pytest.
                 await park()
                 await ops.gate.wait()
             if by == "wait_in":
-                ops.moments.append(moment := OneShot())
-                await moment.wait()
+                ops.events.append(event := OneShot())
+                await event.wait()
             return body
 
         dispatcher._routes[wire.STATFS] = dispatcher._routes[wire.STATFS]._replace(handler=wrong)
         unique = kernel.send(wire.STATFS)
         await trio.testing.wait_all_tasks_blocked()
         ops.gate.set()
-        for moment in ops.moments:
-            moment.set()
+        for event in ops.events:
+            event.set()
         reply = await kernel.receive()
         assert (reply.unique, reply.error) == (unique, -errno.EIO)
         await kernel.nothing_more()
@@ -627,8 +631,8 @@ async def test_unusual_exceptions_are_eio(raised: type[BaseException], by: str) 
         unique = kernel.send(wire.STATFS)
         await trio.testing.wait_all_tasks_blocked()
         ops.gate.set()
-        for moment in ops.moments:
-            moment.set()
+        for event in ops.events:
+            event.set()
         reply = await kernel.receive()
         assert (reply.unique, reply.error) == (unique, -errno.EIO)
         ops.fail_with, ops.park_in, ops.wait_in = None, "", ""
@@ -795,7 +799,7 @@ async def test_an_event_that_is_set_after_the_end_is_no_error() -> None:
     async with dispatching(ops) as (kernel, _):
         kernel.send(wire.SETATTR, bytes(88))
         await kernel.nothing_more()
-    ops.moments[0].set()
+    ops.events[0].set()
 
 
 async def test_a_handler_that_does_not_let_itself_be_closed_stops_no_unmount() -> None:
