@@ -8,7 +8,9 @@ import errno
 import logging
 import os
 import select
-from collections.abc import Callable, Coroutine, Sequence
+import signal
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from functools import update_wrapper
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -30,6 +32,7 @@ LOST_WITHOUT_BRIDGE: Final = (
     "no fallocate (holes cannot be punched), no pins by ioctl, no SEEK_HOLE, no passthrough, "
     "and a waiting breaker cannot be interrupted"
 )
+READ_S: Final = 0.25  # what a read(2) may wait for a request that was taken back
 WATCH_S: Final = 1.0
 MAX_TASKS: Final = 1 << 30
 """No limit: waiting breakers must never take the last task, and policy limits their number at run time."""
@@ -306,6 +309,7 @@ class Plain:
     def __init__(self, fd: int, ops: Operations, *, posix_acl: bool, poll: bool = True) -> None:
         self._poll = select.poll()
         self._poll.register(fd, 0)
+        os.set_blocking(fd, True)  # EAGAIN of a read would end pyfuse3.main: see _reads_interrupted
         logging.getLogger("pyfuse3").addFilter(_TOO_LATE)
         pyfuse3.init(Pyfuse3Adapter(ops, enable_acl=posix_acl, answers_poll=poll), f"/dev/fd/{fd}", set())
 
@@ -314,7 +318,8 @@ class Plain:
         task_status.started()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_connection, nursery.cancel_scope)
-            await pyfuse3.main(1, MAX_TASKS)
+            with _reads_interrupted():
+                await pyfuse3.main(1, MAX_TASKS)
             nursery.cancel_scope.cancel()
 
     async def _watch_connection(self, serving: trio.CancelScope) -> None:
@@ -326,3 +331,21 @@ class Plain:
     def close(self) -> None:
         """Let go of the connection: libfuse closes the descriptor."""
         pyfuse3.close(unmount=False)
+
+
+@contextmanager
+def _reads_interrupted() -> Iterator[None]:
+    """No read(2) of the connection blocks the event loop for longer than READ_S.
+
+    The kernel takes back the request of a caller that is killed. Where that happens between pyfuse3's poll(2) and its
+    read(2), the read finds nothing: with O_NONBLOCK pyfuse3 would take EAGAIN for the end of the mount, and without it
+    the read waits for the next request, with the interpreter's lock held. EINTR, which a timer brings, is all that
+    pyfuse3 goes on after.
+    """
+    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    signal.setitimer(signal.ITIMER_REAL, READ_S, READ_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

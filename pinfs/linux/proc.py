@@ -66,8 +66,10 @@ def read_comm(pid: int) -> str | None:
 
 
 def processes() -> Iterator[int]:
-    """The numbers of all processes that can be seen here. Each may end before it is looked at."""
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+    """The numbers of all processes that can be seen here; none without a descriptor to look with. Each may end before
+    it is looked at."""
+    with contextlib.suppress(OSError):
+        yield from (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
 def used_paths(pid: int) -> Iterator[str]:

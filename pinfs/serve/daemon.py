@@ -34,6 +34,7 @@ from pinfs.core.policy import PolicyError
 from pinfs.enforce.holders import raise_descriptor_limit
 from pinfs.fs.events import ReadLimit
 from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
+from pinfs.runtime import descriptors
 from pinfs.runtime.errors import logged
 from pinfs.serve.assembly import FileSystem, assemble
 from pinfs.serve.notify import Notifier
@@ -231,7 +232,7 @@ class Daemon:
             "negotiated": self.negotiated,
             "pins": len(book.table),
             "waiting": book.waiting,
-            "descriptors": len(os.listdir("/proc/self/fd")),
+            "descriptors": descriptors.in_use(),
         }
 
     def metrics_port(self) -> MetricsPort | NoPort:

@@ -1,6 +1,6 @@
 """`.pinfs/metrics`: the counters and gauges of one mount in Prometheus' text format (docs/interfaces.md)."""
 
-import os
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -14,6 +14,7 @@ from pinfs.core.book import PinBook
 from pinfs.enforce.holders import Holders
 from pinfs.fs.backing import Backing
 from pinfs.fs.inodes import InodeTable
+from pinfs.runtime.descriptors import in_use
 from pinfs.runtime.stats import Histogram, Stats
 
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
@@ -30,7 +31,7 @@ class Gauges:
     waiting: int
     open_files: int
     inodes: int
-    descriptors: int
+    descriptors: float
     passthrough: int
 
     @classmethod
@@ -44,7 +45,7 @@ class Gauges:
             book.waiting,
             backing.open_files,
             len(inodes),
-            len(os.listdir("/proc/self/fd")),
+            math.nan if (used := in_use()) is None else used,
             int(passthrough),
         )
 
