@@ -12,7 +12,7 @@ OWN_PYTHON = HERE / ".venv" / "bin" / "python"
 
 def main() -> None:
     """Run the verb; in the project's own virtual environment where this Python lacks what the daemon needs."""
-    if find_spec("pyfuse3") is None and os.access(OWN_PYTHON, os.X_OK) and Path(sys.prefix) != HERE / ".venv":
+    if find_spec("trio") is None and os.access(OWN_PYTHON, os.X_OK) and Path(sys.prefix) != HERE / ".venv":
         os.execv(OWN_PYTHON, [str(OWN_PYTHON), __file__, *sys.argv[1:]])
     sys.path.insert(0, str(HERE))
     from pinfs.cli.main import main as pinfs

@@ -95,12 +95,20 @@ def _libfuse() -> Finding:
     try:
         library = ctypes.CDLL(name or "libfuse3.so.3")
     except OSError:
-        return bad("libfuse", "libfuse3 is not installed", "apt install libfuse3-dev pkg-config (to build pyfuse3)")
+        return warn(
+            "libfuse",
+            "libfuse3 is not installed: no -o bridge=off",
+            "apt install libfuse3-dev pkg-config (to build pyfuse3)",
+        )
     number = int(library.fuse_version())  # 314, later 317
     version = divmod(number, 100)
     text = ".".join(map(str, version))
     if version < _OLDEST_LIBFUSE:
-        return bad("libfuse", f"{text} takes no open descriptor as mount point", "install libfuse 3.10 or later")
+        return warn(
+            "libfuse",
+            f"{text} takes no open descriptor as mount point: no -o bridge=off",
+            "install libfuse 3.10 or later",
+        )
     return ok("libfuse", text)
 
 
@@ -109,8 +117,10 @@ def _pyfuse3() -> Finding:
         importlib.import_module("pyfuse3")
         importlib.import_module("trio")
     except (ImportError, OSError) as error:
-        return bad(
-            "pyfuse3", f"cannot be imported: {error}", "apt install gcc pkg-config libfuse3-dev; pip install pinfs"
+        return warn(
+            "pyfuse3",
+            f"cannot be imported: no -o bridge=off ({error})",
+            "apt install gcc pkg-config libfuse3-dev; pip install pinfs",
         )
     return ok("pyfuse3", f"{metadata.version('pyfuse3')}, trio {metadata.version('trio')}")
 
