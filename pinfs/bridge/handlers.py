@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from pinfs.bridge import wire
 from pinfs.fs.operations import Operations
-from pinfs.fs.types import Caller, Entry, Opened, SetAttr, make_caller
+from pinfs.fs.types import Caller, Entry, Opened, make_caller
 
 Work = Coroutine[Any, Any, bytes | None]
 Handler = Callable[[int, Caller, memoryview], Work]
@@ -40,15 +40,11 @@ class Handlers:
         self._entry_valid = wire.seconds(ops.entry_timeout_s)
         self._attr_valid = wire.seconds(ops.attr_timeout_s)
         self._uncached = ops.uncached
+        ops.uncached.on_entered = lambda nodeid: notify(wire.forget_attributes(nodeid))
         self._nothing = wire.no_entry_out(self._entry_valid)
 
     def _valid(self, nodeid: int) -> tuple[int, int]:
-        """How long the kernel may remember attributes, as of wire.seconds().
-
-        Those of an uncached inode change without the kernel being told: a tick is what its clock for file times takes
-        to move. With no time at all, each pin of a file open for writing would be two requests, because the kernel
-        wants the attributes to see whether the caller may write.
-        """
+        """How long the kernel may cache the attributes of an inode (see `UncachedFiles`)."""
         return wire.A_TICK if nodeid in self._uncached else self._attr_valid
 
     # Names
@@ -136,17 +132,7 @@ class Handlers:
 
     async def open(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         flags, open_flags = wire.OPEN_IN.unpack_from(body)
-        was_cached = nodeid not in self._uncached
-        opened = await self._ops.open(nodeid, flags, ctx)
-        if open_flags & wire.OPEN_KILL_SUIDGID:  # O_TRUNC by a caller that may not keep set-user-id
-            try:
-                await self._ops.setattr(nodeid, SetAttr(kill_suidgid=True), None, ctx)
-            except BaseException:
-                await self._ops.release(opened.fh)
-                raise
-        if was_cached and nodeid in self._uncached:
-            self._notify(wire.forget_attributes(nodeid))
-        return wire.open_out(opened)
+        return wire.open_out(await self._ops.open(nodeid, flags, ctx, bool(open_flags & wire.OPEN_KILL_SUIDGID)))
 
     async def create(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         flags, mode, umask, open_flags = wire.CREATE_IN.unpack_from(body)
@@ -197,8 +183,8 @@ class Handlers:
         return wire.U64.pack(await self._copy(ctx, body))
 
     async def _copy(self, ctx: Caller, body: memoryview) -> int:
-        fh_in, off_in, _, fh_out, off_out, length, flags = wire.COPY_FILE_RANGE_IN.unpack_from(body)
-        return await self._ops.copy_file_range(fh_in, off_in, fh_out, off_out, min(length, MAX_COPY), flags, ctx)
+        fh_in, off_in, _, fh_out, off_out, length, _ = wire.COPY_FILE_RANGE_IN.unpack_from(body)
+        return await self._ops.copy_file_range(fh_in, off_in, fh_out, off_out, min(length, MAX_COPY), ctx)
 
     async def ioctl(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         """The restricted form: the number of the command says how much data goes each way."""

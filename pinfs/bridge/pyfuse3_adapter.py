@@ -171,14 +171,8 @@ class Pyfuse3Adapter(pyfuse3.Operations):
 
     @_answer
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        opened = await self._ops.open(inode, flags, ctx)
-        if flags & os.O_TRUNC and ctx.uid:  # here the kernel does not tell which callers may keep set-user-id
-            try:
-                await self._ops.setattr(inode, SetAttr(kill_suidgid=True), None, ctx)
-            except BaseException:
-                await self._ops.release(opened.fh)
-                raise
-        return _file_info(opened)
+        kill = bool(flags & os.O_TRUNC and ctx.uid)  # pyfuse3 does not pass on FUSE_OPEN_KILL_SUIDGID
+        return _file_info(await self._ops.open(inode, flags, ctx, kill))
 
     @_answer
     async def create(

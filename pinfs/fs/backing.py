@@ -1,17 +1,23 @@
 """The source directory's side: backing files of open inodes, passthrough, and acting as the caller."""
 
 import errno
-import fcntl
 import logging
 import os
-import signal
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, Protocol, TypeVar
+
+import trio
 
 from pinfs.fs.inodes import Inode, InodeTable, OpenFile
-from pinfs.fs.types import CallerLike
+from pinfs.fs.types import CallerLike, os_error
 from pinfs.linux import syscalls
+from pinfs.linux.syscalls import file_system_magic
 from pinfs.runtime.descriptors import Budget
+from pinfs.runtime.parking import park
+
+T = TypeVar("T")
 
 log = logging.getLogger("pinfs.backing")
 
@@ -20,24 +26,22 @@ RAMFS_MAGIC: Final = 0x858458F6
 HUGETLBFS_MAGIC: Final = 0x958458F6
 IN_MEMORY: Final = frozenset({TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC})
 
-# All that a backing file is opened with besides its access: the kernel itself does O_APPEND, O_DIRECT and O_SYNC.
-_KEPT_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 
-
-class Passthrough(Protocol):
-    """Registers backing files with the kernel, which then reads, writes and maps them without asking."""
+class BackingRegistry(Protocol):
+    """Registers backing files with the kernel, which then reads, writes and maps them without the daemon."""
 
     unavailable_because: str
-    """Empty where it works."""
+    """Empty where passthrough works."""
 
     def open(self, fd: int) -> int:
         """A backing id for the file behind `fd`; 0 where there is no passthrough (for this file)."""
 
-    def close(self, backing_id: int) -> None: ...
+    def close(self, backing_id: int) -> None:
+        """Give an id back. Handles that are open keep using the file."""
 
 
 class NoPassthrough:
-    """Every read and write comes to the daemon."""
+    """A registry that registers nothing: every read and write comes to the daemon."""
 
     unavailable_because = "there is none"
 
@@ -51,11 +55,13 @@ class NoPassthrough:
 class Backing:
     """Backing files: one OpenFile for all handles of an inode, registered with the kernel once."""
 
-    def __init__(self, inodes: InodeTable, passthrough: Passthrough, share: Budget) -> None:
+    def __init__(self, inodes: InodeTable, passthrough: BackingRegistry, share: Budget) -> None:
         self.passthrough = passthrough
-        self.privileges = syscalls.Privileges()  # all that we have, for what the kernel has allowed the caller already
+        self.privileges = syscalls.Privileges()
+        """All that the daemon has, for calls that the kernel has already allowed the caller."""
         self.open_files = 0
-        self.in_memory = syscalls.file_system_magic(inodes.root.fd) in IN_MEMORY
+        """Inodes with handles."""
+        self.in_memory = file_system_magic(inodes.root.fd) in IN_MEMORY
         self._inodes = inodes
         self._share = share
         self._changes_owner = os.geteuid() == 0
@@ -65,9 +71,9 @@ class Backing:
         os.umask(self._umask)
         self._fallocate_modes: dict[tuple[int, int], bool] = {}
         self._idle: dict[Inode, None] = {}
-        """Inodes whose backing file is open for nobody, least recently used first: opening and registering one costs
-        more than all the rest of an open."""
-        inodes.on_forgotten = self.close_idle
+        """Inodes whose backing file is open without a handle, least recently used first: opening and registering one
+        costs more than all the rest of an open."""
+        inodes.on_forgotten = self._close_if_idle
 
     # Opening and closing
 
@@ -78,16 +84,13 @@ class Backing:
         try:
             self._open_for(inode, file, flags)
         except OSError:
-            self._not_opened(inode, file)
+            if inode.file is None:
+                file.close()
+            elif not file.opens:
+                self._idle[inode] = None
             raise
         self._count_in(inode, file)
         return file
-
-    def _not_opened(self, inode: Inode, file: OpenFile) -> None:
-        if inode.file is None:
-            file.close()
-        elif not file.opens:
-            self._idle[inode] = None
 
     def _count_in(self, inode: Inode, file: OpenFile) -> None:
         inode.file = file
@@ -95,7 +98,10 @@ class Backing:
         self.open_files += file.opens == 1
 
     def adopt(self, inode: Inode, fd: int, flags: int) -> None:
-        """Count `fd`, just made by open(O_CREAT), as one handle more; the descriptor is ours from now on. EMFILE."""
+        """Count `fd`, just made by open(O_CREAT), as one handle more, and take the descriptor over.
+
+        Errors of open(2); the descriptor remains the caller's then.
+        """
         if inode.file is not None:
             self.open(inode, flags & ~os.O_CREAT)
             os.close(fd)
@@ -120,19 +126,22 @@ class Backing:
             file.read_by(self._open_to_keep(inode, os.O_RDONLY))
 
     def _open_to_keep(self, inode: Inode, flags: int) -> int:
-        """EMFILE when only spare descriptors are left. (The kernel gives the lowest number.)"""
-        while (fd := self._inodes.open(inode, flags | _KEPT_FLAGS)) >= self._share.files:
+        """EMFILE when only spare descriptors are left: the kernel gives the lowest number that is free."""
+        while (fd := self._inodes.open(inode, flags)) >= self._share.files:
             os.close(fd)
             self._make_room()
         return fd
 
     def _make_room(self) -> None:
         if not self._idle:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            raise os_error(errno.EMFILE)
         self.close_idle(next(iter(self._idle)))
 
     def _open_writer(self, inode: Inode, file: OpenFile, flags: int) -> None:
-        """Read and write in one descriptor where that is allowed; an append-only file wants O_APPEND."""
+        """One descriptor to read and write where the backing allows it; an append-only file needs O_APPEND.
+
+        The kernel itself does the rest of the caller's flags: O_APPEND elsewhere, O_DIRECT, O_SYNC.
+        """
         append = flags & os.O_APPEND
         for attempt in (os.O_RDWR, os.O_WRONLY, os.O_WRONLY | append):
             try:
@@ -146,10 +155,10 @@ class Backing:
             return
 
     def release(self, inode: Inode) -> None:
-        """One handle fewer. After the last one the backing file is closed, or stays for who opens it next.
+        """One handle fewer. After the last one the backing file is closed, or stays idle for the next open.
 
-        It stays only where that is nobody's business: a file that has been open for writing would keep others from
-        executing it, and one without a name would keep its space.
+        A file that has been open for writing does not stay: it could not be executed meanwhile (ETXTBSY). Nor does one
+        without a name: it would keep its space.
         """
         file = inode.file
         if file is None:
@@ -166,16 +175,20 @@ class Backing:
             self.close_idle(next(iter(self._idle)))
 
     def close_idle_if_moved(self, inode: Inode) -> None:
-        """Do not serve a file that was replaced behind pinfs only because it was still open for nobody."""
+        """An idle backing file must not serve an inode to which no name leads (it was replaced behind pinfs)."""
         if inode.file is not None and not inode.file.opens and not self._inodes.leads_to(inode):
             self.close_idle(inode)
 
     def close_idle(self, inode: Inode) -> None:
-        """Close the backing file of an inode if it is open for nobody."""
+        """Close the backing file of an inode if it has no handle."""
+        if inode.file is not None and not inode.file.opens:
+            self._close_if_idle(inode)
+            self._inodes.drop_if_unreferenced(inode)
+
+    def _close_if_idle(self, inode: Inode) -> None:
         if inode.file is not None and not inode.file.opens:
             del self._idle[inode]
             self._close(inode, inode.file)
-            self._inodes.drop_if_unreferenced(inode)
 
     def _close(self, inode: Inode, file: OpenFile) -> None:
         if file.backing_id:
@@ -186,7 +199,7 @@ class Backing:
         file.close()
 
     def passthrough_id(self, inode: Inode) -> int:
-        """The backing id of an open inode, one for all its handles (the kernel insists); 0: none."""
+        """The backing id of an open inode, one for all its handles (fuse_inode_uncached_io_start()); 0: none."""
         file = inode.file
         if file is None:
             return 0
@@ -194,52 +207,42 @@ class Backing:
             file.backing_id = self.passthrough.open(file.any_fd)
         return file.backing_id
 
-    def recheck(self, inode: Inode) -> None:
-        """Take an uncached inode for an ordinary one again as soon as nobody can store to it.
-
-        A mapping may outlive all handles, and then only the kernel knows of it: it grants a read lease on no file that
-        is open for writing (fcntl(2), F_SETLEASE), and a mapping keeps its file open. Where there are no leases the
-        inode stays as it is.
-        """
-        if inode.file is not None and inode.file.writer >= 0:
-            return
-        with suppress(OSError):
-            fd = self._inodes.open(inode, os.O_RDONLY | os.O_NONBLOCK | _KEPT_FLAGS)
-            try:
-                fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # for who opens it right now: SIGIO would end us
-                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-                self._inodes.uncached.discard(inode.nodeid)
-            finally:
-                os.close(fd)
-
     # Descriptors to work with
 
     def reader(self, inode: Inode) -> int:
-        """EBADF: nobody has opened it for reading."""
+        """EBADF: no handle is open for reading."""
         return _valid(inode.file.reader if inode.file else -1)
 
     def writer(self, inode: Inode) -> int:
-        """EBADF: nobody has opened it for writing."""
+        """EBADF: no handle is open for writing."""
         return _valid(inode.file.writer if inode.file else -1)
 
     def any_fd(self, inode: Inode) -> int:
+        """EBADF: there is no handle."""
         return _valid(inode.file.any_fd if inode.file else -1)
 
     def to_cut(self, inode: Inode) -> int | bytes:
-        """What truncate(2) takes."""
+        """For truncate(2): a descriptor that is open for writing, or a path."""
         if inode.file is not None and inode.file.writer >= 0:
             return inode.file.writer
         return self._inodes.magic_path(inode)
 
     def writing(self, inode: Inode) -> "_Writing":
-        """A descriptor to cut the file with: that of its handles, or one for the moment (truncate(2) needs no handle).
+        """A descriptor to cut the file with: that of its handles, or a temporary one (truncate(2) needs no handle).
 
-        Counts as a handle meanwhile: a breaker may wait inside, while the last handle closes.
+        Inside of it the file counts one handle more: a breaker may wait there, while the last handle closes.
         """
         if inode.file is not None and inode.file.writer >= 0:
             inode.file.opens += 1
             return _Writing(inode.file.writer, self, inode)
-        return _Writing(self._inodes.open(inode, os.O_WRONLY | os.O_NONBLOCK | _KEPT_FLAGS))
+        return _Writing(self._inodes.open(inode, os.O_WRONLY | os.O_NONBLOCK))
+
+    async def off_thread(self, call: Callable[..., T], *args: object) -> T:
+        """Run what may wait for a disk in a thread of its own; on a backing in memory that would only cost time."""
+        if self.in_memory:
+            return call(*args)
+        await park()
+        return await trio.to_thread.run_sync(partial(call, *args))
 
     # Creating things that belong to the caller
 
@@ -253,23 +256,23 @@ class Backing:
     def lower_privileges(self) -> None:
         """Act as any user would: set-user-id bits are dropped when a file is written, and quotas hold.
 
-        With passthrough the kernel writes with the capabilities that the daemon has, whoever the writer is, so they
-        must never be more than an ordinary user's. The price: root's writes drop the bits and keep to quotas as well.
+        With passthrough the kernel writes with the daemon's capabilities in place of the writer's, so they must never
+        be more than an ordinary user's. The price: root's writes drop the bits and keep to quotas as well.
         """
         self.privileges.lower(syscalls.CAP_FSETID, syscalls.CAP_SYS_RESOURCE)
 
     # What the backing can do
 
     def must_support_fallocate(self, fd: int, mode: int) -> None:
-        """EOPNOTSUPP where the backing does not know this mode: no holder is bothered for what would fail anyway."""
+        """EOPNOTSUPP where the backing does not know this mode: a holder is not bothered for a call that would fail."""
         key = os.fstat(fd).st_dev, mode
         if key not in self._fallocate_modes:
-            self._fallocate_modes[key] = self._try_fallocate(fd, mode)
+            self._fallocate_modes[key] = self._try_fallocate(mode)
         if not self._fallocate_modes[key]:
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            raise os_error(errno.EOPNOTSUPP)
 
-    def _try_fallocate(self, fd: int, mode: int) -> bool:
-        """Try it on a nameless file beside; where there can be none, the real call will tell."""
+    def _try_fallocate(self, mode: int) -> bool:
+        """Try it on an O_TMPFILE in the source; where the backing has none, the real call will tell."""
         with suppress(OSError):
             probe = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self._inodes.root.fd)
             try:
@@ -283,9 +286,10 @@ class Backing:
         return True
 
 
-class _Writing:
-    """A class, as _AsCaller, because @contextmanager costs more than what happens inside."""
+# Classes rather than @contextmanager, which would cost more than what happens inside.
 
+
+class _Writing:
     __slots__ = ("_backing", "_fd", "_inode")
 
     def __init__(self, fd: int, backing: Backing | None = None, inode: Inode | None = None) -> None:
@@ -322,5 +326,5 @@ _AS_WE_ARE: Final[AbstractContextManager[None]] = nullcontext()
 
 def _valid(fd: int) -> int:
     if fd < 0:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        raise os_error(errno.EBADF)
     return fd

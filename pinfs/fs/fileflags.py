@@ -1,4 +1,4 @@
-"""The flags of chattr(1): ioctls that the kernel hands on and the backing answers (ioctl_iflags(2))."""
+"""The file flags of chattr(1): ioctls that the kernel passes on and the backing answers (ioctl_iflags(2))."""
 
 import errno
 import fcntl
@@ -6,6 +6,7 @@ import os
 import struct
 from typing import Final
 
+from pinfs.fs.types import os_error
 from pinfs.linux.ioctl import FS_IOC_FSGETXATTR as FSGETXATTR
 from pinfs.linux.ioctl import FS_IOC_FSSETXATTR as FSSETXATTR
 from pinfs.linux.ioctl import FS_IOC_GETFLAGS as GETFLAGS
@@ -14,18 +15,19 @@ from pinfs.linux.ioctl import FS_IOC_SETFLAGS as SETFLAGS
 COMMANDS: Final = frozenset({GETFLAGS, SETFLAGS, FSGETXATTR, FSSETXATTR})
 
 _SIZES: Final = {GETFLAGS: 4, SETFLAGS: 4, FSGETXATTR: 28, FSSETXATTR: 28}
-_GUARDED: Final = {SETFLAGS: 0x30, FSSETXATTR: 0x18}  # append-only and immutable, by either command
+_FOR_ROOT: Final = {SETFLAGS: 0x30, FSSETXATTR: 0x18}  # append-only and immutable, by either command
 _FLAGS = struct.Struct("<I")
 
 
 def ioctl(fd: int, cmd: int, data: bytes, uid: int) -> bytes:
-    """Ask the backing file. EPERM: not the owner, or append-only and immutable by anybody but root.
+    """Ask the backing file behind `fd`, on behalf of `uid`.
 
-    The kernel has asked the same before; older ones (5.12) have not.
+    EPERM: `uid` is not the owner, or not root where append-only or immutable would change. The kernel has checked the
+    same before; older ones (5.12) have not.
     """
     size = _SIZES[cmd]
     buffer = bytearray(data[:size].ljust(size, b"\0"))
-    if cmd in _GUARDED:
+    if cmd in _FOR_ROOT:
         _check(fd, cmd, buffer, uid)
     fcntl.ioctl(fd, cmd, buffer, True)
     return bytes(buffer)
@@ -37,5 +39,5 @@ def _check(fd: int, cmd: int, wanted: bytearray, uid: int) -> None:
     now = bytearray(_SIZES[cmd])
     fcntl.ioctl(fd, GETFLAGS if cmd == SETFLAGS else FSGETXATTR, now, True)
     changed = _FLAGS.unpack_from(now)[0] ^ _FLAGS.unpack_from(wanted)[0]
-    if uid != os.fstat(fd).st_uid or changed & _GUARDED[cmd]:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+    if uid != os.fstat(fd).st_uid or changed & _FOR_ROOT[cmd]:
+        raise os_error(errno.EPERM)

@@ -5,6 +5,7 @@ import os
 from typing import Final, Protocol, TypeVar
 
 from pinfs.fs.inodes import Inode
+from pinfs.fs.types import os_error
 
 FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_KEEP_CACHE: Final = 1 << 1
@@ -15,12 +16,11 @@ FOPEN_STREAM: Final = 1 << 4
 H = TypeVar("H", bound="Handle")
 
 
-def bad_handle() -> OSError:
-    return OSError(errno.EBADF, os.strerror(errno.EBADF))
-
-
 class Handle:
-    """An open file description, as the kernel sees it: one for each open(2), shared by fork and SCM_RIGHTS."""
+    """An open file description, as the kernel sees it: one for each open(2), shared by fork and SCM_RIGHTS.
+
+    `flags` are those of open(2). `number` is the file handle in requests: `HandleTable.add` gives it.
+    """
 
     __slots__ = ("__weakref__", "flags", "inode", "number")
 
@@ -39,28 +39,30 @@ class Handle:
 
 
 class ByteHandle(Handle):
-    """What read(2), write(2) and poll(2) work on."""
+    """A handle that read(2), write(2) and poll(2) work on."""
 
     __slots__ = ()
 
 
 class FileHandle(ByteHandle):
-    """A handle of a regular file; `wake` tells the kernel that poll(2) has news (set while somebody polls)."""
+    """A handle of a regular file. `wakes` tell the kernel that the result of a poll(2) may have changed."""
 
     __slots__ = ("wakes",)
 
     def __init__(self, inode: Inode, flags: int) -> None:
-        self.inode = inode  # not by super(): one is made for each open
+        self.inode = inode  # without super(), because each open makes one
         self.flags = flags
         self.wakes: list[Wake] = []
 
 
 class Wake(Protocol):
+    """Makes the programs that poll a handle look again."""
+
     def __call__(self) -> None: ...
 
 
 class HandleTable:
-    """File handle numbers, counted from 1 and never used again."""
+    """File handle numbers, counted from 1 and never used again: a number names one handle for the life of a mount."""
 
     def __init__(self) -> None:
         self._handles: dict[int, Handle] = {}
@@ -70,6 +72,7 @@ class HandleTable:
         return len(self._handles)
 
     def add(self, handle: Handle) -> int:
+        """The number that the handle has from now on."""
         number = self._last = handle.number = self._last + 1
         self._handles[number] = handle
         return number
@@ -78,7 +81,7 @@ class HandleTable:
         """EBADF: no such handle, or not of this kind."""
         handle = self._handles.get(fh)
         if handle is None or not isinstance(handle, kind):
-            raise bad_handle()
+            raise os_error(errno.EBADF)
         return handle
 
     def find(self, fh: int) -> Handle | None:
@@ -90,9 +93,4 @@ class HandleTable:
         try:
             return self._handles.pop(fh)
         except KeyError:
-            raise bad_handle() from None
-
-    def drain(self) -> list[Handle]:
-        handles = list(self._handles.values())
-        self._handles.clear()
-        return handles
+            raise os_error(errno.EBADF) from None

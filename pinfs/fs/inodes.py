@@ -1,10 +1,13 @@
 """The inode table: what the kernel knows by number, and how to reach it in the source directory.
 
-An inode is reached through its parent's descriptor and its name, never through a path: nobody can redirect that by
-renaming a directory or planting a symlink. What was found is checked against the inode number before it is used, so
-that a name that changed hands behind pinfs gives ESTALE, never another file's data. Descriptors are kept for few
-inodes only (O_PATH, least recently used go first): a walk over a million files costs no more of them than one over
-a thousand. An inode that has lost its last name keeps its descriptor, because nothing else leads to it any more.
+An inode is reached through its parent's descriptor and its name, never through a path: renaming a directory or planting
+a symlink redirects nothing. What is found is checked against the inode number before it is used, so that a name that
+leads to another file since something changed the source behind pinfs gives ESTALE, never the other file's data.
+Descriptors are kept for few inodes only (O_PATH, least recently used go first): a walk over a million files costs no
+more of them than one over a thousand. An inode that has lost its last name keeps its descriptor, because nothing else
+leads to it any more.
+
+Directories may be nested as deep as the backing allows: nothing here recurses from one to the next.
 """
 
 import errno
@@ -14,22 +17,26 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from pinfs.fs.types import os_error
+
 ROOT_ID: Final = 1
 FOREIGN_IDS: Final = 1 << 63  # node ids of files on other devices below the source
 O_PATH_NOFOLLOW: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Key = int | tuple[int, int]  # st_ino on the source's own device, (st_dev, st_ino) elsewhere
+Name = tuple["Inode", bytes]  # the directory, and the name in it
 
 
 def stale() -> OSError:
-    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    return os_error(errno.ESTALE)
 
 
 class OpenFile:
     """The backing file of an inode that is open: one for all its handles.
 
     The kernel does O_APPEND, O_DIRECT and positions itself, so handles differ only in what they may do. `reader` and
-    `writer` are descriptors (-1: nobody asked yet), often the same one; `any_fd` is one of them.
+    `writer` are descriptors (-1: not opened so far), often the same one; `any_fd` is one of them. `opens` counts the
+    handles. `backing_id` is None until the first open decides it for all (0: no passthrough).
     """
 
     __slots__ = ("any_fd", "backing_id", "opens", "reader", "writer")
@@ -37,7 +44,7 @@ class OpenFile:
     def __init__(self) -> None:
         self.opens = 0
         self.reader = self.writer = self.any_fd = -1
-        self.backing_id: int | None = None  # decided by the first open, for all: 0 is "none"
+        self.backing_id: int | None = None
 
     def read_by(self, fd: int) -> None:
         self.reader = self.any_fd = fd
@@ -58,8 +65,8 @@ class OpenFile:
 class Inode:
     """One file, directory or other thing below the source.
 
-    `lookups` is the kernel's lookup count. `children` counts the inodes whose way leads through this one: it stays in
-    the table for them. `links` holds further names (hard links), None for nearly every inode.
+    `lookups` is the kernel's lookup count. `children` counts the names in this directory by which inodes of the table
+    are reached: it stays in the table for them. `links` holds further names (hard links), None for nearly every inode.
     """
 
     __slots__ = ("children", "fd", "file", "key", "kind", "links", "lookups", "name", "nodeid", "parent")
@@ -72,7 +79,7 @@ class Inode:
         self.children = 0
         self.parent: Inode | None = None
         self.name: bytes | None = None
-        self.links: set[tuple[Inode, bytes]] | None = None
+        self.links: set[Name] | None = None
         self.fd = -1
         self.file: OpenFile | None = None
 
@@ -81,7 +88,7 @@ class Inode:
         return self.kind == stat.S_IFREG
 
     def path(self) -> str | None:
-        """The way from the root of the mount, for people and for policy rules; None without a name."""
+        """The path from the root of the mount, for listings and policy rules; None where the inode has no name."""
         names: list[bytes] = []
         at: Inode | None = self
         while at is not None and at.nodeid != ROOT_ID:
@@ -92,8 +99,23 @@ class Inode:
         return os.fsdecode(b"/".join(reversed(names)))
 
 
+def _is_or_lies_in(directory: Inode, other: Inode) -> bool:
+    """Whether a name in `directory` would make a loop of `other`.
+
+    A directory that was moved behind pinfs may be found before its new parent is (`b` was in `a`, and now `a` is in
+    `b`), and a bind mount may show a directory below itself. The kernel refuses either (ELOOP, d_splice_alias()).
+    """
+    at: Inode | None = directory
+    while at is not None and at is not other:
+        at = at.parent
+    return at is not None
+
+
 class InodeTable:
-    """All inodes that the kernel, a pin or another inode's way refers to. Takes over the descriptor `root_fd`."""
+    """All inodes that the kernel, a handle or a pin refers to, and the directories that lead to these.
+
+    Takes over the descriptor `root_fd`.
+    """
 
     def __init__(self, root_fd: int, max_descriptors: int, is_pinned: Callable[[int], bool]) -> None:
         st = os.fstat(root_fd)
@@ -101,7 +123,7 @@ class InodeTable:
         self.max_descriptors = max_descriptors
         self.root = Inode(ROOT_ID, st.st_ino, stat.S_IFDIR)
         self.root.fd = root_fd
-        self.root.lookups = 1  # the kernel never forgets the root
+        self.root.lookups = 1  # of the kernel, which never forgets the root
         self._root_ino = st.st_ino
         self._is_pinned = is_pinned
         self._by_id: dict[int, Inode] = {ROOT_ID: self.root}
@@ -113,9 +135,9 @@ class InodeTable:
         self._next_foreign = FOREIGN_IDS
         self.on_forgotten: Callable[[Inode], None] = lambda inode: None
         """Called with an inode that has an open backing file, but that the kernel does not know any more."""
+        self.on_dropped: Callable[[int], None] = lambda nodeid: None
+        """Called with the node id of an inode that the table no longer holds."""
         self._lru: OrderedDict[Inode, None] = OrderedDict()  # inodes whose descriptor may be closed
-        self.uncached: set[int] = set()
-        """Node ids of files that may be changed by stores through mappings, of which nobody tells."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -145,8 +167,17 @@ class InodeTable:
         nodeid = self._foreign.get(key)
         return None if nodeid is None else self._by_id[nodeid]
 
+    def find_name(self, name: Name) -> Inode | None:
+        """The inode that a name leads to, if it is known."""
+        directory, component = name
+        try:
+            st = os.stat(component, dir_fd=self.fd(directory), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return self.find(st)
+
     def intern(self, parent: Inode, name: bytes, st: os.stat_result) -> Inode:
-        """The inode that `name` in `parent` was seen to be, new or known. Does not count as a lookup."""
+        """The inode that stat(2) found behind `name` in `parent`, new or known. Does not count as a lookup."""
         inode = self.find(st)
         if inode is None:
             inode = self._add(st)
@@ -155,9 +186,10 @@ class InodeTable:
         return inode
 
     def intern_nameless(self, st: os.stat_result, fd: int) -> Inode:
-        """The inode of an O_TMPFILE; `fd` (of which a duplicate is kept) is the only way to it."""
+        """The inode of an O_TMPFILE, reached by a duplicate of `fd`. EMFILE."""
+        kept_fd = os.dup(fd)
         inode = self._add(st)
-        inode.fd = os.dup(fd)
+        inode.fd = kept_fd
         return inode
 
     def key_of(self, st: os.stat_result) -> Key:
@@ -174,20 +206,23 @@ class InodeTable:
         self._next_foreign += 1
         return nodeid
 
-    # Names: each way to an inode keeps the directory it goes through in the table.
+    # Names: each name of an inode keeps its directory in the table.
 
     def _add_name(self, inode: Inode, parent: Inode, name: bytes, nlink: int) -> None:
         if inode is self.root:
             return
-        if inode.name is not None:
-            if nlink > 1 and inode.kind != stat.S_IFDIR:
-                self._add_link(inode, parent, name)
-                return
-            self._leave(inode.parent)  # it was renamed behind us
-        elif inode.fd >= 0:
-            self._lru[inode] = None  # it has a name again: the descriptor is a cached one from now on
+        if inode.name is not None and nlink > 1 and inode.kind != stat.S_IFDIR:
+            self._add_link(inode, parent, name)
+            return
+        if (inode.children or inode is parent) and _is_or_lies_in(parent, inode):
+            return
+        old_parent = inode.parent  # unless None, the inode was renamed behind pinfs
         inode.parent, inode.name = parent, name
         parent.children += 1
+        if old_parent is not None:
+            self._leave(old_parent)
+        elif inode.fd >= 0:
+            self._lru[inode] = None  # there is a name to open it by again: its descriptor may be closed
 
     def _add_link(self, inode: Inode, parent: Inode, name: bytes) -> None:
         links = inode.links = inode.links if inode.links is not None else set()
@@ -195,13 +230,15 @@ class InodeTable:
             links.add((parent, name))
             parent.children += 1
 
-    def _leave(self, parent: Inode | None) -> None:
-        if parent is not None:
-            parent.children -= 1
-            self.drop_if_unreferenced(parent)
+    def _leave(self, parent: Inode) -> None:
+        parent.children -= 1
+        self.drop_if_unreferenced(parent)
 
     def hold_for_unlink(self, parent: Inode, name: bytes) -> Inode | None:
-        """The known inode behind a name that is about to go, which is not needed to reach it any more; else None."""
+        """The known inode behind a name that is about to go, with a descriptor, so that it needs that name no more.
+
+        None where the name leads to nothing known.
+        """
         try:
             fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=self.fd(parent))
         except FileNotFoundError:
@@ -210,11 +247,11 @@ class InodeTable:
         if inode is None or inode.fd >= 0 or inode.file is not None or not self._only_name(inode, parent, name):
             os.close(fd)
         else:
-            self._keep_way(inode, fd)
+            self._keep_descriptor(inode, fd)
         return inode
 
     def keep_reachable(self, inode: Inode, parent: Inode, name: bytes) -> None:
-        """Before `name` goes: make sure that the inode can be reached without it."""
+        """Before `name` in `parent` goes: make sure that the inode can be reached without it."""
         if inode.fd < 0 and inode.file is None and self._only_name(inode, parent, name):
             self.fd(inode)
 
@@ -230,10 +267,10 @@ class InodeTable:
         elif inode.name == name and inode.parent is parent:
             inode.parent, inode.name = inode.links.pop() if inode.links else (None, None)
             if inode.name is None:
-                self._lru.pop(inode, None)  # what has no name keeps its descriptor
+                self._lru.pop(inode, None)  # an inode without a name keeps its descriptor
             self._leave(parent)
 
-    def move(self, inode: Inode, old: tuple[Inode, bytes], new: tuple[Inode, bytes]) -> None:
+    def move(self, inode: Inode, old: Name, new: Name) -> None:
         """The inode was renamed."""
         new[0].children += 1  # first, so that a directory that is left and entered again is not dropped between
         self.drop_name(inode, *old)
@@ -243,28 +280,41 @@ class InodeTable:
     # Lookup counts
 
     def forget(self, nodeid: int, nlookup: int) -> None:
-        """The kernel drops `nlookup` of the references that entries gave it."""
+        """The kernel drops `nlookup` of the references that it got with entries."""
         inode = self._by_id.get(nodeid)
         if inode is not None and inode is not self.root:
             inode.lookups = max(0, inode.lookups - nlookup)
             self.drop_if_unreferenced(inode)
 
     def drop_if_unreferenced(self, inode: Inode) -> None:
-        """Let go of an inode that nothing refers to any more, and of the directories that only led to it."""
-        if inode.file is not None and not inode.lookups:
-            self.on_forgotten(inode)
-        if inode.lookups or inode.children or inode.file is not None or self._is_pinned(inode.nodeid):
+        """Drop an inode that nothing refers to any more, and then the directories that only led to it."""
+        if inode.lookups:
             return
-        if self._by_id.get(inode.nodeid) is not inode:
-            return
+        left = [inode]
+        while left:
+            inode = left.pop()
+            if inode.lookups:
+                continue
+            if inode.file is not None:
+                self.on_forgotten(inode)
+            if inode.children or inode.file is not None or self._is_pinned(inode.nodeid):
+                continue
+            if self._by_id.get(inode.nodeid) is inode:
+                left += self._drop(inode)
+
+    def _drop(self, inode: Inode) -> list[Inode]:
+        """Take an inode out of the table. Returns the directories that have a name less now."""
         del self._by_id[inode.nodeid]
-        self.uncached.discard(inode.nodeid)
+        self.on_dropped(inode.nodeid)
         self._foreign.pop(inode.key, None)
         self._close(inode)
-        ways = [inode.parent, *(parent for parent, _ in inode.links or ())]
-        inode.parent = inode.links = None
-        for parent in ways:
-            self._leave(parent)
+        directories = [] if inode.parent is None else [inode.parent]
+        if inode.links:
+            directories += [directory for directory, _ in inode.links]
+        inode.parent = inode.name = inode.links = None
+        for directory in directories:
+            directory.children -= 1
+        return directories
 
     def drop_id_if_unreferenced(self, nodeid: int) -> None:
         """As `drop_if_unreferenced`, for an inode that has just lost its last pin."""
@@ -273,36 +323,33 @@ class InodeTable:
             self.drop_if_unreferenced(inode)
 
     def path_of(self, nodeid: int) -> str | None:
-        """The path of an inode below the root of the mount; None: it has no name (any more)."""
+        """The path of an inode below the root of the mount; None where it has no name (any more)."""
         inode = self._by_id.get(nodeid)
         return None if inode is None else inode.path()
 
     # Descriptors
 
     def fd(self, inode: Inode) -> int:
-        """An O_PATH descriptor of the inode; stays the table's own, valid until the next call of fd()."""
+        """An O_PATH descriptor of the inode; the table's own, valid until the next call of fd()."""
         if inode.fd >= 0:
             if inode in self._lru:
                 self._lru.move_to_end(inode)
             return inode.fd
-        return self._open_way(inode)
-
-    def _open_way(self, inode: Inode) -> int:
-        way: list[Inode] = [inode]
-        while (parent := way[-1].parent) is not None and parent.fd < 0:
-            way.append(parent)
-        while way:
-            self._open_one(way.pop())
+        unopened = [inode]
+        while (parent := unopened[-1].parent) is not None and parent.fd < 0:
+            unopened.append(parent)
+        while unopened:
+            self._open_descriptor(unopened.pop())
         return inode.fd
 
-    def _open_one(self, inode: Inode) -> None:
+    def _open_descriptor(self, inode: Inode) -> None:
         if inode.file is not None:
             fd = os.open(b"/proc/self/fd/%d" % inode.file.any_fd, os.O_PATH | os.O_CLOEXEC)
         else:
             fd = self.open(inode, O_PATH_NOFOLLOW)
-        self._keep_way(inode, fd)
+        self._keep_descriptor(inode, fd)
 
-    def _keep_way(self, inode: Inode, fd: int) -> None:
+    def _keep_descriptor(self, inode: Inode, fd: int) -> None:
         inode.fd = fd
         if inode.name is not None:
             self._lru[inode] = None
@@ -316,9 +363,9 @@ class InodeTable:
             inode.fd = -1
 
     def open(self, inode: Inode, flags: int) -> int:
-        """A new descriptor of the inode with open(2) flags, checked to be the inode and nothing else; the caller's.
+        """A new descriptor with open(2) flags, checked to be of this inode; it belongs to the caller.
 
-        ESTALE: it is no longer where it was (changed behind pinfs).
+        ESTALE: none of its names leads to the inode any more (the source changed behind pinfs).
         """
         if inode.fd >= 0:
             if flags & os.O_PATH:
@@ -335,13 +382,13 @@ class InodeTable:
         raise stale()
 
     @staticmethod
-    def _names(inode: Inode) -> Iterable[tuple[Inode, bytes]]:
+    def _names(inode: Inode) -> Iterable[Name]:
         if inode.parent is None or inode.name is None:
             return inode.links or ()
         return ((inode.parent, inode.name), *(inode.links or ()))
 
     def stat(self, inode: Inode) -> os.stat_result:
-        """lstat(2) of the inode, checked to be the inode."""
+        """lstat(2) of the inode. ESTALE: as open()."""
         if inode.file is not None:
             return os.fstat(inode.file.any_fd)
         if inode.fd >= 0:
@@ -352,9 +399,9 @@ class InodeTable:
         return st
 
     def size(self, inode: Inode) -> int:
-        """st_size, in bytes. A third of what fstat(2) costs, most of which is making the result."""
+        """st_size, in bytes. For an open file by lseek(2), at a third of what making a stat_result costs."""
         if inode.file is not None:
-            return os.lseek(inode.file.any_fd, 0, os.SEEK_END)  # nobody uses the position of this descriptor
+            return os.lseek(inode.file.any_fd, 0, os.SEEK_END)  # the position of this descriptor is not used
         return self.stat(inode).st_size
 
     def leads_to(self, inode: Inode) -> bool:
@@ -372,11 +419,11 @@ class InodeTable:
         return None
 
     def handle(self, inode: Inode) -> int | bytes:
-        """What calls take that work on a descriptor and on a path: the open backing file, or a path to the inode."""
+        """For calls that take a descriptor or a path: the open backing file, else a path to exactly this inode."""
         return self.magic_path(inode) if inode.file is None else inode.file.any_fd
 
     def magic_path(self, inode: Inode) -> bytes:
-        """A path that leads to exactly this inode, for calls that take no descriptor of an O_PATH kind."""
+        """A path that leads to exactly this inode, for calls that take no O_PATH descriptor."""
         return b"/proc/self/fd/%d" % self.fd(inode)
 
     def close(self) -> None:

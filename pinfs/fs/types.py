@@ -1,4 +1,4 @@
-"""What operations take and give. The same for all three callers: dispatcher, pyfuse3, tests."""
+"""What operations take and return, the same for all three of their callers: the dispatcher, pyfuse3 and tests."""
 
 import os
 from collections.abc import Callable
@@ -6,11 +6,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple, Protocol, cast
 
-NOW: Final = 1 << 64  # no time that a file can have; for SetAttr's times: the moment of the call, taken by the backing
+NOW: Final = 1 << 64
+"""For the times of SetAttr: the time of the call, taken by the backing. No file can have it as its time."""
+
+
+def os_error(number: int) -> OSError:
+    """The error for an errno, with the text of strerror(3)."""
+    return OSError(number, os.strerror(number))
 
 
 class Caller(NamedTuple):
-    """Who asks. `pid` is the *thread* id in the daemon's pid namespace, 0 where it is not visible there."""
+    """The sender of a request. `pid` is a *thread* id in the daemon's pid namespace, 0 where it is not visible."""
 
     uid: int
     gid: int
@@ -32,21 +38,28 @@ class CallerLike(Protocol):
 
 
 class Entry(NamedTuple):
-    """The answer to a lookup: each one given to the kernel adds one to the lookup count of `nodeid`."""
+    """The reply to a lookup: each one given to the kernel adds one to the lookup count of `nodeid`."""
 
     nodeid: int
     st: os.stat_result
 
 
+class Timeouts(NamedTuple):
+    """How long the kernel may cache names and attributes, in seconds."""
+
+    entry_s: float = 60.0
+    attr_s: float = 60.0
+
+
 class Opened(NamedTuple):
-    """The answer to an open: file handle, FOPEN_* flags, id of the registered backing file (0: no passthrough)."""
+    """The reply to an open: file handle, FOPEN_* flags, id of the registered backing file (0: no passthrough)."""
 
     fh: int
     flags: int
     backing_id: int
 
 
-# The same three without their Python constructors, which take twice as long: one or two are made for each request.
+# Constructors of these three without a Python function, which takes twice as long: a request makes one or two of them.
 make_caller: Final = cast(Callable[[tuple[int, int, int, int]], Caller], partial(tuple.__new__, Caller))
 make_entry: Final = cast(Callable[[tuple[int, os.stat_result]], Entry], partial(tuple.__new__, Entry))
 make_opened: Final = cast(Callable[[tuple[int, int, int]], Opened], partial(tuple.__new__, Opened))
@@ -54,7 +67,10 @@ make_opened: Final = cast(Callable[[tuple[int, int, int]], Opened], partial(tupl
 
 @dataclass(slots=True)
 class SetAttr:
-    """Which attributes to change; None leaves one alone. Times in nanoseconds since the epoch, or NOW."""
+    """Which attributes to change; None leaves one alone. Times in nanoseconds since the epoch, or NOW.
+
+    `kill_suidgid`: the caller may not keep the set-id bits of the file.
+    """
 
     mode: int | None = None
     uid: int | None = None
@@ -66,5 +82,5 @@ class SetAttr:
 
     @property
     def is_nothing(self) -> bool:
-        """chown(-1, -1) arrives like this, and moves the ctime."""
+        """Whether it is a chown(-1, -1): that one arrives without any attribute, and moves the ctime."""
         return self.size is None and self.mode is None and self.mtime_ns is None and self == SetAttr()

@@ -8,7 +8,7 @@ from pinfs.config.options import Config
 from pinfs.config.policies import PolicyBox
 from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
-from pinfs.fs.backing import Backing, Passthrough
+from pinfs.fs.backing import Backing, BackingRegistry
 from pinfs.fs.control import Control
 from pinfs.fs.controlfiles import Sources
 from pinfs.fs.events import EventHub
@@ -16,6 +16,7 @@ from pinfs.fs.handles import HandleTable
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.operations import Operations
 from pinfs.fs.pins import PinVerbs
+from pinfs.fs.types import Timeouts
 from pinfs.runtime.descriptors import budget
 from pinfs.runtime.stats import Stats
 from pinfs.serve.metrics import Families, Family, Gauges, families, render
@@ -44,7 +45,7 @@ def assemble(
     source_fd: int,
     config: Config,
     policies: PolicyBox,
-    passthrough: Passthrough,
+    passthrough: BackingRegistry,
     status: Callable[[], dict[str, Any]],
     max_descriptors: int,
 ) -> FileSystem:
@@ -72,13 +73,6 @@ def assemble(
         return list(families(stats, book, gauges))
 
     control = Control(Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status).files())
-    operations = Operations(
-        backing,
-        inodes,
-        guard,
-        verbs,
-        control,
-        entry_timeout_s=config.mount.entry_timeout,
-        attr_timeout_s=config.mount.attr_timeout,
-    )
+    timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout)
+    operations = Operations(inodes, backing, guard, verbs, control, timeouts)
     return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics)

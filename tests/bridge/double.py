@@ -14,6 +14,7 @@ from contextlib import suppress
 import trio
 
 from pinfs.fs.types import NOW, Entry, Opened, SetAttr
+from pinfs.fs.uncached import UncachedFiles
 from pinfs.linux import syscalls
 from pinfs.runtime.parking import park
 
@@ -25,7 +26,7 @@ class Double:
 
     def __init__(self, source: str, registry=None, *, timeout_s: float = 60.0) -> None:
         self.entry_timeout_s = self.attr_timeout_s = timeout_s
-        self.uncached: set[int] = set()
+        self.uncached = UncachedFiles(lambda inode, flags: -1)
         self.registry = registry
         self.nodes: dict[int, int] = {1: os.open(source, os.O_PATH | os.O_DIRECTORY)}
         self.lookups: Counter[int] = Counter()
@@ -129,7 +130,7 @@ class Double:
         backing[1] += 1
         return Opened(self.last_fh, 0, backing[0])
 
-    async def open(self, nodeid, flags, ctx) -> Opened:
+    async def open(self, nodeid, flags, ctx, kill_suidgid=False) -> Opened:
         return self.opened(nodeid, os.open(self.path(nodeid), flags & ~os.O_NOFOLLOW))
 
     async def create(self, parent, name, mode, flags, ctx, *, kill_suidgid=False) -> tuple[Opened, Entry]:
@@ -173,7 +174,7 @@ class Double:
     async def lseek(self, fh, offset, whence) -> int:
         return os.lseek(self.handles[fh][0], offset, whence)
 
-    async def copy_file_range(self, fh_in, offset_in, fh_out, offset_out, length, flags, ctx) -> int:
+    async def copy_file_range(self, fh_in, offset_in, fh_out, offset_out, length, ctx) -> int:
         self.calls["copy_file_range"] += 1
         return os.copy_file_range(self.handles[fh_in][0], self.handles[fh_out][0], length, offset_in, offset_out)
 

@@ -15,6 +15,7 @@ from pinfs.bridge import wire
 from pinfs.bridge.dispatch import Dispatcher
 from pinfs.bridge.negotiate import Negotiated, Requested
 from pinfs.fs.types import Entry, Opened
+from pinfs.fs.uncached import UncachedFiles
 from pinfs.runtime.parking import OneShot, park
 
 ST = os.stat("/")
@@ -34,9 +35,9 @@ class Canned:
     that waits for a OneShot: those are in `events`."""
 
     entry_timeout_s = attr_timeout_s = 1.5
-    uncached: frozenset[int] = frozenset()
 
     def __init__(self) -> None:
+        self.uncached = UncachedFiles(lambda inode, flags: -1)
         self.calls: list[tuple[str, tuple]] = []
         self.park_in = ""
         self.wait_in = ""

@@ -236,7 +236,7 @@ async def test_holes_and_copies(bench: Bench) -> None:
     source, target = await bench.file("a", 4096), await bench.file("b")
     a = await bench.ops.open(source, os.O_RDWR, ME)
     b = await bench.ops.open(target, os.O_RDWR, ME)
-    assert await bench.ops.copy_file_range(a.fh, 0, b.fh, 8192, 4096, 0, ME) == 4096
+    assert await bench.ops.copy_file_range(a.fh, 0, b.fh, 8192, 4096, ME) == 4096
     assert await bench.ops.lseek(b.fh, 0, os.SEEK_DATA) == 8192
     assert await bench.ops.lseek(b.fh, 0, os.SEEK_HOLE) == 0
     await bench.ops.fallocate(b.fh, 0x3, 8192, 4096, ME)
@@ -272,7 +272,7 @@ async def copying(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         fhs.append((await bench.ops.open(nodeid, os.O_RDWR, ME)).fh)
 
     async def copy(length: int = MEGABYTE) -> int:
-        return await bench.ops.copy_file_range(fhs[0], 0, fhs[1], MEGABYTE, length, 0, ME)
+        return await bench.ops.copy_file_range(fhs[0], 0, fhs[1], MEGABYTE, length, ME)
 
     return copy
 

@@ -1,0 +1,53 @@
+"""copy_file_range(2) between files that may be pinned."""
+
+import os
+from typing import Final, NamedTuple
+
+from pinfs.enforce.guard import Guard
+from pinfs.fs.backing import Backing
+from pinfs.fs.inodes import Inode
+
+STEP: Final = 8 << 20
+"""Bytes that one call copies at most: between two calls the kernel sees whether the caller was interrupted."""
+SMALL: Final = 65536
+"""Bytes that are copied in less time than it takes to start a thread."""
+
+
+class Place(NamedTuple):
+    """A file and an offset in it, in bytes."""
+
+    inode: Inode
+    offset: int
+
+
+class Copies:
+    """Copies bytes so that no pinned byte changes its storage (SPEC 2).
+
+    copy_file_range(2) may share blocks (reflinks). That would replace those of a pinned target; and a pinned source
+    would get new ones with its next write, because the shared ones are no longer its own. So where either range is
+    pinned, the bytes go through memory.
+    """
+
+    def __init__(self, backing: Backing, guard: Guard) -> None:
+        self._backing = backing
+        self._book = guard.book
+
+    async def copy(self, source: Place, target: Place, length: int) -> int:
+        """Copy at most `length` bytes; how many were copied. Errors of copy_file_range(2)."""
+        length = min(length, STEP)
+        reader, writer = self._backing.reader(source.inode), self._backing.writer(target.inode)
+        args = (reader, writer, length, source.offset, target.offset)
+        if self._is_pinned(source, length) or self._is_pinned(target, length):
+            return _through_memory(*args) if length <= SMALL else await self._backing.off_thread(_through_memory, *args)
+        if length <= SMALL:
+            return os.copy_file_range(*args)
+        with self._book.reserved(target.inode.nodeid, target.offset, target.offset + length):  # no pin comes meanwhile
+            return await self._backing.off_thread(os.copy_file_range, *args)
+
+    def _is_pinned(self, place: Place, length: int) -> bool:
+        nodeid, offset = place.inode.nodeid, place.offset
+        return nodeid in self._book.files and self._book.touches(nodeid, offset, offset + length)
+
+
+def _through_memory(reader: int, writer: int, length: int, offset_in: int, offset_out: int) -> int:
+    return os.pwrite(writer, os.pread(reader, length, offset_in), offset_out)

@@ -1,0 +1,51 @@
+"""Names: changed in the source directory and in the inode table together."""
+
+import os
+
+from pinfs.fs.backing import Backing
+from pinfs.fs.inodes import Inode, InodeTable, Name
+from pinfs.linux import syscalls
+
+
+class Names:
+    """Links, unlinks and renames of known inodes, whose names the table has to follow."""
+
+    def __init__(self, inodes: InodeTable, backing: Backing) -> None:
+        self._inodes = inodes
+        self._backing = backing
+
+    def link(self, inode: Inode, directory: Inode, name: bytes) -> None:
+        """link(2). The table learns of the name with its next lookup."""
+        directory_fd = os.dup(self._inodes.fd(directory))  # the next line may close the table's own
+        try:
+            os.link(self._inodes.magic_path(inode), name, dst_dir_fd=directory_fd, follow_symlinks=True)
+        finally:
+            os.close(directory_fd)
+
+    def unlink(self, victim: Inode, directory: Inode, name: bytes) -> None:
+        """unlink(2) of a name of `victim`."""
+        os.unlink(name, dir_fd=self._inodes.fd(directory))
+        self._lose(victim, directory, name)
+
+    def rename(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
+        """renameat2(2). `moved` is the inode behind `old`, `victim` the one behind `new`; None if it is not known."""
+        if victim is not None and victim is not moved:
+            self._inodes.keep_reachable(victim, *new)
+        old_fd = os.dup(self._inodes.fd(old[0]))  # the next line may close the table's own
+        try:
+            syscalls.renameat2(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
+        finally:
+            os.close(old_fd)
+        if victim is moved:  # neither is known, or both are names of one inode, with which rename(2) does nothing
+            return
+        if victim is not None and not flags & syscalls.RENAME_EXCHANGE:
+            self._lose(victim, *new)
+        if moved is not None:
+            self._inodes.move(moved, old, new)
+        if victim is not None and flags & syscalls.RENAME_EXCHANGE:
+            self._inodes.move(victim, new, old)
+
+    def _lose(self, inode: Inode, directory: Inode, name: bytes) -> None:
+        self._inodes.drop_name(inode, directory, name)
+        if inode.name is None:
+            self._backing.close_idle(inode)

@@ -1,0 +1,87 @@
+"""What opening and creating files have in common: backing file, handle, lookup count, and how to undo these."""
+
+import os
+from contextlib import suppress
+
+from pinfs.fs.backing import Backing
+from pinfs.fs.handles import FOPEN_KEEP_CACHE, FileHandle, HandleTable
+from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.types import CallerLike, Opened, make_opened
+from pinfs.fs.uncached import UncachedFiles
+
+
+class Opens:
+    """Opens in two halves.
+
+    The first half opens the backing file (`Backing.open`, or `create` here); the second gives the handle (`opened`).
+    What lies between them may fail: then `Backing.release`, or `abandon`, undoes the first.
+    """
+
+    def __init__(self, inodes: InodeTable, backing: Backing, handles: HandleTable, uncached: UncachedFiles) -> None:
+        self._inodes = inodes
+        self._backing = backing
+        self._handles = handles
+        self._uncached = uncached
+
+    def opened(self, inode: Inode, flags: int) -> Opened:
+        """A handle for an inode whose backing file is open."""
+        backing_id = self._backing.passthrough_id(inode)
+        if backing_id and flags & os.O_ACCMODE == os.O_RDWR:
+            self._uncached.add(inode.nodeid)
+        fh = self._handles.add(FileHandle(inode, flags))
+        return make_opened((fh, 0 if backing_id else FOPEN_KEEP_CACHE, backing_id))
+
+    def is_there(self, directory: Inode, name: bytes) -> bool:
+        """Whether `create` will find a file instead of creating one."""
+        with suppress(FileNotFoundError):
+            os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
+            return True
+        return False
+
+    def create(
+        self, directory: Inode, name: bytes, mode: int, flags: int, caller: CallerLike
+    ) -> tuple[Inode, os.stat_result]:
+        """open(2) with O_CREAT: the inode counts one lookup and one handle more.
+
+        Without O_TRUNC, which is a removal; and without O_APPEND and O_DIRECT, which the kernel does itself.
+        """
+        flags = flags & ~(os.O_TRUNC | os.O_APPEND | os.O_DIRECT) | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with self._backing.creating_as(caller):
+            fd = os.open(name, flags, mode, dir_fd=self._inodes.fd(directory))
+        try:
+            st = os.fstat(fd)
+            inode = self._inodes.intern(directory, name, st)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._adopt(inode, fd, flags)
+        return inode, st
+
+    def create_nameless(
+        self, directory: Inode, mode: int, flags: int, caller: CallerLike
+    ) -> tuple[Inode, os.stat_result]:
+        """open(2) with O_TMPFILE: the inode counts one lookup and one handle more."""
+        with self._backing.creating_as(caller):
+            fd = os.open(b".", flags | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=self._inodes.fd(directory))
+        try:
+            st = os.fstat(fd)
+            inode = self._inodes.intern_nameless(st, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._adopt(inode, fd, flags)
+        return inode, st
+
+    def _adopt(self, inode: Inode, fd: int, flags: int) -> None:
+        try:
+            self._backing.adopt(inode, fd, flags)
+        except BaseException:
+            os.close(fd)
+            self._inodes.drop_if_unreferenced(inode)
+            raise
+        inode.lookups += 1
+
+    def abandon(self, inode: Inode) -> None:
+        """Undo `create` and `create_nameless`. What was created stays in the source, as after any failed open(2)."""
+        self._backing.release(inode)
+        self._inodes.forget(inode.nodeid, 1)

@@ -1,0 +1,177 @@
+"""The operations by which bytes leave a file. Each states its removal once and passes through the one guard (SPEC 2).
+
+The order of checks is that of SPEC 2: what the backing itself would refuse, then whether there is anything to take
+away, then the pins. A holder is never notified of a removal that would fail anyway.
+"""
+
+import errno
+import os
+import stat
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Final
+
+from pinfs.core.owners import HandleId
+from pinfs.core.ranges import END
+from pinfs.enforce.guard import Guard, RemovalCall
+from pinfs.fs.backing import Backing
+from pinfs.fs.handles import FileHandle
+from pinfs.fs.inodes import Inode, InodeTable, Name, stale
+from pinfs.fs.set_ids import SetIds
+from pinfs.fs.types import CallerLike, os_error
+from pinfs.linux import syscalls
+
+_FIXED: Final = syscalls.STATX_ATTR_IMMUTABLE | syscalls.STATX_ATTR_APPEND
+_TAKES_RANGE: Final = {
+    syscalls.FALLOC_FL_PUNCH_HOLE: "punch_hole",
+    syscalls.FALLOC_FL_ZERO_RANGE: "zero_range",
+}
+_TAKES_TAIL: Final = {
+    syscalls.FALLOC_FL_COLLAPSE_RANGE: "collapse_range",
+    syscalls.FALLOC_FL_INSERT_RANGE: "insert_range",
+}
+
+
+class Removals:
+    """All removals of one mount.
+
+    Where nothing is pinned and no policy minds mappings (`is_guarded`), which is nearly always, they go straight on.
+    """
+
+    def __init__(self, inodes: InodeTable, backing: Backing, guard: Guard, set_ids: SetIds) -> None:
+        self._inodes = inodes
+        self._backing = backing
+        self._guard = guard
+        self._set_ids = set_ids
+        self._files = guard.book.files  # an inode is in it iff it has pins or a removal is under way
+
+    def is_guarded(self, inode: Inode) -> bool:
+        """Whether a removal from this inode has to ask the guard."""
+        return inode.nodeid in self._files or self._guard.minds_mappings
+
+    # Data
+
+    async def truncate(
+        self,
+        inode: Inode,
+        size: int,
+        op: str,
+        caller: CallerLike,
+        handle: FileHandle | None = None,
+        nonblock: bool = False,
+    ) -> None:
+        """truncate(2) to `size` bytes. EBUSY, ETXTBSY, EINTR, EAGAIN: pins, when it shrinks the file (SPEC 3)."""
+        if not self.is_guarded(inode):
+            with self._set_ids.keeping(inode):
+                os.truncate(self._backing.to_cut(inode), size)
+            return
+        with self._backing.writing(inode) as fd:
+            if size >= os.fstat(fd).st_size:
+                self._cut(inode, fd, size)
+                return
+            call = RemovalCall(
+                inode.nodeid,
+                inode.path,
+                op,
+                size,
+                END,
+                caller,
+                check=partial(self._check_may_shrink, inode, syscalls.STATX_ATTR_APPEND),
+                handle=None if handle is None else HandleId(handle.number),
+                nonblock=nonblock or (handle is not None and handle.nonblocking),
+            )
+            async with self._guard.removal(call):
+                self._cut(inode, fd, size)
+
+    def _cut(self, inode: Inode, fd: int, size: int) -> None:
+        with self._set_ids.keeping(inode):
+            os.ftruncate(fd, size)
+
+    async def fallocate(self, handle: FileHandle, mode: int, offset: int, length: int, caller: CallerLike) -> None:
+        """fallocate(2) in all modes that the kernel passes on; bytes. EOPNOTSUPP; EBUSY and its like: pins (SPEC 3)."""
+        inode = handle.inode
+        with self._backing.writing(inode) as fd:
+            taken = _taken_by_fallocate(fd, mode, offset, length) if self.is_guarded(inode) else None
+            if taken is None:
+                self._fallocate(inode, fd, mode, offset, length)
+            else:
+                self._backing.must_support_fallocate(fd, mode)
+                call = RemovalCall(
+                    inode.nodeid,
+                    inode.path,
+                    *taken,
+                    caller,
+                    check=partial(self._check_may_shrink, inode, _FIXED),
+                    handle=HandleId(handle.number),
+                    nonblock=handle.nonblocking,
+                )
+                async with self._guard.removal(call):
+                    self._fallocate(inode, fd, mode, offset, length)
+        if caller.uid:  # the request does not say whether the caller may keep the bits
+            self._set_ids.drop(inode)
+
+    def _fallocate(self, inode: Inode, fd: int, mode: int, offset: int, length: int) -> None:
+        with self._set_ids.keeping(inode):
+            syscalls.fallocate(fd, mode, offset, length)
+
+    def _check_may_shrink(self, inode: Inode, attributes: int) -> None:
+        """EPERM: the file has become append-only or immutable since it was opened (do_ftruncate(), vfs_fallocate())."""
+        if self._attributes(inode) & attributes:
+            raise os_error(errno.EPERM)
+
+    # Names
+
+    def takes_all(self, victim: Inode) -> bool:
+        """Whether a name that goes takes guarded bytes with it: it is the last one of its file."""
+        return self.is_guarded(victim) and victim.is_file and self._inodes.stat(victim).st_nlink == 1
+
+    def unlink(self, victim: Inode, name: Name, caller: CallerLike) -> AbstractAsyncContextManager[None]:
+        """Inside of it the last name of `victim` may go. EBUSY and its like: pins, policy `unlink` (SPEC 2)."""
+        check = partial(self._check_may_go, victim, name[0])
+        return self._guard.removal(RemovalCall(victim.nodeid, victim.path, "unlink", 0, END, caller, check))
+
+    def replace(
+        self, victim: Inode, new: Name, moved: Inode | None, old: Name, caller: CallerLike
+    ) -> AbstractAsyncContextManager[None]:
+        """The same for a rename over it: of `moved` (None: not known) from `old` to `new`, the name of `victim`."""
+        check = partial(self._check_may_replace, victim, new[0], moved, old[0])
+        return self._guard.removal(RemovalCall(victim.nodeid, victim.path, "rename", 0, END, caller, check))
+
+    def check_still_there(self, victim: Inode, name: Name) -> None:
+        """After the wait. ESTALE: a change behind pinfs has put another file under the name meanwhile."""
+        if self.is_guarded(victim) and self._inodes.find_name(name) is not victim:
+            raise stale()
+
+    def _check_may_go(self, victim: Inode, directory: Inode) -> None:
+        """EROFS, EPERM: what may_delete() in the kernel would find in the backing."""
+        directory_fd = self._inodes.fd(directory)
+        if os.fstatvfs(directory_fd).f_flag & os.ST_RDONLY:
+            raise os_error(errno.EROFS)
+        if (syscalls.attributes_of(directory_fd) | self._attributes(victim)) & _FIXED:
+            raise os_error(errno.EPERM)
+
+    def _check_may_replace(self, victim: Inode, directory: Inode, moved: Inode | None, source: Inode) -> None:
+        """The same for a rename over it. EXDEV, ENOTDIR."""
+        if self._inodes.stat(source).st_dev != self._inodes.stat(directory).st_dev:
+            raise os_error(errno.EXDEV)
+        self._check_may_go(victim, directory)
+        if moved is not None:
+            self._check_may_go(moved, source)
+            if moved.kind == stat.S_IFDIR:
+                raise os_error(errno.ENOTDIR)
+
+    def _attributes(self, inode: Inode) -> int:
+        return syscalls.attributes_of(self._inodes.fd(inode))
+
+
+def _taken_by_fallocate(fd: int, mode: int, offset: int, length: int) -> tuple[str, int, int] | None:
+    """The operation's name and the bytes [start, end) that it takes away; None where it takes nothing."""
+    if offset < 0 or length <= 0 or offset >= os.fstat(fd).st_size:
+        return None
+    for flag, op in _TAKES_RANGE.items():
+        if mode & flag:
+            return op, offset, offset + length
+    for flag, op in _TAKES_TAIL.items():
+        if mode & flag:
+            return op, offset, END
+    return None
