@@ -81,21 +81,22 @@ class Backing:
         """Open the backing file of an inode for one handle more. Errors of open(2)."""
         file = inode.file or OpenFile()
         self._idle.pop(inode, None)
+        access = flags & os.O_ACCMODE
         try:
-            self._open_for(inode, file, flags)
-        except OSError:
+            if access != os.O_RDONLY and file.writer < 0:
+                self._open_writer(inode, file, flags)
+            if access != os.O_WRONLY and file.reader < 0:
+                file.read_by(self._open_to_keep(inode, os.O_RDONLY))
+        except BaseException:
             if inode.file is None:
                 file.close()
             elif not file.opens:
                 self._idle[inode] = None
             raise
-        self._count_in(inode, file)
-        return file
-
-    def _count_in(self, inode: Inode, file: OpenFile) -> None:
         inode.file = file
         file.opens += 1
         self.open_files += file.opens == 1
+        return file
 
     def adopt(self, inode: Inode, fd: int, flags: int) -> None:
         """Count `fd`, just made by open(O_CREAT), as one handle more, and take the descriptor over.
@@ -112,18 +113,14 @@ class Backing:
             os.close(spare)
         file = OpenFile()
         access = flags & os.O_ACCMODE
+        file.any_fd = fd
         if access != os.O_RDONLY:
-            file.write_by(fd)
+            file.writer = fd
         if access != os.O_WRONLY:
-            file.read_by(fd)
-        self._count_in(inode, file)
-
-    def _open_for(self, inode: Inode, file: OpenFile, flags: int) -> None:
-        access = flags & os.O_ACCMODE
-        if access != os.O_RDONLY and file.writer < 0:
-            self._open_writer(inode, file, flags)
-        if access != os.O_WRONLY and file.reader < 0:
-            file.read_by(self._open_to_keep(inode, os.O_RDONLY))
+            file.reader = fd
+        inode.file = file
+        file.opens = 1
+        self.open_files += 1
 
     def _open_to_keep(self, inode: Inode, flags: int) -> int:
         """EMFILE when only spare descriptors are left: the kernel gives the lowest number that is free."""

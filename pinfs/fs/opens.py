@@ -23,11 +23,11 @@ class Opens:
         self._handles = handles
         self._uncached = uncached
 
-    def opened(self, inode: Inode, flags: int) -> Opened:
-        """A handle for an inode whose backing file is open."""
+    def opened(self, inode: Inode, flags: int, *, with_entry: bool = False) -> Opened:
+        """A handle for an inode whose backing file is open. `with_entry`: the reply also carries attributes."""
         backing_id = self._backing.passthrough_id(inode)
         if backing_id and flags & os.O_ACCMODE == os.O_RDWR:
-            self._uncached.add(inode.nodeid)
+            self._uncached.enter(inode.nodeid, with_entry)
         fh = self._handles.add(FileHandle(inode, flags))
         return make_opened((fh, 0 if backing_id else FOPEN_KEEP_CACHE, backing_id))
 
@@ -51,10 +51,11 @@ class Opens:
         try:
             st = os.fstat(fd)
             inode = self._inodes.intern(directory, name, st)
+            self._backing.adopt(inode, fd, flags)
         except BaseException:
-            os.close(fd)
+            self._discard(fd)
             raise
-        self._adopt(inode, fd, flags)
+        inode.lookups += 1
         return inode, st
 
     def create_nameless(
@@ -66,20 +67,19 @@ class Opens:
         try:
             st = os.fstat(fd)
             inode = self._inodes.intern_nameless(st, fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        self._adopt(inode, fd, flags)
-        return inode, st
-
-    def _adopt(self, inode: Inode, fd: int, flags: int) -> None:
-        try:
             self._backing.adopt(inode, fd, flags)
         except BaseException:
-            os.close(fd)
-            self._inodes.drop_if_unreferenced(inode)
+            self._discard(fd)
             raise
         inode.lookups += 1
+        return inode, st
+
+    def _discard(self, fd: int) -> None:
+        """Close what was created but not adopted, and drop the inode that was interned for it."""
+        inode = self._inodes.find(os.fstat(fd))
+        os.close(fd)
+        if inode is not None:
+            self._inodes.drop_if_unreferenced(inode)
 
     def abandon(self, inode: Inode) -> None:
         """Undo `create` and `create_nameless`. What was created stays in the source, as after any failed open(2)."""

@@ -244,14 +244,10 @@ class Operations:
                 await self._removals.truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
             if kill_suidgid:
                 self._set_ids.drop(inode)
-            was_uncached = nodeid in self.uncached
-            opened = self._opens.opened(inode, flags)
+            return self._opens.opened(inode, flags)
         except BaseException:
             self._backing.release(inode)
             raise
-        if not was_uncached and nodeid in self.uncached:
-            self.uncached.on_entered(nodeid)
-        return opened
 
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: CallerLike, kill_suidgid: bool = False
@@ -267,7 +263,7 @@ class Operations:
             if kill_suidgid:
                 self._set_ids.drop(inode)
                 st = self._inodes.stat(inode)
-            return self._opens.opened(inode, flags), make_entry((inode.nodeid, st))
+            return self._opens.opened(inode, flags, with_entry=True), make_entry((inode.nodeid, st))
         except BaseException:
             self._opens.abandon(inode)
             raise
@@ -276,7 +272,7 @@ class Operations:
         """open(2) with O_TMPFILE."""
         inode, st = self._opens.create_nameless(self._inode(parent), mode, flags, ctx)
         try:
-            return self._opens.opened(inode, flags), Entry(inode.nodeid, st)
+            return self._opens.opened(inode, flags, with_entry=True), Entry(inode.nodeid, st)
         except BaseException:
             self._opens.abandon(inode)
             raise

@@ -61,7 +61,10 @@ class SetIds:
 
     def chmod(self, inode: Inode, mode: int) -> None:
         """chmod(2). The kernel has already asked whether the caller may set S_ISGID (is in the file's group)."""
-        with self._privileges if mode & stat.S_ISGID else _AS_WE_ARE:
+        if mode & stat.S_ISGID:
+            with self._privileges:
+                os.chmod(self._inodes.handle(inode), mode)
+        else:
             os.chmod(self._inodes.handle(inode), mode)
 
     def keeping(self, inode: Inode) -> AbstractContextManager[None]:

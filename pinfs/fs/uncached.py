@@ -28,8 +28,15 @@ class UncachedFiles(set[int]):
     def __init__(self, open_inode: Callable[[Inode, int], int]) -> None:
         super().__init__()
         self.on_entered: Callable[[int], None] = lambda nodeid: None
-        """Called with the node id of a file that an open has just made uncached."""
+        """Called with the node id of a file of which the kernel may have cached attributes."""
         self._open_inode = open_inode
+
+    def enter(self, nodeid: int, with_attributes: bool) -> None:
+        """The file was opened as said above. `with_attributes`: the reply carries those that it has now."""
+        if nodeid not in self:
+            self.add(nodeid)
+            if not with_attributes:
+                self.on_entered(nodeid)
 
     def recheck(self, inode: Inode) -> None:
         """Let the kernel cache the attributes of `inode` again if nothing can store to it any more.

@@ -1,0 +1,89 @@
+"""Calls of two halves: where the second fails, nothing of the first stays open."""
+
+import errno
+import os
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from pinfs.fs.inodes import ROOT_ID
+
+from .conftest import ME, Bench
+
+Act = Callable[[Bench], Coroutine[Any, Any, object]]
+CUT = os.O_WRONLY | os.O_TRUNC
+
+
+@contextmanager
+def nothing_stays(bench: Bench) -> Iterator[None]:
+    """What is done inside fails with EPERM, and leaves the handles, open files, inodes and descriptors as they were."""
+
+    def state() -> tuple[object, ...]:
+        inodes = {inode.nodeid: (inode.lookups, inode.children, inode.file is None) for inode in bench.fs.inodes}
+        return inodes, len(bench.ops.handles), bench.fs.backing.open_files, len(os.listdir("/proc/self/fd"))
+
+    before = state()
+    with pytest.raises(OSError) as refusal:
+        yield
+    assert refusal.value.errno == errno.EPERM
+    assert state() == before
+
+
+def refuse(*args: object, **kwargs: object) -> None:
+    raise PermissionError(errno.EPERM, "refused by the test")
+
+
+@pytest.fixture
+async def nodeid(bench: Bench) -> int:
+    """A file with a set-user-id bit, whose descriptor is cached."""
+    nodeid = await bench.file("f", 10)
+    (bench.source / "f").chmod(0o4755)
+    bench.fs.inodes.fd(bench.fs.inodes.get(nodeid))
+    return nodeid
+
+
+async def test_an_open_that_may_not_drop_set_ids(bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "chmod", refuse)
+    with nothing_stays(bench):
+        await bench.ops.open(nodeid, CUT, ME, kill_suidgid=True)
+
+
+async def test_an_open_drops_set_ids(bench: Bench, nodeid: int) -> None:
+    await bench.ops.open(nodeid, CUT, ME, kill_suidgid=True)
+    assert (bench.source / "f").stat().st_mode & 0o7777 == 0o755
+
+
+async def test_a_create_that_may_not_drop_set_ids(bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "chmod", refuse)
+    with nothing_stays(bench):
+        await bench.ops.create(ROOT_ID, b"f", 0o644, CUT, ME, kill_suidgid=True)
+
+
+async def test_a_create_that_may_not_cut(bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "truncate", refuse)
+    with nothing_stays(bench):
+        await bench.ops.create(ROOT_ID, b"f", 0o644, CUT, ME)
+
+
+CREATIONS: list[Act] = [
+    lambda bench: bench.ops.create(ROOT_ID, b"new", 0o644, os.O_RDWR, ME),
+    lambda bench: bench.ops.tmpfile(ROOT_ID, 0o644, os.O_RDWR, ME),
+]
+
+
+@pytest.mark.parametrize("creation", CREATIONS)
+@pytest.mark.parametrize("half", ["adopt", "passthrough_id"])
+async def test_a_creation_without_a_handle(
+    bench: Bench, creation: Act, half: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.fs.backing, half, refuse)
+    with nothing_stays(bench):
+        await creation(bench)
+
+
+async def test_an_open_without_a_backing_id(bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.fs.backing, "passthrough_id", refuse)
+    with nothing_stays(bench):
+        await bench.ops.open(nodeid, os.O_RDWR, ME)
