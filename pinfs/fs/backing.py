@@ -184,16 +184,18 @@ class Backing:
 
     def _close_if_idle(self, inode: Inode) -> None:
         if inode.file is not None and not inode.file.opens:
-            del self._idle[inode]
+            self._idle.pop(inode, None)
             self._close(inode, inode.file)
 
     def _close(self, inode: Inode, file: OpenFile) -> None:
-        if file.backing_id:
-            self.passthrough.close(file.backing_id)
-        if inode.name is None and inode.fd < 0:
-            self._inodes.fd(inode)  # the kernel may still know the inode: keep a way to it
-        inode.file = None
-        file.close()
+        try:
+            if file.backing_id:
+                self.passthrough.close(file.backing_id)
+            if inode.name is None and inode.fd < 0:
+                self._inodes.fd(inode)  # the kernel may still know the inode: keep a descriptor that leads to it
+        finally:
+            inode.file = None
+            file.close()
 
     def passthrough_id(self, inode: Inode) -> int:
         """The backing id of an open inode, one for all its handles (fuse_inode_uncached_io_start()); 0: none."""

@@ -186,9 +186,19 @@ class InodeTable:
         return inode
 
     def intern_nameless(self, st: os.stat_result, fd: int) -> Inode:
-        """The inode of an O_TMPFILE, reached by a duplicate of `fd`. EMFILE."""
+        """The inode of an O_TMPFILE, reached by a duplicate of `fd`. EMFILE.
+
+        The kernel may still know its number from a file that was removed behind pinfs: then the old names go.
+        """
         kept_fd = os.dup(fd)
-        inode = self._add(st)
+        inode = self.find(st)
+        if inode is None:
+            inode = self._add(st)
+        else:
+            inode.kind = stat.S_IFREG
+            for parent, name in tuple(self._names(inode)):
+                self.drop_name(inode, parent, name)
+            self._close(inode)
         inode.fd = kept_fd
         return inode
 
@@ -235,10 +245,7 @@ class InodeTable:
         self.drop_if_unreferenced(parent)
 
     def hold_for_unlink(self, parent: Inode, name: bytes) -> Inode | None:
-        """The known inode behind a name that is about to go, with a descriptor, so that it needs that name no more.
-
-        None where the name leads to nothing known.
-        """
+        """The known inode behind a name that is about to go, made reachable without it; None where it is not known."""
         try:
             fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=self.fd(parent))
         except FileNotFoundError:
@@ -290,9 +297,9 @@ class InodeTable:
         """Drop an inode that nothing refers to any more, and then the directories that only led to it."""
         if inode.lookups:
             return
-        left = [inode]
-        while left:
-            inode = left.pop()
+        pending = [inode]
+        while pending:
+            inode = pending.pop()
             if inode.lookups:
                 continue
             if inode.file is not None:
@@ -300,10 +307,10 @@ class InodeTable:
             if inode.children or inode.file is not None or self._is_pinned(inode.nodeid):
                 continue
             if self._by_id.get(inode.nodeid) is inode:
-                left += self._drop(inode)
+                pending += self._drop(inode)
 
     def _drop(self, inode: Inode) -> list[Inode]:
-        """Take an inode out of the table. Returns the directories that have a name less now."""
+        """Take an inode out of the table. Returns the directories that have one child fewer now."""
         del self._by_id[inode.nodeid]
         self.on_dropped(inode.nodeid)
         self._foreign.pop(inode.key, None)

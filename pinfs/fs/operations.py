@@ -38,7 +38,11 @@ HIDDEN: Final = (PREFIX, b"trusted.")
 
 
 class Operations:
-    """The file system of one mount. Every method may raise OSError with the errno for the caller."""
+    """The file system of one mount. Every method may raise OSError with the errno for the caller.
+
+    `setattr`, `open`, `create`, `fallocate`, `unlink` and `rename` may be removals (SPEC 2): they also fail as
+    `Removals` says.
+    """
 
     def __init__(
         self,
@@ -120,7 +124,7 @@ class Operations:
         return os.readlink(b"", dir_fd=self._inodes.fd(self._inode(nodeid)))
 
     async def unlink(self, parent: int, name: bytes, ctx: CallerLike) -> None:
-        """unlink(2). EBUSY, ETXTBSY, EINTR, EAGAIN: pins, policy `unlink` (SPEC 2)."""
+        """unlink(2). A removal where it is the file's last name: policy `unlink` (SPEC 2)."""
         directory = self._writable_directory(parent, name)
         victim = self._inodes.hold_for_unlink(directory, name)
         if victim is None:
@@ -144,7 +148,7 @@ class Operations:
     async def rename(
         self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: CallerLike
     ) -> None:
-        """renameat2(2). EBUSY and its like: the file that loses the new name is pinned (policy `unlink`, SPEC 2)."""
+        """renameat2(2). A removal where the new name is the last one of another file: policy `unlink` (SPEC 2)."""
         old = self._writable_directory(parent, name), name
         new = self._writable_directory(new_parent, new_name), new_name
         moved, victim = self._inodes.find_name(old), self._inodes.find_name(new)
@@ -195,7 +199,7 @@ class Operations:
         return os.fstat(fd), syscalls.birth_time_ns(fd)
 
     async def setattr(self, nodeid: int, changes: SetAttr, fh: int | None, ctx: CallerLike) -> os.stat_result:
-        """truncate, chmod, chown, utimensat in one. EBUSY and its like: pins, when it shrinks the file (SPEC 2)."""
+        """truncate, chmod, chown, utimensat in one. A removal when it shrinks the file."""
         inode = self._known(nodeid)
         if inode is None:
             return self._control.setattr(nodeid, changes)
@@ -229,7 +233,7 @@ class Operations:
     # Files
 
     async def open(self, nodeid: int, flags: int, ctx: CallerLike, kill_suidgid: bool = False) -> Opened:
-        """open(2) of an existing file. With O_TRUNC a removal: EBUSY and its like.
+        """open(2) of an existing file. A removal with O_TRUNC.
 
         `kill_suidgid`: the caller may not keep the set-id bits of a file that it cuts.
         """
@@ -252,7 +256,7 @@ class Operations:
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: CallerLike, kill_suidgid: bool = False
     ) -> tuple[Opened, Entry]:
-        """open(2) with O_CREAT. `kill_suidgid`: the caller may not keep the set-id bits of a file that it cuts."""
+        """open(2) with O_CREAT. A removal with O_TRUNC, where the file was there. `kill_suidgid`: as open()."""
         directory = self._writable_directory(parent, name)
         kill_suidgid = kill_suidgid and self._opens.is_there(directory, name)  # a new file keeps what it was given
         inode, st = self._opens.create(directory, name, mode, flags, ctx)
@@ -297,7 +301,7 @@ class Operations:
         """close(2) of one of perhaps many references: there is nothing to do, data is in the backing already."""
 
     async def release(self, fh: int) -> None:
-        """The last reference to a handle was closed: its pins go with it. EBADF: no such handle."""
+        """The last reference to a handle was closed: its pins go with it (SPEC 4). EBADF: no such handle."""
         handle = self.handles.pop(fh)
         if isinstance(handle, FileHandle):
             self._pins.handle_closed(handle)
@@ -318,7 +322,7 @@ class Operations:
         return os.lseek(self._backing.any_fd(handle.inode), offset, whence)
 
     async def fallocate(self, fh: int, mode: int, offset: int, length: int, ctx: CallerLike) -> None:
-        """fallocate(2), all modes that the kernel passes on. EBUSY and its like: pins (SPEC 2)."""
+        """fallocate(2), all modes that the kernel passes on. A removal in all but 0 and KEEP_SIZE."""
         handle = self.handles.get(fh, FileHandle)
         if not handle.writable:
             raise os_error(errno.EBADF)

@@ -36,6 +36,8 @@ class Removals:
     """All removals of one mount.
 
     Where nothing is pinned and no policy minds mappings (`is_guarded`), which is nearly always, they go straight on.
+    Else they may wait for holders, and fail with EBUSY (ETXTBSY by policy `errno`), EINTR when the caller is
+    interrupted, and EAGAIN where its handle does not block (SPEC 3).
     """
 
     def __init__(self, inodes: InodeTable, backing: Backing, guard: Guard, set_ids: SetIds) -> None:
@@ -60,7 +62,7 @@ class Removals:
         handle: FileHandle | None = None,
         nonblock: bool = False,
     ) -> None:
-        """truncate(2) to `size` bytes. EBUSY, ETXTBSY, EINTR, EAGAIN: pins, when it shrinks the file (SPEC 3)."""
+        """truncate(2) to `size` bytes. `op` names the call in events; `nonblock`: of an open with O_NONBLOCK."""
         if not self.is_guarded(inode):
             with self._set_ids.keeping(inode):
                 os.truncate(self._backing.to_cut(inode), size)
@@ -88,7 +90,7 @@ class Removals:
             os.ftruncate(fd, size)
 
     async def fallocate(self, handle: FileHandle, mode: int, offset: int, length: int, caller: CallerLike) -> None:
-        """fallocate(2) in all modes that the kernel passes on; bytes. EOPNOTSUPP; EBUSY and its like: pins (SPEC 3)."""
+        """fallocate(2) of `length` bytes from `offset` on. EOPNOTSUPP: the backing does not know this mode."""
         inode = handle.inode
         with self._backing.writing(inode) as fd:
             taken = _taken_by_fallocate(fd, mode, offset, length) if self.is_guarded(inode) else None
@@ -126,7 +128,7 @@ class Removals:
         return self.is_guarded(victim) and victim.is_file and self._inodes.stat(victim).st_nlink == 1
 
     def unlink(self, victim: Inode, name: Name, caller: CallerLike) -> AbstractAsyncContextManager[None]:
-        """Inside of it the last name of `victim` may go. EBUSY and its like: pins, policy `unlink` (SPEC 2)."""
+        """Inside of it the last name of `victim` may go."""
         check = partial(self._check_may_go, victim, name[0])
         return self._guard.removal(RemovalCall(victim.nodeid, victim.path, "unlink", 0, END, caller, check))
 

@@ -10,7 +10,7 @@ from pinfs.fs.inodes import Inode
 
 
 class UncachedFiles(set[int]):
-    """Node ids of the files whose attributes the kernel asks for again and again.
+    """Node ids of files that change without a request.
 
     With passthrough, a store through a shared mapping goes straight to the pages of the backing file: its mtime, its
     ctime and its blocks change, and neither FUSE nor the daemon is told. So:

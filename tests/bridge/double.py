@@ -131,6 +131,7 @@ class Double:
         return Opened(self.last_fh, 0, backing[0])
 
     async def open(self, nodeid, flags, ctx, kill_suidgid=False) -> Opened:
+        self.calls["kill_suidgid"] += kill_suidgid
         return self.opened(nodeid, os.open(self.path(nodeid), flags & ~os.O_NOFOLLOW))
 
     async def create(self, parent, name, mode, flags, ctx, *, kill_suidgid=False) -> tuple[Opened, Entry]:

@@ -347,12 +347,12 @@ async def test_the_control_directory_is_there_but_not_listed(bench: Bench) -> No
             await attempt
 
 
-async def test_an_idle_backing_file_stays_only_while_that_is_nobodys_business(bench: Bench) -> None:
+async def test_an_idle_backing_file_stays_only_while_that_harms_no_one(bench: Bench) -> None:
     nodeid = await bench.file("f", 10)
     inode = bench.fs.inodes.get(nodeid)
     for _ in range(2):
         await bench.ops.release((await bench.ops.open(nodeid, os.O_RDONLY, ME)).fh)
-        assert inode.file is not None  # for who opens it next
+        assert inode.file is not None  # for the next open
         assert bench.fs.backing.open_files == 0
     await bench.ops.release((await bench.ops.open(nodeid, os.O_RDWR, ME)).fh)
     assert inode.file is None
@@ -409,7 +409,7 @@ class EveryFile(NoPassthrough):
         pass
 
 
-async def test_what_may_be_stored_to_is_restless_until_nobody_has_it_open_or_mapped(bench: Bench) -> None:
+async def test_a_file_is_uncached_until_no_handle_and_no_mapping_can_store_to_it(bench: Bench) -> None:
     bench.fs.backing.passthrough = EveryFile()
     nodeid = await bench.file("f", 4096)
     opened = await bench.ops.open(nodeid, os.O_RDWR, ME)
@@ -426,14 +426,14 @@ async def test_what_may_be_stored_to_is_restless_until_nobody_has_it_open_or_map
 
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY])
-async def test_nobody_can_store_through_other_handles(bench: Bench, flags: int) -> None:
+async def test_a_handle_that_no_mapping_can_store_through_leaves_its_file_cached(bench: Bench, flags: int) -> None:
     bench.fs.backing.passthrough = EveryFile()
     nodeid = await bench.file("f", 4096)
     await bench.ops.open(nodeid, flags, ME)
     assert nodeid not in bench.ops.uncached
 
 
-async def test_a_forgotten_inode_is_not_restless(bench: Bench) -> None:
+async def test_a_forgotten_inode_is_not_uncached(bench: Bench) -> None:
     bench.fs.backing.passthrough = EveryFile()
     opened, entry = await bench.ops.create(ROOT_ID, b"f", 0o600, os.O_RDWR, ME)
     assert entry.nodeid in bench.ops.uncached

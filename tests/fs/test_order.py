@@ -1,4 +1,4 @@
-"""Who would fail anyway bothers nobody: the backing's own refusals come before the pins (SPEC 2)."""
+"""A removal that would fail anyway notifies no holder: the backing's own refusals come before the pins (SPEC 2)."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Calls of two halves: where the second fails, nothing of the first stays open."""
+"""Calls of two halves: where the second fails, nothing of the first stays open. And what else must not stay."""
 
 import errno
 import os
@@ -87,3 +87,33 @@ async def test_an_open_without_a_backing_id(bench: Bench, nodeid: int, monkeypat
     monkeypatch.setattr(bench.fs.backing, "passthrough_id", refuse)
     with nothing_stays(bench):
         await bench.ops.open(nodeid, os.O_RDWR, ME)
+
+
+async def test_a_backing_file_is_closed_where_giving_its_id_back_fails(
+    bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = await bench.ops.open(nodeid, os.O_RDWR, ME)
+    bench.fs.inodes.get(nodeid).file.backing_id = 1
+    monkeypatch.setattr(bench.fs.backing.passthrough, "close", refuse)
+    with pytest.raises(PermissionError):
+        await bench.ops.release(opened.fh)
+    assert bench.fs.inodes.get(nodeid).file is None
+    assert bench.fs.backing.open_files == 0
+    bench.ops.forget([(nodeid, 1)])
+    assert len(bench.fs.inodes) == 1
+
+
+async def test_a_nameless_file_with_the_number_of_a_file_that_was_removed_behind_pinfs(bench: Bench) -> None:
+    inodes = bench.fs.inodes
+    directory = (await bench.ops.mkdir(ROOT_ID, b"d", 0o755, ME)).nodeid
+    opened, removed = await bench.ops.create(directory, b"f", 0o644, os.O_RDWR, ME)
+    await bench.ops.release(opened.fh)
+    fd = os.open(bench.source / "d/f", os.O_RDWR)
+    (bench.source / "d/f").unlink()
+    inode = inodes.intern_nameless(removed.st, fd)
+    os.close(fd)
+    assert inode is inodes.get(removed.nodeid)
+    assert inode.path() is None
+    assert os.fstat(inodes.fd(inode)).st_nlink == 0
+    bench.ops.forget([(directory, 1), (removed.nodeid, 1)])
+    assert len(inodes) == 1
