@@ -46,8 +46,9 @@ class Opens:
         Without O_TRUNC, which is a removal; and without O_APPEND and O_DIRECT, which the kernel does itself.
         """
         flags = flags & ~(os.O_TRUNC | os.O_APPEND | os.O_DIRECT) | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        directory_fd = self._inodes.fd(directory)  # opened as the daemon
         with self._backing.creating_as(caller):
-            fd = os.open(name, flags, mode, dir_fd=self._inodes.fd(directory))
+            fd = os.open(name, flags, mode, dir_fd=directory_fd)
         try:
             st = os.fstat(fd)
             inode = self._inodes.intern(directory, name, st)
@@ -62,8 +63,9 @@ class Opens:
         self, directory: Inode, mode: int, flags: int, caller: CallerLike
     ) -> tuple[Inode, os.stat_result]:
         """open(2) with O_TMPFILE: the inode counts one lookup and one handle more."""
+        directory_fd = self._inodes.fd(directory)
         with self._backing.creating_as(caller):
-            fd = os.open(b".", flags | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=self._inodes.fd(directory))
+            fd = os.open(b".", flags | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=directory_fd)
         try:
             st = os.fstat(fd)
             inode = self._inodes.intern_nameless(st, fd)

@@ -94,22 +94,25 @@ class Operations:
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: CallerLike) -> Entry:
         """mknod(2)."""
         directory = self._writable_directory(parent, name)
+        directory_fd = self._inodes.fd(directory)
         with self._backing.creating_as(ctx):
-            os.mknod(name, mode, rdev, dir_fd=self._inodes.fd(directory))
+            os.mknod(name, mode, rdev, dir_fd=directory_fd)
         return self._entry(directory, name)
 
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: CallerLike) -> Entry:
         """mkdir(2)."""
         directory = self._writable_directory(parent, name)
+        directory_fd = self._inodes.fd(directory)
         with self._backing.creating_as(ctx):
-            os.mkdir(name, mode, dir_fd=self._inodes.fd(directory))
+            os.mkdir(name, mode, dir_fd=directory_fd)
         return self._entry(directory, name)
 
     async def symlink(self, parent: int, name: bytes, target: bytes, ctx: CallerLike) -> Entry:
         """symlink(2)."""
         directory = self._writable_directory(parent, name)
+        directory_fd = self._inodes.fd(directory)
         with self._backing.creating_as(ctx):
-            os.symlink(target, name, dir_fd=self._inodes.fd(directory))
+            os.symlink(target, name, dir_fd=directory_fd)
         return self._entry(directory, name)
 
     async def link(self, nodeid: int, new_parent: int, new_name: bytes, ctx: CallerLike) -> Entry:
