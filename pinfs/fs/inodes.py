@@ -31,6 +31,25 @@ def stale() -> OSError:
     return os_error(errno.ESTALE)
 
 
+def open_at_once(path: bytes, flags: int, mode: int = 0, *, dir_fd: int | None = None) -> int:
+    """open(2) of what should be a regular file or a directory, but may be another thing since a change behind pinfs.
+
+    With O_NONBLOCK (which means nothing for either) it does not wait for the other end of a FIFO. ESTALE: a FIFO that
+    no process reads, a socket, or a device without a driver. EAGAIN: another process has a lease, and the flags hold
+    O_NONBLOCK.
+    """
+    try:
+        return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+    except BlockingIOError:  # another file server has a lease on the backing file (fcntl(2), F_SETLEASE)
+        if flags & os.O_NONBLOCK:
+            raise
+        return os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+    except OSError as e:
+        if e.errno == errno.ENXIO:
+            raise stale() from e
+        raise
+
+
 class OpenFile:
     """The backing file of an inode that is open: one for all its handles.
 
@@ -377,13 +396,14 @@ class InodeTable:
         if inode.fd >= 0:
             if flags & os.O_PATH:
                 return os.dup(inode.fd)
-            return os.open(b"/proc/self/fd/%d" % inode.fd, (flags & ~os.O_NOFOLLOW) | os.O_CLOEXEC)
+            return open_at_once(b"/proc/self/fd/%d" % inode.fd, flags & ~os.O_NOFOLLOW)
         for parent, name in self._names(inode):
             try:
-                fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd(parent))
+                fd = open_at_once(name, flags | os.O_NOFOLLOW, dir_fd=self.fd(parent))
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            if self.key_of(os.fstat(fd)) == inode.key:
+            st = os.fstat(fd)
+            if self.key_of(st) == inode.key and stat.S_IFMT(st.st_mode) == inode.kind:
                 return fd
             os.close(fd)
         raise stale()

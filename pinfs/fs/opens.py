@@ -1,11 +1,12 @@
 """What opening and creating files have in common: backing file, handle, lookup count, and how to undo these."""
 
 import os
+import stat
 from contextlib import suppress
 
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FOPEN_KEEP_CACHE, FileHandle, HandleTable
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inodes import Inode, InodeTable, open_at_once, stale
 from pinfs.fs.types import CallerLike, Opened, make_opened
 from pinfs.fs.uncached import UncachedFiles
 
@@ -43,14 +44,17 @@ class Opens:
     ) -> tuple[Inode, os.stat_result]:
         """open(2) with O_CREAT: the inode counts one lookup and one handle more.
 
-        Without O_TRUNC, which is a removal; and without O_APPEND and O_DIRECT, which the kernel does itself.
+        Without O_TRUNC, which is a removal; and without O_APPEND and O_DIRECT, which the kernel does itself. ESTALE:
+        something else than a regular file has got the name behind pinfs.
         """
-        flags = flags & ~(os.O_TRUNC | os.O_APPEND | os.O_DIRECT) | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = flags & ~(os.O_TRUNC | os.O_APPEND | os.O_DIRECT) | os.O_CREAT | os.O_NOFOLLOW
         directory_fd = self._inodes.fd(directory)  # opened as the daemon
         with self._backing.creating_as(caller):
-            fd = os.open(name, flags, mode, dir_fd=directory_fd)
+            fd = open_at_once(name, flags, mode, dir_fd=directory_fd)
         try:
             st = os.fstat(fd)
+            if not stat.S_ISREG(st.st_mode):
+                raise stale()
             inode = self._inodes.intern(directory, name, st)
             self._backing.adopt(inode, fd, flags)
         except BaseException:
