@@ -31,23 +31,22 @@ def stale() -> OSError:
     return os_error(errno.ESTALE)
 
 
-def open_at_once(path: bytes, flags: int, mode: int = 0, *, dir_fd: int | None = None) -> int:
-    """open(2) of what should be a regular file or a directory, but may be another thing since a change behind pinfs.
+AT_ONCE: Final = os.O_NONBLOCK | os.O_CLOEXEC
+"""For open(2) of what should be a regular file or a directory, but may be a FIFO since a change behind pinfs: the event
+loop does not wait for its other end. For a file O_NONBLOCK means nothing, unless another process has a lease on it."""
 
-    With O_NONBLOCK (which means nothing for either) it does not wait for the other end of a FIFO. ESTALE: a FIFO that
-    no process reads, a socket, or a device without a driver. EAGAIN: another process has a lease, and the flags hold
-    O_NONBLOCK.
+
+def open_again(failure: OSError, path: bytes, flags: int, mode: int = 0, *, dir_fd: int | None = None) -> int:
+    """After open(2) with AT_ONCE has failed: a descriptor all the same, or the error for the caller.
+
+    ESTALE: a FIFO that no process reads, a socket, or a device without a driver. EAGAIN: another process has a lease
+    (fcntl(2), F_SETLEASE), and `flags` hold O_NONBLOCK themselves. Else the failure.
     """
-    try:
-        return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, mode, dir_fd=dir_fd)
-    except BlockingIOError:  # another file server has a lease on the backing file (fcntl(2), F_SETLEASE)
-        if flags & os.O_NONBLOCK:
-            raise
+    if failure.errno == errno.EAGAIN and not flags & os.O_NONBLOCK:
         return os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
-    except OSError as e:
-        if e.errno == errno.ENXIO:
-            raise stale() from e
-        raise
+    if failure.errno == errno.ENXIO:
+        raise stale() from failure
+    raise failure
 
 
 class OpenFile:
@@ -396,12 +395,20 @@ class InodeTable:
         if inode.fd >= 0:
             if flags & os.O_PATH:
                 return os.dup(inode.fd)
-            return open_at_once(b"/proc/self/fd/%d" % inode.fd, flags & ~os.O_NOFOLLOW)
-        for parent, name in self._names(inode):
+            path = b"/proc/self/fd/%d" % inode.fd
+            flags &= ~os.O_NOFOLLOW
             try:
-                fd = open_at_once(name, flags | os.O_NOFOLLOW, dir_fd=self.fd(parent))
+                return os.open(path, flags | AT_ONCE)
+            except OSError as e:
+                return open_again(e, path, flags)
+        for parent, name in self._names(inode):
+            parent_fd = self.fd(parent)
+            try:
+                fd = os.open(name, flags | os.O_NOFOLLOW | AT_ONCE, dir_fd=parent_fd)
             except (FileNotFoundError, NotADirectoryError):
                 continue
+            except OSError as e:
+                fd = open_again(e, name, flags | os.O_NOFOLLOW, dir_fd=parent_fd)
             st = os.fstat(fd)
             if self.key_of(st) == inode.key and stat.S_IFMT(st.st_mode) == inode.kind:
                 return fd

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FOPEN_KEEP_CACHE, FileHandle, HandleTable
-from pinfs.fs.inodes import Inode, InodeTable, open_at_once, stale
+from pinfs.fs.inodes import AT_ONCE, Inode, InodeTable, open_again, stale
 from pinfs.fs.types import CallerLike, Opened, make_opened
 from pinfs.fs.uncached import UncachedFiles
 
@@ -50,7 +50,10 @@ class Opens:
         flags = flags & ~(os.O_TRUNC | os.O_APPEND | os.O_DIRECT) | os.O_CREAT | os.O_NOFOLLOW
         directory_fd = self._inodes.fd(directory)  # opened as the daemon
         with self._backing.creating_as(caller):
-            fd = open_at_once(name, flags, mode, dir_fd=directory_fd)
+            try:
+                fd = os.open(name, flags | AT_ONCE, mode, dir_fd=directory_fd)
+            except OSError as e:
+                fd = open_again(e, name, flags, mode, dir_fd=directory_fd)
         try:
             st = os.fstat(fd)
             if not stat.S_ISREG(st.st_mode):
