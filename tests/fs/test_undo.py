@@ -4,10 +4,15 @@ import errno
 import os
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
+import pyfuse3
 import pytest
+from bridge.fake_kernel import dispatching
 
+from pinfs.bridge import wire
+from pinfs.bridge.pyfuse3_adapter import Pyfuse3Adapter
 from pinfs.fs.inodes import ROOT_ID
 
 from .conftest import ME, Bench
@@ -48,6 +53,20 @@ async def test_an_open_that_may_not_drop_set_ids(bench: Bench, nodeid: int, monk
     monkeypatch.setattr(os, "chmod", refuse)
     with nothing_stays(bench):
         await bench.ops.open(nodeid, CUT, ME, kill_suidgid=True)
+
+
+async def test_the_reply_to_an_open_that_may_not_drop_set_ids(
+    bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "chmod", refuse)
+    async with dispatching(bench.ops) as (kernel, _):
+        reply = await kernel.ask(wire.OPEN, wire.OPEN_IN.pack(CUT, wire.OPEN_KILL_SUIDGID), nodeid)
+    assert reply.error == -errno.EPERM
+    user = SimpleNamespace(uid=1000, gid=1000, pid=1, umask=0)
+    with pytest.raises(pyfuse3.FUSEError) as refused:
+        await Pyfuse3Adapter(bench.ops).open(nodeid, CUT, user)  # type: ignore[arg-type]
+    assert refused.value.errno == errno.EPERM
+    assert (len(bench.ops.handles), bench.fs.backing.open_files) == (0, 0)
 
 
 async def test_an_open_drops_set_ids(bench: Bench, nodeid: int) -> None:
