@@ -27,7 +27,7 @@ class Opens:
     def opened(self, inode: Inode, flags: int, *, with_entry: bool = False) -> Opened:
         """A handle for an inode whose backing file is open. `with_entry`: the reply also carries attributes."""
         backing_id = self._backing.passthrough_id(inode)
-        if backing_id and flags & os.O_ACCMODE == os.O_RDWR:
+        if backing_id and flags & os.O_ACCMODE == os.O_RDWR and inode.nodeid not in self._uncached:
             self._uncached.enter(inode.nodeid, with_entry)
         fh = self._handles.add(FileHandle(inode, flags))
         return make_opened((fh, 0 if backing_id else FOPEN_KEEP_CACHE, backing_id))

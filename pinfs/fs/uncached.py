@@ -33,10 +33,9 @@ class UncachedFiles(set[int]):
 
     def enter(self, nodeid: int, with_attributes: bool) -> None:
         """The file was opened as said above. `with_attributes`: the reply carries those that it has now."""
-        if nodeid not in self:
-            self.add(nodeid)
-            if not with_attributes:
-                self.on_entered(nodeid)
+        self.add(nodeid)
+        if not with_attributes:
+            self.on_entered(nodeid)
 
     def recheck(self, inode: Inode) -> None:
         """Let the kernel cache the attributes of `inode` again if nothing can store to it any more.
