@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ from typing import Any
 
 import hypothesis
 import pytest
-from support import acts, mounts
+from support import acts, mounts, seeds
 from support.actor import Actors
 from support.mounts import Mount
 
@@ -24,11 +25,23 @@ PR_GET_SECUREBITS, PR_SET_SECUREBITS = 27, 28
 NewMount = Callable[..., Mount]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Hypothesis takes the run's seed, unless the command line has another one for it."""
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(seeds.SEED)
+
+
+def pytest_report_header() -> str:
+    return f"seed: {seeds.SEED} ({seeds.REPEAT})"
+
+
 @pytest.fixture(autouse=True)
 def _same_process_as_before() -> Iterator[None]:
     """Operations that run in the test process change its umask, and how it becomes another user (prctl(2),
     SECBIT_NO_SETUID_FIXUP). Its children would inherit both, and be root under another name."""
     securebits, umask = acts.libc.prctl(PR_GET_SECUREBITS), os.umask(0o022)
+    random.seed(seeds.SEED)
     yield
     acts.libc.prctl(PR_SET_SECUREBITS, securebits)
     os.umask(umask)
@@ -105,9 +118,10 @@ def shared_dir(shared_mount: Mount) -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
-    """A failed test shows what the daemons that it had wrote."""
+    """A failed test shows its seed, and what the daemons that it had wrote."""
     report = yield
     if report.failed:
+        report.sections.append(("seed", seeds.REPEAT))
         for live in (live for live in mounts.live if live.base.exists()):
             report.sections.append((f"log of the daemon on {live.path}", live.log()[-20_000:]))
     return report
@@ -115,7 +129,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Nothing of ours stays mounted, and no daemon unburied, or the run fails."""
+    """Nothing of ours stays mounted, and no daemon is left unreaped, or the run fails."""
     for mount in mounts.live:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         print(f"\nnever stopped by its test: {mount.path}, daemon {mount.pid}")

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-import random
 
 import pytest
 from support import acts as common
 from support.actor import eventually
 from support.mounts import Mount
+from support.seeds import SEED
 
 from breaks import storm
 
 SECONDS = float(os.environ.get("PINFS_STRESS_SECONDS", "15"))
-SEED = int(os.environ.get("PINFS_STRESS_SEED", random.randrange(1 << 32)))
 EACH = 50
 
 
 @pytest.mark.mount("break_timeout=0.02", "log_level=warning")
 def test_storm(mount: Mount) -> None:
-    """PINFS_STRESS_SECONDS and PINFS_STRESS_SEED say how long and which; the seed is shown by a failure."""
-    print("PINFS_STRESS_SEED", SEED)
+    """PINFS_STRESS_SECONDS says how long, PINFS_SEED which."""
     mount.watch(SECONDS + 200)
     paths = [str(mount.path / name) for name in "abcd"]
     for path in paths:

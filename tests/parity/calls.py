@@ -16,10 +16,11 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 PROGRAM = __file__
 CAPABILITY_VERSION_3 = 0x20080522
+CAP_FSETID = 4
 CLOCK_REALTIME_COARSE = 5  # clock_gettime(2): the clock of time stamps
 FALLOC = {
     "KEEP_SIZE": 1,
@@ -34,6 +35,10 @@ AT = {"SYMLINK_NOFOLLOW": 0x100, "EACCESS": 0x200, "SYMLINK_FOLLOW": 0x400, "EMP
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 AT_FDCWD = -100
 PAGE = 4096
+SET_IDS = stat.S_ISUID | stat.S_ISGID
+ACCESS_ACL = "system.posix_acl_access"
+NATIVE, MOUNTED = 0, 1
+"""The places of the two sides in every list of both."""
 # ns; other times were set on purpose and are compared as they are
 NEAR_NOW = range(1_600_000_000_000_000_000, 4_000_000_000_000_000_000)
 
@@ -82,6 +87,13 @@ def long(value: int) -> ctypes.c_longlong:
     return ctypes.c_longlong(value)
 
 
+def may_keep_set_ids() -> bool:
+    """Whether this process has CAP_FSETID (capabilities(7)): its writes then leave set-id bits alone."""
+    with open("/proc/self/status") as lines:
+        status = dict(line.split(":", 1) for line in lines)
+    return bool(int(status["CapEff"], 16) >> CAP_FSETID & 1)
+
+
 class Flock:
     """struct flock of fcntl(2), 64-bit."""
 
@@ -109,8 +121,9 @@ class Side:
         self.slots: dict[int, int] = {}
         self.maps: dict[int, mmap.mmap] = {}
         self._times: dict[tuple[int, str], int] = {}
+        self.may_keep_set_ids = may_keep_set_ids()
 
-    def _path(self, name: bytes) -> bytes:
+    def path(self, name: bytes) -> bytes:
         return self.root + b"/" + name
 
     def _put(self, slot: int, fd: int) -> None:
@@ -148,10 +161,10 @@ class Side:
         return {name: value for name, value in facts.items() if name not in self.unseen}
 
     def stat(self, path: bytes) -> dict[str, Any]:
-        return self._facts(os.stat(self._path(path)))
+        return self._facts(os.stat(self.path(path)))
 
     def lstat(self, path: bytes) -> dict[str, Any]:
-        return self._facts(os.lstat(self._path(path)))
+        return self._facts(os.lstat(self.path(path)))
 
     def fstat(self, slot: int) -> dict[str, Any]:
         return self._facts(os.fstat(self.slots[slot]))
@@ -159,7 +172,7 @@ class Side:
     def statx(self, path: bytes, flags: str) -> dict[str, Any]:
         """The fields of statx(2) that stat does not have."""
         buffer = ctypes.create_string_buffer(256)
-        checked(libc.statx(AT_FDCWD, self._path(path), bits(flags, AT), 0xFFF, buffer))
+        checked(libc.statx(AT_FDCWD, self.path(path), bits(flags, AT), 0xFFF, buffer))
         mask, _block, attributes = struct.unpack_from("IIQ", buffer.raw)
         (inode,) = struct.unpack_from("Q", buffer.raw, 32)
         seconds, nanoseconds = struct.unpack_from("qI", buffer.raw, 80)
@@ -170,7 +183,7 @@ class Side:
     # --- files
 
     def open(self, slot: int, path: bytes, flags: str, mode: int) -> None:
-        self._put(slot, os.open(self._path(path), bits(flags) | os.O_NONBLOCK | os.O_NOCTTY, mode))
+        self._put(slot, os.open(self.path(path), bits(flags) | os.O_NONBLOCK | os.O_NOCTTY, mode))
 
     def openat(self, slot: int, directory: int, path: bytes, flags: str, mode: int) -> None:
         fd = os.open(path, bits(flags) | os.O_NONBLOCK | os.O_NOCTTY, mode, dir_fd=self.slots[directory])
@@ -214,7 +227,7 @@ class Side:
         return os.pwritev(self.slots[slot], [filled(piece) for piece in pieces], offset, bits(flags, prefix="RWF_"))
 
     def truncate(self, path: bytes, size: int) -> None:
-        os.truncate(self._path(path), size)
+        os.truncate(self.path(path), size)
 
     def ftruncate(self, slot: int, size: int) -> None:
         os.ftruncate(self.slots[slot], size)
@@ -314,58 +327,58 @@ class Side:
     # --- names
 
     def mkdir(self, path: bytes, mode: int) -> None:
-        os.mkdir(self._path(path), mode)
+        os.mkdir(self.path(path), mode)
 
     def rmdir(self, path: bytes) -> None:
-        os.rmdir(self._path(path))
+        os.rmdir(self.path(path))
 
     def unlink(self, path: bytes) -> None:
-        os.unlink(self._path(path))
+        os.unlink(self.path(path))
 
     def rename(self, old: bytes, new: bytes, flags: str) -> None:
         value = bits(flags, RENAME)
-        checked(libc.renameat2(AT_FDCWD, self._path(old), AT_FDCWD, self._path(new), value))
+        checked(libc.renameat2(AT_FDCWD, self.path(old), AT_FDCWD, self.path(new), value))
 
     def link(self, old: bytes, new: bytes, follow: bool) -> None:
         flags = AT["SYMLINK_FOLLOW"] if follow else 0
-        checked(libc.linkat(AT_FDCWD, self._path(old), AT_FDCWD, self._path(new), flags))
+        checked(libc.linkat(AT_FDCWD, self.path(old), AT_FDCWD, self.path(new), flags))
 
     def link_slot(self, slot: int, new: bytes, through_proc: bool) -> None:
         """Gives an open file a name: by AT_EMPTY_PATH (privileged), or through /proc (what O_TMPFILE users do)."""
         if through_proc:
             magic = b"/proc/self/fd/%d" % self.slots[slot]
-            checked(libc.linkat(AT_FDCWD, magic, AT_FDCWD, self._path(new), AT["SYMLINK_FOLLOW"]))
+            checked(libc.linkat(AT_FDCWD, magic, AT_FDCWD, self.path(new), AT["SYMLINK_FOLLOW"]))
         else:
-            checked(libc.linkat(self.slots[slot], b"", AT_FDCWD, self._path(new), AT["EMPTY_PATH"]))
+            checked(libc.linkat(self.slots[slot], b"", AT_FDCWD, self.path(new), AT["EMPTY_PATH"]))
 
     def symlink(self, target: bytes, path: bytes) -> None:
-        os.symlink(target, self._path(path))
+        os.symlink(target, self.path(path))
 
     def readlink(self, path: bytes) -> bytes:
-        return os.readlink(self._path(path))
+        return os.readlink(self.path(path))
 
     def mknod(self, path: bytes, kind: str, mode: int, device: int) -> None:
-        os.mknod(self._path(path), getattr(stat, "S_IF" + kind) | mode, device)
+        os.mknod(self.path(path), getattr(stat, "S_IF" + kind) | mode, device)
 
     def listdir(self, path: bytes) -> list[bytes]:
-        return sorted(os.listdir(self._path(path)))
+        return sorted(os.listdir(self.path(path)))
 
     def access(self, path: bytes, mode: int, flags: str) -> None:
-        checked(libc.faccessat(AT_FDCWD, self._path(path), mode, bits(flags, AT)))
+        checked(libc.faccessat(AT_FDCWD, self.path(path), mode, bits(flags, AT)))
 
     def chmod(self, path: bytes, mode: int) -> None:
-        os.chmod(self._path(path), mode)
+        os.chmod(self.path(path), mode)
 
     def chown(self, path: bytes, uid: int, gid: int, follow: bool) -> None:
-        os.chown(self._path(path), uid, gid, follow_symlinks=follow)
+        os.chown(self.path(path), uid, gid, follow_symlinks=follow)
 
     def utimens(self, path: bytes, atime: tuple[int, int], mtime: tuple[int, int], flags: str) -> None:
         times = struct.pack("qqqq", *atime, *mtime)
-        checked(libc.utimensat(AT_FDCWD, self._path(path), times, bits(flags, AT)))
+        checked(libc.utimensat(AT_FDCWD, self.path(path), times, bits(flags, AT)))
 
     def utimens_now(self, path: bytes, flags: str) -> None:
         """The null form: it needs less permission than explicit times."""
-        checked(libc.utimensat(AT_FDCWD, self._path(path), None, bits(flags, AT)))
+        checked(libc.utimensat(AT_FDCWD, self.path(path), None, bits(flags, AT)))
 
     def futimens(self, slot: int, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
         checked(libc.futimens(self.slots[slot], struct.pack("qqqq", *atime, *mtime)))
@@ -376,16 +389,16 @@ class Side:
     # --- attributes
 
     def setxattr(self, path: bytes, attribute: tuple[str, bytes], flags: str, follow: bool) -> None:
-        os.setxattr(self._path(path), *attribute, bits(flags, prefix="XATTR_"), follow_symlinks=follow)
+        os.setxattr(self.path(path), *attribute, bits(flags, prefix="XATTR_"), follow_symlinks=follow)
 
     def getxattr(self, path: bytes, name: str, follow: bool) -> bytes:
-        return os.getxattr(self._path(path), name, follow_symlinks=follow)
+        return os.getxattr(self.path(path), name, follow_symlinks=follow)
 
     def listxattr(self, path: bytes, follow: bool) -> list[str]:
-        return sorted(os.listxattr(self._path(path), follow_symlinks=follow))
+        return sorted(os.listxattr(self.path(path), follow_symlinks=follow))
 
     def removexattr(self, path: bytes, name: str, follow: bool) -> None:
-        os.removexattr(self._path(path), name, follow_symlinks=follow)
+        os.removexattr(self.path(path), name, follow_symlinks=follow)
 
     def fsetxattr(self, slot: int, attribute: tuple[str, bytes]) -> None:
         os.setxattr(self.slots[slot], *attribute)
@@ -500,15 +513,137 @@ def become(uid: int, gid: int, groups: list[int]) -> None:
         checked(libc.capset(struct.pack("Ii", CAPABILITY_VERSION_3, 0), bytes(24)))
 
 
-def serve(who: tuple[int, int, list[int]], roots: list[bytes], unseen: list[str]) -> None:
-    """Answers one line for each line (call, arguments): the outcomes on all roots."""
+# --- known differences in set-id bits
+
+
+class KnownDifference(NamedTuple):
+    """One row of docs/promises.md: after certain calls one side keeps set-id bits of a file that the other drops."""
+
+    keeper: int
+    """NATIVE or MOUNTED."""
+    file: Callable[[Side, str, tuple[Any, ...]], bytes | int | None]
+    """The file that a call changes, as stat(2) takes it; None for calls to which the row does not apply."""
+    bits: Callable[[Side, bytes | int], int]
+    """The bits that the keeper keeps, from the caller's rights and the file as it is before the call."""
+
+
+def _written(side: Side, call: str, arguments: tuple[Any, ...]) -> int | None:
+    if call in ("write", "pwrite", "pwritev", "direct_write"):
+        return side.slots.get(arguments[0])
+    return side.slots.get(arguments[1]) if call == "copy_file_range" else None
+
+
+def _allocated(side: Side, call: str, arguments: tuple[Any, ...]) -> int | None:
+    return side.slots.get(arguments[0]) if call == "fallocate" else None
+
+
+def _cut(side: Side, call: str, arguments: tuple[Any, ...]) -> bytes | int | None:
+    if call in ("ftruncate", "fallocate"):
+        return side.slots.get(arguments[0])
+    if call == "truncate":
+        return side.path(arguments[0])
+    if call == "reopen" and "TRUNC" in arguments[2]:
+        return side.slots.get(arguments[1])
+    if call == "openat" and "TRUNC" in arguments[3] and arguments[1] in side.slots:
+        return b"/proc/%d/fd/%d/%s" % (os.getpid(), side.slots[arguments[1]], arguments[2])
+    return side.path(arguments[1]) if call == "open" and "TRUNC" in arguments[2] else None
+
+
+def _given_an_acl(side: Side, call: str, arguments: tuple[Any, ...]) -> bytes | int | None:
+    if call not in ("setxattr", "fsetxattr") or arguments[1][0] != ACCESS_ACL:
+        return None
+    return side.slots.get(arguments[0]) if call == "fsetxattr" else side.path(arguments[0])
+
+
+def _is_in_group(st: os.stat_result) -> bool:
+    return st.st_gid in {os.getegid(), *os.getgroups()}
+
+
+def _all_by_capability(side: Side, file: bytes | int) -> int:
+    return SET_IDS if side.may_keep_set_ids else 0
+
+
+def _all_beside_a_file_capability(side: Side, file: bytes | int) -> int:
+    return SET_IDS if side.may_keep_set_ids and "security.capability" in os.listxattr(file) else 0
+
+
+def _sgid_by_membership(side: Side, file: bytes | int) -> int:
+    """setattr_should_drop_sgid(): without S_IXGRP the bit falls only when a stranger to the group changes the file."""
+    st = os.stat(file)
+    return stat.S_ISGID if _is_in_group(st) and not st.st_mode & stat.S_IXGRP else 0
+
+
+def _sgid_of_strangers(side: Side, file: bytes | int) -> int:
+    st = os.stat(file)
+    return 0 if side.may_keep_set_ids or _is_in_group(st) or st.st_mode & stat.S_IXGRP else stat.S_ISGID
+
+
+def _sgid_of_an_owner(side: Side, file: bytes | int) -> int:
+    return 0 if side.may_keep_set_ids or _is_in_group(os.stat(file)) else stat.S_ISGID
+
+
+KNOWN = {
+    "root writes": KnownDifference(NATIVE, _written, _all_by_capability),
+    "a member of the group writes": KnownDifference(NATIVE, _written, _sgid_by_membership),
+    "root allocates": KnownDifference(NATIVE, _allocated, _all_beside_a_file_capability),
+    "a stranger to the group cuts": KnownDifference(MOUNTED, _cut, _sgid_of_strangers),
+    "an owner sets an ACL": KnownDifference(MOUNTED, _given_an_acl, _sgid_of_an_owner),
+}
+"""By what happens to a file with set-id bits."""
+
+Change = tuple[bytes, int]
+"""A file by its path, and the mode that it is to get."""
+
+
+class Leveller:
+    """Takes from one side's file the set-id bits that a known difference has taken from the other's.
+
+    Later steps need no excuse then, and whatever else differs stays as it is, to be found. For calls that succeed on
+    both sides and change the file's ctime, so that one change more does not show.
+    """
+
+    def __init__(self, known: Iterable[str], sides: list[Side], call: str, arguments: tuple[Any, ...]) -> None:
+        """Before the call."""
+        self._step = call, arguments
+        self._sides = sides
+        self._known = [(KNOWN[name], self._bits(KNOWN[name])) for name in known]
+
+    def _bits(self, known: KnownDifference) -> int:
+        """As the native side says: the mount is not asked for what the kernel may remember of the answer."""
+        side = self._sides[NATIVE]
+        try:
+            file = known.file(side, *self._step)
+            return 0 if file is None else known.bits(side, file)
+        except OSError:
+            return 0  # not there, or no way to it
+
+    def changes(self) -> list[Change]:
+        """After the call: what is to be done."""
+        return [change for known, bits in self._known if bits for change in self._change(known, bits)]
+
+    def _change(self, known: KnownDifference, bits: int) -> list[Change]:
+        keeper, dropper = self._sides[known.keeper], self._sides[1 - known.keeper]
+        file, other = known.file(keeper, *self._step), known.file(dropper, *self._step)
+        assert file is not None and other is not None
+        mode, left = os.stat(file).st_mode, os.stat(other).st_mode
+        lost = mode & ~left
+        if not stat.S_ISREG(mode) or not lost or mode ^ left != lost or lost & ~bits:
+            return []
+        path = b"/proc/%d/fd/%d" % (os.getpid(), file) if isinstance(file, int) else file
+        return [(path, stat.S_IMODE(left))]
+
+
+def serve(who: tuple[int, int, list[int]], roots: list[bytes], unseen: list[str], known: list[str]) -> None:
+    """Answers one line for each line (call, arguments): the outcomes on all roots, and what levels the files."""
     become(*who)
     sides = [Side(root, unseen) for root in roots]
     for line in sys.stdin.buffer:
         name, arguments = ast.literal_eval(line.decode())
         next_tick()
+        leveller = Leveller(known, sides, name, arguments)
         answers = [outcome(getattr(side, name), arguments) for side in sides]
-        sys.stdout.buffer.write(repr(answers).encode() + b"\n")
+        done = all(kind == "ok" and value != 0 for kind, value in answers)
+        sys.stdout.buffer.write(repr((answers, leveller.changes() if done else [])).encode() + b"\n")
         sys.stdout.buffer.flush()
 
 

@@ -73,7 +73,7 @@ read_lengths = st.sampled_from(
 letters = st.sampled_from([b"A", b"B", b"C", b"D", b"\0"])
 fills = st.tuples(letters, lengths)
 modes = st.sampled_from(
-    [0o777, 0o755, 0o644, 0o600, 0o400, 0o200, 0o111, 0, 0o4755, 0o2755, 0o6777, 0o2644, 0o1777, 0o2770]
+    [0o777, 0o755, 0o644, 0o600, 0o400, 0o200, 0o111, 0, 0o4755, 0o2755, 0o6777, 0o2644, 0o2666, 0o1777, 0o2770]
 )
 uids = st.sampled_from([-1, 0, 41001, 41002])
 gids = st.sampled_from([-1, 0, 41001, 42000])

@@ -11,11 +11,17 @@ from support import mounts
 @dataclass(frozen=True)
 class Mode:
     """`left_out`: calls that are not made and flags that are not used; `unseen`: facts that are not compared (see
-    calls.Side)."""
+    calls.Side); `known`: the differences in set-id bits that are documented (calls.KNOWN)."""
 
     options: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
+    known: tuple[str, ...] = (
+        "root writes",
+        "a member of the group writes",
+        "root allocates",
+        "a stranger to the group cuts",
+    )
 
 
 STRAIGHT = Mode(("dev",))  # as the native directory is mounted
@@ -34,11 +40,13 @@ PYFUSE3_ALONE = Mode(
     (*STRAIGHT.options, "bridge=off"),
     (*THROUGH_THE_DAEMON.left_out, "fallocate", "TMPFILE", "DATA", "HOLE", "REPLACE"),
     (*THROUGH_THE_DAEMON.unseen, "data", "data ranges", "btime", "mask"),
+    (*THROUGH_THE_DAEMON.known, "an owner sets an ACL"),
 )
 BY_A_USER = Mode(
     (),
     (*THROUGH_THE_DAEMON.left_out, "mknod"),  # anybody may make device 0:0, and fusermount3 mounts with nodev
     THROUGH_THE_DAEMON.unseen,
+    (),  # one uid without a capability, on both sides
 )
 
 

@@ -41,13 +41,15 @@ class DifferenceError(AssertionError):
 class Worker:
     """One actor's process; see calls.serve."""
 
-    def __init__(self, who: tuple[int, int, list[int]], roots: Sequence[bytes], unseen: Iterable[str]) -> None:
-        command = [sys.executable, PROGRAM, "--worker", repr((who, list(roots), list(unseen)))]
+    def __init__(
+        self, who: tuple[int, int, list[int]], roots: Sequence[bytes], unseen: Iterable[str], known: Iterable[str]
+    ) -> None:
+        command = [sys.executable, PROGRAM, "--worker", repr((who, list(roots), list(unseen), list(known)))]
         environment = {**os.environ, "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
-    def ask(self, name: str, arguments: Sequence[Any]) -> list[tuple[str, Any]]:
-        """The outcomes of one call, one for each side."""
+    def ask(self, name: str, arguments: Sequence[Any]) -> tuple[list[tuple[str, Any]], list[tuple[bytes, int]]]:
+        """The outcomes of one call, one for each side, and the modes of files to set after it (calls.Leveller)."""
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(repr((name, tuple(arguments))).encode() + b"\n")
         self.process.stdin.flush()
@@ -56,8 +58,10 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             raise DifferenceError(f"the worker died: {self.process.wait()}")
-        answers: list[tuple[str, Any]] = ast.literal_eval(line.decode())
-        return answers
+        answers: list[tuple[str, Any]]
+        changes: list[tuple[bytes, int]]
+        answers, changes = ast.literal_eval(line.decode())
+        return answers, changes
 
     def close(self) -> None:
         assert self.process.stdin and self.process.stdout
@@ -71,17 +75,25 @@ class Pair:
     """A native directory and one on the mount, made anew for each sequence of steps; `source` lies behind it.
 
     `unseen` names facts that are not compared. Blocks never are but on tmpfs, which alone gives the same file the same
-    blocks every time.
+    blocks every time. `known` names the differences in set-id bits that the mount may show (calls.KNOWN).
     """
 
-    def __init__(self, native: Path, mounted: Path, source: Path | None = None, unseen: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        native: Path,
+        mounted: Path,
+        source: Path | None = None,
+        unseen: Iterable[str] = (),
+        known: Iterable[str] = (),
+    ) -> None:
         self._tops = [native, mounted]
         self._source = source
         self.roots = [os.fsencode(top / "parity" / "root") for top in self._tops]
         self.unseen = sorted({*unseen, *(() if _magic(native) == TMPFS_MAGIC else ("blocks",))})
+        self.known = sorted(known)
         self._make_roots()
         actors = ACTORS if os.geteuid() == 0 else {"root": ACTORS["root"], "root2": ACTORS["root2"]}
-        self.workers = {name: Worker(who, self.roots, self.unseen) for name, who in actors.items()}
+        self.workers = {name: Worker(who, self.roots, self.unseen, self.known) for name, who in actors.items()}
         self.steps: list[Step] = []
 
     def begin(self) -> None:
@@ -106,8 +118,10 @@ class Pair:
         """Makes one call on both sides. Returns its outcome; raises DifferenceError."""
         self.steps.append((who, name, *arguments))
         worker = self.workers.get(who, self.workers["root2"])  # an ordinary user plays all of them
-        native, mounted = worker.ask(name, arguments)
-        if native != forgiven(native, mounted):
+        (native, mounted), changes = worker.ask(name, arguments)
+        for path, mode in changes:
+            os.chmod(path, mode)
+        if native != mounted:
             raise DifferenceError(f"{who}: {name}{arguments}\n{_difference(native, mounted)}")
         return native
 
@@ -147,34 +161,16 @@ class Pair:
         sources = [here.joinpath(name).read_text() for name in REPLAY_SOURCES]
         lines = [line for source in sources for line in source.splitlines() if not line.endswith(LEFT_OUT)]
         steps = "".join(f"    {step!r},\n" for step in self.steps)
-        replaying = f"replay(STEPS, Path(sys.argv[1]), Path(sys.argv[2]), {self.unseen!r})"
+        replaying = f"replay(STEPS, Path(sys.argv[1]), Path(sys.argv[2]), {self.unseen!r}, {self.known!r})"
         main = f"if __name__ == '__main__':\n    {replaying}\n"
         return "\n".join(lines) + f"\n\nSTEPS = [\n{steps}]\n\n{main}"
 
 
-def forgiven(native: Any, mounted: Any) -> Any:
-    """What the mount showed, with set-id bits where only they are missing: passed-through writes drop root's, too
-    (docs/limits.md)."""
-    if isinstance(native, dict) and isinstance(mounted, dict):
-        whole = {key: forgiven(native.get(key), value) for key, value in mounted.items()}
-        if "mode" in whole and _only_set_ids_fell(native.get("mode", ""), mounted["mode"]):
-            whole["mode"] = native["mode"]
-        return whole
-    if type(native) is type(mounted) and isinstance(native, list | tuple) and len(native) == len(mounted):
-        return type(mounted)(forgiven(n, m) for n, m in zip(native, mounted, strict=True))
-    return mounted
-
-
-def _only_set_ids_fell(native: str, mounted: str) -> bool:
-    """Of regular files, as stat.filemode writes it."""
-    fallen = {("s", "x"), ("S", "-")}
-    pairs = list(zip(native, mounted, strict=False))
-    return native.startswith("-") and all(n == m or (n, m) in fallen for n, m in pairs)
-
-
-def replay(steps: Sequence[Step], native: Path, mounted: Path, unseen: Sequence[str]) -> None:
+def replay(
+    steps: Sequence[Step], native: Path, mounted: Path, unseen: Sequence[str], known: Sequence[str] = ()
+) -> None:
     """Makes the steps and shows each outcome; ends with the first difference."""
-    pair = Pair(native, mounted, unseen=unseen)
+    pair = Pair(native, mounted, unseen=unseen, known=known)
     try:
         for who, name, *arguments in steps:
             print(who, name, arguments, "->", pair.step(who, name, *arguments))

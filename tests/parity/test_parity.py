@@ -11,15 +11,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from mounted.world import USER, as_user
 from support import mounts
+from support.seeds import SEED
 
 from parity import grammar
 from parity.grammar import Existing, Mapped, Opened
@@ -130,16 +132,25 @@ PROFILE = settings(
 
 
 def drive(
-    native: Path, mounted: Path, source: Path | None = None, seconds: float = SECONDS, mode: Mode = STRAIGHT
+    native: Path,
+    mounted: Path,
+    source: Path | None = None,
+    seconds: float = SECONDS,
+    mode: Mode = STRAIGHT,
+    rounds: Iterator[int] | None = None,
 ) -> None:
-    """Sequences until the time is up, at least one round. A failure prints the replay script of the shortest one."""
-    pair = Pair(native, mounted, source, mode.unseen)
+    """Sequences until the time is up, at least one round; `rounds` number the seeds that are used.
+
+    A failure prints the replay script of the shortest sequence that fails.
+    """
+    pair = Pair(native, mounted, source, mode.unseen, mode.known)
     machine = type("Parity", (ParityMachine,), {"pair": pair, "left_out": frozenset(mode.left_out)})
     end = time.monotonic() + seconds
     try:
-        run_state_machine_as_test(machine, settings=PROFILE)
-        while time.monotonic() < end:
-            run_state_machine_as_test(machine, settings=PROFILE)
+        for number in rounds or count():
+            run_state_machine_as_test(seed(f"{SEED} {number}")(machine), settings=PROFILE)
+            if time.monotonic() >= end:
+                break
     except DifferenceError:
         print(pair.script())
         raise
@@ -150,12 +161,13 @@ def drive(
 def drive_new_mounts(new: Callable[[], mounts.Mount], seconds: float, mode: Mode) -> None:
     """A fresh mount every minute: tests may not keep one for hours."""
     end = time.monotonic() + seconds
+    rounds = count()
     while time.monotonic() < end:
         mount = new()
         mount.watch(LIMIT_S)
         native = mount.base / "native"
         native.mkdir()
-        drive(native, mount.path, mount.source, min(60.0, end - time.monotonic()), mode)
+        drive(native, mount.path, mount.source, min(60.0, end - time.monotonic()), mode, rounds)
         mount.stop()
 
 
@@ -202,7 +214,7 @@ def two_directories(root: None) -> Iterator[list[Path]]:
 
 
 def test_the_comparison_itself_is_quiet(two_directories: list[Path]) -> None:
-    drive(two_directories[0], two_directories[1], seconds=0)
+    drive(two_directories[0], two_directories[1], seconds=0, mode=Mode(known=()))
 
 
 Spoil = Callable[[Path], object]
