@@ -38,15 +38,15 @@ class Channel:
 
     def __init__(self, mount: Mount, actor: Actor) -> None:
         self._actor = actor
-        self._fd: int = actor(os.open, str(mount.control("events")), os.O_RDWR)
+        self.fd: int = actor(os.open, str(mount.control("events")), os.O_RDWR)
 
     def next(self, limit_s: float = 20.0) -> list[dict[str, Any]]:
         """The events that have come; OSError(EAGAIN) when none comes in time."""
-        return [json.loads(line) for line in self._actor(acts.read_event_lines, self._fd, limit_s).splitlines()]
+        return [json.loads(line) for line in self._actor(acts.read_event_lines, self.fd, limit_s).splitlines()]
 
     def tell(self, *commands: str) -> int | None:
         """Writes commands. Returns the errno."""
-        return self._actor.errno(os.write, self._fd, "".join(f"{command}\n" for command in commands).encode())
+        return self._actor.errno(os.write, self.fd, "".join(f"{command}\n" for command in commands).encode())
 
     def close(self) -> None:
-        self._actor(os.close, self._fd)
+        self._actor(os.close, self.fd)

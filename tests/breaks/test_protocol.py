@@ -146,7 +146,7 @@ def test_a_deny_pin_beside_leases_refuses_and_nobody_is_told(patient: Mount, fil
     holder.pin(file, "lease", LEASE)
     holder.pin(file, "deny", f"{2 * PAGE}:1")
     assert patient.actor().errno(os.truncate, str(file), 0) == errno.EBUSY
-    assert holder.errno(common.read_event_lines, channel._fd, 0) == errno.EAGAIN
+    assert holder.errno(common.read_event_lines, channel.fd, 0) == errno.EAGAIN
     assert {pin["state"] for pin in patient.pins()} == {"held"}
 
 
