@@ -188,7 +188,7 @@ class Double:
         """_IOWR('P', 1, 8 bytes) turns its bytes around."""
         if cmd != REVERSE:
             raise OSError(errno.ENOTTY, "no such ioctl")
-        return data[::-1]
+        return bytes(data[::-1])
 
     # directories
 

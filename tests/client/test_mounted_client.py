@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -629,7 +630,7 @@ async def test_trio_callback_of_a_deny_pin(mount: Mount) -> None:
 
 async def test_trio_breaks(file: Path, breaker: Actor) -> None:
     async with pinfs.client.trio.pin(file, mode="lease") as held, trio.open_nursery() as nursery:
-        nursery.start_soon(trio.to_thread.run_sync, breaker, os.truncate, str(file), 0)
+        nursery.start_soon(trio.to_thread.run_sync, partial(breaker, os.truncate, str(file), 0))
         seen = []
         async for event in held.breaks():
             seen.append(event.op)

@@ -33,7 +33,8 @@ def test_answers_as_a_plain_list_does(
     assert list(tree.overlapping(low, high)) == [key for _, key in hits]
     assert list(tree.overlapping(low, high, after)) == [key for start, key in hits if (start, key) > after]
     assert tree.any_overlap(low, high) == bool(hits)
-    assert tree.first_overlap(low, high) in ([key for _, key in hits] or [None])
+    overlapping: list[int | None] = [key for _, key in hits]
+    assert tree.first_overlap(low, high) in (overlapping or [None])
     assert len(tree) == len(plain)
 
 

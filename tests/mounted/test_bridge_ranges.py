@@ -246,8 +246,8 @@ def test_blocks_are_shared_but_where_they_are_pinned(reflinks: Path, new_mount: 
     mount.actor().pin(mount.path / pinned, "p", f"{12 << 20}:1")
     user = mount.actor()
     for offset in range(0, size, 4 << 20):
-        fds = [user(os.open, str(mount.path / name), os.O_RDWR) for name in ("source", "target")]
-        assert user(os.copy_file_range, *fds, 4 << 20, offset, offset) == 4 << 20
+        source, target = (user(os.open, str(mount.path / name), os.O_RDWR) for name in ("source", "target"))
+        assert user(os.copy_file_range, source, target, 4 << 20, offset, offset) == 4 << 20
     after = {name: places(reflinks / name) for name in ("source", "target")}
     assert after["source"] == before["source"]
     kept = range((12 << 20) // PAGE, size // PAGE)

@@ -357,7 +357,7 @@ def test_attributes_are_remembered_when_nobody_can_store_any_more(any_place: Pla
     assert any_place.mount
     path = any_place.path / "file"
     path.write_bytes(bytes(8192))
-    looks = [path.stat, next_tick, next_tick] * 20
+    looks: list[Callable[[], object]] = [path.stat, next_tick, next_tick] * 20
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 8192) as shared:
         shared[0] = 1
         assert requests_of(any_place, looks) >= 20

@@ -190,7 +190,7 @@ def test_a_users_mount_does(fuse: None) -> None:
     try:
         with UsersMount(base) as mount:
             mount.watch(SECONDS + LIMIT_S)
-            command = [*as_user(USER), sys.executable, "-c", program, base]
+            command = [*as_user(USER), sys.executable, "-c", program, str(base)]
             done = subprocess.run(command, cwd=base, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     finally:
@@ -204,16 +204,16 @@ def drive_as_user() -> None:
 
 
 @pytest.fixture
-def two_directories(root: None) -> Iterator[list[Path]]:
+def two_directories(root: None) -> Iterator[tuple[Path, Path]]:
     base = mounts.new_base("tmpfs")
-    pair = [base / "one", base / "two"]
+    pair = base / "one", base / "two"
     for path in pair:
         path.mkdir()
     yield pair
     shutil.rmtree(base)
 
 
-def test_the_comparison_itself_is_quiet(two_directories: list[Path]) -> None:
+def test_the_comparison_itself_is_quiet(two_directories: tuple[Path, Path]) -> None:
     drive(two_directories[0], two_directories[1], seconds=0, mode=Mode(known=()))
 
 
@@ -240,7 +240,7 @@ SPOILS: dict[str, Spoil] = {
 
 
 @pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
-def test_the_comparison_finds(spoil: Spoil, two_directories: list[Path]) -> None:
+def test_the_comparison_finds(spoil: Spoil, two_directories: tuple[Path, Path]) -> None:
     pair = Pair(*two_directories)
     try:
         pair.step("root", "open", 0, b"a", "RDWR|CREAT", 0o644)
@@ -253,7 +253,7 @@ def test_the_comparison_finds(spoil: Spoil, two_directories: list[Path]) -> None
         pair.close()
 
 
-def test_a_failure_can_be_replayed(two_directories: list[Path], tmp_path: Path) -> None:
+def test_a_failure_can_be_replayed(two_directories: tuple[Path, Path], tmp_path: Path) -> None:
     pair = Pair(*two_directories)
     pair.step("root", "mkdir", b"d", 0o755)
     script = tmp_path / "replay.py"

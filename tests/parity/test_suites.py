@@ -84,7 +84,7 @@ def test_libfuse_test_syscalls(both: Both) -> None:
 
 @pytest.mark.parametrize("how", ["", "-Z -r 4096 -w 4096", "-W -R", "-A"], ids=["plain", "direct", "no mmap", "aio"])
 def test_fsx(both: Both, how: str) -> None:
-    command = [suite("fsx"), "-q", "-N", "20000", "-S", "1", *how.split(), "file"]
+    command: list[str | Path] = [suite("fsx"), "-q", "-N", "20000", "-S", "1", *how.split(), "file"]
     assert run(both.plain, *command).returncode == 0
     done = run(both.mounted, *command)
     assert done.returncode == 0, done.stdout

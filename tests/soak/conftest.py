@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from pinfs.config.options import PolicyBox, load
+from pinfs.config.options import load
+from pinfs.config.policies import PolicyBox
 from pinfs.fs.backing import NoPassthrough
 from pinfs.serve.assembly import FileSystem, assemble
 from soak.nest import Nest
