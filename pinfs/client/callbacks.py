@@ -53,10 +53,10 @@ class Workers:
     def __init__(self, limit: int = CALLBACKS) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[Callable[[], object]] = deque()
         self._running = 0
 
-    def submit(self, work: Callable[[], None]) -> None:
+    def submit(self, work: Callable[[], object]) -> None:
         """Have `work`, which does not raise, done by a thread. Raises RuntimeError where no thread can be started and
         none is running that could do it later."""
         with self._lock:
@@ -76,7 +76,7 @@ class Workers:
         while work := self._next():
             work()
 
-    def _next(self) -> Callable[[], None] | None:
+    def _next(self) -> Callable[[], object] | None:
         with self._lock:
             if self._waiting:
                 return self._waiting.popleft()

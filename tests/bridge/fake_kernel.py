@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -34,11 +35,15 @@ class Canned:
     """Operations that answer everything at once. `park_in` names one that waits for `gate` in a task, `wait_in` one
     that waits for a OneShot: those are in `events`."""
 
+    if TYPE_CHECKING:  # a test may replace any operation
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
     entry_timeout_s = attr_timeout_s = 1.5
 
     def __init__(self) -> None:
         self.uncached = UncachedFiles(lambda inode, flags: -1)
-        self.calls: list[tuple[str, tuple]] = []
+        self.calls: list[tuple[str, tuple[object, ...]]] = []
         self.park_in = ""
         self.wait_in = ""
         self.events: list[OneShot] = []
@@ -54,7 +59,7 @@ class Canned:
             if not add(b"name%d" % number, number + 1, ENTRY if plus else (7, 8)):
                 return
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         async def answer(*args, **kwargs):
             self.calls.append((name, args))
             if name == self.park_in:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections import Counter
+from typing import cast
 
 import trio
 from bridge.double import Double
@@ -19,6 +20,7 @@ from pinfs.bridge.negotiate import Negotiated, Requested
 from pinfs.bridge.passthrough import Passthrough
 from pinfs.bridge.pyfuse3_adapter import Plain
 from pinfs.bridge.transports import Bridged
+from pinfs.fs.operations import Operations
 
 
 async def open_gate_on_signal(double: Double) -> None:
@@ -27,10 +29,13 @@ async def open_gate_on_signal(double: Double) -> None:
             double.gate.set()
 
 
-async def main(source: str, mountpoint: str, kind: str) -> None:
+async def main(*words: str) -> None:
+    source, mountpoint, kind = words
     fd = mount.mount(source, mountpoint, mount.MountFlags(allow_other=True))
     registry = Passthrough()
     double = Double(source, registry)
+    operations = cast(Operations, double)
+    transport: Plain | Bridged
     source_fd = os.open(source, os.O_RDONLY)
 
     def on_negotiated(negotiated: Negotiated) -> None:
@@ -38,10 +43,10 @@ async def main(source: str, mountpoint: str, kind: str) -> None:
             registry.probe(fd, source_fd)
 
     if kind == "plain":
-        transport = Plain(fd, double, posix_acl=False)
+        transport = Plain(fd, operations, posix_acl=False)
     else:
         requested = Requested(passthrough=kind == "passthrough")
-        transport = Bridged(fd, double, requested, on_negotiated, Counter())
+        transport = Bridged(fd, operations, requested, on_negotiated, Counter())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(open_gate_on_signal, double)
         async with trio.open_nursery() as serving:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bridge.helpers import abort
@@ -305,7 +306,7 @@ def test_hup_reads_the_policy_again(base: Path) -> None:
 
 @pytest.mark.parametrize("option", ["bridge=on", "bridge=off"])
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT, "umount", "abort"])
-def test_every_end_is_a_good_end(base: Path, tmp_path: Path, option: str, by: signal.Signals | str) -> None:
+def test_every_end_is_a_good_end(base: Path, tmp_path: Path, option: str, by: Any) -> None:
     with Mount(base, [option]) as mount:
         (mount.path / "file").write_text("x")
         match by:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bridge.double import REVERSE, WAIT
@@ -41,17 +42,18 @@ class Doubled:
         if not mounts.wait_mounted(self.path, self.daemon, 20):
             raise AssertionError(self.daemon.communicate())
 
-    def end(self) -> dict:
+    def end(self) -> dict[str, Any]:
         """Unmount, after what close() has left in the queue (an unmount drops it): a lookup comes behind that."""
         assert not (self.path / "no such file").exists()
         mounts.umount(self.path)
         return self.wait()
 
-    def wait(self) -> dict:
+    def wait(self) -> dict[str, Any]:
         out, err = self.daemon.communicate(timeout=20)
         assert self.daemon.returncode == 0, err
         self.errors = err
-        return json.loads(out)
+        left: dict[str, Any] = json.loads(out)
+        return left
 
     def bury(self) -> None:
         mounts.force_umount(self.path)

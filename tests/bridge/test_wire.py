@@ -44,7 +44,8 @@ def file_stat(tmp_path) -> os.stat_result:
     path = tmp_path / "file"
     path.write_bytes(b"x" * 5000)
     os.utime(path, ns=(-1_500_000_000, 12_345_678_901))
-    return path.stat()
+    st: os.stat_result = path.stat()
+    return st
 
 
 def check_attr(data: bytes, nodeid: int, st: os.stat_result) -> None:

@@ -12,10 +12,10 @@ import pytest
 from cli.fakemount import FakeMount
 
 from pinfs.cli import backing, machine
-from pinfs.cli.findings import Level
+from pinfs.cli.findings import Finding, Level
 
 
-def found(directory: Path, check: str) -> backing.Finding:
+def found(directory: Path, check: str) -> Finding:
     (finding,) = [finding for finding in backing.check_backing(str(directory)) if finding.check == check]
     return finding
 
@@ -163,7 +163,9 @@ def test_debug_bundle_keeps_names_and_notes_to_itself(run, fake: FakeMount, tmp_
     assert run("debug", "-o", bundle).exit_code == 0
     assert bundle.stat().st_mode & 0o777 == 0o600
     with tarfile.open(bundle) as archive:
-        parts = {member.name.split("/", 1)[1]: archive.extractfile(member).read() for member in archive}
+        parts = {
+            member.name.split("/", 1)[1]: file.read() for member in archive if (file := archive.extractfile(member))
+        }
     assert {"versions.json", "doctor.json", "mount-0/pins", "mount-0/policy", "mount-0/metrics"} <= set(parts)
     assert json.loads(parts["mount-0/pins"])["id"] == 7
     assert all(b"SECRET" not in part for part in parts.values())

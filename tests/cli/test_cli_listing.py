@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli.fakemount import PIN, FakeMount
@@ -208,9 +209,9 @@ def test_watch_prints_the_trace_and_ends_after_count(run, fake: FakeMount) -> No
 
 
 def test_changes_of_the_table_as_events() -> None:
-    def kinds(before: list[dict[str, object]], now: list[dict[str, object]]) -> list[tuple[object, object]]:
-        tables = ({pin["id"]: PIN | pin for pin in pins} for pins in (before, now))
-        return [(event["event"], event["pin"]) for event in differences(*tables)]
+    def kinds(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[tuple[object, object]]:
+        old, new = ({pin["id"]: PIN | pin for pin in pins} for pins in (before, now))
+        return [(event["event"], event["pin"]) for event in differences(old, new)]
 
     held, breaking = {"id": 1, "state": "held"}, {"id": 1, "state": "breaking"}
     assert kinds([], [held]) == [("pinned", 1)]

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import click
@@ -105,7 +106,11 @@ def test_a_note_that_the_attribute_cannot_carry(run, tmp_path: Path, monkeypatch
 
 
 def test_wait_tries_again_while_a_removal_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [BlockingIOError(11, "x"), BlockingIOError(11, "x"), PinInfo(7, 0, 0, "deny", "held")]
+    answers: list[OSError | PinInfo] = [
+        BlockingIOError(11, "x"),
+        BlockingIOError(11, "x"),
+        PinInfo(7, 0, 0, "deny", "held"),
+    ]
 
     def register(*_args: object) -> PinInfo:
         answer = answers.pop(0)
@@ -117,7 +122,7 @@ def test_wait_tries_again_while_a_removal_is_under_way(tmp_path: Path, monkeypat
     file.write_text("")
     monkeypatch.setattr(verb, "require_pinfs", lambda _inode: None)
     monkeypatch.setattr(xattrs, "register", register)
-    monkeypatch.setattr(verb.time, "sleep", lambda _s: None)
+    monkeypatch.setattr(time, "sleep", lambda _s: None)
     assert verb.register(request(file=str(file), wait_s=60.0)).id == 7
     answers.append(BlockingIOError(11, "x"))
     with pytest.raises(BlockingIOError):
@@ -130,9 +135,7 @@ class Recorder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[object] = []
         monkeypatch.setattr(xattrs, "release", lambda _inode, name: self.done.append(name))
-        monkeypatch.setattr(
-            holding.os, "kill", lambda pid, number: self.done.append((pid, signal.Signals(number).name))
-        )
+        monkeypatch.setattr(os, "kill", lambda pid, number: self.done.append((pid, signal.Signals(number).name)))
 
 
 def held(tmp_path: Path, on_break: str, number: int | None = None, *, quiet: bool = False) -> Held:

@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from cli.fakemount import FakeMount
 
 from pinfs.cli import umount as verb
+from pinfs.observe.mounts import Mount
 
 
 class Kernel:
@@ -22,7 +24,7 @@ class Kernel:
         monkeypatch.setattr(verb, "unmount", self.unmount)
         monkeypatch.setattr(verb, "users", lambda _point: ["4711 (bash)"])
         monkeypatch.setattr(verb, "daemon_of", lambda _status: None)
-        monkeypatch.setattr(verb.os, "geteuid", lambda: 1000)
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
 
     def unmount(self, point: str, *, lazy: bool = False) -> None:
         self.calls.append(lazy)
@@ -61,7 +63,7 @@ def test_users_of_files_are_named(run, fake: FakeMount, kernel: Kernel) -> None:
 def test_wait_for_pins_and_for_files(run, fake: FakeMount, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.pins({})
     kernel.busy = 2
-    monkeypatch.setattr(verb.time, "sleep", lambda _s: fake.pins())  # the holder lets go while we wait
+    monkeypatch.setattr(time, "sleep", lambda _s: fake.pins())  # the holder lets go while we wait
     assert run("umount", "--wait", "60", fake.point).exit_code == 0
     assert kernel.calls == [False, False, False]
 
@@ -76,7 +78,7 @@ def test_stale_mounts_are_taken_away(run, fake: FakeMount, kernel: Kernel, monke
     def gone(_self: object) -> list[object]:
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
 
-    monkeypatch.setattr(verb.Mount, "pins", gone)
+    monkeypatch.setattr(Mount, "pins", gone)
     assert run("umount", fake.point).exit_code == 0
     assert kernel.calls == [False]
 

@@ -168,8 +168,8 @@ def test_on_break_wait_keeps_the_bytes_until_the_command_ends(mnt: Mount, file: 
     """The command reads the whole file after the break has begun: every byte is still there."""
     script = 'read line; wc -c < "$1"'
     words = [str(word) for word in (*PINFS, "pin", "--mode", "lease", file, "--", "sh", "-c", script, "sh", file)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    holder = subprocess.Popen(words, text=True, env=os.environ | PATHS, **pipes)
+    pipe = subprocess.PIPE
+    holder = subprocess.Popen(words, text=True, env=os.environ | PATHS, stdin=pipe, stdout=pipe, stderr=pipe)
     trace.until("pinned", pid=holder.pid)
     breaker = mnt.actor()
     waiting = breaker.start(os.truncate, file, 0)

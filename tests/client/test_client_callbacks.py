@@ -7,6 +7,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
 
@@ -26,7 +27,7 @@ class Holder:
         self.key = (100 + number, f"pin{number}")
         self.called: queue.Queue[Event] = queue.Queue()
         self.released = threading.Event()
-        self.state = "held"
+        self.state: Literal["held", "breaking", "gone"] = "held"
         self._on_break = on_break or (lambda event: None)
         self.watch = Watch(self._call, self.released.set, self._info)
 

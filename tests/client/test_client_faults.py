@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import trio
 from client.test_client_trio import FakePin
 
 import pinfs
-from pinfs.client import callbacks, handlepin
+from pinfs.client import callbacks, ioctl
+from pinfs.client import pin as plain
 from pinfs.client import trio as pinfs_trio
 from pinfs.client.callbacks import BreakCallbacks, Watch, Workers
 from pinfs.client.channel import EventChannel
@@ -156,7 +158,7 @@ def test_callbacks_that_end_their_threads_use_up_no_workers(caplog) -> None:
     workers, done = Workers(limit=2), threading.Event()
     for _ in range(5):
         watch = Watch(lambda event: exit(1), lambda: pytest.fail("released"), lambda: pytest.fail("asked"))
-        workers.submit(lambda watch=watch: watch.answer(BREAK))
+        workers.submit(partial(watch.answer, BREAK))
     workers.submit(done.set)
     assert done.wait(LIMIT_S)
     join("pinfs-break")
@@ -183,7 +185,7 @@ class FakeIoctls:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pins: list[int] = []
         for name in ("pin", "unpin"):
-            monkeypatch.setattr(handlepin.ioctl, name, getattr(self, name))
+            monkeypatch.setattr(ioctl, name, getattr(self, name))
 
     def pin(self, fd: int, request: object) -> int:
         self.pins.append(len(self.pins) + 1)
@@ -295,7 +297,7 @@ class Unflushable(FakePin):
 
 async def test_a_release_that_fails_closes_the_channel(control: Path, monkeypatch) -> None:
     monkeypatch.setattr(pinfs_trio, "is_pinfs", lambda inode: True)
-    monkeypatch.setattr(pinfs_trio.plain, "pin", lambda *_, **__: Unflushable())
+    monkeypatch.setattr(plain, "pin", lambda *_, **__: Unflushable())
     before = descriptors()
     with pytest.raises(OSError, match="Input/output"):
         async with pinfs_trio.pin(control / "status", mode="lease"):

@@ -429,9 +429,9 @@ class BreaksInSlices(Breaks):
         self.book.expire(self.now)
 
 
-class TestBreaks(Breaks.TestCase):
+class TestBreaks(Breaks.TestCase):  # type: ignore[misc,valid-type]  # (made anew for each machine)
     settings = settings(max_examples=5 * settings().max_examples, stateful_step_count=50, print_blob=True)
 
 
-class TestBreaksInSlices(BreaksInSlices.TestCase):
+class TestBreaksInSlices(BreaksInSlices.TestCase):  # type: ignore[misc,valid-type]
     settings = settings(max_examples=8 * settings().max_examples, stateful_step_count=50, print_blob=True)

@@ -381,7 +381,8 @@ async def test_the_pins_of_a_handle_are_asked_for_one_after_the_other(bench: Ben
         answer = await bench.ops.ioctl(fh, ioctl.PIN, ioctl.PinRequest(0, 1, 0).pack(), 200, ME)
         ids[fh].append(ioctl.PinRequest.unpack(answer).id)
     for fh in handles:
-        asked, following = [], 0
+        asked: list[int] = []
+        following = 0
         while not asked or following:
             answer = await bench.ops.ioctl(fh, ioctl.QUERY, ioctl.PinQuery(following).pack(), 200, ME)
             asked.append(ioctl.PinQuery.unpack(answer).id)

@@ -302,7 +302,7 @@ def fresh_mount(
         shutil.rmtree(base)
 
 
-def wait_mounted(path: Path, process: subprocess.Popen[bytes], limit_s: float) -> bool:
+def wait_mounted(path: Path, process: subprocess.Popen[Any], limit_s: float) -> bool:
     """True as soon as FUSE is mounted on `path`; False when the process ends first, or after `limit_s` seconds."""
     pidfd = os.pidfd_open(process.pid)
     waiter = select.poll()
