@@ -24,6 +24,7 @@ from support import mounts
 from support.seeds import SEED
 
 from parity import grammar
+from parity.calls import KNOWN
 from parity.grammar import Existing, Mapped, Opened
 from parity.modes import BY_A_USER, ON_TMPFS, PYFUSE3_ALONE, STRAIGHT, THROUGH_THE_DAEMON, Mode, UsersMount
 from parity.pair import DifferenceError, Pair
@@ -223,6 +224,59 @@ Spoil = Callable[[Path], object]
 def _zeros_as_hole(file: Path) -> None:
     with file.open("wb") as whole:
         whole.truncate(10000)
+
+
+CAPABILITY = ("security.capability", bytes.fromhex("0100000200040000") + bytes(12))
+STRANGERS_ACL = ("system.posix_acl_access", grammar.acl(4, 6, 4, 4, 0))
+OCCURS: dict[str, tuple[Mode, list[Any]]] = {
+    "root writes": (STRAIGHT, [("root", "chmod", b"a", 0o6777), ("root", "write", 0, (b"A", 1))]),
+    "a member of the group writes": (STRAIGHT, [("alice", "chmod", b"a", 0o2644), ("alice", "write", 0, (b"A", 1))]),
+    "root allocates": (
+        STRAIGHT,
+        [
+            ("root", "chmod", b"a", 0o6777),
+            ("root", "fsetxattr", 0, CAPABILITY),
+            ("root", "fallocate", 0, "", 0, 10),
+        ],
+    ),
+    "a stranger to the group cuts": (
+        STRAIGHT,
+        [("alice", "chmod", b"a", 0o2666), ("bob", "open", 0, b"a", "RDWR", 0), ("bob", "ftruncate", 0, 50)],
+    ),
+    "an owner sets an ACL": (
+        PYFUSE3_ALONE,
+        [
+            ("root", "chown", b"a", 41001, 41002, False),
+            ("root", "chmod", b"a", 0o2640),
+            ("alice", "setxattr", b"a", STRANGERS_ACL, "", False),
+        ],
+    ),
+}
+"""Steps that lead to each known difference, in a mode that has it. "a" is a file of alice, open for alice and root."""
+
+
+def test_every_known_difference_is_one(new_mount: NewMount) -> None:
+    """What is excused occurs, in these words of docs/promises.md, and nothing differs after it."""
+    assert set(OCCURS) == set(KNOWN)
+    for name, (mode, steps) in OCCURS.items():
+        mount = new_mount(*mode.options)
+        (native := mount.base / "native").mkdir()
+        _make(Pair(native, mount.path, mount.source, mode.unseen, mode.known), steps)
+        with pytest.raises(DifferenceError, match="mode"):
+            _make(Pair(native, mount.path, mount.source, mode.unseen, set(mode.known) - {name}), steps)
+        mount.stop()
+
+
+def _make(pair: Pair, steps: list[Any]) -> None:
+    try:
+        pair.begin()
+        for who in ("alice", "root"):
+            pair.step(who, "open", 0, b"a", "RDWR|CREAT", 0o644)
+        for step in steps:
+            pair.step(*step)
+        pair.end()
+    finally:
+        pair.close()
 
 
 SPOILS: dict[str, Spoil] = {
