@@ -149,7 +149,7 @@ def test_a_stale_mount_is_recognised_and_replaced_when_asked(mount: Mount, base:
     (mount.path / "file").write_text("alive")
     assert (other / "file").read_text() == "alive"
     umount_and_wait(mount.path)
-    mount.bury()
+    mount.reap()
 
 
 def umount_and_wait(path: Path) -> None:
@@ -316,11 +316,11 @@ def test_every_end_is_a_good_end(base: Path, tmp_path: Path, option: str, by: An
                 abort(mount.path, tmp_path)
                 assert mount.process.wait(20) == 0
                 assert not mounts.is_mounted(mount.path)
-                mount.bury()
+                mount.reap()
             case _:
                 mount.process.send_signal(by)
                 assert mount.process.wait(20) == 0
-                mount.bury()
+                mount.reap()
         mount.check_log()
     assert not mounts.is_mounted(mount.path)
 
@@ -343,7 +343,7 @@ def test_breakers_that_wait_are_answered_first(base: Path, option: str) -> None:
             assert any(word in err for word in (b"busy", b"connection abort", b"not connected", b"No such file"))
         assert {breaker.returncode for breaker in breakers} == {1}
         assert mount.process.wait(20) == 0
-        mount.bury()
+        mount.reap()
 
 
 def test_a_busy_mount_is_detached(mount: Mount) -> None:
@@ -354,4 +354,4 @@ def test_a_busy_mount_is_detached(mount: Mount) -> None:
         assert not mounts.is_mounted(mount.path)
         assert f"{os.getpid()} (" in mount.log()
         assert held.read() == "kept by the kernel"
-    mount.bury()
+    mount.reap()

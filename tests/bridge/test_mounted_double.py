@@ -55,7 +55,7 @@ class Doubled:
         left: dict[str, Any] = json.loads(out)
         return left
 
-    def bury(self) -> None:
+    def reap(self) -> None:
         mounts.force_umount(self.path)
         self.daemon.kill()
         if self.daemon.stdout and not self.daemon.stdout.closed:
@@ -68,7 +68,7 @@ def doubled(base: Path, kind: str) -> Iterator[Doubled]:
     try:
         yield mount
     finally:
-        mount.bury()
+        mount.reap()
 
 
 @pytest.fixture(params=["bridged", "passthrough"])

@@ -92,7 +92,7 @@ class Mount(Actors):
         try:
             self._wait_usable()
         except BaseException:
-            self.bury()
+            self.reap()
             raise
 
     def watch(self, limit_s: float = TEST_LIMIT_S) -> None:
@@ -129,7 +129,7 @@ class Mount(Actors):
         except (HungError, subprocess.TimeoutExpired) as hang:
             self.abort(f"does not end: {hang}")
         finally:
-            self.bury()
+            self.reap()
         self._check_end()
 
     def _ask_to_end(self, by: str) -> None:
@@ -159,7 +159,7 @@ class Mount(Actors):
                     self.process.wait(1)
         force_umount(self.path)
 
-    def bury(self) -> None:
+    def reap(self) -> None:
         """After this nothing of the mount is left, however it ended, and nothing is asked of it any more."""
         self._unwatch()
         if self in live:
