@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,8 +29,18 @@ NewMount = Callable[..., Mount]
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Hypothesis takes the run's seed, unless the command line has another one for it."""
+    _forget_the_starter()
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(seeds.SEED)
+
+
+def _forget_the_starter() -> None:
+    """What a terminal, nohup(1), a service manager or a supervisor leaves to its children would reach the daemons."""
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID"):
+        os.environ.pop(name, None)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_report_header() -> str:
