@@ -10,7 +10,8 @@ import sys
 from types import TracebackType
 
 PROGRAM = """
-import os, signal, sys
+import ctypes, os, signal, sys
+prctl = ctypes.CDLL(None).prctl
 for line in sys.stdin:
     pid = int(line)
     if pid:
@@ -19,6 +20,7 @@ for line in sys.stdin:
     else:
         pid = os.fork()
         if not pid:
+            prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ends with this process
             os.close(0)
             signal.pause()
             os._exit(0)
