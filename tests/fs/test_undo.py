@@ -112,7 +112,9 @@ async def test_a_backing_file_is_closed_where_giving_its_id_back_fails(
     bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = await bench.ops.open(nodeid, os.O_RDWR, ME)
-    bench.fs.inodes.get(nodeid).file.backing_id = 1
+    file = bench.fs.inodes.get(nodeid).file
+    assert file is not None
+    file.backing_id = 1
     monkeypatch.setattr(bench.fs.backing.passthrough, "close", refuse)
     with pytest.raises(PermissionError):
         await bench.ops.release(opened.fh)
