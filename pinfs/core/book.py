@@ -32,6 +32,7 @@ from pinfs.core.pins import Break, Pin, PinRequest
 from pinfs.core.policy import Limits, Policy
 from pinfs.core.removals import UNLINKS, Orphan, Removal, RemovalRequest, Reservation, Turn, share_bytes
 from pinfs.core.reservations import Reservations, check_not_reserved
+from pinfs.core.silence import SilentHolders
 from pinfs.core.slices import Notifying, Reaping, SliceLimits, Withdrawals
 from pinfs.core.table import PinTable
 from pinfs.core.waits import Waiter
@@ -65,6 +66,7 @@ class PinBook:
         self.notifying = Notifying(self.files, slices, self._notify, self.deadlines.announce)
         self.withdrawals = Withdrawals(self.files, self.breaks, slices, self._keep_pin)
         self.reaping = Reaping(self.table, self.breaks, slices, self._drop_pin)
+        self.silent = SilentHolders()
         self.closing = False
         self.is_dead: Callable[[ProcessId], bool] = lambda process: False
         self.ended: Counter[str] = Counter()
@@ -150,6 +152,7 @@ class PinBook:
 
         Very many pins go with `expire`. Before a removal begins, `reap_in` clears its way of those that are left.
         """
+        self.silent.forget(owner)
         if self.reaping.is_small(owner):
             self.reaping.at_once(owner, by, now)
         else:
@@ -168,7 +171,7 @@ class PinBook:
         """Judge a removal, and let it wait where it has to. `policy`: the one of this file, now.
 
         Its `turn` is READY: cut the bytes, then `finish`. WAITING: its `wake` will be called; `leave` if the breaker
-        gives up. REFUSED: its `errno` and `why` (deny, own, max_waiting, shutdown, nonblock) say how.
+        gives up. REFUSED: its `errno` and `why` (deny, own, unanswered, max_waiting, shutdown, nonblock) say how.
         """
         removal = Removal(request.inode, request.start, request.end, request, policy)
         if request.op in UNLINKS and policy.unlink == "defer":
@@ -177,7 +180,8 @@ class PinBook:
             self.reservations.add(removal)
             if not removal.exempt:
                 self.notifying.begin(removal, now)
-            self._advance(removal, now)
+            if removal.turn is Turn.WAITING:  # else a silent holder was found among those to be notified
+                self._advance(removal, now)
         return removal
 
     def finish(self, removal: Removal, now: float) -> None:
@@ -254,7 +258,7 @@ class PinBook:
     # -- judging
 
     def _is_refused_at_once(self, removal: Removal, now: float) -> bool:
-        """SPEC 3.2, 3.3, 3.10: what is decided before any holder is notified."""
+        """SPEC 3.2, 3.3, 3.8, 3.10: what is decided before any holder is notified."""
         file, policy, owns = self.files.get(removal.inode, FileState()), removal.policy, removal.request.owns
         removal.exempt = policy.own == "allow" and all(map(owns, file.overlapping(removal.start, removal.end)))
         if not removal.exempt:
@@ -266,6 +270,11 @@ class PinBook:
             own = self._own_in_the_way(removal, file)
             if own is not None:
                 self._refuse([removal], errno.EBUSY, "own", own, now)
+                return True
+            in_the_way = file.overlapping(removal.start, removal.end)
+            silent = self.silent.first(in_the_way, self._slices.silent_scan, now)
+            if silent is not None:
+                self._refuse([removal], policy.errno_number, "unanswered", silent, now)
                 return True
         return self._is_one_too_many(removal, file, now)
 
@@ -318,7 +327,8 @@ class PinBook:
             self._waiting[removal] = None
             if isinstance(obstacle, Pin):
                 breaking = obstacle.breaking or self._first_breaking(removal, now)
-                removal.watch(breaking or self._begin_break(obstacle, removal, now))
+                if removal.turn is Turn.WAITING:  # no silent holder was found meanwhile
+                    removal.watch(breaking or self._begin_break(obstacle, removal, now))
             else:
                 removal.watch(obstacle)
 
@@ -399,7 +409,12 @@ class PinBook:
 
     def _notify(self, pin: Pin, removal: Removal, now: float) -> None:
         """Start the break of a pin in the way of a removal, if a breaker still waits for it."""
-        if pin.breaking is None and (removal.breaks_pins or self.breaks.is_waited_for(pin)):
+        if pin.breaking is not None:
+            return
+        if self.silent.has(pin.owner, now):
+            if removal.breaks_pins:
+                self._refuse([removal], removal.policy.errno_number, "unanswered", pin, now)
+        elif removal.breaks_pins or self.breaks.is_waited_for(pin):
             self._begin_break(pin, removal, now)
 
     def _notify_more(self, removal: Removal, now: float) -> None:
@@ -429,6 +444,8 @@ class PinBook:
             return
         self._emit(BookEvent("withdrawn", now, pin, breaking=breaking, why=why))
         self.breaks.keep(breaking)
+        if why == "timeout":
+            self.silent.add(pin.owner, now + breaking.policy.retry_after, now)
         over = self.files[pin.inode].reserved_over(pin)
         refused = [r for r in over if isinstance(r, Removal) and r.breaks_pins]
         self._refuse(refused, breaking.policy.errno_number, why, pin, now)

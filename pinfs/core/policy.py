@@ -25,7 +25,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "unlink": ("defer", "deny", "break"),
     "mapped": ("ignore", "deny"),
 }
-SECONDS = ("break_timeout", "break_timeout_max")
+SECONDS = ("break_timeout", "break_timeout_max", "retry_after")
 MAX_SECONDS = 7 * 86400.0
 """A break that may take longer than a week is a typing error, not a policy: pinfs never hangs (SPEC 1)."""
 
@@ -67,6 +67,8 @@ class Policy:
     break_timeout_max: float = 300.0
     """How far a holder may extend its break, from the break's start. Below `break_timeout` nothing can be extended."""
     on_timeout: str = "deny"
+    retry_after: float = 5.0
+    """How long a holder that let a deadline pass is not notified again."""
     own: str = "deny"
     unlink: str = "defer"
     mapped: str = "ignore"

@@ -32,6 +32,9 @@ class SliceLimits:
     own_scan: int = 2048
     """Pins that are looked at in search of one of the breaker's own, before any holder is notified. Where the breaker
     has more than these and more are in its way, one of them may be found only when its turn comes to be notified."""
+    silent_scan: int = 2048
+    """Pins in the way that are looked at in search of one whose holder is silent, before any holder is notified. One
+    that stands behind them is found when its turn comes to be notified."""
     deny_scan: int = 64
     """Pins of the breaker itself that are passed over in search of another holder's, on which only the errno
     depends."""
@@ -88,7 +91,7 @@ class Notifying:
     def before_move(self, pin: Pin, now: float) -> None:
         """A pin that is not breaking gets another range or mode. It may not move as if no breaker waited for it, nor to
         where no breaker would look for it any more."""
-        for removal, notified_up_to in self.notified_up_to.items():
+        for removal, notified_up_to in list(self.notified_up_to.items()):
             if pin.sort_key > notified_up_to and share_bytes(pin, removal):
                 self._notify(pin, removal, now)
 

@@ -67,7 +67,12 @@ def directory(case: Case) -> str:
 
 def policy(batch: Batch, cases: list[Case], quick_s: float, patient_s: float) -> str:
     """The TOML text for a batch."""
-    lines = [f'conflict = "{batch.conflict}"', f'on_timeout = "{batch.on_timeout}"', f"break_timeout = {patient_s}"]
+    lines = [
+        f'conflict = "{batch.conflict}"',
+        f'on_timeout = "{batch.on_timeout}"',
+        f"break_timeout = {patient_s}",
+        "retry_after = 0",
+    ]
     for name in sorted({directory(case) for case in cases}):
         own, unlink, errno, pace = name.split("-")
         lines += ["[[rule]]", f'path = "{name}/**"', f'own = "{own}"', f'unlink = "{unlink}"', f'errno = "{errno}"']

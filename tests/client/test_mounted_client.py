@@ -133,7 +133,7 @@ def test_a_slow_holder_delays_no_other(
 
 
 @pytest.mark.parametrize("owner", ["process", "handle"])
-@pytest.mark.mount("break_timeout=1")
+@pytest.mark.mount("break_timeout=1", "retry_after=0")
 def test_a_callback_that_fails_keeps_the_pin_and_is_called_again(mount: Mount, owner, caplog) -> None:
     file = mount.path / "file"
     file.write_bytes(b"x" * SIZE)

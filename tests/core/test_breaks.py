@@ -39,7 +39,7 @@ class Book(PinBook):
 
     def remove(self, start: int = 0, end: int = END, policy: Policy | None = None, **more: Any) -> Removal:
         request = RemovalRequest(more.pop("inode", 1), start, end, more.pop("op", "truncate"), **more)
-        return self.begin(request, policy or Policy(), self.now)
+        return self.begin(request, policy or Policy(retry_after=0), self.now)
 
     def at(self, now: float) -> None:
         """Let time pass until `now` seconds after the start."""
@@ -791,6 +791,63 @@ def test_a_breaker_that_waits_for_itself_is_refused_when_that_is_found() -> None
     for _ in range(3):
         book.at(0)
     assert breaking([*pins, own]) == []
+
+
+# Holders that let a deadline pass
+
+
+def test_a_holder_that_let_a_deadline_pass_is_not_notified_again_for_a_while() -> None:
+    book = Book()
+    policy = Policy(retry_after=5)
+    book.lease(0, 10)
+    book.lease(50, 10, owner="other")
+    assert book.remove(0, 10, policy).turn is Turn.WAITING
+    book.at(45)
+    crowd = [book.remove(0, 10, policy) for _ in range(40)]
+    assert [outcome(removal) for removal in crowd] == [(Turn.REFUSED, errno.EBUSY, "unanswered")] * 40
+    assert book.kinds().count("break") == 1
+    assert outcome(book.remove(0, END, policy)) == (Turn.REFUSED, errno.EBUSY, "unanswered")
+    assert book.remove(50, 60, policy).turn is Turn.WAITING, "the rule is about the silent holder alone"
+    assert book.remove(20, 30, policy).turn is Turn.READY
+    book.at(49.9)
+    assert outcome(book.remove(0, 10, Policy(errno="ETXTBSY"))) == (Turn.REFUSED, errno.ETXTBSY, "unanswered")
+    book.at(50)
+    assert book.remove(0, 10, policy).turn is Turn.WAITING
+    assert book.kinds().count("break") == 3
+
+
+def test_a_silent_holder_that_ends_is_forgotten() -> None:
+    book = Book()
+    pin = book.lease()
+    book.remove(policy=Policy())
+    book.at(45)
+    assert pin.state is State.HELD
+    book.owner_gone("holder", book.now)
+    assert len(book.silent) == 0
+    book.lease()
+    assert book.remove(policy=Policy()).turn is Turn.WAITING
+
+
+def test_many_silent_holders_are_not_remembered_for_ever() -> None:
+    book = Book()
+    for number in range(200):
+        book.lease(number, 1, owner=number)
+        book.remove(number, number + 1, Policy(break_timeout=1, retry_after=1))
+        book.at(2.0 * number + 2)
+    assert len(book.silent) <= 64
+
+
+def test_a_silent_holder_behind_very_many_others_is_found_when_its_turn_comes() -> None:
+    book = Book(SliceLimits(pins=2, silent_scan=2))
+    silent = book.lease(100, 1, owner="silent")
+    book.remove(100, 101, Policy())
+    book.at(45)
+    pins = [book.lease(number, 1, owner=number) for number in range(5)]
+    removal = book.remove(0, 200, Policy())
+    assert removal.turn is Turn.WAITING
+    book.run_slices()
+    assert outcome(removal) == (Turn.REFUSED, errno.EBUSY, "unanswered")
+    assert breaking([*pins, silent]) == []
 
 
 # How much work it is

@@ -78,6 +78,7 @@ policies = st.builds(
     on_timeout=st.sampled_from(["deny", "revoke", "kill"]),
     own=st.sampled_from(["deny", "allow"]),
     break_timeout=st.sampled_from([45.0, 45.0, 10.0]),
+    retry_after=st.sampled_from([0.0, 5.0, 20.0]),
     unlink=st.sampled_from(["defer", "deny", "break"]),
     errno=st.sampled_from(["EBUSY", "ETXTBSY"]),
     break_timeout_max=st.just(100.0),
@@ -105,6 +106,8 @@ class Breaks(RuleBasedStateMachine):
         self.asked: list[Asked] = []
         self.left: list[Left] = []
         self.killed: set[Hashable] = set()
+        self.silent: dict[Hashable, float] = {}
+        """Until when holders that let a deadline pass are not notified again."""
 
     def hear(self, event: BookEvent) -> None:
         self.events.append(event)
@@ -113,6 +116,7 @@ class Breaks(RuleBasedStateMachine):
             return
         if event.kind == "break":
             assert pin.id not in self.breaking, "a holder is told once for each break"
+            assert not self.is_silent(pin), "a silent holder is not bothered"
             assert event.breaking is not None
             assert event.breaking.deadline is not None
             self.breaking[pin.id] = event.breaking.deadline
@@ -121,10 +125,16 @@ class Breaks(RuleBasedStateMachine):
             self.killed.add(pin.process)
         elif event.kind in ("withdrawn", "released", "revoked", "answered"):
             self.breaking.pop(pin.id, None)
+        if event.kind == "withdrawn" and event.why == "timeout":
+            assert event.breaking is not None
+            self.silent[pin.owner] = self.now + event.breaking.policy.retry_after
         if event.kind in ("released", "revoked"):
             del self.standing[pin.id]
 
     # Holders
+
+    def is_silent(self, pin: Pin) -> bool:
+        return self.silent.get(pin.owner, self.now) > self.now
 
     def reserved(self) -> frozenset[Byte]:
         asked = [a.bytes for a in self.asked if a.unfinished and a.removal.order]
@@ -180,6 +190,7 @@ class Breaks(RuleBasedStateMachine):
         assert self.book.reaping.dead_owners or owner not in [self.owners[pin] for pin in self.standing]
         assert set(self.book.reaping.dead_owners) <= {self.owners[pin] for pin in self.standing} | set(OWNERS)
         self.killed.discard(owner)
+        self.silent.pop(owner, None)
 
     def reap(self, asked: Asked) -> None:
         """What the guard does before it lets a removal begin: nobody who is gone may be in its way."""
@@ -208,6 +219,8 @@ class Breaks(RuleBasedStateMachine):
             return "deny"
         if own and not asked.exempt:
             return "own"
+        if any(map(self.is_silent, hit)) and not asked.exempt:
+            return "unanswered"
         ahead = [a for a in self.asked if a.unfinished and a.removal.order and a.bytes & asked.bytes]
         if not ahead and (asked.exempt or not hit):
             return "ready"
@@ -260,7 +273,8 @@ class Breaks(RuleBasedStateMachine):
             assert turn is Turn.WAITING
         else:
             assert (turn, removal.why) == (Turn.REFUSED, expected)
-            code = {"deny": policy.errno_number, "nonblock": errno.EAGAIN}.get(expected, errno.EBUSY)
+            refused_by_pins = dict.fromkeys(("deny", "unanswered"), policy.errno_number)
+            code = (refused_by_pins | {"nonblock": errno.EAGAIN}).get(expected, errno.EBUSY)
             assert removal.errno == code
         if expected == "nonblock":
             self.leave_behind(asked)

@@ -28,7 +28,7 @@ from pinfs.core.policy import (
 
 def test_defaults_are_those_of_the_contract() -> None:
     policy = PolicySet().for_path("any/file")
-    assert policy == Policy("pin", "EBUSY", 45.0, 300.0, "deny", "deny", "defer", "ignore")
+    assert policy == Policy("pin", "EBUSY", 45.0, 300.0, "deny", 5.0, "deny", "defer", "ignore")
     assert all(getattr(policy, key) == values[0] for key, values in CHOICES.items())
     assert policy_from_mapping({}) == PolicySet()
 
