@@ -9,6 +9,7 @@ from pinfs.client.channel import EventChannel, all_pins, events
 from pinfs.client.errors import NotPinfsError
 from pinfs.client.model import Event, PinInfo
 from pinfs.client.pin import Pin, pin, pins
+from pinfs.client.registered import Registrar, Registration, register
 
 __version__ = "0.1.0"
 
@@ -18,10 +19,13 @@ __all__ = [
     "NotPinfsError",
     "Pin",
     "PinInfo",
+    "Registrar",
+    "Registration",
     "__version__",
     "all_pins",
     "events",
     "ioctl",
     "pin",
     "pins",
+    "register",
 ]

@@ -13,6 +13,8 @@
     processpin  pins of a process, by attributes
     handlepin   pins of an open file, by ioctls
     pin         `pinfs.pin` and `pinfs.pins`
+    registered  `pinfs.register`: pinned, mapped, and registered with the library of a device
+    cuda        the CUDA runtime as such a library
     trio        the same for trio programs
 
 The arrows run up this list only.

@@ -6,7 +6,9 @@ import os
 import struct
 
 READ, WRITE = 22, 23  # IORING_OP_*
-_SETUP, _ENTER = 425, 426
+READ_FIXED = 4
+_SETUP, _ENTER, _REGISTER = 425, 426, 427
+_REGISTER_BUFFERS, _UNREGISTER_BUFFERS = 0, 1
 _GET_EVENTS = 1
 _SQES = 0x10000000
 _SQE = struct.Struct(
@@ -35,7 +37,16 @@ class Ring:
     def __exit__(self, *exc: object) -> None:
         os.close(self._fd)
 
-    def call(self, opcode: int, fd: int, buffer: mmap.mmap, size: int, offset: int) -> int:
+    def register(self, address: int, length: int) -> None:
+        """Have the kernel pin memory as buffer 0 (io_uring_register(2)), for READ_FIXED."""
+        iovec = (ctypes.c_size_t * 2)(address, length)
+        _checked(_libc.syscall(_REGISTER, self._fd, _REGISTER_BUFFERS, iovec, 1))
+
+    def unregister(self, address: int) -> None:
+        """Give buffer 0 back."""
+        _checked(_libc.syscall(_REGISTER, self._fd, _UNREGISTER_BUFFERS, None, 0))
+
+    def call(self, opcode: int, fd: int, buffer: mmap.mmap | memoryview, size: int, offset: int) -> int:
         """The result of one read or write of `size` bytes. OSError as from pread(2) and pwrite(2)."""
         address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
         self._sqes[: _SQE.size] = _SQE.pack(opcode, 0, 0, fd, offset, address, size, 0)
