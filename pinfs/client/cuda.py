@@ -24,7 +24,7 @@ HINTS = {
     304: "the kernel refused to pin the pages",
     801: "this device or this file does not support it",
 }
-"""cudaErrorInvalidValue, cudaErrorOperatingSystem, cudaErrorNotSupported. Which files can be pinned: docs/devices.md."""
+"""cudaErrorInvalidValue, cudaErrorOperatingSystem, cudaErrorNotSupported. docs/devices.md: on which files."""
 
 
 class CudaError(RuntimeError):

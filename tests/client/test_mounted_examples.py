@@ -1,8 +1,11 @@
 """The examples, run as a reader of the documents would run them."""
 
 import errno
+import hashlib
+import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,12 +36,12 @@ def breaker(shared_mount: Mount) -> Actor:
 class Program:
     """A running example whose lines a test reads one by one."""
 
-    def __init__(self, *command: object) -> None:
+    def __init__(self, *command: object, **environment: str) -> None:
         self.process = subprocess.Popen(
             [str(word) for word in command],
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(REPO)},
+            env={**os.environ, "PYTHONPATH": str(REPO), **environment},
         )
 
     def line(self) -> str:
@@ -55,8 +58,8 @@ def run() -> Iterator[type[Program]]:
     programs: list[Program] = []
 
     class Kept(Program):
-        def __init__(self, *command: object) -> None:
-            super().__init__(*command)
+        def __init__(self, *command: object, **environment: str) -> None:
+            super().__init__(*command, **environment)
             programs.append(self)
 
     yield Kept
@@ -109,6 +112,65 @@ def test_weights_server(run, file: Path, tmp_path: Path) -> None:
     assert status == 0
     assert lines[0].endswith(": dropped the weights")
     assert lines[1].startswith("serving ") and lines[1].split()[1] != first.split()[1]
+
+
+@pytest.fixture
+def fake_cudart(tmp_path: Path) -> dict[str, str]:
+    """The environment of a program that finds a CUDA runtime loaded, and a GPU made of memory."""
+    library = tmp_path / "libcudart_fake.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, REPO / "tests/support/fake_cudart.c"], check=True)
+    return {"LD_PRELOAD": str(library)}
+
+
+def safetensors(byte: bytes, count: int) -> tuple[bytes, str]:
+    """A file with two tensors, and the hash of their data."""
+    data = byte * count
+    header = {
+        "a": {"dtype": "F32", "shape": [count // 8], "data_offsets": [0, count // 2]},
+        "b": {"dtype": "U8", "shape": [2, count // 4], "data_offsets": [count // 2, count]},
+    }
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data, hashlib.sha256(data).hexdigest()
+
+
+def test_gpu_weights(run, file: Path, tmp_path: Path, fake_cudart: dict[str, str]) -> None:
+    """With memory in place of a GPU; tests/devices has the GPU."""
+    weights, digest = safetensors(b"\x07", SIZE)
+    file.write_bytes(weights)
+    server = run(sys.executable, EXAMPLES / "gpu_weights.py", file, "--plain", "--check", "--reloads", 1, **fake_cudart)
+    first = server.line()
+    assert first.startswith(f"serving 2 tensors, {SIZE} bytes, fetched at ")
+    assert first.endswith(digest)
+    assert [(pin.start, pin.length, pin.mode) for pin in pinfs.pins(file)] == [(len(weights) - SIZE, SIZE, "lease")]
+    weights, digest = safetensors(b"\x08", SIZE // 2)
+    (tmp_path / "new").write_bytes(weights)
+    subprocess.run(["cp", tmp_path / "new", file], check=True)
+    status, lines = server.end()
+    assert status == 0
+    assert lines[0] == "a removal began: unregistered, and the pin is released"
+    assert lines[1].startswith(f"serving 2 tensors, {SIZE // 2} bytes")
+    assert lines[1].endswith(digest)
+
+
+def test_gpu_weights_of_numpy(run, file: Path, fake_cudart: dict[str, str]) -> None:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (25, 10), }"
+    file.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"\x05" * 1000)
+    server = run(sys.executable, EXAMPLES / "gpu_weights.py", file, "--plain", "--check", "--reloads", 0, **fake_cudart)
+    status, lines = server.end()
+    assert status == 0
+    assert lines[0].startswith("serving 1 tensors, 1000 bytes")
+    assert lines[0].endswith(hashlib.sha256(b"\x05" * 1000).hexdigest())
+
+
+def test_gpu_weights_without_a_gpu(file: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, EXAMPLES / "gpu_weights.py", file, "--plain"],
+        check=False, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPO), "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.startswith("gpu_weights: no ")
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`pinfs.register` on a real mount. The library is io_uring, whose registered buffers are pages that the kernel pins."""
+"""`pinfs.register` on a real mount. The library is io_uring; its registered buffers are pages that the kernel pins."""
 
 import errno
 import os
