@@ -52,7 +52,7 @@ def read_layout(fd: int) -> Layout:
     try:
         layout = _npy(fd, head) if head.startswith(b"\x93NUMPY") else _safetensors(fd, head)
     except (ValueError, TypeError, KeyError, struct.error, SyntaxError) as error:
-        raise IncompleteError(f"the header is not all there: {error}") from error
+        raise IncompleteError("the header is not all there") from error
     if os.fstat(fd).st_size < layout.data + layout.size:
         raise IncompleteError("the data is not all there")
     return layout

@@ -20,7 +20,7 @@ REGISTER_PORTABLE = 1
 """cudaHostRegisterPortable: page-locked for all devices of the process."""
 
 HINTS = {
-    1: "the range is not mapped, or the kernel does not pin its pages",
+    1: "the range is not mapped, or the kernel does not pin pages of this file",
     304: "the kernel refused to pin the pages",
     801: "this device or this file does not support it",
 }

@@ -31,8 +31,7 @@ class Registrar:
     `register(address, length)` gets whole pages (bytes); when it raises, the device holds nothing of them.
     `unregister(address)` gets the same address, in any thread; when it raises, the device may still hold them.
     `quiesce()` stops what the program still has under way (queued copies) and waits for its end: `stream.synchronize`,
-    or a function that also posts the last work request. It comes before `unregister`. What is registered with CUDA:
-    `pinfs.client.cuda`.
+    say. It comes before `unregister`. `pinfs.client.cuda` has a registrar for CUDA.
     """
 
     register: Callable[[int, int], object]

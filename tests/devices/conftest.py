@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from devices.gpu import Gpu
 from pinfs.client.cuda import NoCudaError
 
-HERE = Path(__file__).parent
-
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """`pytest` alone is a whole run on a machine without devices."""
     chosen = config.getoption("markexpr")
-    unwanted = [item for item in items if HERE in item.path.parents and "gpu" not in chosen]
+    unwanted = [item for item in items if item.get_closest_marker("gpu") and "gpu" not in chosen]
     if unwanted:
         config.hook.pytest_deselected(items=unwanted)
         items[:] = [item for item in items if item not in unwanted]

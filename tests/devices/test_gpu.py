@@ -173,6 +173,24 @@ def test_a_break_waits_for_the_stream_and_unregisters(gpu: Gpu, file: Path, brea
     print(f"\n20 copies of {SIZE >> 20} MiB under way: {times}")
 
 
+@pytest.mark.mount("break_timeout=1")
+def test_while_the_gpu_is_busy_beyond_the_deadline_the_pin_stands(gpu: Gpu, mount: Mount) -> None:
+    file = sparse(mount.path / "file")
+    gpu.fill(0x5A)
+    registration = pinfs.register(file, gpu.runtime.registrar(gpu.wait))
+    with registration.copying() as address:
+        for _ in range(150):
+            gpu.queue(address, SIZE, FROM_DEVICE)
+    begun = time.perf_counter()
+    assert mount.actor().errno(os.truncate, str(file), 0) == errno.EBUSY
+    refused = time.perf_counter() - begun
+    assert registration.pin.state() == "held"
+    assert registration.wait(20)
+    print(f"\nthe breaker is refused after {refused:.2f} s, all is let go after {time.perf_counter() - begun:.2f} s")
+    assert holds_only(file, 0x5A)
+    assert mount.actor().errno(os.truncate, str(file), 0) is None
+
+
 def test_a_killed_process_leaves_no_pin(gpu: Gpu, file: Path, shared_mount: Mount, breaker: Actor) -> None:
     command = [sys.executable, str(REPO / "tests/devices/holder.py"), str(file)]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT)
