@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -207,7 +207,9 @@ def test_a_killed_process_leaves_no_pin(gpu: Gpu, file: Path, shared_mount: Moun
 
 
 @pytest.mark.parametrize(("options", "backing"), [(["passthrough=off"], "tmpfs"), ([], "disk")])
-def test_where_the_kernel_pins_no_pages_the_library_says_so(gpu: Gpu, new_mount, options, backing) -> None:
+def test_where_the_kernel_pins_no_pages_the_library_says_so(
+    gpu: Gpu, new_mount: Callable[..., Mount], options: list[str], backing: str
+) -> None:
     mount = new_mount(*options, backing=backing)
     file = mount.path / "file"
     file.write_bytes(bytes(1 << 20))
