@@ -3,7 +3,7 @@
 import errno
 import fcntl
 import os
-from typing import Literal
+from typing import Unpack
 
 from pinfs.client import xattrs
 from pinfs.client.basepin import NoPin, Pin
@@ -14,6 +14,7 @@ from pinfs.client.handlepin import HandlePin
 from pinfs.client.inode import File, Inode, descriptor_of, inode_of
 from pinfs.client.model import Mode, PinInfo
 from pinfs.client.mounts import is_pinfs, require_pinfs
+from pinfs.client.options import OwnerOptions, all_options
 from pinfs.client.processpin import ProcessPin
 from pinfs.client.xattrs import RequestedPin
 
@@ -27,13 +28,7 @@ def pin(
     *,
     mode: Mode = "deny",
     on_break: Callback | None = None,
-    signal: str | int | None = None,
-    dirty: bool = False,
-    note: str = "",
-    name: str | None = None,
-    pid: int | None = None,
-    owner: Literal["process", "handle"] = "process",
-    missing_ok: bool = False,
+    **options: Unpack[OwnerOptions],
 ) -> Pin:
     """Pin a byte range of a file: until it is released, no operation takes these bytes out of the file.
 
@@ -45,6 +40,7 @@ def pin(
     the exception is logged and the pin stays: the holder has not let go, so the deadline decides. (Where the mount's
     policy says `conflict = "break"`, the holders of deny pins are notified in the same way.)
 
+    Options, by keyword:
     `signal`: `"USR1"`, `"RTMIN+1"`, a number, or `"none"`; sent at a break, the id in si_value. Default: SIGIO for a
     lease of a program that handles or ignores SIGIO when it pins (signal.getsignal; elsewhere it would end it), and
     none with `on_break`, with `pid` of another process, or for a deny pin.
@@ -59,20 +55,21 @@ def pin(
     not lie inside the file), EAGAIN (a removal of an overlapping range is under way), EDQUOT (limits), EACCES or EPERM
     (not allowed), ESRCH (`pid` names no process), EINVAL (not a regular file), EBADF (not an open descriptor), ENOTTY
     (`owner="handle"` on a mount without its bridge); ValueError for options that contradict each other, TypeError for a
-    range that is not of ints.
+    range that is not of ints, or for an unknown option.
     """
-    _check(mode, on_break, pid, name, owner)
-    if on_break and signal is None:
-        signal = "none"
-    requested = RequestedPin(start, length, mode, signal, pid, dirty, note)
+    chosen = all_options(options)
+    name, pid = chosen["name"], chosen["pid"]
+    _check(mode, on_break, chosen)
+    signal = "none" if on_break and chosen["signal"] is None else chosen["signal"]
+    requested = RequestedPin(start, length, mode, signal, pid, chosen["dirty"], chosen["note"])
     inode = inode_of(file)
     if not is_pinfs(inode):
-        if missing_ok:
+        if chosen["missing_ok"]:
             return NoPin(name or "", requested)
         raise NotPinfsError(inode.name, "missing_ok=True goes on without a pin")
     inode.require_regular()
     fd = descriptor_of(file)
-    if owner == "handle":
+    if chosen["owner"] == "handle":
         return _by_new_handle(inode, requested, on_break) if fd is None else _by_handle(fd, requested, on_break)
     try:
         return ProcessPin(inode, name or xattrs.fresh_name(), requested, on_break)
@@ -82,7 +79,9 @@ def pin(
         return _by_handle_instead(fd, requested, on_break, refused)
 
 
-def _check(mode: str, on_break: Callback | None, pid: int | None, name: str | None, owner: str) -> None:
+def _check(mode: str, on_break: Callback | None, options: OwnerOptions) -> None:
+    """ValueError: options that contradict each other."""
+    pid, name, owner = options["pid"], options["name"], options["owner"]
     if mode not in ("deny", "lease") or owner not in ("process", "handle"):
         raise ValueError("mode is 'deny' or 'lease', owner is 'process' or 'handle'")
     if on_break and pid not in (None, os.getpid()):

@@ -39,7 +39,7 @@ class Registrar:
     quiesce: Callable[[], object] | None = None
 
 
-class PinOptions(TypedDict, total=False):
+class RegistrationOptions(TypedDict, total=False):
     """Options of `pinfs.pin` that a registration passes on; `mode` is `lease` by default here."""
 
     mode: Mode
@@ -120,7 +120,7 @@ class Registration:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.release()
 
-    def _begin(self, file: File, start: int, length: int, memory: Any, options: PinOptions) -> None:
+    def _begin(self, file: File, start: int, length: int, memory: Any, options: RegistrationOptions) -> None:
         with self._lock:
             try:
                 fd = self._opened(file)
@@ -220,7 +220,7 @@ def register(
     length: int = 0,
     *,
     memory: Any = None,
-    **options: Unpack[PinOptions],
+    **options: Unpack[RegistrationOptions],
 ) -> Registration:
     """Pin a range of a file, map it shared, and have a library register the mapping for its device.
 

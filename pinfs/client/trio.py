@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Unpack
 
 import trio
 
@@ -21,6 +22,7 @@ from pinfs.client.channel import EventChannel
 from pinfs.client.inode import File, inode_of
 from pinfs.client.model import Event, Mode, PinInfo, State, break_of
 from pinfs.client.mounts import is_pinfs
+from pinfs.client.options import PinOptions
 
 
 class AsyncPin:
@@ -156,11 +158,7 @@ async def pin(
     *,
     mode: Mode = "deny",
     on_break: Callable[[Event], Awaitable[object]] | None = None,
-    signal: str | int | None = "none",
-    dirty: bool = False,
-    note: str = "",
-    name: str | None = None,
-    missing_ok: bool = False,
+    **options: Unpack[PinOptions],
 ) -> AsyncIterator[AsyncPin]:
     """Pin a byte range for the length of the block; arguments and errors as of `pinfs.pin`, but no signal by default.
 
@@ -171,10 +169,8 @@ async def pin(
     Leaving the block waits for a callback that has begun, but not beyond the end of the break (released, withdrawn,
     revoked): then the callback is cancelled.
     """
-    register = partial(
-        plain.pin, file, start, length,
-        mode=mode, signal=signal, dirty=dirty, note=note, name=name, missing_ok=missing_ok,
-    )  # fmt: skip
+    options.setdefault("signal", "none")
+    register = partial(plain.pin, file, start, length, mode=mode, **options)
     listens = mode == "lease" or on_break is not None
     held = await trio.to_thread.run_sync(_open, file, listens, register)
     try:
