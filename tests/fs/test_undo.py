@@ -49,14 +49,17 @@ async def nodeid(bench: Bench) -> int:
     return nodeid
 
 
-async def test_an_open_that_may_not_drop_set_ids(bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_open_that_may_not_drop_set_ids(
+    bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch, root: None
+) -> None:
+    """Only for root does truncate(2) leave the bits, so that chmod(2) has to drop them."""
     monkeypatch.setattr(os, "chmod", refuse)
     with nothing_stays(bench):
         await bench.ops.open(nodeid, CUT, ME, kill_suidgid=True)
 
 
 async def test_the_reply_to_an_open_that_may_not_drop_set_ids(
-    bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch, root: None
 ) -> None:
     monkeypatch.setattr(os, "chmod", refuse)
     async with dispatching(bench.ops) as (kernel, _):
@@ -74,7 +77,9 @@ async def test_an_open_drops_set_ids(bench: Bench, nodeid: int) -> None:
     assert (bench.source / "f").stat().st_mode & 0o7777 == 0o755
 
 
-async def test_a_create_that_may_not_drop_set_ids(bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_create_that_may_not_drop_set_ids(
+    bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch, root: None
+) -> None:
     monkeypatch.setattr(os, "chmod", refuse)
     with nothing_stays(bench):
         await bench.ops.create(ROOT_ID, b"f", 0o644, CUT, ME, kill_suidgid=True)
