@@ -75,7 +75,7 @@ class Request:
         return self.pid is None and not self.no_fork
 
     @cached_property
-    def place(self) -> tuple[str, int, int]:
+    def target(self) -> tuple[str, int, int]:
         """(path, start, length)."""
         if self.start is None and self.length is None:
             return split_range(self.file)
@@ -83,7 +83,7 @@ class Request:
 
     def requested(self) -> xattrs.RequestedPin:
         """The pin as it is registered. No signal unless asked for: SIGIO, the default of leases, ends most programs."""
-        _path, start, length = self.place
+        _path, start, length = self.target
         number = "none" if self.stays or self.number is None else self.number
         return xattrs.RequestedPin(start, length, self.mode, number, self.pid, self.dirty, self.note)
 
@@ -187,7 +187,7 @@ def pin(ctx: click.Context, /, **parameters: Any) -> None:
 
 
 def _stay(request: Request) -> int:
-    path = request.place[0]
+    path = request.target[0]
     inode = _had(request, lambda: inode_of(path))
     _had(request, lambda: require_pinfs(inode))
     # Opened before the pin is registered, the channel misses none of its events.
@@ -213,7 +213,7 @@ def _leave(request: Request) -> int:
 
 def register(request: Request) -> PinInfo:
     """Register the pin; while a removal of the range is under way (EAGAIN), try again for --wait seconds."""
-    inode = inode_of(request.place[0])
+    inode = inode_of(request.target[0])
     require_pinfs(inode)
     inode.require_regular()
     end = time.monotonic() + request.wait_s

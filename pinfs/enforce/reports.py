@@ -30,7 +30,7 @@ def pins_text(pins: Iterable[Pin]) -> str:
 
 def break_text(breaking: Break | None) -> str:
     """Why a pin is broken, for the log."""
-    return "" if breaking is None else f": {breaking.op} wants {_range(breaking.start, breaking.end)}"
+    return "" if breaking is None else f": for {breaking.op} of {_range(breaking.start, breaking.end)}"
 
 
 def _range(start: int, end: int) -> str:

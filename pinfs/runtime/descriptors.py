@@ -3,7 +3,7 @@
 import os
 from typing import Final, NamedTuple
 
-MAX_WAYS: Final = 4096
+MAX_INODE_DESCRIPTORS: Final = 4096
 MAX_IDLE_FILES: Final = 128
 MAX_PROCESSES: Final = 256
 MAX_SPARE: Final = 256
@@ -12,7 +12,7 @@ MAX_SPARE: Final = 256
 class Budget(NamedTuple):
     """How many each part may keep. What is only remembered to be faster gets a share, files and holders the rest."""
 
-    ways: int
+    inode_descriptors: int
     """O_PATH descriptors of inodes that have a name to be found by again."""
     idle_files: int
     """Backing files that no handle uses."""
@@ -30,7 +30,7 @@ def budget(limit: int) -> Budget:
     eighth = limit // 8
     spare = min(MAX_SPARE, eighth)
     return Budget(
-        ways=max(16, min(MAX_WAYS, limit // 4 - 64)),
+        inode_descriptors=max(16, min(MAX_INODE_DESCRIPTORS, limit // 4 - 64)),
         idle_files=min(MAX_IDLE_FILES, eighth),
         processes=min(MAX_PROCESSES, eighth),
         files=limit - spare,

@@ -56,7 +56,7 @@ def assemble(
     hub = EventHub(stats)
     guard = Guard(holders, policies, hub, stats)
     book = guard.book
-    inodes = InodeTable(source_fd, share.ways, book.files.__contains__)
+    inodes = InodeTable(source_fd, share.inode_descriptors, book.files.__contains__)
     hub.path_of = inodes.path_of
     hub.breaking_of = book.breaks.of_process
     holders.on_forgotten = hub.forget

@@ -49,7 +49,7 @@ def test_each_conflict_has_its_line(
     breaking = f"{op} of '{file.relative_to(patient.path)}' [{start}, {end}) by pid {breaker.pid} uid 0"
     held = f"pin {pin} [{PAGE}, {2 * PAGE}) of pid {holder.pid} uid 1000"
     if said.startswith("is "):
-        logged(patient, held, said, f"{op} wants [{start}, {end})")
+        logged(patient, held, said, f"for {op} of [{start}, {end})")
     else:
         logged(patient, breaking, said, held)
     if said == "waits for":

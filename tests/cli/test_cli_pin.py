@@ -43,14 +43,14 @@ def request(**changes: object) -> verb.Request:
     ],
 )
 def test_only_trailing_numbers_are_a_range(text: str, expected: tuple[str, int, int]) -> None:
-    assert request(file=text).place == expected
+    assert request(file=text).target == expected
 
 
 @pytest.mark.parametrize(("start", "length", "expected"), [(0, None, (0, 0)), (None, 5, (0, 5)), (7, 8, (7, 8))])
 def test_a_range_by_options_leaves_the_name_alone(
     start: int | None, length: int | None, expected: tuple[int, int]
 ) -> None:
-    assert request(file="a:1:2", start=start, length=length).place == ("a:1:2", *expected)
+    assert request(file="a:1:2", start=start, length=length).target == ("a:1:2", *expected)
 
 
 @pytest.mark.parametrize(
