@@ -22,7 +22,7 @@ from pinfs.core.pins import Pin, PinRequest
 from pinfs.core.policy import PolicySet
 from pinfs.core.removals import UNLINKS, Removal, RemovalRequest, Turn
 from pinfs.enforce.mappings import Mapping, mappings_of
-from pinfs.enforce.reports import HOLDERS_IN_A_LOG_LINE, break_text, count, pins_text, removal_text
+from pinfs.enforce.reports import HOLDERS_IN_A_LOG_LINE, break_text, bytes_text, count, pins_text, removal_text
 from pinfs.runtime.errors import logged
 from pinfs.runtime.parking import OneShot, defer, park
 from pinfs.runtime.stats import Stats
@@ -196,7 +196,7 @@ class Guard:
         allowed_pid = request.pid if policy.own == "allow" else 0
         mapping = await trio.to_thread.run_sync(self._first_mapping, call, allowed_pid)
         if mapping is not None:
-            log.info("[%d, %d) of inode %d is mapped by pid %d", mapping.start, mapping.end, call.inode, mapping.pid)
+            log.info("%s is mapped by pid %d", bytes_text(request, mapping.start, mapping.end), mapping.pid)
             removal = Removal(call.inode, call.start, call.end, request, policy)
             self._deliver(BookEvent("refused", trio.current_time(), removal=removal, why="mapped"))
             raise OSError(policy.errno_number, f"mapped by process {mapping.pid}")

@@ -15,8 +15,17 @@ HOLDERS_IN_A_LOG_LINE: Final = 3
 
 def removal_text(request: RemovalRequest) -> str:
     """A removal, for the log."""
-    where = f"{request.path!r}" if request.path is not None else f"inode {request.inode}"
-    return f"{request.op} of {where} {_range(request.start, request.end)} by pid {request.pid} uid {request.uid}"
+    where = f"{_file(request)} {_range(request.start, request.end)}"
+    return f"{request.op} of {where} by pid {request.pid} uid {request.uid}"
+
+
+def bytes_text(request: RemovalRequest, start: int, end: int) -> str:
+    """Bytes [start, end) of the file of a removal, for the log."""
+    return f"{_range(start, end)} of {_file(request)}"
+
+
+def _file(request: RemovalRequest) -> str:
+    return f"{request.path!r}" if request.path is not None else f"inode {request.inode}"
 
 
 def pins_text(pins: Iterable[Pin]) -> str:

@@ -128,3 +128,4 @@ def test_a_refusal_names_who_has_mapped(mount: Mount) -> None:
     mapper(common.map_file, str(path), acts.SIZE)
     assert mount.actor().errno(os.truncate, str(path), 0) == errno.EBUSY
     assert mount.metrics()['pinfs_refusals_total{op="truncate",why="mapped"}'] == 1
+    assert f"[0, {acts.SIZE}) of 'f' is mapped by pid {mapper.process.pid}" in mount.log()
