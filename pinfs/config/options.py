@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pinfs.config.foreign import REFUSED, WITHOUT_EFFECT
 from pinfs.config.policies import read_policy
 from pinfs.core.policy import CHOICES, LIMITS, MAX_SECONDS, SECONDS, PolicySet, policy_from_mapping
 
@@ -101,7 +102,7 @@ def parse_options(options: Sequence[str]) -> tuple[MountOptions, dict[str, Any],
             changes |= _SWITCHES[name]
         elif name == "allow_root" and not given:
             changes |= _allow_root()
-        elif not _is_ignored(name):
+        elif not _is_ignored(name) and name not in WITHOUT_EFFECT:
             raise OptionError(_unusable_because(name, option))
     policy_from_mapping(overrides)
     return replace(MountOptions(), **changes), overrides, policy
@@ -130,6 +131,13 @@ _WITHOUT_EFFECT = {"default_permissions", "subtype", "nonempty", "async", "silen
 _WITHOUT_EFFECT |= {"relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime"}
 
 
+def warnings_of(options: Sequence[str]) -> Iterator[str]:
+    """One line for each option that is accepted but has no effect, and is not known to be met anyway."""
+    for name in dict.fromkeys(part.partition("=")[0] for text in options for part in split_options(text)):
+        if name in WITHOUT_EFFECT:
+            yield f"{name}: has no effect: {WITHOUT_EFFECT[name]}"
+
+
 def _is_ignored(name: str) -> bool:
     return name in _ACTED_ON_BY_MOUNT or name in _WITHOUT_EFFECT or name.startswith(("x-", "X-"))
 
@@ -146,6 +154,8 @@ def _unusable_because(name: str, option: str) -> str:
         return f"{name}: needs a value: {name}=..."
     if name in _SWITCHES or name == "allow_root":
         return f"{name}: takes no value, not {option!r}"
+    if name in REFUSED:
+        return f"{name}: not an option of pinfs: {REFUSED[name]}"
     return f"unknown option: {name!r}"
 
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinfs.config import options as config
-from pinfs.config.options import MountOptions, OptionError, load, parse_options, split_options
+from pinfs.config.foreign import REFUSED, WITHOUT_EFFECT
+from pinfs.config.options import MountOptions, OptionError, load, parse_options, split_options, warnings_of
 from pinfs.config.policies import POLICY_BYTES_MAX, PolicyBox, policy_from_toml
 from pinfs.core.policy import CHOICES, LIMITS, SECONDS, PolicyError, PolicySet, policy_to_toml
 
@@ -327,3 +328,66 @@ def test_what_is_written_can_be_written_back() -> None:
     assert tomllib.loads(text)["rule"][0] == {"path": "models/**", "conflict": "deny"}
     box.replace(text, "uid 0")
     assert box.current == policy_from_toml(GOOD)
+
+
+# ---- options of other FUSE file systems
+
+
+@pytest.mark.parametrize("option", ["default_permissions", "nonempty", "subtype=pinfs", "async", "relatime", "rw"])
+def test_what_pinfs_does_anyway_is_accepted_in_silence(option: str) -> None:
+    assert parse_options([option])[0] == MountOptions()
+    assert list(warnings_of([option])) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("auto_unmount", "replace_stale"),
+        ("max_read=131072", "agree on the size"),
+        ("max_write=4096", "agree on the size"),
+        ("big_writes", "agree on the size"),
+        ("kernel_cache", "entry_timeout"),
+        ("use_ino", "source"),
+    ],
+)
+def test_what_has_no_effect_is_accepted_with_a_warning(option: str, instead: str) -> None:
+    assert parse_options([option])[0] == MountOptions()
+    (warning,) = warnings_of([f"ro,{option}", option])
+    assert warning.startswith(f"{option.partition('=')[0]}: has no effect: ")
+    assert instead in warning
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("negative_timeout=5", "entry_timeout"),
+        ("ac_attr_timeout=5", "attr_timeout"),
+        ("umask=022", "source"),
+        ("uid=1000", "source"),
+        ("fd=3", "as the user"),
+        ("drop_privileges", "ordinary user"),
+        ("direct_io", "O_DIRECT"),
+        ("writeback_cache", "passthrough"),
+        ("modules=subdir", "SOURCE"),
+        ("debug", "log_level=debug"),
+        ("sync", "O_SYNC"),
+        ("remount", "pinfs policy set"),
+    ],
+)
+def test_what_would_mean_something_else_is_refused_with_what_to_use(option: str, instead: str) -> None:
+    with pytest.raises(OptionError, match=f"^{option.partition('=')[0]}: not an option of pinfs: .*{instead}"):
+        parse_options([option])
+
+
+def test_no_option_has_two_meanings() -> None:
+    own = {*config._SETTINGS, *config._SWITCHES, *CHOICES, *SECONDS, *LIMITS, "policy", "allow_root"}
+    others = [*WITHOUT_EFFECT, *REFUSED, *config._WITHOUT_EFFECT, *config._ACTED_ON_BY_MOUNT]
+    assert not own & set(others)
+    assert len(others) == len(set(others))
+
+
+def test_options_of_others_are_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs/operating.md").read_text()
+    covered = ("splice_", "no_splice_", "no_remote_", "fscontext", "defcontext", "rootcontext")
+    missing = [name for name in (*WITHOUT_EFFECT, *REFUSED) if f"`{name}`" not in text and not name.startswith(covered)]
+    assert missing == []
