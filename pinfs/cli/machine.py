@@ -9,6 +9,7 @@ import pwd
 import resource
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from ctypes.util import find_library
 from importlib import metadata
@@ -22,6 +23,8 @@ _CAPABILITIES = {"chown": 0, "dac_override": 1, "fowner": 3, "fsetid": 4, "kill"
                  "sys_ptrace": 19, "sys_admin": 21, "mknod": 27}  # fmt: skip
 _ENOUGH_DESCRIPTORS = 16384
 MTAB = Path("/etc/mtab")
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where systemd, and so mount(8) at boot, looks for programs."""
 _OLDEST_LIBFUSE = (3, 3)  # the first that takes /dev/fd/N as mount point
 
 
@@ -29,7 +32,7 @@ def check_machine() -> Iterator[Finding]:
     """All checks that need no directory, in the order of fixing."""
     checks: list[Callable[[], Finding]] = [
         _kernel, _device, _fusermount, _libfuse, _pyfuse3,
-        _passthrough, _capabilities, _descriptors, _pid_namespace, _proc,
+        _passthrough, _capabilities, _descriptors, _pid_namespace, _proc, _mount8,
     ]  # fmt: skip
     for check in checks:
         yield check()
@@ -207,6 +210,24 @@ def _proc() -> Finding:
         return ok("/proc", "shows the processes of all users")
     return warn(
         "/proc", "hides other users' processes (hidepid): they cannot own pins", "mount -o remount,hidepid=0 /proc"
+    )
+
+
+def _mount8() -> Finding:
+    """mount(8) runs mount.fuse.pinfs for the type fuse.pinfs, or else mount.fuse3, which has the shell find `pinfs`."""
+    check = "mount(8)"
+    if shutil.which("mount.fuse.pinfs", path=SYSTEM_PATH):
+        return ok(check, "mount -t fuse.pinfs and /etc/fstab find pinfs")
+    if not shutil.which("mount.fuse3", path=SYSTEM_PATH):
+        return warn(check, "`mount -t fuse.pinfs` and /etc/fstab fail: mount.fuse3 is not installed",
+                    "apt install fuse3, then packaging/install")  # fmt: skip
+    if shutil.which("pinfs", path=SYSTEM_PATH):
+        return ok(check, "mount -t fuse.pinfs and /etc/fstab find pinfs, by mount.fuse3")
+    program = Path(sys.executable).parent / "pinfs"
+    return warn(
+        check,
+        '`mount -t fuse.pinfs` and /etc/fstab do not find pinfs ("/bin/sh: pinfs: not found"); `pinfs mount` works',
+        f"as root, in the source tree of pinfs: packaging/install {program}; or: ln -s {program} /usr/local/bin/pinfs",
     )
 
 

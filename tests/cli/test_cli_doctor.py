@@ -169,3 +169,24 @@ def test_debug_bundle_keeps_names_and_notes_to_itself(run, fake: FakeMount, tmp_
     assert {"versions.json", "doctor.json", "mount-0/pins", "mount-0/policy", "mount-0/metrics"} <= set(parts)
     assert json.loads(parts["mount-0/pins"])["id"] == 7
     assert all(b"SECRET" not in part for part in parts.values())
+
+
+@pytest.mark.parametrize(
+    ("programs", "level", "words"),
+    [
+        ([], Level.WARN, "mount.fuse3 is not installed"),
+        (["mount.fuse3"], Level.WARN, "/bin/sh: pinfs: not found"),
+        (["mount.fuse3", "pinfs"], Level.OK, "by mount.fuse3"),
+        (["mount.fuse.pinfs"], Level.OK, "find pinfs"),
+    ],
+)
+def test_whether_mount8_finds_pinfs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: list[str], level: Level, words: str
+) -> None:
+    for name in programs:
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(machine, "SYSTEM_PATH", str(tmp_path))
+    finding = machine._mount8()
+    assert (finding.level, words in finding.text) == (level, True)
+    assert ("packaging/install" in finding.fix) == (level is Level.WARN)
