@@ -15,8 +15,10 @@ from rich.progress import Progress
 from pinfs.bench import report
 from pinfs.bench.crowd import Crowds
 from pinfs.bench.run import COUNTS, QUICK_COUNTS, QUICK_ROUNDS, ROUNDS, Outcome, Plan, all_rows, chosen, run
+from pinfs.cli.mounts import require_answer
 from pinfs.cli.output import listing_options, print_json, print_table
-from pinfs.cli.verb import Verb
+from pinfs.cli.verb import Verb, failure_of
+from pinfs.observe.asking import NoAnswerError
 
 
 def _counts(_: click.Context, __: click.Parameter, value: str | None) -> list[int]:
@@ -31,6 +33,17 @@ def _directories(_: click.Context, __: click.Parameter, value: tuple[str, ...]) 
         if any(Path(path).samefile(earlier) for earlier in value[:at]):
             raise click.BadParameter(f"{path} is there twice")
     return value
+
+
+class _Directory(click.Path):
+    """A directory; where it lies on a pinfs, that one answers."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            require_answer(value)
+        except NoAnswerError as error:
+            raise failure_of(error) from error
+        return super().convert(value, param, ctx)
 
 
 class Bar:
@@ -90,7 +103,7 @@ pinfs bench /mnt/pinfs --only crowd --pins 1,1000000
 """,
 )
 @click.argument("directories", metavar="DIR [OTHER]...", nargs=-1, callback=_directories,
-                type=click.Path(exists=True, file_okay=False))  # fmt: skip
+                type=_Directory(exists=True, file_okay=False))  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), help=f"Rounds that count (default {ROUNDS}, quick {QUICK_ROUNDS}).")
 @click.option("--only", metavar="ROWS", multiple=True, help="A group, or a word or glob of names (again for more).")
 @click.option("--pins", metavar="N,...", callback=_counts, help="Numbers of other pins, for the rows of group crowd.")

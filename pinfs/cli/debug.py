@@ -7,7 +7,8 @@ import platform
 import re
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -15,10 +16,11 @@ import click
 
 import pinfs
 from pinfs.cli.findings import Finding
-from pinfs.cli.mounts import mount_of
+from pinfs.cli.mounts import mount_of, mounts
 from pinfs.cli.verb import Verb
 from pinfs.linux import mountinfo
-from pinfs.observe.mounts import Mount, mounts
+from pinfs.observe.asking import BoundedMount, NoAnswerError
+from pinfs.observe.mounts import Mount
 
 _PACKAGES = ("pyfuse3", "trio", "click", "rich", "prometheus-client")
 _LOG_TAIL = 200  # lines
@@ -66,11 +68,27 @@ def _machine_parts() -> Iterator[Part]:
     yield "kernel.log", _kernel_log
 
 
-def _mount_parts(found: list[Mount]) -> Iterator[Part]:
-    for number, mount in enumerate(found):
+def _mount_parts(found: Sequence[Mount]) -> Iterator[Part]:
+    for number, mount in enumerate(_AskedOnce(*mount) for mount in found):
         for name in ("status", "policy", "policy.error", "metrics"):
-            yield f"mount-{number}/{name}", mount.control(name).read_text
+            yield f"mount-{number}/{name}", partial(mount.read, name)
         yield f"mount-{number}/pins", lambda mount=mount: _pins(mount)  # type: ignore[misc]
+
+
+class _AskedOnce(BoundedMount):
+    """A mount that is not asked again once its daemon has not answered."""
+
+    def __init__(self, *_mount: str) -> None:
+        self._silence: NoAnswerError | None = None
+
+    def read(self, name: str) -> str:
+        if self._silence is not None:
+            raise self._silence
+        try:
+            return super().read(name)
+        except NoAnswerError as error:
+            self._silence = error
+            raise
 
 
 def _text(make: Callable[[], str]) -> str:

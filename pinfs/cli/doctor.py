@@ -54,8 +54,11 @@ def doctor(ctx: click.Context, directory: str | None, as_json: bool) -> None:
 def _examine(directory: str | None) -> Iterator[Finding]:
     from pinfs.cli.backing import check_backing
     from pinfs.cli.machine import check_machine
+    from pinfs.cli.mounts import require_answer
     from pinfs.cli.served import check_mounts
 
+    if directory is not None:
+        require_answer(directory)
     yield from check_machine()
     yield from check_mounts()
     if directory is not None:

@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     LIMIT_REACHED = 10
     BAD_POLICY = 11
     NO_SUCH_FILE = 12
+    NO_ANSWER = 13
     COMMAND_NOT_EXECUTABLE = 126
     COMMAND_NOT_FOUND = 127
     INTERRUPTED = 130
@@ -38,6 +39,7 @@ _BY_ERRNO = {
     errno.ENOENT: ExitCode.NO_SUCH_FILE,
     errno.ENOTDIR: ExitCode.NO_SUCH_FILE,
     errno.EOPNOTSUPP: ExitCode.NOT_PINFS,
+    errno.ETIMEDOUT: ExitCode.NO_ANSWER,
 }
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import click
 
 from pinfs.cli.exitcodes import ExitCode, of_errno
-from pinfs.cli.mounts import mount_of
+from pinfs.cli.mounts import locate, mounts
 from pinfs.cli.output import listing_options, print_json, print_table
 from pinfs.cli.verb import Verb, fail, failure_of
-from pinfs.observe.mounts import Mount, mounts
+from pinfs.observe.asking import ask
+from pinfs.observe.mounts import Mount
 
 Pin = dict[str, Any]
 
@@ -87,6 +88,9 @@ pinfs ls
 # the pins that keep this file from being truncated
 pinfs ls /mnt/models/big.bin
 
+# the pins of all files below a directory
+pinfs ls /mnt/models/2026
+
 # ids and processes, for a script
 pinfs ls --table --noheadings -o ID,PID /mnt/models
 
@@ -97,7 +101,7 @@ pinfs ls -o +NAME,SINCE
 pinfs ls --json | jq '.pins[] | select(.state == "breaking") | .pid'
 """,
 )
-@click.argument("paths", metavar="[FILE|MOUNT]...", nargs=-1)
+@click.argument("paths", metavar="[FILE|DIR|MOUNT]...", nargs=-1)
 @click.option("-o", "columns", metavar="COL[,COL]...", callback=_columns,
               help="Columns to print; +COL adds to the usual ones.")  # fmt: skip
 @click.option("-l", "--limit", metavar="ROWS", type=click.IntRange(0), default=ROWS, show_default=True,
@@ -113,7 +117,7 @@ def ls(
     noheadings: bool,
     as_json: bool,
 ) -> None:
-    """List the pins of each FILE or MOUNT, or of all pinfs mounts of this machine.
+    """List the pins of each FILE, of all files below each DIR or MOUNT, or of all pinfs mounts of this machine.
 
     Only root sees the holders of other users' pins. LENGTH "end": up to the end of the file, wherever that moves. STATE
     "breaking": a breaker waits for this pin, until DEADLINE at most.
@@ -145,18 +149,26 @@ def print_pins(all_pins: Iterable[Pin], columns: list[str], *, headings: bool = 
 
 
 def _pins_at(path: str) -> list[Pin]:
-    mount = mount_of(path)
-    if os.path.realpath(path) == mount.point:
+    mount, real = locate(path)
+    if real == mount.point:
         return mount.pins()
-    status = Path(path).stat()
-    if not stat.S_ISREG(status.st_mode):
-        fail(f"{path}: neither a regular file nor the root of a pinfs mount", ExitCode.USAGE)
+    kind = ask(mount, lambda: stat.S_IFMT(os.stat(path).st_mode))
+    if kind == stat.S_IFDIR:
+        return pins_below(os.path.relpath(real, mount.point), mount)
+    if kind != stat.S_IFREG:
+        fail(f"{path}: neither a regular file nor a directory", ExitCode.USAGE)
     return pins_of_file(path, mount)
+
+
+def pins_below(directory: str, mount: Mount) -> list[Pin]:
+    """The pins of the files below `directory`, a path below the mount point. A file counts where its pin shows it: a
+    file without a name is nowhere, and a file with several names is in one place."""
+    return [pin for pin in mount.pins() if (pin.get("path") or "").startswith(directory + "/")]
 
 
 def pins_of_file(path: str, mount: Mount) -> list[Pin]:
     """The pins of one file: from its attribute, or from the list of all where an attribute cannot hold them."""
-    answer = json.loads(os.getxattr(path, "user.pinfs.pins"))
+    answer = json.loads(ask(mount, lambda: os.getxattr(path, "user.pinfs.pins")))
     if not answer.get("more"):
         return [pin | {"mount": mount.point} for pin in answer["pins"]]
     inode = answer["pins"][0]["inode"]

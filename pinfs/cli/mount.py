@@ -1,5 +1,6 @@
 """`pinfs mount`: serve a directory as a pinfs."""
 
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,10 @@ import click
 
 from pinfs.cli import logs
 from pinfs.cli.exitcodes import ExitCode
+from pinfs.cli.mounts import error_of, mount_on
 from pinfs.cli.verb import Verb, fail
+from pinfs.observe.asking import NoAnswerError
+from pinfs.observe.wording import printable
 
 if TYPE_CHECKING:
     from pinfs.config.options import Config
@@ -59,19 +63,44 @@ def mount(source: str, mountpoint: str, background: bool, fake: bool, **how: Any
     config = _config(how)
     if fake:
         return
+    _check_free(mountpoint)
     _log(config.mount.log_level, background, how)
     _serve(config, source, mountpoint, background)
 
 
+def _check_free(mountpoint: str) -> None:
+    """Fails where MOUNTPOINT is a pinfs already: a mount over it would hide that one from programs that start later,
+    while others go on with it. A stale mount is for the daemon to refuse or to replace."""
+    there = mount_on(mountpoint)
+    if there is None:
+        return
+    state = ""
+    try:
+        error = error_of(there)
+        if error is not None and error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            return
+    except NoAnswerError as silence:
+        state = f", and {silence.why}"
+    force = " --force" if state else ""
+    fail(
+        f"{mountpoint} already is a pinfs mount, of {there.source}{state}: end it with "
+        f"`pinfs umount{force} {there.point}`, or take another mount point",
+        ExitCode.MOUNT_FAILED,
+    )
+
+
 def _config(how: dict[str, Any]) -> "Config":
-    from pinfs.config.options import OptionError, load
+    from pinfs.config.options import OptionError, load, warnings_of
     from pinfs.core.policy import PolicyError
 
     levels = {"log_level=debug": how["verbose"], "log_level=warning": how["quiet"]}
     try:
-        return load([*how["options"], *(level for level, wanted in levels.items() if wanted)], how["policy_file"])
+        config = load([*how["options"], *(level for level, wanted in levels.items() if wanted)], how["policy_file"])
     except (OptionError, PolicyError) as error:
         fail(str(error), ExitCode.BAD_POLICY)
+    for warning in warnings_of(how["options"]):
+        click.echo(f"pinfs: warning: {printable(warning)}", err=True)
+    return config
 
 
 def _log(level: str, background: bool, how: dict[str, Any]) -> None:

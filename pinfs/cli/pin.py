@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -13,7 +13,8 @@ import click
 
 from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.holding import Held, ending_as_a_shell, hold, print_pin, run
-from pinfs.cli.verb import Verb, failure_of
+from pinfs.cli.mounts import require_answer
+from pinfs.cli.verb import Failure, Verb, failure_of
 from pinfs.client import xattrs
 from pinfs.client.channel import EventChannel
 from pinfs.client.inode import inode_of
@@ -30,6 +31,20 @@ def split_range(text: str) -> tuple[str, int, int]:
     """FILE[:START:LENGTH] as (file, start, length); only a trailing `:NUMBER:NUMBER` is a range."""
     match = re.fullmatch(r"(.+):([0-9]+):([0-9]+)", text, re.DOTALL)
     return (match[1], int(match[2]), int(match[3])) if match else (text, 0, 0)
+
+
+def range_hint(text: str) -> str:
+    """What to say of a FILE that does not exist but ends in a range of another form; "" where it does not."""
+    file, rest = next(((text[:at], text[at + 1 :]) for at in _colons(text) if os.path.isfile(text[:at])), ("", ""))
+    if not file:
+        return ""
+    example = f"{file}:{rest}:0" if re.fullmatch("[0-9]+", rest) else f"{file}:0:4096"
+    return f"; a range has the form {file}:START:LENGTH, in bytes, LENGTH 0: to the end of the file (such as {example})"
+
+
+def _colons(text: str) -> Iterator[int]:
+    """Where the colons are, from the right."""
+    return (at for at in reversed(range(len(text))) if text[at] == ":")
 
 
 def signal_number(text: str | None) -> int | None:
@@ -183,6 +198,7 @@ def pin(ctx: click.Context, /, **parameters: Any) -> None:
     What happens to a lease that is not released in time is the policy's choice (on_timeout; see pinfs policy).
     """
     request = Request(**parameters)
+    _had(request, lambda: require_answer(request.target[0]))
     ctx.exit(_stay(request) if request.stays else _leave(request))
 
 
@@ -234,5 +250,7 @@ def _had(request: Request, get: Callable[[], T]) -> T:
         raise click.UsageError(str(error)) from error
     except OSError as error:
         failure = failure_of(error)
-        failure.exit_code = request.failure_code if request.failure_code is not None else failure.exit_code
-        raise failure from error
+        takes_range = error.errno == errno.ENOENT and request.start is None and request.length is None
+        hint = range_hint(request.file) if takes_range else ""
+        code = failure.exit_code if request.failure_code is None else request.failure_code
+        raise Failure(failure.message + hint, code) from error

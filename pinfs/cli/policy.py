@@ -11,11 +11,12 @@ from typing import Any
 import click
 
 from pinfs.cli.exitcodes import ExitCode
-from pinfs.cli.mounts import mount_of, the_mount
+from pinfs.cli.mounts import locate, the_mount
 from pinfs.cli.output import listing_options, print_json, print_table
 from pinfs.cli.verb import VerbGroup, fail
 from pinfs.config.policies import policy_from_toml
 from pinfs.core.policy import PolicyError, PolicySet, policy_from_mapping, policy_to_toml
+from pinfs.observe.asking import ask
 from pinfs.observe.mounts import Mount
 
 _mount_option = click.option(
@@ -108,8 +109,8 @@ pinfs policy explain --policy new.toml /mnt/models/big.bin
 @listing_options
 def explain(file: str, candidate: str | None, as_json: bool) -> None:
     """Show the values that hold for FILE on a mount, and the rule they come from: the last one that matches."""
-    mount = mount_of(file)
-    path = os.path.relpath(os.path.realpath(file), mount.point)
+    mount, real = locate(file)
+    path = os.path.relpath(real, mount.point)
     policies = _parsed(_checked(candidate) if candidate else _text_of(mount), candidate or mount.point)
     values, index, glob = policies.explain(path)
     overrides = policies.rules[index].overrides if index is not None else {}
@@ -126,7 +127,7 @@ def explain(file: str, candidate: str | None, as_json: bool) -> None:
 
 
 def _text_of(mount: Mount) -> str:
-    return mount.control("policy").read_text()
+    return mount.read("policy")
 
 
 def _checked(file: str) -> str:
@@ -166,15 +167,19 @@ def _value(text: str) -> int | float | str:
 
 def _put(mount: Mount, text: str) -> None:
     try:
-        fd = os.open(mount.control("policy"), os.O_WRONLY | os.O_CLOEXEC)
+        ask(mount, lambda: _write(mount, text))
     except PermissionError:
         fail(f"{mount.point}: only root may change the policy", ExitCode.NOT_PERMITTED)
-    try:
-        os.write(fd, text.encode())
-        os.fsync(fd)  # an error at close(2) would be reported too late
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        fail(f"{mount.point}: refused: {mount.control('policy.error').read_text().strip()}", ExitCode.BAD_POLICY)
+        fail(f"{mount.point}: refused: {mount.read('policy.error').strip()}", ExitCode.BAD_POLICY)
+
+
+def _write(mount: Mount, text: str) -> None:
+    fd = os.open(mount.control("policy"), os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+        os.fsync(fd)  # an error at close(2) would be reported too late
     finally:
         os.close(fd)

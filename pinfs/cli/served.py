@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 from pinfs.cli.findings import Finding, ok, warn
-from pinfs.observe.mounts import Mount, mounts
+from pinfs.cli.mounts import mounts
+from pinfs.observe.asking import NoAnswerError
+from pinfs.observe.mounts import Mount
 
 
 def check_mounts() -> Iterator[Finding]:
@@ -14,6 +16,8 @@ def check_mounts() -> Iterator[Finding]:
 def _mount(mount: Mount) -> Finding:
     try:
         polled = mount.status().get("poll", True)
+    except NoAnswerError as error:
+        return warn(mount.point, error.why, error.fix)
     except OSError as error:
         return warn(mount.point, f"is stale: {error.strerror}", f"pinfs umount {mount.point}")
     if polled:

@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from pinfs.cli.exitcodes import ExitCode, of_errno
-from pinfs.cli.mounts import mount_of
+from pinfs.cli.mounts import mount_of, mounts
 from pinfs.cli.output import listing_options, print_json, print_json_line, print_table
 from pinfs.cli.verb import Verb, fail
-from pinfs.observe.mounts import COUNTED, Mount, mounts
+from pinfs.observe.mounts import COUNTED, Mount
 
 Status = dict[str, Any]
 
@@ -38,7 +38,7 @@ pinfs status --json /mnt/models | jq '.mounts[0].passthrough'
 def status(ctx: click.Context, where: str | None, watch: bool, interval: float, as_json: bool) -> None:
     """Show the state of MOUNT, or of all pinfs mounts: daemon, passthrough, pins, breakers waiting, counters.
 
-    Exit code 7 if one of them is stale, that is, its daemon is gone.
+    Exit code 7 if one of them is stale, that is, its daemon is gone, and 13 if a daemon does not answer.
     """
     wanted = mount_of(where) if where else None
     found = _look(wanted)
@@ -78,6 +78,9 @@ def _table(found: list[Status]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
 def _rows(one: Status) -> Iterator[tuple[str, str]]:
+    if one["exit_code"] == ExitCode.NO_ANSWER:
+        yield "state", one["error"]
+        return
     if "error" in one:
         yield "state", f"stale: {one['error']} (to fix: pinfs umount {one['mountpoint']})"
         return

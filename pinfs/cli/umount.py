@@ -4,27 +4,28 @@ import errno
 import os
 import select
 import signal
-import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from pinfs.bridge.mount import unmount, users
 from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.ls import DEFAULT, print_pins
+from pinfs.cli.mounts import mount_on, mounts
 from pinfs.cli.verb import Verb, fail
-from pinfs.linux.syscalls import MNT_DETACH, MNT_FORCE, umount2
-from pinfs.observe.mounts import Mount, mounts
+from pinfs.linux.proc import read_state
+from pinfs.linux.syscalls import MNT_DETACH, MNT_FORCE, UMOUNT_NOFOLLOW, umount2
+from pinfs.observe.daemons import STATES, connection_of, daemon_pid
+from pinfs.observe.mounts import Mount
+from pinfs.observe.wording import printable
 
 _RETRY_S = 0.1
-_ANSWER_S = 3.0  # how long --force waits for the status of a daemon that may hang
 _END_S = 10.0  # how long the daemon may take for its last steps
-
-T = TypeVar("T")
+_ABORTED_END_S = 1.0  # the same, once its connection is aborted
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
 @click.command(
@@ -50,7 +51,7 @@ def umount(mountpoint: str, wait_s: float, force: bool) -> None:
 
     While there are pins, unmounting is refused with a list of their holders (exit code 4), and while files are open,
     with a list of the processes. With --force waiting breakers are answered, pins are dropped, and open files fail with
-    ENOTCONN. A stale mount, whose daemon is dead, is removed.
+    ENOTCONN; this also works while the daemon does not answer. A stale mount, whose daemon is dead, is removed.
     """
     mount = _mounted_on(mountpoint)
     if force:
@@ -60,11 +61,10 @@ def umount(mountpoint: str, wait_s: float, force: bool) -> None:
 
 
 def _mounted_on(path: str) -> Mount:
-    real = os.path.realpath(path)
-    there = [mount for mount in mounts() if mount.point == real]
-    if not there:
+    mount = mount_on(path)
+    if mount is None:
         fail(f"{path}: no pinfs is mounted there", ExitCode.NOT_PINFS)
-    return there[0]
+    return mount
 
 
 def _gently(mount: Mount, end: float) -> None:
@@ -105,37 +105,52 @@ def _refuse(mount: Mount, pins: list[dict[str, Any]]) -> None:
 
 
 def _force(mount: Mount) -> None:
-    """SIGTERM lets the daemon answer waiting breakers; a mount that is left afterwards is torn down."""
-    status = _within(_ANSWER_S, mount.status)
-    daemon = daemon_of(status) if status else None
+    """SIGTERM lets the daemon answer waiting breakers; a mount that is left afterwards is torn down.
+
+    SIGCONT, because a stopped daemon cannot act on SIGTERM (systemd.kill(5) does the same).
+    """
+    pid = daemon_pid(mount) or _pid_by_status(mount)
+    daemon = daemon_of({"pid": pid})
     if daemon is not None:
         with suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(daemon, signal.SIGTERM)
+            signal.pidfd_send_signal(daemon, signal.SIGCONT)
         _ended(daemon)
     if mount in mounts():
         _tear_down(mount)
+        if daemon is not None and not _ended(daemon, _ABORTED_END_S):
+            _warn_of(mount, pid)
+
+
+def _pid_by_status(mount: Mount) -> int | None:
+    """For a daemon that cannot be seen from outside."""
+    try:
+        return int(mount.status()["pid"])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _warn_of(mount: Mount, pid: int | None) -> None:
+    state, _ticks = read_state(pid) if pid else (None, 0)
+    if state is not None:
+        said = (
+            f"{mount.point} is unmounted, but its daemon has not ended (pid {pid}, state {state}: "
+            f"{STATES.get(state, '?')}): no other pinfs can serve {mount.source} until it does (kill -9 {pid})"
+        )
+        click.echo(f"pinfs: {printable(said)}", err=True)
 
 
 def _tear_down(mount: Mount) -> None:
-    """Root aborts the connection (MNT_FORCE, umount2(2)), so that no caller waits for the daemon any longer."""
+    """Abort the connection, so that no caller waits for the daemon any longer, then take the mount away.
+
+    Root does so by MNT_FORCE (umount2(2)); the user that mounted, through sysfs where fusectl is mounted.
+    """
+    with suppress(OSError):
+        (_CONNECTIONS / str(connection_of(mount)) / "abort").write_text("1")
     if os.geteuid() != 0:
         unmount(mount.point, lazy=True)
         return
-    umount2(mount.point, MNT_FORCE | MNT_DETACH)
-
-
-def _within(limit_s: float, ask: Callable[[], T]) -> T | None:
-    """The result of `ask`; None if it fails or takes longer than `limit_s`: a stopped daemon never answers."""
-    answers: list[T] = []
-
-    def run() -> None:
-        with suppress(OSError):
-            answers.append(ask())
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    return answers[0] if answers else None
+    umount2(mount.point, MNT_FORCE | MNT_DETACH | UMOUNT_NOFOLLOW)
 
 
 def daemon_of(status: dict[str, Any]) -> int | None:
@@ -149,8 +164,8 @@ def daemon_of(status: dict[str, Any]) -> int | None:
         return None
 
 
-def _ended(pidfd: int) -> None:
-    """Wait for the daemon's end, so that the source is free for the next mount afterwards."""
+def _ended(pidfd: int, limit_s: float = _END_S) -> bool:
+    """Wait for the daemon's end, so that the source is free for the next mount afterwards; whether it came."""
     waiter = select.poll()
     waiter.register(pidfd, select.POLLIN)
-    waiter.poll(_END_S * 1000)
+    return bool(waiter.poll(limit_s * 1000))

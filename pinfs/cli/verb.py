@@ -15,7 +15,7 @@ class Failure(click.ClickException):
 
     exit_code: int  # type: ignore[misc]  # click declares one for the class; here each failure has its own
 
-    def __init__(self, message: str, exit_code: ExitCode = ExitCode.FAILURE) -> None:
+    def __init__(self, message: str, exit_code: int = ExitCode.FAILURE) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -13,6 +12,7 @@ from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.mounts import the_mount
 from pinfs.cli.output import json_or, print_json_line
 from pinfs.cli.verb import Verb, fail
+from pinfs.observe.asking import Question
 from pinfs.observe.mounts import Mount
 from pinfs.observe.wording import EventJson, describe, differences, printable
 
@@ -53,21 +53,28 @@ def watch(where: str | None, everything: bool, count: int | None, interval: floa
 
 
 def _events(mount: Mount, everything: bool, interval_s: float) -> Iterator[EventJson]:
-    try:
-        fd = os.open(mount.control("trace"), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM):
-            raise
-        if everything:
-            fail(f"{mount.point}: only root can watch all events", ExitCode.NOT_PERMITTED)
-        return _changes(mount, interval_s)
-    return _trace(fd)
+    with Question(mount, lambda: _trace(mount)) as trace:
+        try:
+            trace.next()
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM):
+                raise
+        else:
+            for lines in trace.rest():
+                yield from map(json.loads, lines.splitlines())
+            return
+    if everything:
+        fail(f"{mount.point}: only root can watch all events", ExitCode.NOT_PERMITTED)
+    yield from _changes(mount, interval_s)
 
 
-def _trace(fd: int) -> Iterator[EventJson]:
-    with os.fdopen(fd, "rb", buffering=0) as trace:
+def _trace(mount: Mount) -> Iterator[bytes]:
+    """Nothing once the trace is open, then its lines as they come. Ctrl-C would not end a read that the daemon never
+    answers: another process waits for this one."""
+    with mount.control("trace").open("rb", buffering=0) as trace:
+        yield b""
         while lines := trace.read(_BUFFER):
-            yield from map(json.loads, lines.splitlines())
+            yield lines
 
 
 def _changes(mount: Mount, interval_s: float) -> Iterator[EventJson]:

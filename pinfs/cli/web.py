@@ -10,6 +10,7 @@ import click
 
 from pinfs.cli.mounts import the_mount
 from pinfs.cli.verb import Verb, fail
+from pinfs.observe.mounts import Mount
 
 PORT = 7467  # PINS on a telephone's keys
 
@@ -45,7 +46,7 @@ def web(where: str | None, port: int, host: str, names: tuple[str, ...]) -> None
     from pinfs.web.feed import Feed
     from pinfs.web.look import Look
 
-    mount = the_mount(where)
+    mount = Mount(*the_mount(where))
     key = secrets.token_urlsafe(18)
     with _listening(host, port) as listening:
         name = _in_address(host)

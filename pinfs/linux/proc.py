@@ -50,6 +50,16 @@ def read_start_time(pid: int) -> int:
         return 0
 
 
+def read_state(pid: int) -> tuple[str | None, int]:
+    """The state of a process (one letter) and the processor time that it has used, in clock ticks: fields 3, 14 and 15
+    of proc_pid_stat(5). (None, 0) where there is no such process."""
+    try:
+        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    except OSError:
+        return None, 0
+    return fields[0].decode(), int(fields[11]) + int(fields[12])
+
+
 def read_comm(pid: int) -> str | None:
     """The name of the program as ps shows it; None when there is no such process."""
     try:

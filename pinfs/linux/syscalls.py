@@ -6,6 +6,7 @@ Each raises OSError with the errno of its man page, unless its own text says oth
 import ctypes
 import errno
 import os
+import signal
 import struct
 from typing import Final
 
@@ -36,6 +37,7 @@ MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_SECUREBITS = 28
 _PR_GET_SECUREBITS = 27
 _SECBIT_NO_SETUID_FIXUP = 1 << 2
@@ -191,6 +193,14 @@ class Privileges:
     def __exit__(self, *_: object) -> None:
         if self._fewer is not None:
             checked(libc.capset(self._header, self._fewer))
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGKILL for this process when the thread that forked it ends; at once where `parent`, its process, has ended
+    (PR_SET_PDEATHSIG, prctl(2))."""
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def set_fs_ids(uid: int, gid: int) -> None:

@@ -29,17 +29,20 @@ class Mount(NamedTuple):
         """The path of `.pinfs/NAME`."""
         return Path(self.point, CONTROL, name)
 
+    def read(self, name: str) -> str:
+        """The text of `.pinfs/NAME`."""
+        return self.control(name).read_text(errors="surrogateescape")
+
     def pins(self) -> list[dict[str, Any]]:
         """All pins of the mount, each with the key `mount` besides those of docs/interfaces.md.
 
         Raises OSError ENOTCONN or ECONNABORTED where the mount is stale, as all methods here do.
         """
-        lines = self.control("pins").read_text(errors="surrogateescape").splitlines()
-        return [json.loads(line) | {"mount": self.point} for line in lines]
+        return [json.loads(line) | {"mount": self.point} for line in self.read("pins").splitlines()]
 
     def status(self) -> dict[str, Any]:
         """What the daemon says of itself: `.pinfs/status`."""
-        status: dict[str, Any] = json.loads(self.control("status").read_text())
+        status: dict[str, Any] = json.loads(self.read("status"))
         return status
 
     def counters(self) -> dict[str, float]:
@@ -47,7 +50,7 @@ class Mount(NamedTuple):
         from prometheus_client.parser import text_string_to_metric_families
 
         sums: dict[str, float] = {}
-        for family in text_string_to_metric_families(self.control("metrics").read_text()):
+        for family in text_string_to_metric_families(self.read("metrics")):
             for sample in family.samples:
                 if sample.name in COUNTED:
                     sums[sample.name] = sums.get(sample.name, 0) + sample.value

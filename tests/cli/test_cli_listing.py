@@ -113,8 +113,27 @@ def test_no_such_file(run, fake: FakeMount) -> None:
     assert run("ls", "/nowhere/at/all").exit_code == 12
 
 
-def test_directory_on_the_mount_is_a_usage_error(run, fake: FakeMount) -> None:
-    assert run("ls", fake.point / "models").exit_code == 2
+@pytest.mark.parametrize("how", ["--json", "--table"])
+def test_pins_below_a_directory(run, fake: FakeMount, how: str) -> None:
+    elsewhere = ("w.bin", "models", "models2/w.bin", "a/models/w.bin", None)
+    fake.pins({}, {"id": 8, "path": "models/deep/w.bin"}, *({"id": 9, "path": path} for path in elsewhere))
+    result = run("ls", how, "-n", "-o", "ID", f"{fake.point}/models/")
+    shown = [pin["id"] for pin in json.loads(result.stdout)["pins"]] if how == "--json" else result.stdout.split()
+    assert (result.exit_code, [int(number) for number in shown]) == (0, [7, 8])
+
+
+def test_a_directory_that_a_link_leads_to(run, fake: FakeMount, tmp_path: Path) -> None:
+    fake.pins({})
+    (tmp_path / "link").symlink_to(fake.point)
+    (fake.point / "current").symlink_to("models")
+    for path in (tmp_path / "link/models", fake.point / "current", tmp_path / "link/../link/current/."):
+        assert [pin["id"] for pin in json.loads(run("ls", path).stdout)["pins"]] == [7]
+
+
+def test_what_is_neither_file_nor_directory_is_a_usage_error(run, fake: FakeMount) -> None:
+    os.mkfifo(fake.point / "fifo")
+    result = run("ls", fake.point / "fifo")
+    assert (result.exit_code, "neither a regular file nor a directory" in result.stderr) == (2, True)
 
 
 def test_bind_mounts_of_a_part_and_hidden_mounts_are_not_listed(run, fake: FakeMount, table: Path) -> None:

@@ -192,3 +192,27 @@ def test_hold_ends_when_the_pin_is_gone(tmp_path: Path, capsys) -> None:
         assert holding.hold(held(tmp_path, "release"), channel, as_json=False) == 0
     os.close(theirs)
     assert capsys.readouterr().out == "pin 7: a\\x1bfile [0, 4096)\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "example"),
+    [(":5", ":5:0"), (":0:-1", ":0:4096"), (":0-4095", ":0:4096"), (":4K:1M", ":0:4096"), (":", ":0:4096"),
+     (":1:2:", ":0:4096")],
+)  # fmt: skip
+def test_a_range_of_another_form_is_hinted_at(run, tmp_path: Path, end: str, example: str) -> None:
+    file = tmp_path / "f"
+    file.write_bytes(bytes(8192))
+    result = run("pin", f"{file}{end}", "--", "true")
+    assert (result.exit_code, result.stderr.count("\n")) == (12, 1)
+    assert result.stderr.startswith(f"pinfs: {file}{end}: No such file or directory; a range has the form ")
+    assert f"{file}:START:LENGTH, in bytes, LENGTH 0: to the end of the file (such as {file}{example})" in result.stderr
+
+
+def test_a_missing_file_is_no_range(run, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    for name in ("no", "no:5", "d:5"):
+        result = run("pin", tmp_path / name, "--", "true")
+        assert result.stderr == f"pinfs: {tmp_path / name}: No such file or directory\n"
+    (tmp_path / "f").write_bytes(b"x")
+    result = run("pin", "--start", "5", f"{tmp_path}/f:5", "--failure-code", "99", "--", "true")
+    assert (result.exit_code, "a range" in result.stderr) == (99, False)

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from cli.fakemount import FakeMount
 
 from pinfs.cli import umount as verb
-from pinfs.observe.mounts import Mount
+from pinfs.observe import asking
+from pinfs.observe.daemons import connection_of
+from pinfs.observe.mounts import Mount, mounts
 
 
 class Kernel:
@@ -74,6 +77,18 @@ def test_force_does_not_ask_the_holders(run, fake: FakeMount, kernel: Kernel) ->
     assert kernel.calls == [True]
 
 
+def test_force_aborts_the_connection(
+    run, fake: FakeMount, kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the user who mounted, who may not use MNT_FORCE."""
+    (mount,) = mounts()
+    abort = tmp_path / str(connection_of(mount)) / "abort"
+    abort.parent.mkdir()
+    monkeypatch.setattr(verb, "_CONNECTIONS", tmp_path)
+    assert run("umount", "--force", fake.point).exit_code == 0
+    assert (abort.read_text(), kernel.calls) == ("1", [True])
+
+
 def test_stale_mounts_are_taken_away(run, fake: FakeMount, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(_self: object) -> list[object]:
         raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
@@ -92,12 +107,13 @@ def test_other_errors_are_told(run, fake: FakeMount, kernel: Kernel, monkeypatch
     assert (result.exit_code, result.stderr) == (5, f"pinfs: {fake.point}: Operation not permitted\n")
 
 
-def test_a_daemon_that_does_not_answer_is_not_waited_for() -> None:
-    reader, writer = os.pipe()
-    assert verb._within(0.01, lambda: os.read(reader, 1)) is None
-    os.close(writer)  # lets the thread end
-    assert verb._within(60, lambda: 5) == 5
-    os.close(reader)
+def test_a_daemon_that_does_not_answer_is_not_waited_for(fake: FakeMount, monkeypatch: pytest.MonkeyPatch) -> None:
+    (mount,) = mounts()
+    assert asking.ask(mount, lambda: 5) == 5
+    monkeypatch.setattr(asking, "LOOK_S", 0.01)
+    monkeypatch.setattr(asking, "ANSWER_S", 0.01)
+    with pytest.raises(asking.NoAnswerError, match="not visible here"):
+        asking.ask(mount, signal.pause)
 
 
 def test_a_number_that_means_another_process_is_not_the_daemon() -> None:

@@ -270,11 +270,14 @@ def test_no_such_pin(mnt: Mount) -> None:
 
 
 def has_open(pid: int, name: str) -> bool:
-    """Whether a process has a file of that name open; it opens and closes others while we look."""
-    for fd in os.listdir(f"/proc/{pid}/fd"):
+    """Whether a process or a child of it has a file of that name open; it opens and closes others while we look."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for one in (str(pid), *children):
         with suppress(FileNotFoundError):
-            if name in os.readlink(f"/proc/{pid}/fd/{fd}"):
-                return True
+            for fd in os.listdir(f"/proc/{one}/fd"):
+                with suppress(FileNotFoundError):
+                    if name in os.readlink(f"/proc/{one}/fd/{fd}"):
+                        return True
     return False
 
 
@@ -421,6 +424,36 @@ def test_mounts_that_fail_say_why_in_one_line(
     assert "Traceback" not in result.stderr
     assert code == 2 or result.stderr.count("\n") == 1
     assert not is_mounted(point)
+
+
+@pytest.mark.parametrize("how", [[], ["--daemon"]])
+def test_a_mount_point_that_is_a_pinfs_already(mount: Mount, how: list[str]) -> None:
+    """Also for its own source, and by another name."""
+    link, other = mount.base / "link", mount.base / "other"
+    link.symlink_to(mount.path)
+    other.mkdir()
+    for source, point in ((other, mount.path), (mount.source, mount.path), (other, link)):
+        result = pinfs("mount", source, point, *how)
+        assert (result.returncode, result.stderr) == (
+            6,
+            f"pinfs: {point} already is a pinfs mount, of {mount.source}: end it with `pinfs umount {mount.path}`, "
+            "or take another mount point\n",
+        )
+    assert len([line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(mount.path) in line]) == 1
+
+
+def test_options_of_other_file_systems(base: Path, point: Path) -> None:
+    """A line of somebody's fstab for sshfs."""
+    source = base / "source"
+    source.mkdir()
+    options = "rw,allow_other,default_permissions,auto_unmount,max_read=65536"
+    result = pinfs("mount", source, point, "--daemon", "-o", options)
+    assert (result.returncode, is_mounted(point)) == (0, True)
+    assert [line.split(":")[:3] for line in result.stderr.splitlines()] == [
+        ["pinfs", " warning", " auto_unmount"], ["pinfs", " warning", " max_read"]]  # fmt: skip
+    assert pinfs("umount", point).returncode == 0
+    result = pinfs("mount", source, point, "--daemon", "-o", "umask=022")
+    assert (result.returncode, is_mounted(point)) == (11, False)
 
 
 @pytest.mark.parametrize(
