@@ -26,7 +26,7 @@ def nest() -> Iterator[Nest]:
 
 @pytest.fixture
 async def file_system(base: Path) -> AsyncIterator[FileSystem]:
-    config = load(["break_timeout=10"], None)
+    config = load(["break_timeout=10", "retry_after=0"], None)
     source_fd = os.open(base, os.O_PATH | os.O_DIRECTORY)
     status = {"source": str(base)}
     fs = assemble(source_fd, config, PolicyBox(config.policies), NoPassthrough(), lambda: status, DESCRIPTORS)
