@@ -51,7 +51,7 @@ class PinBook:
 
     `emit` hears each event, in order, and must not call back. `is_dead`: whether a process has ended; what it has left
     may still be about. `ended`: how many pins have ended, by reason: holder, death, close, root, policy, kill. `on_end`
-    is called with each pin that has just ended.
+    is called with each pin that has just ended; `files.on_failure` hears what it raises.
 
     `subscribed`: a reader is there for pins that come and go undisturbed. There is none nearly always, and then no
     events are made of that: they would be a third of what a pin costs.
@@ -463,7 +463,10 @@ class PinBook:
         self.table.remove(pin)
         self.ended[by] += 1
         if self.on_end is not None:
-            self.on_end(pin)
+            try:
+                self.on_end(pin)
+            except Exception as e:  # this is in the middle of a decision, which must not be left half done
+                self.files.on_failure(f"after the end of pin {pin.id}", e)
         if self.subscribed or breaking is not None or kind != "released":
             self._emit(BookEvent(kind, now, pin, breaking=breaking, by=by))
         self.files.drop_if_empty(pin.inode)

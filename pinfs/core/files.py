@@ -103,13 +103,19 @@ class FileState:
         return bool(self.deny or self.lease or self.reserved)
 
 
+def _raise(when: str, failure: Exception) -> None:
+    """No boundary is set."""
+    raise failure
+
+
 class Files(dict[int, FileState]):
     """An inode is a key if and only if it has pins or reservations: `inode in files` is the fast way to ask.
 
-    `on_empty` is called with an inode that has just left.
+    `on_empty` is called with an inode that has just left; `on_failure` hears what it raises.
     """
 
     on_empty: Callable[[int], None] | None = None
+    on_failure: Callable[[str, Exception], None] = staticmethod(_raise)
 
     def of(self, inode: int) -> FileState:
         """The state of an inode, which becomes a key: the caller adds to it."""
@@ -123,4 +129,7 @@ class Files(dict[int, FileState]):
         if file is not None and not (file.deny or file.lease or file.reserved):
             del self[inode]
             if self.on_empty is not None:
-                self.on_empty(inode)
+                try:
+                    self.on_empty(inode)
+                except Exception as e:
+                    self.on_failure(f"after the last pin of inode {inode}", e)

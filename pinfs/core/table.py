@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from pinfs.core.files import Files
+from pinfs.core.files import Files, FileState
 from pinfs.core.owners import HandleId, Owner, ProcessId
 from pinfs.core.pins import OwnKey, Pin, PinRequest
 from pinfs.core.policy import Limits
@@ -94,8 +94,7 @@ class PinTable:
         """A new pin, charged with `charge` bytes. OSError EDQUOT."""
         self._check_limits(request.uid, charge, None, now)
         self._last_id += 1
-        inode, owner, process, uid, name, spec, proxy_uid = request
-        pin = Pin(self._last_id, inode, owner, process, uid, name, spec, proxy_uid, now, charge)
+        pin = Pin(self._last_id, *request, now, charge)
         self._put(pin)
         return pin
 
@@ -123,7 +122,10 @@ class PinTable:
             del self.usage[pin.uid]
 
     def _put(self, pin: Pin) -> None:
-        self._files.of(pin.inode).add(pin)
+        file = self._files.get(pin.inode)
+        if file is None:
+            file = self._files[pin.inode] = FileState()
+        file.add(pin)
         self.by_id[pin.id] = pin
         owned = self.by_owner.get(pin.owner)
         if owned is None:

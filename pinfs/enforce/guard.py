@@ -109,16 +109,13 @@ class Guard:
     """Makes the promises of its `book` come true.
 
     Hears of deaths through `holders.on_death`, which it sets. `on_handle_event` is called with the handle of a
-    handle-owned pin whenever something happens to that pin: a program may poll the handle. `on_pin_end` is called with
-    each pin that has just ended, `on_file_unpinned` with an inode that has no pins and no removals any more. What these
-    raise is logged.
+    handle-owned pin whenever something happens to that pin: a program may poll the handle. What this and the book's own
+    callbacks raise is logged.
     """
 
     def __init__(self, holders: Holders, policies: Policies, events: Events, stats: Stats) -> None:
         self.book = PinBook(self._deliver, policies.current.limits)
         self.on_handle_event: Callable[[Owner], None] = lambda handle: None
-        self.on_pin_end: Callable[[Pin], None] = lambda pin: None
-        self.on_file_unpinned: Callable[[int], None] = lambda inode: None
         self.mount_device = 0
         """st_dev of the mount, known once it stands: mappings are found by it."""
         self._holders = holders
@@ -131,8 +128,7 @@ class Guard:
         """Breakers that wait until the pins of a dead owner, a great many, have been reaped."""
         holders.on_death = self.owner_gone
         self.book.is_dead = holders.is_dead
-        self.book.on_end = self._pin_ended
-        self.book.files.on_empty = self._file_unpinned
+        self.book.files.on_failure = _log_failure
         self.book.deadlines.on_set = self._on_deadline
 
     # Breakers
@@ -313,18 +309,6 @@ class Guard:
         except Exception:
             log.exception("while telling of %s", event.kind)
 
-    def _pin_ended(self, pin: Pin) -> None:
-        try:
-            self.on_pin_end(pin)
-        except Exception:
-            log.exception("after the end of pin %d", pin.id)
-
-    def _file_unpinned(self, inode: int) -> None:
-        try:
-            self.on_file_unpinned(inode)
-        except Exception:
-            log.exception("after the last pin of inode %d", inode)
-
     def _act(self, event: BookEvent) -> None:
         pin, removal = event.pin, event.removal
         if event.kind == "refused" and removal is not None:
@@ -341,6 +325,10 @@ class Guard:
             self._holders.kill(pin.process)
         elif event.kind == "break" and pin.signal is not None:
             self._holders.signal(pin.process, pin.signal, pin.id, pin.uid)
+
+
+def _log_failure(when: str, failure: Exception) -> None:
+    log.error("%s", when, exc_info=failure)
 
 
 @dataclass(slots=True)

@@ -73,7 +73,7 @@ class Holders:
         self._namespace = pid_namespace("self") or 0
         self._epoll = select.epoll()
         self._holding: dict[ProcessId, Process] = {}
-        """Processes that hold something, also for a while after their death: until all of it is dropped."""
+        """Processes that hold something or are watched; the dead among them until all that they held is dropped."""
         self._held: dict[int, Process] = {}
         """Living processes that are watched, by pid; their pidfds are in `_epoll`."""
         self._watched: dict[int, Process] = {}
@@ -132,7 +132,7 @@ class Holders:
 
     def comm_of(self, process_id: ProcessId) -> str | None:
         """The name of its program as ps shows it, or as last seen once it has ended; None where it is not known."""
-        process = self.find(process_id)
+        process = self._holding.get(process_id) or self.find(process_id)
         return None if process is None else process.comm
 
     def is_dead(self, process_id: ProcessId) -> bool:
@@ -202,14 +202,13 @@ class Holders:
                 del self._idle[process]
             else:
                 self._watch(process)
-            self._holding[process.id] = process
         process.holds += 1
 
     def _watch(self, process: Process) -> None:
         if not process.alive:
             raise ProcessLookupError(errno.ESRCH, f"process {process.pid} is gone")
         self._epoll.register(process.pidfd, select.EPOLLIN)
-        self._held[process.pid] = self._watched[process.pidfd] = process
+        self._holding[process.id] = self._held[process.pid] = self._watched[process.pidfd] = process
 
     def drop(self, process_id: ProcessId) -> None:
         """Take one `hold` back; also after the process's death."""
@@ -217,8 +216,7 @@ class Holders:
         process.holds -= 1
         if process.holds:
             return
-        del self._holding[process_id]
-        if self._watched.get(process.pidfd) is process:
+        if process.pidfd in self._watched:
             self._idle[process] = None
             if len(self._idle) > self._remembered:
                 self._unwatch(next(iter(self._idle)))
@@ -235,6 +233,8 @@ class Holders:
             self._forget(process)
 
     def _forget(self, process: Process) -> None:
+        """It holds nothing and is not watched any more."""
+        del self._holding[process.id]
         with logged(f"forgetting {process!r}"):
             self.on_forgotten(process.id)
 

@@ -45,7 +45,7 @@ def describe(pin: Pin, path: str | None, comm_of: Callable[[ProcessId], str | No
         "remaining_s": None if deadline is None else round(max(0.0, deadline - trio.current_time()), 3),
         "dirty": pin.dirty,
         "inode": pin.inode,
-        "path": shown_path(path),
+        "path": path if path is None or len(path) <= MAX_SHOWN_PATH else shown_path(path),
         "since": unix_time(pin.since),
     }
     if comm_of is None:

@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 import trio
 
 from pinfs.core.owners import HandleId, Owner, ProcessId
-from pinfs.core.pins import Pin, PinRequest, PinSpec
+from pinfs.core.pins import Pin, PinRequest, PinSpec, make_pin_request
 from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.enforce.processes import Process
@@ -67,16 +67,17 @@ class PinVerbs:
             _fail(errno.EINVAL, "pins are set as user.pinfs.pin.NAME on regular files")
         wanted = parse_pin_value(value)
         process = self._caller(ctx) if wanted.pid is None else await self._named(wanted.pid, ctx)
-        old = self._table.find(inode.nodeid, process.id, name)
+        owner = process.id
+        old = self._table.find(inode.nodeid, owner, name)
         if flags & XATTR_CREATE and old is not None:
             _fail(errno.EEXIST)
         if flags & XATTR_REPLACE and old is None:
             _fail(errno.ENODATA)
         if old is not None and old.dirty and not _covers(wanted.spec, old):
             await self._flush(inode)
-            old = self._table.find(inode.nodeid, process.id, name)  # it may have gone meanwhile
+            old = self._table.find(inode.nodeid, owner, name)  # it may have gone meanwhile
         uid, proxy_uid = (ctx.uid, None) if wanted.pid is None else (process.uids[0], ctx.uid)
-        request = PinRequest(inode.nodeid, process.id, process.id, uid, name, wanted.spec, proxy_uid)
+        request = make_pin_request((inode.nodeid, owner, owner, uid, name, wanted.spec, proxy_uid))
         self._register(request, inode, process if old is None else None)
 
     def _register(self, request: PinRequest, inode: Inode, newly_held: Process | None) -> Pin:

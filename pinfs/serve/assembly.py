@@ -65,8 +65,8 @@ def assemble(
     guard.on_handle_event = verbs.on_handle_event
     hub.on_subscribers = book.set_subscribed
     hub.on_subscribers(False)
-    guard.on_pin_end = verbs.on_end
-    guard.on_file_unpinned = inodes.drop_id_if_unreferenced
+    book.on_end = verbs.on_end
+    book.files.on_empty = inodes.drop_id_if_unreferenced
 
     def metrics() -> list[Family]:
         gauges = Gauges.of(book, inodes, backing, holders, passthrough=not passthrough.unavailable_because)
