@@ -24,12 +24,12 @@ class SilentHolders:
         return len(self._until)
 
     def add(self, owner: Owner, until: float, now: float) -> None:
-        """A deadline has passed without an answer."""
+        """A deadline has passed without an answer; an earlier one may ask for a longer time."""
         if until <= now:
             return
         if len(self._until) >= SWEPT_ABOVE:
             self._until = {other: end for other, end in self._until.items() if end > now}
-        self._until[owner] = until
+        self._until[owner] = max(until, self._until.get(owner, until))
 
     def forget(self, owner: Owner) -> None:
         """The owner has ended."""

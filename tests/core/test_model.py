@@ -127,7 +127,8 @@ class Breaks(RuleBasedStateMachine):
             self.breaking.pop(pin.id, None)
         if event.kind == "withdrawn" and event.why == "timeout":
             assert event.breaking is not None
-            self.silent[pin.owner] = self.now + event.breaking.policy.retry_after
+            until = self.now + event.breaking.policy.retry_after
+            self.silent[pin.owner] = max(until, self.silent.get(pin.owner, until))
         if event.kind in ("released", "revoked"):
             del self.standing[pin.id]
 
