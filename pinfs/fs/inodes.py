@@ -13,6 +13,7 @@ Directories may be nested as deep as the backing allows: nothing here recurses f
 import errno
 import os
 import stat
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
@@ -139,6 +140,8 @@ class InodeTable:
         st = os.fstat(root_fd)
         self.device = st.st_dev
         self.max_descriptors = max_descriptors
+        self.first_spare = sys.maxsize
+        """The descriptor number from which on none is kept for an inode without a name (see Budget.files)."""
         self.root = Inode(ROOT_ID, st.st_ino, stat.S_IFDIR)
         self.root.fd = root_fd
         self.root.lookups = 1  # of the kernel, which never forgets the root
@@ -269,8 +272,9 @@ class InodeTable:
         except FileNotFoundError:
             return None
         inode = self.find(os.fstat(fd))
-        if inode is None or inode.fd >= 0 or inode.file is not None or not self._only_name(inode, parent, name):
-            os.close(fd)
+        is_needed = inode is not None and inode.fd < 0 and inode.file is None and self._only_name(inode, parent, name)
+        if inode is None or not is_needed or fd >= self.first_spare:
+            os.close(fd)  # without one left for it, an inode without a name is ESTALE from now on
         else:
             self._keep_descriptor(inode, fd)
         return inode

@@ -57,6 +57,7 @@ def assemble(
     guard = Guard(holders, policies, hub, stats)
     book = guard.book
     inodes = InodeTable(source_fd, share.inode_descriptors, book.files.__contains__)
+    inodes.first_spare = share.files
     hub.path_of = inodes.path_of
     hub.breaking_of = book.breaks.of_process
     holders.on_forgotten = hub.forget
