@@ -56,6 +56,10 @@ class Passthrough:
         else:
             self.unavailable_because = ""
 
+    def use(self, connection: int) -> None:
+        """Register on this connection without a probe: for the probe of something else."""
+        self._connection, self.unavailable_because = connection, ""
+
     def refuse(self, unavailable_because: str) -> None:
         """The kernel or the options rule it out."""
         self.unavailable_because = unavailable_because

@@ -24,6 +24,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "own": ("deny", "allow"),
     "unlink": ("defer", "deny", "break"),
     "mapped": ("ignore", "deny"),
+    "seal": ("auto", "off", "require"),
 }
 SECONDS = ("break_timeout", "break_timeout_max", "retry_after")
 MAX_SECONDS = 7 * 86400.0
@@ -72,6 +73,7 @@ class Policy:
     own: str = "deny"
     unlink: str = "defer"
     mapped: str = "ignore"
+    seal: str = "auto"
 
     @property
     def errno_number(self) -> int:

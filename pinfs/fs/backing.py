@@ -11,6 +11,7 @@ from typing import Final, Protocol, TypeVar
 import trio
 
 from pinfs.fs.inodes import Inode, InodeTable, OpenFile
+from pinfs.fs.seal import Seal
 from pinfs.fs.types import CallerLike, os_error
 from pinfs.linux import syscalls
 from pinfs.linux.syscalls import file_system_magic
@@ -55,8 +56,9 @@ class NoPassthrough:
 class Backing:
     """Backing files: one OpenFile for all handles of an inode, registered with the kernel once."""
 
-    def __init__(self, inodes: InodeTable, passthrough: BackingRegistry, share: Budget) -> None:
+    def __init__(self, inodes: InodeTable, passthrough: BackingRegistry, share: Budget, seal: Seal) -> None:
         self.passthrough = passthrough
+        self.seal = seal
         self.privileges = syscalls.Privileges()
         """All that the daemon has, for calls that the kernel has already allowed the caller."""
         self.open_files = 0
@@ -84,7 +86,8 @@ class Backing:
         access = flags & os.O_ACCMODE
         try:
             if access != os.O_RDONLY and file.writer < 0:
-                self._open_writer(inode, file, flags)
+                with self.seal.lifted(inode):
+                    self._open_writer(inode, file, flags)
             if access != os.O_WRONLY and file.reader < 0:
                 file.read_by(self.open_to_keep(inode, os.O_RDONLY))
         except BaseException:
@@ -235,7 +238,8 @@ class Backing:
         if inode.file is not None and inode.file.writer >= 0:
             inode.file.opens += 1
             return _Writing(inode.file.writer, self, inode)
-        return _Writing(self._inodes.open(inode, os.O_WRONLY | os.O_NONBLOCK))
+        with self.seal.lifted(inode):
+            return _Writing(self._inodes.open(inode, os.O_WRONLY | os.O_NONBLOCK))
 
     async def off_thread(self, call: Callable[..., T], *args: object) -> T:
         """Run what may wait for a disk in a thread of its own; on a backing in memory that would only cost time."""

@@ -26,8 +26,10 @@ def unix_time(moment: float) -> float:
     return round(time.time() + moment - trio.current_time(), 3)
 
 
-def describe(pin: Pin, path: str | None, comm_of: Callable[[ProcessId], str | None] | None) -> dict[str, Any]:
-    """The JSON of a pin. `comm_of` names the program of a process.
+def describe(
+    pin: Pin, path: str | None, comm_of: Callable[[ProcessId], str | None] | None, sealed: bool
+) -> dict[str, Any]:
+    """The JSON of a pin. `comm_of` names the program of a process. `sealed`: the kernel refuses to take its bytes.
 
     None in its place: the reader may not see the holder. Then the JSON says that a range is pinned, and how, but not by
     whom (SPEC 4).
@@ -47,6 +49,7 @@ def describe(pin: Pin, path: str | None, comm_of: Callable[[ProcessId], str | No
         "inode": pin.inode,
         "path": path if path is None or len(path) <= MAX_SHOWN_PATH else shown_path(path),
         "since": unix_time(pin.since),
+        "sealed": sealed,
     }
     if comm_of is None:
         return shown

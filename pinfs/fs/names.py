@@ -18,14 +18,16 @@ class Names:
         """link(2). The table learns of the name with its next lookup."""
         directory_fd = os.dup(self._inodes.fd(directory))  # the next line may close the table's own
         try:
-            os.link(self._inodes.magic_path(inode), name, dst_dir_fd=directory_fd, follow_symlinks=True)
+            with self._backing.seal.lifted(inode):
+                os.link(self._inodes.magic_path(inode), name, dst_dir_fd=directory_fd, follow_symlinks=True)
         finally:
             os.close(directory_fd)
 
     def unlink(self, victim: Inode, directory: Inode, name: bytes) -> None:
         """unlink(2) of a name of `victim`."""
-        os.unlink(name, dir_fd=self._inodes.fd(directory))
-        self._lose(victim, directory, name)
+        with self._backing.seal.lifted(victim):
+            os.unlink(name, dir_fd=self._inodes.fd(directory))
+            self._lose(victim, directory, name)
 
     def rename(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
         """renameat2(2). `moved` is the inode behind `old`, `victim` the one behind `new`; None if it is not known."""
@@ -33,7 +35,8 @@ class Names:
             self._inodes.keep_reachable(victim, *new)
         old_fd = os.dup(self._inodes.fd(old[0]))  # the next line may close the table's own
         try:
-            syscalls.renameat2(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
+            with self._backing.seal.lifted(moved), self._backing.seal.lifted(victim):
+                syscalls.renameat2(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
         finally:
             os.close(old_fd)
         if victim is moved:  # neither is known, or both are names of one inode, with which rename(2) does nothing

@@ -1,12 +1,13 @@
 """What opening and creating files have in common: backing file, handle, lookup count, and how to undo these."""
 
+import errno
 import os
 import stat
 from contextlib import suppress
 
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FOPEN_KEEP_CACHE, FileHandle, HandleTable
-from pinfs.fs.inodes import AT_ONCE, Inode, InodeTable, open_again, stale
+from pinfs.fs.inodes import AT_ONCE, Inode, InodeTable, Name, open_again, stale
 from pinfs.fs.types import CallerLike, Opened, make_opened
 from pinfs.fs.uncached import UncachedFiles
 
@@ -53,7 +54,7 @@ class Opens:
             try:
                 fd = os.open(name, flags | AT_ONCE, mode, dir_fd=directory_fd)
             except OSError as e:
-                fd = open_again(e, name, flags, mode, dir_fd=directory_fd)
+                fd = self._open_again(e, (directory, name), flags, mode)
         try:
             st = os.fstat(fd)
             if not stat.S_ISREG(st.st_mode):
@@ -65,6 +66,15 @@ class Opens:
             raise
         inode.lookups += 1
         return inode, st
+
+    def _open_again(self, failure: OSError, name: Name, flags: int, mode: int) -> int:
+        """After open(2) with O_CREAT has failed. EPERM: there is a file, which pinfs itself may have sealed."""
+        directory_fd = self._inodes.fd(name[0])
+        sealed = self._inodes.find_name(name) if failure.errno == errno.EPERM else None
+        if sealed is None or not self._backing.seal.hides_append(sealed):
+            return open_again(failure, name[1], flags, mode, dir_fd=directory_fd)
+        with self._backing.seal.lifted(sealed):
+            return os.open(name[1], flags | AT_ONCE, mode, dir_fd=directory_fd)
 
     def create_nameless(
         self, directory: Inode, mode: int, flags: int, caller: CallerLike

@@ -62,7 +62,7 @@ class Operations:
         self._known = inodes.known
         self._pins = pins
         self._control = control
-        self._set_ids = SetIds(inodes, backing.privileges)
+        self._set_ids = SetIds(inodes, backing.privileges, backing.seal)
         self._removals = Removals(inodes, backing, guard, self._set_ids)
         self._names = Names(inodes, backing)
         self._opens = Opens(inodes, backing, pins.handles, self.uncached)
@@ -217,12 +217,13 @@ class Operations:
         if changes.uid is not None or changes.gid is not None or is_nothing:
             uid = -1 if changes.uid is None else changes.uid
             gid = -1 if changes.gid is None else changes.gid
-            with self._set_ids.keeping(inode):
+            with self._backing.seal.lifted(inode), self._set_ids.keeping(inode):
                 os.chown(self._inodes.handle(inode), uid, gid)
         if changes.mode is not None:
             self._set_ids.chmod(inode, stat.S_IMODE(changes.mode))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
-            self._set_times(inode, changes.atime_ns, changes.mtime_ns)
+            with self._backing.seal.lifted(inode):
+                self._set_times(inode, changes.atime_ns, changes.mtime_ns)
         return self._inodes.stat(inode)
 
     def _set_times(self, inode: Inode, atime_ns: int | None, mtime_ns: int | None) -> None:
@@ -352,9 +353,12 @@ class Operations:
     async def ioctl(self, fh: int, cmd: int, data: bytes, out_size: int, ctx: CallerLike) -> bytes:
         """The ioctl interface (SPEC 6), and the file flags of chattr(1). ENOTTY: unknown number."""
         handle = self.handles.get(fh, Handle)
-        if cmd in fileflags.COMMANDS and isinstance(handle, FileHandle | DirectoryHandle):
-            fd = handle.fd if isinstance(handle, DirectoryHandle) else self._backing.any_fd(handle.inode)
-            return fileflags.ioctl(fd, cmd, data, ctx.uid)
+        if cmd in fileflags.COMMANDS and isinstance(handle, DirectoryHandle):
+            return fileflags.ioctl(handle.fd, cmd, data, ctx.uid)
+        if cmd in fileflags.COMMANDS and isinstance(handle, FileHandle):
+            with self._backing.seal.lifted(handle.inode if cmd in fileflags.SETTING else None):
+                answer = fileflags.ioctl(self._backing.any_fd(handle.inode), cmd, data, ctx.uid)
+            return fileflags.without_append(cmd, answer) if self._backing.seal.hides_append(handle.inode) else answer
         if not isinstance(handle, FileHandle):
             raise os_error(errno.ENOTTY)
         return await self._pins.ioctl(handle, cmd, data, out_size, ctx)
@@ -422,7 +426,7 @@ class Operations:
         if name.startswith(PREFIX):
             await self._pins.set(inode, name, value, flags, ctx)
         else:
-            with self._set_ids.keeping_from(name):
+            with self._backing.seal.lifted(inode), self._set_ids.keeping_from(name):
                 os.setxattr(self._inodes.handle(inode), name, value, flags)
             if kill_sgid:
                 self._set_ids.drop_group(inode)
@@ -451,7 +455,8 @@ class Operations:
         if name.startswith(PREFIX):
             await self._pins.remove(inode, name, ctx)
         else:
-            os.removexattr(self._inodes.handle(inode), name)
+            with self._backing.seal.lifted(inode):
+                os.removexattr(self._inodes.handle(inode), name)
 
 
 def _component(name: bytes) -> bytes:

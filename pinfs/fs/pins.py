@@ -53,6 +53,7 @@ class PinVerbs:
         self._holders = holders
         self._inodes = inodes
         self._backing = backing
+        self._seal = backing.seal
         self._admins = {0, os.geteuid()}
         self._pid_namespace = pid_namespace("self")
         self._echoes: OrderedDict[tuple[int, ProcessId | None, bytes], None] = OrderedDict()
@@ -82,14 +83,15 @@ class PinVerbs:
 
     def _register(self, request: PinRequest, inode: Inode, newly_held: Process | None) -> Pin:
         """Each pin keeps an eye on its process, from here to `on_end`; ESRCH where that has just ended."""
-        size = self._inodes.size(inode)
-        if newly_held is None:
-            return self._guard.pin(request, size)
-        self._holders.hold(newly_held)
+        if newly_held is not None:
+            self._holders.hold(newly_held)
         try:
-            return self._guard.pin(request, size)
+            self._seal.before_pin(inode)
+            return self._guard.pin(request, self._inodes.size(inode))
         except BaseException:
-            self._holders.drop(newly_held.id)
+            if newly_held is not None:
+                self._holders.drop(newly_held.id)
+            self._seal.unpinned(inode.nodeid)
             raise
 
     def _caller(self, ctx: CallerLike) -> Process:
@@ -124,7 +126,9 @@ class PinVerbs:
             pin = self._find(inode, name, ctx)
             if size and size < SHORTEST_JSON:
                 _fail(errno.ERANGE)
-            return _with_room(_to_json(describe(pin, inode.path(), self._holders.comm_of)), size)
+            return _with_room(
+                _to_json(describe(pin, inode.path(), self._holders.comm_of, self._seal.is_sealed(inode.nodeid))), size
+            )
         _fail(errno.ENODATA)
 
     async def _get_release(self, inode: Inode, name: bytes, ctx: CallerLike, size: int | None) -> bytes:
@@ -195,9 +199,9 @@ class PinVerbs:
         """All pins of the file as JSON, as many as an attribute can hold (64 KiB)."""
         shown: list[str] = []
         room = MAX_ATTRIBUTE_BYTES - 64
-        path = inode.path()
+        path, sealed = inode.path(), self._seal.is_sealed(inode.nodeid)
         for pin in self._table.of_file(inode.nodeid):
-            text = json.dumps(describe(pin, path, self._comm_of(pin, ctx.uid)))
+            text = json.dumps(describe(pin, path, self._comm_of(pin, ctx.uid), sealed))
             room -= len(text) + 2
             if room < 0:
                 break  # a million pins are counted, not looked at
@@ -214,7 +218,8 @@ class PinVerbs:
         pin = self._table.by_id.get(pin_id)
         if pin is None:
             return None
-        return describe(pin, self._inodes.get(pin.inode).path(), self._comm_of(pin, uid))
+        path, sealed = self._inodes.get(pin.inode).path(), self._seal.is_sealed(pin.inode)
+        return describe(pin, path, self._comm_of(pin, uid), sealed)
 
     def _comm_of(self, pin: Pin, uid: int) -> Callable[[ProcessId], str | None] | None:
         """For `describe`."""

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.seal import Seal
 from pinfs.fs.types import CallerLike, os_error
 from pinfs.linux.syscalls import Privileges
 
@@ -27,8 +28,9 @@ class SetIds:
     request has no flag for it (fallocate, copy_file_range).
     """
 
-    def __init__(self, inodes: InodeTable, privileges: Privileges) -> None:
+    def __init__(self, inodes: InodeTable, privileges: Privileges, seal: Seal) -> None:
         self._inodes = inodes
+        self._seal = seal
         self._privileges = privileges
 
     def drop(self, inode: Inode) -> None:
@@ -61,11 +63,12 @@ class SetIds:
 
     def chmod(self, inode: Inode, mode: int) -> None:
         """chmod(2). The kernel has already asked whether the caller may set S_ISGID (is in the file's group)."""
-        if mode & stat.S_ISGID:
-            with self._privileges:
+        with self._seal.lifted(inode):
+            if mode & stat.S_ISGID:
+                with self._privileges:
+                    os.chmod(self._inodes.handle(inode), mode)
+            else:
                 os.chmod(self._inodes.handle(inode), mode)
-        else:
-            os.chmod(self._inodes.handle(inode), mode)
 
     def keeping(self, inode: Inode) -> AbstractContextManager[None]:
         """For calls that would drop the bits of `inode` because the daemon makes them."""

@@ -16,6 +16,7 @@ from pinfs.fs.handles import HandleTable
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.operations import Operations
 from pinfs.fs.pins import PinVerbs
+from pinfs.fs.seal import Seal
 from pinfs.fs.types import Timeouts
 from pinfs.runtime.descriptors import budget
 from pinfs.runtime.stats import Stats
@@ -36,7 +37,8 @@ class FileSystem:
     metrics: Families
 
     def close(self) -> None:
-        """Let go of all descriptors."""
+        """Lift all seals, and let go of all descriptors."""
+        self.backing.seal.close()
         self.inodes.close()
         self.holders.close()
 
@@ -56,18 +58,24 @@ def assemble(
     hub = EventHub(stats)
     guard = Guard(holders, policies, hub, stats)
     book = guard.book
-    inodes = InodeTable(source_fd, share.inode_descriptors, book.files.__contains__)
+    inodes = InodeTable(source_fd, share.inode_descriptors, lambda nodeid: nodeid in book.files or nodeid in seal)
     inodes.first_spare = share.files
+    seal = Seal(inodes, book, policies)
     hub.path_of = inodes.path_of
     hub.breaking_of = book.breaks.of_process
     holders.on_forgotten = hub.forget
-    backing = Backing(inodes, passthrough, share)
+    backing = Backing(inodes, passthrough, share, seal)
     verbs = PinVerbs(guard, holders, inodes, backing, HandleTable())
     guard.on_handle_event = verbs.on_handle_event
     hub.on_subscribers = book.set_subscribed
     hub.on_subscribers(False)
     book.on_end = verbs.on_end
-    book.files.on_empty = inodes.drop_id_if_unreferenced
+
+    def unpinned(nodeid: int) -> None:
+        seal.unpinned(nodeid)
+        inodes.drop_id_if_unreferenced(nodeid)
+
+    book.files.on_empty = unpinned
 
     def metrics() -> list[Family]:
         gauges = Gauges.of(book, inodes, backing, holders, passthrough=not passthrough.unavailable_because)

@@ -27,12 +27,14 @@ from pinfs.bridge.mount import (
 )
 from pinfs.bridge.negotiate import Negotiated, Requested
 from pinfs.bridge.passthrough import Passthrough, stack_depth
+from pinfs.bridge.sealprobe import seal_unavailable_because
 from pinfs.bridge.transports import Bridged, Transport
 from pinfs.config.options import Config, MountOptions
 from pinfs.config.policies import PolicyBox
 from pinfs.core.policy import PolicyError
 from pinfs.enforce.holders import raise_descriptor_limit
 from pinfs.fs.events import ReadLimit
+from pinfs.fs.seallist import list_path
 from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
 from pinfs.runtime import descriptors
 from pinfs.runtime.errors import logged
@@ -74,6 +76,7 @@ async def serve(
         nursery.start_soon(daemon.handle_signals, signals)
         nursery.start_soon(scraped.run)
         await nursery.start(daemon.fs.guard.run)
+        await nursery.start(daemon.fs.backing.seal.run)
         await nursery.start(daemon.fs.holders.run)
         with daemon.serving:
             async with trio.open_nursery() as serving:
@@ -180,6 +183,7 @@ class Daemon:
         log.info("serving by pyfuse3 alone: %s", pyfuse3_adapter.LOST_WITHOUT_BRIDGE)
         self.bridge_unavailable_because = "switched off (bridge=off)"
         self.passthrough.refuse("there is none without the bridge")
+        self._start_seal()
         self.fs.hub.read_limit = ReadLimit(PLAIN_READ_S, PLAIN_READERS)
         return transport
 
@@ -191,6 +195,15 @@ class Daemon:
         else:
             self.passthrough.refuse(self._passthrough_unavailable_because())
         log.info("passthrough: %s", self.passthrough.unavailable_because or "yes")
+        self._start_seal()
+
+    def _start_seal(self) -> None:
+        passthrough = not self.passthrough.unavailable_because
+        depth = stack_depth(self._source_fd)
+        unavailable = seal_unavailable_because(self._source_fd, passthrough=passthrough, stack_depth=depth)
+        seal = self.fs.backing.seal
+        seal.start(unavailable, list_path(self._source_fd), self.source)
+        log.info("seal: %s", seal.unavailable_because or "yes")
 
     def _passthrough_unavailable_because(self) -> str:
         if self.config.mount.passthrough == "off":
@@ -228,6 +241,9 @@ class Daemon:
             "passthrough_unavailable_because": self.passthrough.unavailable_because or None,
             "bridge": not self.bridge_unavailable_because,
             "bridge_unavailable_because": self.bridge_unavailable_because or None,
+            "seal": not self.fs.backing.seal.unavailable_because,
+            "seal_unavailable_because": self.fs.backing.seal.unavailable_because or None,
+            "sealed_files": self.fs.backing.seal.count,
             "poll": self.config.mount.poll,
             "negotiated": self.negotiated,
             "pins": len(book.table),

@@ -33,6 +33,7 @@ class Gauges:
     inodes: int
     descriptors: float
     passthrough: int
+    sealed_files: int
 
     @classmethod
     def of(
@@ -47,6 +48,7 @@ class Gauges:
             len(inodes),
             math.nan if (used := in_use()) is None else used,
             int(passthrough),
+            backing.seal.count,
         )
 
 
@@ -59,6 +61,7 @@ _GAUGES = {
     "inodes": "Inodes that the kernel or a pin refers to",
     "descriptors": "Descriptors of the daemon",
     "passthrough": "1 where the kernel reads and writes backing files by itself",
+    "sealed_files": "Files that the kernel keeps from being cut (append-only flag)",
 }
 
 
