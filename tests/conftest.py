@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +31,7 @@ NewMount = Callable[..., Mount]
 def pytest_configure(config: pytest.Config) -> None:
     """Hypothesis takes the run's seed, unless the command line has another one for it."""
     _forget_the_starter()
+    os.environ["PINFS_STATE_DIRECTORY"] = tempfile.mkdtemp(prefix="pinfs-state-")
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(seeds.SEED)
 
@@ -83,7 +85,7 @@ def base(fuse: None) -> Iterator[Path]:
     """A fresh world-readable directory on tmpfs, for tests that mount by hand."""
     path = mounts.new_base()
     yield path
-    shutil.rmtree(path)
+    mounts.remove_tree(path)
 
 
 @pytest.fixture
@@ -141,6 +143,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Nothing of ours stays mounted, and no daemon is left unreaped, or the run fails."""
+    shutil.rmtree(os.environ["PINFS_STATE_DIRECTORY"], ignore_errors=True)
     for mount in mounts.live:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         print(f"\nnever stopped by its test: {mount.path}, daemon {mount.pid}")

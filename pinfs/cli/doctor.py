@@ -36,9 +36,9 @@ def doctor(ctx: click.Context, directory: str | None, as_json: bool) -> None:
     """Check this machine, and DIRECTORY as a source, and say how to fix what is wrong.
 
     Looks at the kernel, /dev/fuse, fusermount3, libfuse, pyfuse3, passthrough, capabilities, descriptor limits, the pid
-    namespace and the mounts that are there; of DIRECTORY at the file system, DAX, copy on write, and extents that its
-    files share with others. Every file below DIRECTORY is asked for its extents: this takes a while for millions of
-    them. Nothing is changed.
+    namespace, the mounts that are there, and seals that a killed daemon has left; of DIRECTORY at the file system, DAX,
+    copy on write, extents that its files share with others, and seals. Every file below DIRECTORY is asked for its
+    extents: this takes a while for millions of them. Nothing is changed.
 
     "warn": pinfs works, but a feature or speed is lost. "fail": pinfs cannot mount, or a pin could not keep its
     promise. Exit code 8 if anything failed.
@@ -55,15 +55,18 @@ def _examine(directory: str | None) -> Iterator[Finding]:
     from pinfs.cli.backing import check_backing
     from pinfs.cli.machine import check_machine
     from pinfs.cli.mounts import require_answer
+    from pinfs.cli.seals import check_seal, check_seals
     from pinfs.cli.served import check_mounts
 
     if directory is not None:
         require_answer(directory)
     yield from check_machine()
     yield from check_mounts()
+    yield from check_seals()
     if directory is not None:
         with _progress() as progress:
             yield from check_backing(directory, progress)
+        yield check_seal(directory)
 
 
 @contextmanager

@@ -61,6 +61,7 @@ COLUMNS: dict[str, Callable[[Pin], str]] = {
     "DIRTY": lambda pin: "yes" if pin.get("dirty") else "no",
     "INODE": _text("inode"),
     "SINCE": _since,
+    "SEALED": lambda pin: "yes" if pin.get("sealed") else "no",
     "MOUNT": _text("mount"),
 }
 DEFAULT = list(COLUMNS)[:11]

@@ -20,7 +20,7 @@ from pinfs.linux.ioctl import FUSE_DEV_IOC_BACKING_OPEN
 
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 _CAPABILITIES = {"chown": 0, "dac_override": 1, "fowner": 3, "fsetid": 4, "kill": 5, "setgid": 6, "setuid": 7,
-                 "sys_ptrace": 19, "sys_admin": 21, "mknod": 27}  # fmt: skip
+                 "linux_immutable": 9, "sys_ptrace": 19, "sys_admin": 21, "mknod": 27}  # fmt: skip
 _ENOUGH_DESCRIPTORS = 16384
 MTAB = Path("/etc/mtab")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

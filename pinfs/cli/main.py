@@ -24,6 +24,7 @@ VERBS = {
     "policy": "pinfs.cli.policy",
     "status": "pinfs.cli.status",
     "doctor": "pinfs.cli.doctor",
+    "unseal": "pinfs.cli.unseal",
     "debug": "pinfs.cli.debug",
     "bench": "pinfs.cli.bench",
     "web": "pinfs.cli.web",

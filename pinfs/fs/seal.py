@@ -14,6 +14,7 @@ is never touched.
 import errno
 import logging
 import os
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Final, Protocol
@@ -23,7 +24,7 @@ import trio
 from pinfs.core.book import PinBook
 from pinfs.core.policy import Policy, PolicySet
 from pinfs.fs.inodes import Inode, InodeTable
-from pinfs.fs.seallist import SealedFile, SealList, lift, read_list
+from pinfs.fs.seallist import SealedFile, SealList, lift, lists_of, read_list
 from pinfs.linux import inodeflags
 from pinfs.linux.filehandles import handle_of, open_handle
 from pinfs.linux.inodeflags import APPEND
@@ -99,23 +100,24 @@ class Seal:
 
         Lifts what a daemon that was killed has left behind, also where no new seals are set.
         """
-        left = self._lift_left_behind(path)
+        lists = lists_of(self._inodes.root.fd, source)
+        left = self._lift_left_behind(file for old in lists for file in read_list(old))
         self.unavailable_because = unavailable_because
         if unavailable_because and not left:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+            _unlink(lists)
             return
         try:
             self._list = SealList(path, source)
             for file in left:
                 self._list.add(file)
+            _unlink(old for old in lists if old != path)
         except OSError as e:
             self.unavailable_because = unavailable_because or f"the list {path} cannot be written: {e.strerror}"
 
-    def _lift_left_behind(self, path: Path) -> list[SealedFile]:
+    def _lift_left_behind(self, listed: Iterable[SealedFile]) -> list[SealedFile]:
         """Returns what could not be lifted."""
         lifted, left = 0, []
-        for file in read_list(path):
+        for file in listed:
             try:
                 lifted += lift(self._inodes.root.fd, file)
             except OSError as e:
@@ -327,6 +329,12 @@ class Seal:
         if record.listed is not None and self._list is not None:
             self._list.remove(record.listed.device, record.listed.ino)
             record.listed = None
+
+
+def _unlink(lists: Iterable[Path]) -> None:
+    for path in lists:
+        with suppress(OSError):
+            path.unlink()
 
 
 class _Lifted:

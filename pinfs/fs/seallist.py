@@ -123,6 +123,21 @@ def source_of(path: Path) -> str | None:
     return None
 
 
+def all_lists() -> list[Path]:
+    """The lists in the state directory."""
+    try:
+        return sorted(path for path in state_directory().glob("sealed-*") if path.suffix != ".new")
+    except OSError:
+        return []
+
+
+def lists_of(source_fd: int, source: str) -> list[Path]:
+    """The lists of a source: that of its device and inode number, and others of the same path, as the number of a
+    device may change when the machine starts."""
+    own, real = list_path(source_fd), os.path.realpath(source)
+    return [path for path in all_lists() if path == own or source_of(path) == real]
+
+
 def lift(source_fd: int, file: SealedFile) -> bool:
     """Take the append-only flag from a file of a list. False: it is gone, or has no flag. OSError: it stays."""
     fd = _open(source_fd, file)

@@ -1,6 +1,7 @@
 """The flags of an inode that chattr(1) sets (ioctl_iflags(2))."""
 
 import fcntl
+import os
 from struct import Struct
 from typing import Final
 
@@ -23,3 +24,15 @@ def get_flags(fd: int) -> int:
 def set_flags(fd: int, flags: int) -> None:
     """Set all of them. EPERM: not the owner, or no CAP_LINUX_IMMUTABLE. EROFS: mounted read-only."""
     fcntl.ioctl(fd, FS_IOC_SETFLAGS, _INT.pack(flags))
+
+
+def clear_append(path: str | os.PathLike[str]) -> bool:
+    """Take the flag from a file (a symlink is not followed); whether it had it. OSError: as `set_flags`, open(2)."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        flags = get_flags(fd)
+        if flags & APPEND:
+            set_flags(fd, flags & ~APPEND)
+        return bool(flags & APPEND)
+    finally:
+        os.close(fd)

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import pinfs
+from pinfs.linux.inodeflags import clear_append
 
 MEMORY = Path("/dev/shm")  # tmpfs on every Linux, also in containers (often limited to 64 MiB there)
 START_S = 60.0
@@ -48,7 +49,7 @@ class ScratchMount:
     def __enter__(self) -> "ScratchMount":
         with ExitStack() as undo:
             base = Path(tempfile.mkdtemp(prefix="pinfs-scratch-", dir=self._backing))
-            undo.callback(shutil.rmtree, base)
+            undo.callback(_remove_tree, base)
             base.chmod(0o755)
             self.path, self.source, self._log = base / "mnt", base / "source", base / "log"
             self.path.mkdir()
@@ -115,3 +116,13 @@ def _end(process: int, number: signal.Signals) -> None:
     waiter.register(process, select.POLLIN)
     if not waiter.poll(END_S * 1000):
         raise TimeoutError
+
+
+def _remove_tree(base: Path) -> None:
+    """Also files whose daemon was killed while they were sealed (SPEC 12)."""
+    try:
+        shutil.rmtree(base)
+    except PermissionError:
+        for path in filter(Path.is_file, base.rglob("*")):
+            clear_append(path)
+        shutil.rmtree(base)

@@ -299,7 +299,16 @@ def fresh_mount(
         with Mount(base, options, source=source, prefix=prefix) as mount:
             yield mount
     finally:
-        shutil.rmtree(base)
+        remove_tree(base)
+
+
+def remove_tree(path: Path) -> None:
+    """Also files that still carry a seal, since their daemon was killed (SPEC 12)."""
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        subprocess.run(["chattr", "-R", "-f", "-a", path], check=False)
+        shutil.rmtree(path)
 
 
 def wait_mounted(path: Path, process: subprocess.Popen[Any], limit_s: float) -> bool:
