@@ -14,6 +14,7 @@ is never touched.
 import errno
 import logging
 import os
+import stat
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -38,6 +39,11 @@ IDLE_S: Final = 1.0
 SLICE: Final = 64
 """Seals that are lifted between two turns of other tasks."""
 
+WITH_SET_IDS: Final = "it has a set-id bit, which no write could drop"
+"""A write by a user drops the bits. The kernel does that with the file's lock held, and ext4_setattr() refuses it on a
+file that is append-only: the write would fail with EPERM."""
+
+_SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _AS_IT_IS: Final[AbstractContextManager[None]] = nullcontext()
 
@@ -82,12 +88,12 @@ class Seal:
         self._inodes = inodes
         self._pinned = book.files
         self._policies = policies
-        self._flags = flags
+        self.flags = flags
         self._files: dict[int, _Sealed] = {}
         self._idle: dict[int, None] = {}
         self._became_idle = trio.Event()
         self._list: SealList | None = None
-        self._reported: set[int] = set()
+        self._reported: set[str] = set()
 
     def __contains__(self, nodeid: int) -> bool:
         """Whether the inode has to stay in the table, so that its seal can be lifted."""
@@ -145,34 +151,34 @@ class Seal:
 
     def before_pin(self, inode: Inode) -> None:
         """Seal a file that is about to get a pin. EOPNOTSUPP: it cannot be sealed, and policy `seal` is `require`."""
-        if inode.nodeid not in self._files:
+        record = self._files.get(inode.nodeid)
+        if record is None or not (record.is_set or record.is_own or record.lifters):
             policy = self._policy(inode)
             if policy.seal != "off":
-                self._begin(inode, policy)
+                self._begin(record or _Sealed(inode), policy)
 
     def _policy(self, inode: Inode) -> Policy:
         policies = self._policies.current
         return policies.for_path(inode.path()) if policies.rules else policies.base
 
-    def _begin(self, inode: Inode, policy: Policy) -> None:
+    def _begin(self, record: _Sealed, policy: Policy) -> None:
         why = self.unavailable_because
         if not why:
-            record = _Sealed(inode)
             try:
                 self._set(record)
             except OSError as e:
                 why = e.strerror or ""
                 self._report(e)
             else:
-                self._files[inode.nodeid] = record
+                self._files[record.inode.nodeid] = record
         if why and policy.seal == "require":
             raise OSError(errno.EOPNOTSUPP, f"policy seal=require, and the file cannot be sealed: {why}")
 
     def _report(self, failure: OSError) -> None:
-        number = failure.errno or 0
-        if number not in self._reported:
-            self._reported.add(number)
-            log.info("some files are pinned without a seal: %s", os.strerror(number))
+        why = failure.strerror or ""
+        if why not in self._reported:
+            self._reported.add(why)
+            log.info("some files are pinned without a seal: %s", why)
 
     def unpinned(self, nodeid: int) -> None:
         """A file may have no pins any more: look again soon, and lift its seal then."""
@@ -240,9 +246,8 @@ class Seal:
             return
         try:
             self._set(record)
-        except OSError as e:
+        except OSError as e:  # the next call, or pin, tries again
             self._report(e)
-            self._drop(record)
 
     def attributes(self, inode: Inode, attributes: int) -> int:
         """STATX_ATTR_* of an inode without what is pinfs's own."""
@@ -259,14 +264,17 @@ class Seal:
     def _set(self, record: _Sealed) -> None:
         fd, close = self._descriptor(record)
         try:
-            flags = self._flags.get_flags(fd)
+            flags = self.flags.get_flags(fd)
             record.is_own = bool(flags & APPEND)
             if record.is_own:
                 self._unlist(record)
                 return
+            st = os.fstat(fd)
+            if st.st_mode & _SET_IDS:
+                raise OSError(errno.EOPNOTSUPP, WITH_SET_IDS)
             if record.listed is None:
-                self._enlist(record, fd)
-            self._flags.set_flags(fd, flags | APPEND)
+                self._enlist(record, fd, st)
+            self.flags.set_flags(fd, flags | APPEND)
         except OSError:
             self._unlist(record)
             raise
@@ -279,7 +287,7 @@ class Seal:
     def _clear(self, record: _Sealed) -> None:
         fd, close = self._descriptor(record)
         try:
-            self._flags.set_flags(fd, self._flags.get_flags(fd) & ~APPEND)
+            self.flags.set_flags(fd, self.flags.get_flags(fd) & ~APPEND)
         finally:
             if close:
                 os.close(fd)
@@ -312,10 +320,9 @@ class Seal:
                 raise
             return open_handle(self._inodes.root.fd, record.listed.handle, _READ), True
 
-    def _enlist(self, record: _Sealed, fd: int) -> None:
+    def _enlist(self, record: _Sealed, fd: int, st: os.stat_result) -> None:
         if self._list is None:
             raise OSError(errno.ENOENT, "there is no list of seals")
-        st = os.fstat(fd)
         handle = b""
         if st.st_dev == self._inodes.device:
             with suppress(OSError):

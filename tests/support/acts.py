@@ -137,6 +137,18 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
+def remove_pages(path: str, offset: int, length: int) -> None:
+    """Maps the file, and takes its pages away with its blocks (madvise(2), MADV_REMOVE)."""
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        mapping.madvise(mmap.MADV_REMOVE, offset, length)
+
+
+def exchange(one: str, other: str) -> None:
+    """renameat2(2) with RENAME_EXCHANGE."""
+    if libc.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), one)
+
+
 def write_file(path: str, data: bytes) -> None:
     """Writes a file as `cat >` does: creates or truncates it first, then writes until all is there or an error."""
     with open(path, "wb", buffering=0) as file:
