@@ -50,6 +50,19 @@ BY_A_USER = Mode(
 )
 
 
+SEALED = Mode(
+    STRAIGHT.options,
+    ON_TMPFS.left_out,
+    ("ctime", "atime"),  # a seal that is set or lifted moves the first, and after that a read the second (relatime)
+)
+
+
+class SealedMount(mounts.Mount):
+    """All its files are sealed."""
+
+    program = Path(__file__).with_name("sealed_mount.py")
+
+
 class UsersMount(mounts.Mount):
     """Mounted by USER with fusermount3: nobody else may enter, not even root."""
 

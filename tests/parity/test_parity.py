@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,17 @@ from support.seeds import SEED
 from parity import grammar
 from parity.calls import KNOWN
 from parity.grammar import Existing, Mapped, Opened
-from parity.modes import BY_A_USER, ON_TMPFS, PYFUSE3_ALONE, STRAIGHT, THROUGH_THE_DAEMON, Mode, UsersMount
+from parity.modes import (
+    BY_A_USER,
+    ON_TMPFS,
+    PYFUSE3_ALONE,
+    SEALED,
+    STRAIGHT,
+    THROUGH_THE_DAEMON,
+    Mode,
+    SealedMount,
+    UsersMount,
+)
 from parity.pair import DifferenceError, Pair
 
 NewMount = Callable[..., mounts.Mount]
@@ -175,6 +185,22 @@ def drive_new_mounts(new: Callable[[], mounts.Mount], seconds: float, mode: Mode
 @pytest.mark.parametrize(("backing", "mode"), [("tmpfs", ON_TMPFS), ("disk", STRAIGHT)], ids=["tmpfs", "disk"])
 def test_the_mount_behaves_as_its_backing_does(new_mount: NewMount, backing: str, mode: Mode) -> None:
     drive_new_mounts(lambda: new_mount(*mode.options, backing=backing), SECONDS, mode)
+
+
+@pytest.mark.parametrize("backing", ["tmpfs", "disk"])
+def test_a_mount_whose_files_are_all_sealed_does(fuse: None, backing: str) -> None:
+    with ExitStack() as stack:
+
+        def new() -> mounts.Mount:
+            base = mounts.new_base(backing)
+            stack.callback(mounts.remove_tree, base)
+            mount = stack.enter_context(SealedMount(base, SEALED.options))
+            (mount.path / "file").touch()
+            assert mount.status()["sealed_files"] == 1
+            (mount.path / "file").unlink()
+            return mount
+
+        drive_new_mounts(new, SECONDS, SEALED)
 
 
 @pytest.mark.parametrize("mode", [THROUGH_THE_DAEMON, PYFUSE3_ALONE], ids=lambda mode: mode.options[-1])

@@ -53,6 +53,8 @@ class Mount(Actors):
     """A mounted pinfs. `path` is the mount point, `source` the directory behind it. `prefix` is a command to run the
     daemon under (prlimit, ...), which must become the daemon by exec."""
 
+    program = REPO / "mount.py"
+
     def __init__(
         self, base: Path, options: Sequence[str] = (), *, source: Path | None = None, prefix: Sequence[str] = ()
     ) -> None:
@@ -76,7 +78,7 @@ class Mount(Actors):
             *self.prefix,
             *DIES_WITH_US,
             sys.executable,
-            str(REPO / "mount.py"),
+            str(self.program),
             str(self.source),
             str(self.path),
         ]
