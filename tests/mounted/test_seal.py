@@ -344,3 +344,19 @@ def test_subprocesses_see_nothing_of_it(mount: Mount, pinned: Path) -> None:
     ok("cp", moved, pinned)
     ok("rm", pinned)
     ok("rm", moved)
+
+
+@pytest.mark.parametrize("option", ["passthrough=off", "bridge=off"])
+def test_files_of_other_kinds_of_mounts_are_sealed_too(new_mount: NewMount, option: str) -> None:
+    mount = new_mount(option)
+    path = mount.path / "f"
+    path.write_bytes(b"A" * SIZE)
+    holder = mount.actor()
+    holder.pin(path, "p", "0:0")
+    assert (flagged(mount), errno_of(lambda: os.truncate(mount.source / "f", 0))) == (["f"], "EPERM")
+    with path.open("r+b") as file:
+        file.write(b"B")
+    path.chmod(0o600)
+    holder.release(path, "p")
+    eventually(lambda: not flagged(mount))
+    assert path.read_bytes() == b"B" + b"A" * (SIZE - 1)
