@@ -9,6 +9,7 @@ from pathlib import Path
 from pinfs.bridge.passthrough import stack_depth
 from pinfs.bridge.sealprobe import seal_unavailable_because
 from pinfs.cli.findings import Finding, ok, warn
+from pinfs.cli.mounts import require_answer
 from pinfs.fs.seallist import all_lists, is_sealed, read_list, source_of
 
 
@@ -22,8 +23,9 @@ def check_seals() -> Iterator[Finding]:
 
 def _left_behind(source: str, path: Path) -> Iterator[Finding]:
     try:
+        require_answer(source)
         fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
+    except OSError:  # it has gone, or lies on a mount whose daemon does not answer
         return
     try:
         if not _is_served(fd) and (count := sum(is_sealed(fd, file) for file in read_list(path))):

@@ -10,6 +10,7 @@ import click
 
 from pinfs.bridge.mount import AlreadyServedError, MountError, open_source
 from pinfs.cli.exitcodes import ExitCode
+from pinfs.cli.mounts import require_answer
 from pinfs.cli.verb import Verb, fail
 from pinfs.fs.seallist import SealedFile, is_sealed, lift, lists_of, read_list
 from pinfs.linux.inodeflags import clear_append
@@ -39,6 +40,7 @@ def unseal(source: str, scan: bool, dry_run: bool) -> None:
     A pinned file carries the append-only flag, so that the kernel itself keeps its bytes. It stays when the daemon is
     killed: the holders may still rely on the bytes. The next mount of SOURCE lifts it as well.
     """
+    require_answer(source)
     try:
         fd = open_source(source)
     except AlreadyServedError:

@@ -37,7 +37,7 @@ def verbs(point: Path) -> dict[int, list[list[str]]]:
             ["ls", where], ["ls", directory], ["ls", "--table", file],
             ["status", where], ["status", "--table", where], ["status", "--watch", "--json", "-i", "1", where],
             ["watch", where], ["watch", file],
-            ["doctor", where],
+            ["doctor", where], ["unseal", where],
             ["revoke", "-m", where, "1"], ["release", "-m", file, "1"],
             ["policy", "show", where], ["policy", "set", "-m", where, "own=deny"], ["policy", "explain", file],
             ["umount", where], ["umount", "--wait", "5", where],
