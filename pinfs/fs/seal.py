@@ -36,6 +36,8 @@ log = logging.getLogger("pinfs.seal")
 
 IDLE_S: Final = 1.0
 """How long a seal may outlast its last pin."""
+PATH_MAX: Final = 4096
+"""Bytes: no system call takes a longer path. The handle of the file leads to it as well."""
 SLICE: Final = 64
 """Seals that are lifted between two turns of other tasks."""
 
@@ -327,8 +329,8 @@ class Seal:
         if st.st_dev == self._inodes.device:
             with suppress(OSError):
                 handle = handle_of(fd)
-        path = record.inode.path()
-        file = SealedFile(st.st_dev, st.st_ino, handle, b"" if path is None else os.fsencode(path))
+        path = os.fsencode(record.inode.path() or "")
+        file = SealedFile(st.st_dev, st.st_ino, handle, path if len(path) < PATH_MAX else b"")
         self._list.add(file)
         record.listed = file
 

@@ -177,6 +177,7 @@ def test_unread_events_cost_no_more_than_a_bound(new_mount: NewMount) -> None:
     finally:
         os.chdir("/")
         os.close(top)
+        eventually(lambda: mount.status()["sealed_files"] == 0)
         subprocess.run(["rm", "-rf", os.fsencode(mount.source) + b"/" + name], check=True)
     assert cost < 32 * MIB
 
