@@ -13,19 +13,20 @@ class Names:
     def __init__(self, inodes: InodeTable, backing: Backing) -> None:
         self._inodes = inodes
         self._backing = backing
+        self._seal = backing.seal
 
     def link(self, inode: Inode, directory: Inode, name: bytes) -> None:
         """link(2). The table learns of the name with its next lookup."""
         directory_fd = os.dup(self._inodes.fd(directory))  # the next line may close the table's own
         try:
-            with self._backing.seal.lifted(inode):
+            with self._seal.lifted(inode):
                 os.link(self._inodes.magic_path(inode), name, dst_dir_fd=directory_fd, follow_symlinks=True)
         finally:
             os.close(directory_fd)
 
     def unlink(self, victim: Inode, directory: Inode, name: bytes) -> None:
         """unlink(2) of a name of `victim`."""
-        with self._backing.seal.lifted(victim):
+        with self._seal.lifted(victim):
             os.unlink(name, dir_fd=self._inodes.fd(directory))
             self._lose(victim, directory, name)
 
@@ -35,7 +36,7 @@ class Names:
             self._inodes.keep_reachable(victim, *new)
         old_fd = os.dup(self._inodes.fd(old[0]))  # the next line may close the table's own
         try:
-            with self._backing.seal.lifted(moved), self._backing.seal.lifted(victim):
+            with self._seal.lifted(moved), self._seal.lifted(victim):
                 syscalls.renameat2(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
         finally:
             os.close(old_fd)

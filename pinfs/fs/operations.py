@@ -58,6 +58,7 @@ class Operations:
         self.uncached = UncachedFiles(inodes.open)
         inodes.on_dropped = self.uncached.discard
         self._backing = backing
+        self._seal = backing.seal
         self._inodes = inodes
         self._known = inodes.known
         self._pins = pins
@@ -217,12 +218,12 @@ class Operations:
         if changes.uid is not None or changes.gid is not None or is_nothing:
             uid = -1 if changes.uid is None else changes.uid
             gid = -1 if changes.gid is None else changes.gid
-            with self._backing.seal.lifted(inode), self._set_ids.keeping(inode):
+            with self._seal.lifted(inode), self._set_ids.keeping(inode):
                 os.chown(self._inodes.handle(inode), uid, gid)
         if changes.mode is not None:
             self._set_ids.chmod(inode, stat.S_IMODE(changes.mode))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
-            with self._backing.seal.lifted(inode):
+            with self._seal.lifted(inode):
                 self._set_times(inode, changes.atime_ns, changes.mtime_ns)
         return self._inodes.stat(inode)
 
@@ -356,9 +357,9 @@ class Operations:
         if cmd in fileflags.COMMANDS and isinstance(handle, DirectoryHandle):
             return fileflags.ioctl(handle.fd, cmd, data, ctx.uid)
         if cmd in fileflags.COMMANDS and isinstance(handle, FileHandle):
-            with self._backing.seal.lifted(handle.inode if cmd in fileflags.SETTING else None):
+            with self._seal.lifted(handle.inode if cmd in fileflags.SETTING else None):
                 answer = fileflags.ioctl(self._backing.any_fd(handle.inode), cmd, data, ctx.uid)
-            return fileflags.without_append(cmd, answer) if self._backing.seal.hides_append(handle.inode) else answer
+            return fileflags.without_append(cmd, answer) if self._seal.hides_append(handle.inode) else answer
         if not isinstance(handle, FileHandle):
             raise os_error(errno.ENOTTY)
         return await self._pins.ioctl(handle, cmd, data, out_size, ctx)
@@ -426,7 +427,7 @@ class Operations:
         if name.startswith(PREFIX):
             await self._pins.set(inode, name, value, flags, ctx)
         else:
-            with self._backing.seal.lifted(inode), self._set_ids.keeping_from(name):
+            with self._seal.lifted(inode), self._set_ids.keeping_from(name):
                 os.setxattr(self._inodes.handle(inode), name, value, flags)
             if kill_sgid:
                 self._set_ids.drop_group(inode)
@@ -455,7 +456,7 @@ class Operations:
         if name.startswith(PREFIX):
             await self._pins.remove(inode, name, ctx)
         else:
-            with self._backing.seal.lifted(inode):
+            with self._seal.lifted(inode):
                 os.removexattr(self._inodes.handle(inode), name)
 
 

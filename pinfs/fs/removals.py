@@ -45,6 +45,7 @@ class Removals:
         self._backing = backing
         self._guard = guard
         self._set_ids = set_ids
+        self._seal = backing.seal
         self._files = guard.book.files  # an inode is in it iff it has pins or a removal is under way
 
     def is_guarded(self, inode: Inode) -> bool:
@@ -64,7 +65,7 @@ class Removals:
     ) -> None:
         """truncate(2) to `size` bytes. `op` names the call in events; `nonblock`: of an open with O_NONBLOCK."""
         if not self.is_guarded(inode):
-            with self._backing.seal.cutting(inode), self._set_ids.keeping(inode):
+            with self._seal.lifted(inode), self._set_ids.keeping(inode):
                 os.truncate(self._backing.to_cut(inode), size)
             return
         with self._backing.writing(inode) as fd:
@@ -86,7 +87,7 @@ class Removals:
                 self._cut(inode, fd, size)
 
     def _cut(self, inode: Inode, fd: int, size: int) -> None:
-        with self._backing.seal.cutting(inode), self._set_ids.keeping(inode):
+        with self._seal.cutting(inode), self._set_ids.keeping(inode):
             os.ftruncate(fd, size)
 
     async def fallocate(self, handle: FileHandle, mode: int, offset: int, length: int, caller: CallerLike) -> None:
@@ -113,7 +114,7 @@ class Removals:
             self._set_ids.drop(inode)
 
     def _fallocate(self, inode: Inode, fd: int, mode: int, offset: int, length: int) -> None:
-        with self._backing.seal.cutting(inode), self._set_ids.keeping(inode):
+        with self._seal.cutting(inode), self._set_ids.keeping(inode):
             syscalls.fallocate(fd, mode, offset, length)
 
     def _check_may_shrink(self, inode: Inode, attributes: int) -> None:
@@ -163,7 +164,7 @@ class Removals:
                 raise os_error(errno.ENOTDIR)
 
     def _attributes(self, inode: Inode) -> int:
-        return self._backing.seal.attributes(inode, syscalls.attributes_of(self._inodes.fd(inode)))
+        return self._seal.attributes(inode, syscalls.attributes_of(self._inodes.fd(inode)))
 
 
 def _taken_by_fallocate(fd: int, mode: int, offset: int, length: int) -> tuple[str, int, int] | None:

@@ -91,15 +91,12 @@ class Seal:
         self._pinned = book.files
         self._policies = policies
         self.flags = flags
-        self._files: dict[int, _Sealed] = {}
+        self.files: dict[int, _Sealed] = {}
+        """By node id. These have to stay in the inode table, so that their seals can be lifted."""
         self._idle: dict[int, None] = {}
         self._became_idle = trio.Event()
         self._list: SealList | None = None
         self._reported: set[str] = set()
-
-    def __contains__(self, nodeid: int) -> bool:
-        """Whether the inode has to stay in the table, so that its seal can be lifted."""
-        return nodeid in self._files
 
     # Its beginning and its end
 
@@ -137,10 +134,10 @@ class Seal:
 
     def close(self) -> None:
         """Lift all: the mount has ended in good order."""
-        for record in list(self._files.values()):
+        for record in list(self.files.values()):
             with logged("lifting a seal"):
                 self._drop(record, forget=False)
-        self._files.clear()
+        self.files.clear()
         if self._list is not None:
             self._list.close()
 
@@ -148,12 +145,12 @@ class Seal:
 
     def is_sealed(self, nodeid: int) -> bool:
         """Whether the kernel refuses to take bytes from this file, as far as pinfs knows."""
-        record = self._files.get(nodeid)
+        record = self.files.get(nodeid)
         return record is not None and (record.is_set or record.is_own)
 
     def before_pin(self, inode: Inode) -> None:
         """Seal a file that is about to get a pin. EOPNOTSUPP: it cannot be sealed, and policy `seal` is `require`."""
-        record = self._files.get(inode.nodeid)
+        record = self.files.get(inode.nodeid)
         if record is None or not (record.is_set or record.is_own or record.lifters):
             policy = self._policy(inode)
             if policy.seal != "off":
@@ -172,7 +169,7 @@ class Seal:
                 why = e.strerror or ""
                 self._report(e)
             else:
-                self._files[record.inode.nodeid] = record
+                self.files[record.inode.nodeid] = record
         if why and policy.seal == "require":
             raise OSError(errno.EOPNOTSUPP, f"policy seal=require, and the file cannot be sealed: {why}")
 
@@ -184,7 +181,7 @@ class Seal:
 
     def unpinned(self, nodeid: int) -> None:
         """A file may have no pins any more: look again soon, and lift its seal then."""
-        if nodeid in self._files:
+        if nodeid in self.files:
             if not self._idle:
                 self._became_idle.set()
             self._idle[nodeid] = None
@@ -205,7 +202,7 @@ class Seal:
                     await trio.lowlevel.checkpoint()
 
     def _lift_if_unpinned(self, nodeid: int) -> None:
-        record = self._files.get(nodeid)
+        record = self.files.get(nodeid)
         if record is not None and not record.lifters and not self._has_pins(nodeid):
             self._drop(record)
 
@@ -217,9 +214,9 @@ class Seal:
 
     def lifted(self, inode: Inode | None) -> AbstractContextManager[None]:
         """Inside of it the backing file is without the flag, if pinfs has set it. None: an inode that is not known."""
-        if inode is None or not self._files:
+        if inode is None or not self.files:
             return _AS_IT_IS
-        record = self._files.get(inode.nodeid)
+        record = self.files.get(inode.nodeid)
         return _AS_IT_IS if record is None else _Lifted(self, record)
 
     def cutting(self, inode: Inode) -> AbstractContextManager[None]:
@@ -227,9 +224,9 @@ class Seal:
         that would wait for the lock. A pin that comes is sealed at the end of the cut."""
         if self.unavailable_because:
             return self.lifted(inode)
-        record = self._files.get(inode.nodeid)
+        record = self.files.get(inode.nodeid)
         if record is None:
-            record = self._files[inode.nodeid] = _Sealed(inode)
+            record = self.files[inode.nodeid] = _Sealed(inode)
         return _Lifted(self, record)
 
     def lift_for(self, record: _Sealed) -> None:
@@ -241,7 +238,7 @@ class Seal:
     def put_back(self, record: _Sealed) -> None:
         """That call has ended. The flags are read again, as it may have changed those of the owner."""
         record.lifters -= 1
-        if record.lifters or self._files.get(record.inode.nodeid) is not record:
+        if record.lifters or self.files.get(record.inode.nodeid) is not record:
             return
         if not self._has_pins(record.inode.nodeid):
             self._drop(record)
@@ -253,12 +250,12 @@ class Seal:
 
     def attributes(self, inode: Inode, attributes: int) -> int:
         """STATX_ATTR_* of an inode without what is pinfs's own."""
-        record = self._files.get(inode.nodeid)
+        record = self.files.get(inode.nodeid)
         return attributes if record is None or not record.is_set else attributes & ~STATX_ATTR_APPEND
 
     def hides_append(self, inode: Inode) -> bool:
         """Whether the append-only flag that the backing file shows is not its owner's."""
-        record = self._files.get(inode.nodeid)
+        record = self.files.get(inode.nodeid)
         return record is not None and record.is_set
 
     # The flag
@@ -306,7 +303,7 @@ class Seal:
             log.info("the seal of inode %d cannot be lifted: %s", record.inode.nodeid, e.strerror)
             self.count -= record.is_set
         finally:
-            self._files.pop(record.inode.nodeid, None)
+            self.files.pop(record.inode.nodeid, None)
             if forget:
                 self._inodes.drop_if_unreferenced(record.inode)
 

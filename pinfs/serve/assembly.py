@@ -58,7 +58,7 @@ def assemble(
     hub = EventHub(stats)
     guard = Guard(holders, policies, hub, stats)
     book = guard.book
-    inodes = InodeTable(source_fd, share.inode_descriptors, lambda nodeid: nodeid in book.files or nodeid in seal)
+    inodes = InodeTable(source_fd, share.inode_descriptors, lambda nodeid: nodeid in book.files or nodeid in seal.files)
     inodes.first_spare = share.files
     seal = Seal(inodes, book, policies)
     hub.path_of = inodes.path_of
@@ -72,8 +72,10 @@ def assemble(
     book.on_end = verbs.on_end
 
     def unpinned(nodeid: int) -> None:
-        seal.unpinned(nodeid)
-        inodes.drop_id_if_unreferenced(nodeid)
+        if nodeid in seal.files:
+            seal.unpinned(nodeid)  # it stays in the table until its seal is lifted
+        else:
+            inodes.drop_id_if_unreferenced(nodeid)
 
     book.files.on_empty = unpinned
 

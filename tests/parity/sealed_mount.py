@@ -38,7 +38,7 @@ class Sealing(Seal):
         return interned
 
     def _let_go(self, inode: Inode) -> None:
-        record = self._files.get(inode.nodeid)
+        record = self.files.get(inode.nodeid)
         if record is not None and not (inode.lookups or inode.file or record.lifters):
             self._drop(record, forget=False)
         self._drop_inode(inode)
