@@ -10,9 +10,11 @@ from typing import Final, Protocol, TypeVar
 
 import trio
 
+from pinfs.fs.evictions import Evictions
 from pinfs.fs.inodes import Inode, InodeTable, OpenFile
 from pinfs.fs.types import CallerLike, os_error
 from pinfs.linux import syscalls
+from pinfs.linux.filesystems import IN_MEMORY, cuts_may_wait
 from pinfs.linux.syscalls import file_system_magic
 from pinfs.runtime.descriptors import Budget
 from pinfs.runtime.parking import park
@@ -20,11 +22,6 @@ from pinfs.runtime.parking import park
 T = TypeVar("T")
 
 log = logging.getLogger("pinfs.backing")
-
-TMPFS_MAGIC: Final = 0x01021994
-RAMFS_MAGIC: Final = 0x858458F6
-HUGETLBFS_MAGIC: Final = 0x958458F6
-IN_MEMORY: Final = frozenset({TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC})
 
 
 class BackingRegistry(Protocol):
@@ -62,6 +59,11 @@ class Backing:
         self.open_files = 0
         """Inodes with handles."""
         self.in_memory = file_system_magic(inodes.root.fd) in IN_MEMORY
+        self.evictions = Evictions()
+        """Last closes that may wait."""
+        self._source_may_wait = cuts_may_wait(inodes.root.fd)
+        self._may_wait: dict[int, bool] = {}
+        """The same of other devices below the source, by st_dev."""
         self._inodes = inodes
         self._share = share
         self._changes_owner = os.geteuid() == 0
@@ -74,6 +76,7 @@ class Backing:
         """Inodes whose backing file is open without a handle, least recently used first: opening and registering one
         costs more than all the rest of an open."""
         inodes.on_forgotten = self._close_if_idle
+        self._close_in_threads(self._source_may_wait)
 
     # Opening and closing
 
@@ -196,7 +199,7 @@ class Backing:
                 self._inodes.fd(inode)  # the kernel may still know the inode: keep a descriptor that leads to it
         finally:
             inode.file = None
-            file.close()
+            file.close(self._inodes.close_descriptor)
 
     def passthrough_id(self, inode: Inode) -> int:
         """The backing id of an open inode, one for all its handles (fuse_inode_uncached_io_start()); 0: none."""
@@ -236,6 +239,23 @@ class Backing:
             inode.file.opens += 1
             return _Writing(inode.file.writer, self, inode)
         return _Writing(self._inodes.open(inode, os.O_WRONLY | os.O_NONBLOCK))
+
+    def may_wait(self, inode: Inode) -> bool:
+        """Whether the kernel may make a call wait without limit that cuts this file (`cuts_may_wait`)."""
+        key = inode.key
+        if type(key) is int:
+            return self._source_may_wait
+        device = self._inodes.stat(inode).st_dev
+        known = self._may_wait.get(device)
+        if known is None:
+            known = self._may_wait[device] = cuts_may_wait(self._inodes.fd(inode))
+            self._close_in_threads(known)
+        return known
+
+    def _close_in_threads(self, may_wait: bool) -> None:
+        """On a source that is in memory or on a disk, closing stays as plain as it can be."""
+        if may_wait:
+            self._inodes.close_descriptor = self.evictions.close
 
     async def off_thread(self, call: Callable[..., T], *args: object) -> T:
         """Run what may wait for a disk in a thread of its own; on a backing in memory that would only cost time."""

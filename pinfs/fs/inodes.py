@@ -73,11 +73,11 @@ class OpenFile:
         if self.reader < 0:
             self.any_fd = fd
 
-    def close(self) -> None:
+    def close(self, close: Callable[[int], None] = os.close) -> None:
         if self.writer >= 0 and self.writer != self.reader:
-            os.close(self.writer)
+            close(self.writer)
         if self.reader >= 0:
-            os.close(self.reader)
+            close(self.reader)
         self.reader = self.writer = self.any_fd = -1
 
 
@@ -158,6 +158,8 @@ class InodeTable:
         """Called with an inode that has an open backing file, but that the kernel does not know any more."""
         self.on_dropped: Callable[[int], None] = lambda nodeid: None
         """Called with the node id of an inode that the table no longer holds."""
+        self.close_descriptor: Callable[[int], None] = os.close
+        """For the last descriptors of files: closing that of one without a name can take long."""
         self._lru: OrderedDict[Inode, None] = OrderedDict()  # inodes whose descriptor may be closed
 
     def __len__(self) -> int:
@@ -388,7 +390,7 @@ class InodeTable:
     def _close(self, inode: Inode) -> None:
         self._lru.pop(inode, None)
         if inode.fd >= 0 and inode is not self.root:
-            os.close(inode.fd)
+            self.close_descriptor(inode.fd)
             inode.fd = -1
 
     def open(self, inode: Inode, flags: int) -> int:
@@ -468,7 +470,7 @@ class InodeTable:
         """Close everything; the table is of no use afterwards."""
         for inode in self._by_id.values():
             if inode.file is not None:
-                inode.file.close()
+                inode.file.close(self.close_descriptor)
             self._close(inode)
         os.close(self.root.fd)
         self._by_id.clear()

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from pinfs.enforce.guard import Guard
@@ -58,6 +59,7 @@ class Operations:
         self.uncached = UncachedFiles(inodes.open)
         inodes.on_dropped = self.uncached.discard
         self._backing = backing
+        self._in_kernel = guard.cuts.inodes
         self._inodes = inodes
         self._known = inodes.known
         self._pins = pins
@@ -119,6 +121,8 @@ class Operations:
         """link(2). EPERM: a name in .pinfs."""
         inode = self._inode(nodeid)
         directory = self._writable_directory(new_parent, new_name)
+        if self._in_kernel:
+            await self._removals.until_unlocked(inode)
         self._names.link(inode, directory, new_name)
         return self._entry(directory, new_name)
 
@@ -130,6 +134,8 @@ class Operations:
         """unlink(2). A removal where it is the file's last name: policy `unlink` (SPEC 2)."""
         directory = self._writable_directory(parent, name)
         victim = self._inodes.hold_for_unlink(directory, name)
+        if self._in_kernel:
+            await self._removals.until_unlocked(victim)
         if victim is None:
             os.unlink(name, dir_fd=self._inodes.fd(directory))
         elif self._removals.takes_all(victim):
@@ -155,6 +161,8 @@ class Operations:
         old = self._writable_directory(parent, name), name
         new = self._writable_directory(new_parent, new_name), new_name
         moved, victim = self._inodes.find_name(old), self._inodes.find_name(new)
+        if self._in_kernel:
+            await self._removals.until_unlocked(moved, victim)
         if flags & KEEPS_VICTIM or victim is None or victim is moved or not self._removals.takes_all(victim):
             self._names.rename(old, new, flags, moved, victim)
             return
@@ -209,6 +217,8 @@ class Operations:
         if changes.size is not None:
             handle = None if fh is None else self.handles.get(fh, FileHandle)
             await self._removals.truncate(inode, changes.size, "truncate", ctx, handle)
+        if self._in_kernel:
+            await self._removals.until_unlocked(inode)
         if changes.kill_suidgid:
             self._set_ids.drop(inode)
         is_nothing = changes.is_nothing
@@ -289,6 +299,8 @@ class Operations:
         handle = self.handles.get(fh, ByteHandle)
         if isinstance(handle, ControlHandle):
             return await handle.read(offset, size)
+        if self._in_kernel:
+            await self._removals.until_unlocked(handle.inode)
         return os.pread(self._backing.reader(handle.inode), size, offset)
 
     async def write(self, fh: int, offset: int, data: bytes | memoryview, *, kill_suidgid: bool = False) -> int:
@@ -296,6 +308,8 @@ class Operations:
         handle = self.handles.get(fh, ByteHandle)
         if isinstance(handle, ControlHandle):
             return await handle.write(offset, bytes(data))
+        if self._in_kernel:
+            await self._removals.until_unlocked(handle.inode)
         if kill_suidgid:
             self._set_ids.drop(handle.inode)
         return os.pwrite(self._backing.writer(handle.inode), data, offset)
@@ -308,6 +322,9 @@ class Operations:
         handle = self.handles.pop(fh)
         if isinstance(handle, FileHandle):
             self._pins.handle_closed(handle)
+            while handle.inode.nodeid in self._in_kernel:  # close(2) may need the lock, and nothing waits for it here
+                with suppress(OSError):
+                    await self._removals.until_unlocked(handle.inode)
             self._backing.release(handle.inode)
             self._inodes.drop_if_unreferenced(handle.inode)
         elif isinstance(handle, ControlHandle):
@@ -322,6 +339,8 @@ class Operations:
     async def lseek(self, fh: int, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA and SEEK_HOLE; the kernel does the others itself."""
         handle = self.handles.get(fh, FileHandle)
+        if self._in_kernel:
+            await self._removals.until_unlocked(handle.inode)
         return os.lseek(self._backing.any_fd(handle.inode), offset, whence)
 
     async def fallocate(self, fh: int, mode: int, offset: int, length: int, ctx: CallerLike) -> None:
@@ -337,6 +356,8 @@ class Operations:
         """copy_file_range(2), at most 8 MiB a call. Pinned bytes are copied, never shared (SPEC 2)."""
         source = self.handles.get(fh_in, FileHandle).inode
         target = self.handles.get(fh_out, FileHandle).inode
+        if self._in_kernel:
+            await self._removals.until_unlocked(source, target)
         if ctx.uid:  # the request does not say whether the caller may keep the bits
             self._set_ids.drop(target)
         return await self._copies.copy(Place(source, offset_in), Place(target, offset_out), length)
@@ -353,6 +374,7 @@ class Operations:
         """The ioctl interface (SPEC 6), and the file flags of chattr(1). ENOTTY: unknown number."""
         handle = self.handles.get(fh, Handle)
         if cmd in fileflags.COMMANDS and isinstance(handle, FileHandle | DirectoryHandle):
+            await self._removals.until_unlocked(handle.inode)
             fd = handle.fd if isinstance(handle, DirectoryHandle) else self._backing.any_fd(handle.inode)
             return fileflags.ioctl(fd, cmd, data, ctx.uid)
         if not isinstance(handle, FileHandle):
@@ -422,6 +444,8 @@ class Operations:
         if name.startswith(PREFIX):
             await self._pins.set(inode, name, value, flags, ctx)
         else:
+            if self._in_kernel:
+                await self._removals.until_unlocked(inode)
             with self._set_ids.keeping_from(name):
                 os.setxattr(self._inodes.handle(inode), name, value, flags)
             if kill_sgid:
@@ -451,6 +475,8 @@ class Operations:
         if name.startswith(PREFIX):
             await self._pins.remove(inode, name, ctx)
         else:
+            if self._in_kernel:
+                await self._removals.until_unlocked(inode)
             os.removexattr(self._inodes.handle(inode), name)
 
 

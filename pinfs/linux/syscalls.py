@@ -53,6 +53,7 @@ class Timespec(ctypes.Structure):
 
 
 libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+libc.ftruncate.argtypes = (ctypes.c_int, ctypes.c_int64)
 libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
@@ -78,6 +79,11 @@ def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> N
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """fallocate(2): offset and length in bytes."""
     checked(libc.fallocate(fd, mode, offset, length))
+
+
+def ftruncate(fd: int, size: int) -> None:
+    """ftruncate(2) to `size` bytes. EINTR: unlike os.ftruncate, it is not made again after a signal (PEP 475)."""
+    checked(libc.ftruncate(fd, size))
 
 
 def utimens(path: bytes, atime_ns: int | None, mtime_ns: int | None, *, now: int) -> None:
@@ -158,6 +164,11 @@ def is_thread_of(pid: int, tid: int) -> bool:
     EPERM: there is one that may not be signalled; the kernel compares the thread group before it looks at permissions.
     """
     return not _tgkill(pid, tid, 0) or ctypes.get_errno() == errno.EPERM
+
+
+def signal_thread(pid: int, tid: int, signo: int) -> bool:
+    """tgkill(2). False: the process has no such thread (any more)."""
+    return not _tgkill(pid, tid, signo)
 
 
 class _CapHeader(ctypes.Structure):

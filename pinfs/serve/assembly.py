@@ -37,7 +37,10 @@ class FileSystem:
 
     def close(self) -> None:
         """Let go of all descriptors."""
-        self.inodes.close()
+        if not len(
+            self.guard.cuts
+        ):  # else closing could wait for a call that no signal ends; the process's end does it
+            self.inodes.close()
         self.holders.close()
 
 
@@ -70,10 +73,12 @@ def assemble(
     book.files.on_empty = inodes.drop_id_if_unreferenced
 
     def metrics() -> list[Family]:
-        gauges = Gauges.of(book, inodes, backing, holders, passthrough=not passthrough.unavailable_because)
+        gauges = Gauges.of(guard, inodes, backing, holders, passthrough=not passthrough.unavailable_because)
         return list(families(stats, book, gauges))
 
-    control = Control(Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status).files())
+    control = Control(
+        Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status, guard.cuts.shown).files()
+    )
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout)
     operations = Operations(inodes, backing, guard, verbs, control, timeouts)
     return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics)

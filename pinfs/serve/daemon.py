@@ -232,6 +232,7 @@ class Daemon:
             "negotiated": self.negotiated,
             "pins": len(book.table),
             "waiting": book.waiting,
+            "evictions": len(self.fs.backing.evictions),
             "descriptors": descriptors.in_use(),
         }
 
