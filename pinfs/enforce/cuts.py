@@ -51,6 +51,18 @@ GRACE_S: Final = 1.0
 """How long a thread may take to come back after the first signal, before it is left to itself."""
 
 
+class Call(Protocol):
+    """A call that has been started."""
+
+    def interrupt(self) -> None: ...
+
+
+class Result(Protocol):
+    """What a thread returned, or raised."""
+
+    def unwrap(self) -> int: ...
+
+
 @dataclass(slots=True, eq=False)
 class Cut:
     """One removal whose call is under way. `why`: the reason of its refusal, if `scope` ends before the call does."""
@@ -70,18 +82,6 @@ class Cut:
     def is_done(self) -> bool:
         """The call has come back, and was not interrupted."""
         return self.ended.is_set() and self.errno != EINTR
-
-
-class Call(Protocol):
-    """A call that has been started."""
-
-    def interrupt(self) -> None: ...
-
-
-class Result(Protocol):
-    """What a thread returned, or raised."""
-
-    def unwrap(self) -> int: ...
 
 
 def start_in_thread(fd: int, call: Callable[[int], None], ended: Callable[[Result], None]) -> Call:
