@@ -28,7 +28,7 @@ from pinfs.core.ranges import END
 from pinfs.core.removals import Removal
 from pinfs.enforce.mappings import mappers_of
 from pinfs.enforce.reports import mappers_text, removal_text
-from pinfs.linux.interruptible import InterruptibleCall
+from pinfs.linux.interruptible import InterruptibleCall, Result
 from pinfs.runtime.errors import errno_of, logged
 from pinfs.runtime.parking import park
 from pinfs.runtime.stats import Stats
@@ -41,6 +41,8 @@ MAX_CUTS_PER_USER: Final = 32
 """of these for the removals of one uid: a user who holds pages of many files does not stop the others."""
 ROOM_S: Final = 1.0
 """How long a removal waits for a thread before it is refused."""
+AT_ONCE_S: Final = 0.0005
+"""How long the event loop waits with a call: nearly all end within that time, and a task would cost them more."""
 NOTICE_S: Final = 1.0
 """After this time the processes that map the file are looked for."""
 SHORT_S: Final = 0.1
@@ -54,13 +56,8 @@ GRACE_S: Final = 1.0
 class Call(Protocol):
     """A call that has been started."""
 
+    def wait(self, limit_s: float, /) -> Result | None: ...
     def interrupt(self) -> None: ...
-
-
-class Result(Protocol):
-    """What a thread returned, or raised."""
-
-    def unwrap(self) -> int: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -84,11 +81,19 @@ class Cut:
         return self.ended.is_set() and self.errno != EINTR
 
 
+Start = Callable[[int, Callable[[int], None], Callable[[Result], None]], Call]
+
+
 def start_in_thread(fd: int, call: Callable[[int], None], ended: Callable[[Result], None]) -> Call:
-    """Make `call` on a duplicate of `fd`; `ended` is called in the thread with its errno."""
-    interruptible = InterruptibleCall(fd, call)
-    trio.lowlevel.start_thread_soon(interruptible.run, ended, "cut")
+    """Make `call` on a duplicate of `fd`; `ended` is called in the thread, unless `wait` returns the result."""
+    interruptible = InterruptibleCall(fd, call, ended)
+    trio.lowlevel.start_thread_soon(interruptible.run, lambda outcome: None, "cut")
     return interruptible
+
+
+async def search_in_thread(device: int, inode: int, start: int, end: int) -> tuple[Mapper, ...]:
+    """The processes that map these bytes."""
+    return await trio.to_thread.run_sync(mappers_of, device, inode, start, end, abandon_on_cancel=True)
 
 
 class Cuts:
@@ -102,7 +107,8 @@ class Cuts:
         self, book: PinBook, deliver: Callable[[BookEvent], None], stats: Stats, device: Callable[[], int]
     ) -> None:
         self.inodes: dict[int, dict[Cut, None]] = {}
-        self.start = start_in_thread
+        self.start: Start = start_in_thread
+        self.search = search_in_thread
         self._book = book
         self._deliver = deliver
         self._stats = stats
@@ -132,9 +138,20 @@ class Cuts:
         deadline, or too many run already; EBUSY (`shutdown`): the mount ends. A breaker that is interrupted gets EINTR
         (trio.Cancelled here), unless the bytes are gone by then.
         """
-        await park()
-        await self._wait_for_room(removal)
+        if self._closing or self._is_full(removal.request.uid):
+            await self._wait_for_room(removal)
         cut = self._start(removal, fd, call)
+        result = cut.call.wait(AT_ONCE_S)
+        if result is None:
+            await park()
+            await self._wait(cut)
+        else:
+            self._end(cut, result)
+        if cut.errno:
+            raise OSError(cut.errno, strerror(cut.errno))
+
+    async def _wait(self, cut: Cut) -> None:
+        """Return when the call has come back, done or failed. OSError: as run()."""
         try:
             with cut.scope:
                 await self._wait_ended(cut)
@@ -146,8 +163,6 @@ class Cuts:
             await self._bring_back(cut)
             if not cut.is_done:
                 self._refuse(cut)
-        if cut.errno:
-            raise OSError(cut.errno, strerror(cut.errno))
 
     async def until_over(self, inode: int, limit_s: float) -> None:
         """Return when no call is under way on this file. EBUSY: one still is after `limit_s` seconds."""
@@ -172,6 +187,7 @@ class Cuts:
     # A place among the threads
 
     async def _wait_for_room(self, removal: Removal) -> None:
+        await park()
         with trio.move_on_after(ROOM_S):
             while self._is_full(removal.request.uid) and not self._closing:
                 await self._freed.wait()
@@ -205,10 +221,7 @@ class Cuts:
 
     def _end(self, cut: Cut, result: Result) -> None:
         with logged("the end of a removal in the kernel"):
-            try:
-                cut.errno = result.unwrap()
-            except Exception as e:
-                cut.errno = errno_of(e, cut.removal.request.op)
+            cut.errno = result if isinstance(result, int) else errno_of(result, cut.removal.request.op)
             cut.ended.set()
             self._leave(cut)
             if cut.reserved is not None:
@@ -241,8 +254,7 @@ class Cuts:
         """Find out what can be known of what the call waits for."""
         with logged("the search for processes that map a file"):
             removal = cut.removal
-            search = partial(mappers_of, self._device(), removal.inode, removal.start, removal.end)
-            cut.mapped_by = await trio.to_thread.run_sync(search, abandon_on_cancel=True)
+            cut.mapped_by = await self.search(self._device(), removal.inode, removal.start, removal.end)
             log.info("%s waits in the kernel: %s", removal_text(removal.request), mappers_text(cut.mapped_by))
 
     async def _bring_back(self, cut: Cut) -> None:

@@ -41,42 +41,72 @@ def install_handler() -> None:
     checked(libc.sigaction(SIGNAL, ctypes.byref(_SigAction(handler=does_nothing.value)), None))
 
 
+Result = int | Exception
+"""0, an errno (EINTR: interrupted, or given up before it began), or what no system call raises."""
+
+
 class InterruptibleCall:
-    """`call` on a duplicate of `fd`, which must stay open until this is made: `run` in a thread, `interrupt` from
-    another. OSError EMFILE."""
+    """`call` on a duplicate of `fd`, which must stay open until this is made: `run` in a thread, the rest in another.
 
-    __slots__ = ("_call", "_fd", "_given_up", "_lock", "_tid")
+    `on_end` is called in the thread with the result, unless `wait` has returned it. OSError EMFILE.
+    """
 
-    def __init__(self, fd: int, call: Callable[[int], None]) -> None:
+    __slots__ = ("_awaited", "_call", "_fd", "_finished", "_given_up", "_lock", "_on_end", "_result", "_tid")
+
+    def __init__(self, fd: int, call: Callable[[int], None], on_end: Callable[[Result], None]) -> None:
         install_handler()
         self._call = call
+        self._on_end = on_end
         self._fd = os.dup(fd)
         self._given_up = False
-        self._lock = threading.Lock()
-        """Held for moments only: a signal must meet the thread while it is inside `run`."""
+        self._awaited = True
+        self._result: Result | None = None
         self._tid = 0
+        self._lock = threading.Lock()
+        """Of all above, held for moments only: a signal must meet the thread while it is inside `_make`."""
+        self._finished = threading.Lock()
+        self._finished.acquire()
 
-    def run(self) -> int:
-        """Make the call, once, and close the descriptor. Returns 0, or the errno of the call; EINTR: it was
-        interrupted, or given up before it began."""
+    def run(self) -> None:
+        """Make the call, once, and close the descriptor."""
         mask = signal.pthread_sigmask(signal.SIG_SETMASK, _OTHERS)
         try:
-            with self._lock:
-                if self._given_up:
-                    return errno.EINTR
-                self._tid = threading.get_native_id()
+            result = self._make()
+        finally:
+            os.close(self._fd)  # perhaps the last one of the file, which can take long as well
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        with self._lock:
+            self._result = result
+            awaited = self._awaited
+        self._finished.release()
+        if not awaited:
+            self._on_end(result)
+
+    def _make(self) -> Result:
+        with self._lock:
+            if self._given_up:
+                return errno.EINTR
+            self._tid = threading.get_native_id()
+        try:
             self._call(self._fd)
         except OSError as e:
             return e.errno or errno.EIO
+        except Exception as e:
+            return e
         finally:
             with self._lock:
                 self._tid = 0
-            os.close(self._fd)  # perhaps the last one of the file, which can take long as well
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return 0
 
+    def wait(self, limit_s: float) -> Result | None:
+        """The result, if it is there within that time; else `on_end` will be called with it. Once for each call."""
+        self._finished.acquire(timeout=limit_s)
+        with self._lock:
+            self._awaited = False
+            return self._result
+
     def interrupt(self) -> None:
-        """Send the signal. It may meet the thread just before the call begins: repeat it until `run` has returned."""
+        """Send the signal. It may meet the thread just before the call begins: repeat it until the call has ended."""
         with self._lock:
             self._given_up = True
             if self._tid:

@@ -6,16 +6,17 @@ import errno
 import logging
 from collections.abc import AsyncIterator, Callable
 
-import outcome
 import pytest
 import trio
 from guard.test_guard import INODE, Caller, FakeEvents, FakeHolders, FakePolicies
 from trio.testing import wait_all_tasks_blocked
 
+from pinfs.core.events import Mapper
 from pinfs.core.pins import Mode, Pin, PinRequest, PinSpec
 from pinfs.core.ranges import END
-from pinfs.enforce.cuts import GRACE_S, MAX_CUTS, MAX_CUTS_PER_USER, ROOM_S, SHORT_S, Result
+from pinfs.enforce.cuts import GRACE_S, MAX_CUTS, MAX_CUTS_PER_USER, ROOM_S, SHORT_S
 from pinfs.enforce.guard import Guard, RemovalCall
+from pinfs.linux.interruptible import Result
 from pinfs.runtime.stats import Stats
 
 
@@ -26,6 +27,10 @@ class FakeCall:
         self._ended = ended
         self.deaf = deaf
         self.interrupts = 0
+        self.at_once: Result | None = None
+
+    def wait(self, limit_s: float) -> Result | None:
+        return self.at_once
 
     def interrupt(self) -> None:
         self.interrupts += 1
@@ -33,7 +38,7 @@ class FakeCall:
             self.end(errno.EINTR)
 
     def end(self, number: int = 0) -> None:
-        self._ended(outcome.Value(number))
+        self._ended(number)
 
 
 class World:
@@ -44,14 +49,21 @@ class World:
         self.guard = Guard(FakeHolders(), self.policies, self.events, self.stats)
         self.cuts = self.guard.cuts
         self.cuts.start = self._start
+        self.cuts.search = self._search
         self.calls: list[FakeCall] = []
         self.deaf = False
+        self.at_once: Result | None = None
         self.outcomes: list[tuple[str, str, float]] = []
         self._nursery = nursery
 
-    def _start(self, fd: int, call: Callable[[int], None], ended: Callable[[Result], None]) -> FakeCall:
-        self.calls.append(FakeCall(ended, deaf=self.deaf))
-        return self.calls[-1]
+    def _start(self, fd: int, work: Callable[[int], None], ended: Callable[[Result], None]) -> FakeCall:
+        call = FakeCall(ended, deaf=self.deaf)
+        call.at_once = self.at_once
+        self.calls.append(call)
+        return call
+
+    async def _search(self, device: int, inode: int, start: int, end: int) -> tuple[Mapper, ...]:
+        return (Mapper(77, "reader", 8192),)
 
     async def cut(self, name: str, start: int = 0, *, inode: int = INODE, uid: int = 1000, takes: bool = True) -> None:
         call = RemovalCall(inode, lambda: "f", "truncate", start, END, Caller(uid), lambda: None)
@@ -87,8 +99,7 @@ class World:
 
 
 @pytest.fixture
-async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr("pinfs.enforce.cuts.mappers_of", lambda *what: ())
+async def world() -> AsyncIterator[World]:
     async with trio.open_nursery() as nursery:
         world = World(nursery)
         await nursery.start(world.guard.run)
@@ -104,6 +115,16 @@ async def test_a_call_that_comes_back_is_a_removal_like_any_other(world: World) 
     world.calls[0].end()
     await wait_all_tasks_blocked()
     assert world.outcomes == [("b", "cut", 3.0)]
+    assert (len(world.cuts), world.cuts.inodes, dict(world.guard.book.files)) == (0, {}, {})
+
+
+async def test_a_call_that_comes_back_at_once_needs_no_task(world: World) -> None:
+    world.at_once = 0
+    with pytest.raises(StopIteration):
+        world.cut("b").send(None)
+    world.at_once = errno.EFBIG
+    await world.cut("c")
+    assert [what for _, what, _ in world.outcomes] == ["cut", "EFBIG"]
     assert (len(world.cuts), world.cuts.inodes, dict(world.guard.book.files)) == (0, {}, {})
 
 
@@ -125,7 +146,7 @@ async def test_the_deadline_takes_it_back(world: World, caplog: pytest.LogCaptur
     assert world.refusals() == ["kernel"]
     assert world.stats.refusals == {("truncate", "kernel"): 1}
     assert "truncate of 'f' [0, end) by pid 500 uid 1000 is refused (kernel)" in caplog.text
-    assert "waits in the kernel: no process that can be seen maps it" in caplog.text
+    assert "waits in the kernel: pid 77 (reader, 8 KiB pinned) maps it" in caplog.text
     assert (world.cuts.inodes, dict(world.guard.book.files)) == ({}, {})
 
 
@@ -258,6 +279,6 @@ async def test_what_is_shown_and_to_whom(world: World) -> None:
         "op": "truncate", "path": "f", "from": 4096, "to": None, "waited_s": 2.0, "interruptible": True,
         "pid": 500, "uid": 1000,
     }  # fmt: skip
-    assert shown["mapped_by"] == []
+    assert shown["mapped_by"] == [{"pid": 77, "comm": "reader", "pinned_bytes": 8192}]
     assert "pid" in world.cuts.shown(0)[0]
     assert not {"pid", "uid", "mapped_by"} & world.cuts.shown(1001)[0].keys()
