@@ -201,6 +201,10 @@ class Backing:
             inode.file = None
             file.close(self._inodes.close_descriptor)
 
+    def close_descriptor(self, fd: int) -> None:
+        """Close a descriptor of a backing file, perhaps its last one."""
+        self._inodes.close_descriptor(fd)
+
     def passthrough_id(self, inode: Inode) -> int:
         """The backing id of an open inode, one for all its handles (fuse_inode_uncached_io_start()); 0: none."""
         file = inode.file
@@ -238,7 +242,7 @@ class Backing:
         if inode.file is not None and inode.file.writer >= 0:
             inode.file.opens += 1
             return _Writing(inode.file.writer, self, inode)
-        return _Writing(self._inodes.open(inode, os.O_WRONLY | os.O_NONBLOCK))
+        return _Writing(self._inodes.open(inode, os.O_WRONLY | os.O_NONBLOCK), self)
 
     def may_wait(self, inode: Inode) -> bool:
         """Whether the kernel may make a call wait without limit that cuts this file (`cuts_may_wait`)."""
@@ -312,7 +316,7 @@ class Backing:
 class _Writing:
     __slots__ = ("_backing", "_fd", "_inode")
 
-    def __init__(self, fd: int, backing: Backing | None = None, inode: Inode | None = None) -> None:
+    def __init__(self, fd: int, backing: Backing, inode: Inode | None = None) -> None:
         self._fd = fd
         self._backing = backing
         self._inode = inode
@@ -321,8 +325,8 @@ class _Writing:
         return self._fd
 
     def __exit__(self, *_: object) -> None:
-        if self._backing is None or self._inode is None:
-            os.close(self._fd)
+        if self._inode is None:
+            self._backing.close_descriptor(self._fd)
         else:
             self._backing.release(self._inode)
 

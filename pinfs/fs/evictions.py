@@ -19,10 +19,13 @@ MAX_THREADS: Final = 64
 class Evictions:
     """Closes descriptors: of files that have a name at once, of others in threads.
 
+    `any_may_wait`: whether a call that no signal ends has locked a file: a network or FUSE file system writes back when
+    a file is closed, and needs that lock, so that all are closed in threads meanwhile.
     `start_thread` runs a function in a thread, and another one with its result there (`trio.lowlevel`).
     """
 
     def __init__(self, start_thread: Callable[..., None] = start_thread_soon) -> None:
+        self.any_may_wait: Callable[[], bool] = lambda: False
         self._start_thread = start_thread
         self._lock = threading.Lock()
         """Of all below, which the threads use as well."""
@@ -37,7 +40,7 @@ class Evictions:
 
     def close(self, fd: int) -> None:
         """close(2). Returns at once."""
-        if os.fstat(fd).st_nlink:
+        if not self.any_may_wait() and os.fstat(fd).st_nlink:
             os.close(fd)
             return
         with self._lock:

@@ -65,6 +65,7 @@ def assemble(
     hub.breaking_of = book.breaks.of_process
     holders.on_forgotten = hub.forget
     backing = Backing(inodes, passthrough, share)
+    backing.evictions.any_may_wait = lambda: guard.cuts.left_alone > 0
     verbs = PinVerbs(guard, holders, inodes, backing, HandleTable())
     guard.on_handle_event = verbs.on_handle_event
     hub.on_subscribers = book.set_subscribed

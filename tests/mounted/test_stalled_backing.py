@@ -115,6 +115,23 @@ def test_the_end_of_the_mount_ends_it(stalled: Stalled) -> None:
     assert stalled.size() == SIZE
 
 
+@pytest.mark.parametrize("options", [f"break_timeout={BREAK_TIMEOUT_S}"])
+def test_a_backing_that_heeds_no_signal(stalled: Stalled) -> None:
+    """It is stopped: the breaker is answered all the same, and the file stays out of reach until the call is over."""
+    mount = stalled.mount
+    mount.expect_log("cannot be interrupted in the kernel")
+    _, cut = stalled.truncating()
+    os.kill(stalled.double.daemon.pid, signal.SIGSTOP)
+    try:
+        assert cut.error() == errno.EBUSY
+        assert [removal["interruptible"] for removal in stalled.in_kernel()] == [False]
+        assert mount.metrics()["pinfs_removals_uninterruptible"] == 1
+    finally:
+        os.kill(stalled.double.daemon.pid, signal.SIGCONT)
+    stalled.until(lambda: stalled.in_kernel() == [])
+    assert stalled.size() == SIZE
+
+
 def test_what_waits_is_shown(stalled: Stalled) -> None:
     pid, cut = stalled.truncating()
     (shown,) = stalled.in_kernel()

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ class Child:
                 os._exit(0)
             except OSError as e:
                 os._exit(e.errno or 255)
+            finally:
+                os._exit(254)
 
     def wait(self, limit_s: float) -> str:
         """`done`, an errno, the signal that ended it, or `hangs` after `limit_s` seconds."""
@@ -76,13 +79,13 @@ class Child:
 class Held:
     """A process that holds the first page of a file by vmsplice(2) into a pipe, as a device or O_DIRECT would."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, mapped: bool = True) -> None:
         self._told, self._ready = os.pipe(), os.pipe()
-        self.child = Child(lambda: self._hold(path))
+        self.child = Child(partial(self._hold, path, mapped))
         os.read(self._ready[0], 1)
 
-    def _hold(self, path: str) -> None:
-        held = hold_page(path)
+    def _hold(self, path: str, mapped: bool) -> None:
+        held = hold_page(path, mapped=mapped)
         os.write(self._ready[1], b"x")
         os.read(self._told[0], 1)
         del held  # the end of the process closes the pipe
@@ -92,9 +95,10 @@ class Held:
         return self.child.wait(20)
 
 
-def hold_page(path: str) -> object:
-    """Have a pipe hold the page, until the process ends. It keeps the mapping, without touching it again: the kernel
-    looks for held pages in files that are mapped only (dax_layout_busy_page())."""
+def hold_page(path: str, *, mapped: bool = True) -> object:
+    """Have a pipe hold the page, until the process ends. The mapping stays as well, but is not touched again: Linux 6.12
+    looks for held pages in files that are mapped only (dax_layout_busy_page()). A mapping keeps a removed file alive.
+    """
 
     class Iovec(ctypes.Structure):
         _fields_ = (("base", ctypes.c_void_p), ("len", ctypes.c_size_t))
@@ -107,7 +111,11 @@ def hold_page(path: str) -> object:
     pipe = os.pipe()
     if libc.vmsplice(pipe[1], ctypes.byref(Iovec(ctypes.addressof(start), PAGE)), ctypes.c_ulong(1), 0) < 0:
         raise OSError(ctypes.get_errno(), "vmsplice")
-    return pipe, start
+    if mapped:
+        return pipe, start
+    del start
+    mapping.close()
+    return pipe
 
 
 class Mount:
@@ -166,6 +174,10 @@ def waits(status: dict[str, Any]) -> bool:
     return bool(status["in_kernel"])
 
 
+def names_processes(status: dict[str, Any]) -> bool:
+    return waits(status) and bool(status["in_kernel"][0]["mapped_by"])
+
+
 def is_quiet(status: dict[str, Any]) -> bool:
     return not status["in_kernel"]
 
@@ -187,25 +199,24 @@ def deadline(mount: Mount) -> None:
     for op, remove in REMOVALS.items():
         path = mount.file(op)
         held = Held(path)
-        breaker = Child(lambda path=path, remove=remove: remove(path))  # type: ignore[misc]
-        mount.until(waits)
+        breaker = Child(partial(remove, path))
+        mount.until(names_processes)
         shown = mount.status()["in_kernel"]
-        same = Child(lambda path=path: os.stat(path)).wait(5)  # type: ignore[misc]
+        same = Child(partial(os.stat, path)).wait(5)
         longest = mount.longest_stat_s(breaker)
         ended = breaker.wait(60)
         mount.say("deadline", op=op, ended=ended, took_s=breaker.took_s, longest_stat_s=longest, same_file=same,
-                  shown=shown, size=os.stat(path).st_size, holder=held.let_go(),
-                  afterwards=Child(lambda path=path, remove=remove: remove(path)).wait(30))  # type: ignore[misc]  # fmt: skip
+                  shown=shown, size=os.stat(path).st_size, holder_pid=held.child.pid, holder=held.let_go(),
+                  afterwards=Child(partial(remove, path)).wait(30))  # fmt: skip
 
 
 def interrupt(mount: Mount) -> None:
     for number in (signal.SIGINT, signal.SIGKILL):
         path = mount.file("interrupted")
         held = Held(path)
-        breaker = Child(lambda path=path: os.truncate(path, 0))  # type: ignore[misc]
+        breaker = Child(partial(os.truncate, path, 0))
         mount.until(waits)
         began = time.monotonic()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(breaker.pid, number)
         ended = breaker.wait(30)
         took_s = time.monotonic() - began
@@ -235,10 +246,10 @@ def holder_is_breaker(mount: Mount) -> None:
 def evict(mount: Mount) -> None:
     """The last close of a file without a name, whose page is held."""
     path = mount.file("nameless")
-    held = Held(path)
+    held = Held(path, mapped=False)
     os.unlink(path)
     seen = mount.until(lambda status: status["evictions"] > 0, 5)
-    stat = Child(lambda: os.stat(f"{mount.path}/{other}")).wait(5)
+    stat = Child(partial(os.stat, f"{mount.path}/{other}")).wait(5)
     holder = held.let_go()
     mount.say("evict", seen_s=seen, other_file=stat, holder=holder,
               over_s=mount.until(lambda status: status["evictions"] == 0))  # fmt: skip
@@ -247,7 +258,7 @@ def evict(mount: Mount) -> None:
 def end(mount: Mount) -> None:
     path = mount.file("end")
     held = Held(path)
-    breaker = Child(lambda: os.truncate(path, 0))
+    breaker = Child(partial(os.truncate, path, 0))
     mount.until(waits)
     began = time.monotonic()
     mount.daemon.send_signal(signal.SIGTERM)
@@ -258,6 +269,7 @@ def end(mount: Mount) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the children
     set_up()
     for kind in PMEM:
         mount = Mount(kind)

@@ -89,7 +89,9 @@ class TestDAX:
             assert one["longest_stat_s"] < LONGEST_STAT_S
             assert one["same_file"] == "done"
             assert one["size"] == 65536
-            assert (one["shown"][0]["op"], one["shown"][0]["path"]) == (one["op"], one["op"])
+            (shown,) = one["shown"]
+            assert (shown["op"], shown["path"]) == (one["op"], one["op"])
+            assert [mapper["pid"] for mapper in shown["mapped_by"]] == [one["holder_pid"]]
             assert (one["holder"], one["afterwards"]) == ("done", "done")
 
     def test_a_signal_ends_it_at_once(self, seen: Seen, kind: str) -> None:
