@@ -96,9 +96,8 @@ class Held:
 
 
 def hold_page(path: str, *, mapped: bool = True) -> object:
-    """Have a pipe hold the page, until the process ends. The mapping stays as well, but is not touched again: Linux 6.12
-    looks for held pages in files that are mapped only (dax_layout_busy_page()). A mapping keeps a removed file alive.
-    """
+    """Have a pipe hold the page, until the process ends. The mapping stays as well, without being touched again: Linux
+    6.12 looks for held pages in mapped files only (dax_layout_busy_page()). It would keep a removed file alive."""
 
     class Iovec(ctypes.Structure):
         _fields_ = (("base", ctypes.c_void_p), ("len", ctypes.c_size_t))

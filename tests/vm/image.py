@@ -32,7 +32,7 @@ INIT = """#!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev 2>/dev/null
 mkdir -p /dev/shm; mount -t tmpfs shm /dev/shm; mount -t tmpfs run /run; mount -t tmpfs tmp /tmp
-ln -sf /proc/self/fd /dev/fd
+[ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
 /usr/lib/systemd/systemd-udevd --daemon 2>/dev/null
 modprobe -a 9p 9pnet_virtio
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 host /host
