@@ -5,9 +5,12 @@ the mount waits with it (SPEC 3.9)."""
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +25,11 @@ from support.mounts import Mount
 SIZE = 1 << 20
 BREAK_TIMEOUT_S = 3
 LONG = "break_timeout=100"
+
+
+def pinfs(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from pinfs.cli.main import main; main()", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=mounts.REPO)
 
 
 class Stalled:
@@ -137,6 +145,12 @@ def test_what_waits_is_shown(stalled: Stalled) -> None:
     (shown,) = stalled.in_kernel()
     assert (shown["path"], shown["from"], shown["to"], shown["pid"]) == ("f", WAIT, None, pid)
     assert stalled.mount.metrics()["pinfs_removals_in_kernel"] == 1
+    listed, found = (pinfs(verb, stalled.mount.path, "--table") for verb in ("ls", "status"))
+    for text in (listed.stderr, found.stdout):
+        assert f"[{WAIT}, end) by {pid} has waited" in text
+    assert f"truncate of {stalled.path} " in listed.stderr
+    (listed_as_json,) = json.loads(pinfs("ls", stalled.mount.path, "--json").stdout)["in_kernel"]
+    assert listed_as_json["pid"] == pid
     os.kill(stalled.double.daemon.pid, signal.SIGUSR1)  # the gate
     assert cut.error() is None
 
