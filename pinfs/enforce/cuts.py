@@ -42,7 +42,8 @@ MAX_CUTS_PER_USER: Final = 32
 ROOM_S: Final = 1.0
 """How long a removal waits for a thread before it is refused."""
 AT_ONCE_S: Final = 0.0005
-"""How long the event loop waits with a call: nearly all end within that time, and a task would cost them more."""
+"""How long the event loop waits with a call, unless one on the same file has met its deadline lately: nearly all end
+within that time, and a task would cost them more."""
 NOTICE_S: Final = 1.0
 """After this time the processes that map the file are looked for."""
 SHORT_S: Final = 0.1
@@ -141,7 +142,7 @@ class Cuts:
         if self._closing or self._is_full(removal.request.uid):
             await self._wait_for_room(removal)
         cut = self._start(removal, fd, call)
-        result = cut.call.wait(AT_ONCE_S)
+        result = cut.call.wait(0 if self._is_held(removal.inode, cut.since) else AT_ONCE_S)
         if result is None:
             await park()
             await self._wait(cut)
@@ -210,9 +211,11 @@ class Cuts:
         return cut
 
     def _limit_s(self, removal: Removal, now: float) -> float:
-        if now < self._held_until.get(removal.inode, now):
-            return SHORT_S
-        return max(SHORT_S, removal.policy.break_timeout)
+        return SHORT_S if self._is_held(removal.inode, now) else max(SHORT_S, removal.policy.break_timeout)
+
+    def _is_held(self, inode: int, now: float) -> bool:
+        """Whether a call on this file has met its deadline lately."""
+        return now < self._held_until.get(inode, now)
 
     def _returned(self, token: trio.lowlevel.TrioToken, cut: Cut, result: Result) -> None:
         """In the thread."""
