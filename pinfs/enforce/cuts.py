@@ -46,8 +46,10 @@ AT_ONCE_S: Final = 0.0005
 within that time, and a task would cost them more."""
 NOTICE_S: Final = 1.0
 """After this time the processes that map the file are looked for."""
+LEAST_S: Final = 1.0
+"""What a call gets however short `break_timeout` is: on a busy machine it may be slow without waiting for pages."""
 SHORT_S: Final = 0.1
-"""The least that a call gets, and all that it gets for `retry_after` seconds after one on the same file met its
+"""All that a call gets for `retry_after` seconds after one on the same file met its
 deadline: the kernel queues truncates of one file, and a crowd of them must not take a deadline each (SPEC 3.8)."""
 SIGNAL_EVERY_S: Final = 0.01
 GRACE_S: Final = 1.0
@@ -211,7 +213,7 @@ class Cuts:
         return cut
 
     def _limit_s(self, removal: Removal, now: float) -> float:
-        return SHORT_S if self._is_held(removal.inode, now) else max(SHORT_S, removal.policy.break_timeout)
+        return SHORT_S if self._is_held(removal.inode, now) else max(LEAST_S, removal.policy.break_timeout)
 
     def _is_held(self, inode: int, now: float) -> bool:
         """Whether a call on this file has met its deadline lately."""

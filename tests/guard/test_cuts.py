@@ -14,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 from pinfs.core.events import Mapper
 from pinfs.core.pins import Mode, Pin, PinRequest, PinSpec
 from pinfs.core.ranges import END
-from pinfs.enforce.cuts import GRACE_S, MAX_CUTS, MAX_CUTS_PER_USER, ROOM_S, SHORT_S
+from pinfs.enforce.cuts import GRACE_S, LEAST_S, MAX_CUTS, MAX_CUTS_PER_USER, ROOM_S, SHORT_S
 from pinfs.enforce.guard import Guard, RemovalCall
 from pinfs.linux.interruptible import Result
 from pinfs.runtime.stats import Stats
@@ -148,6 +148,15 @@ async def test_the_deadline_takes_it_back(world: World, caplog: pytest.LogCaptur
     assert "truncate of 'f' [0, end) by pid 500 uid 1000 is refused (kernel)" in caplog.text
     assert "waits in the kernel: pid 77 (reader, 8 KiB pinned) maps it" in caplog.text
     assert (world.cuts.inodes, dict(world.guard.book.files)) == ({}, {})
+
+
+async def test_a_call_that_is_only_slow_has_a_second(world: World) -> None:
+    world.policies.set(break_timeout=0.01)
+    await world.breaker("b")
+    await trio.sleep(LEAST_S * 0.9)
+    world.calls[0].end()
+    await wait_all_tasks_blocked()
+    assert [what for _, what, _ in world.outcomes] == ["cut"]
 
 
 async def test_an_interrupt_of_the_breaker_ends_it_at_once(world: World) -> None:
