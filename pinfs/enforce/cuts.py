@@ -228,6 +228,7 @@ class Cuts:
         with logged("the end of a removal in the kernel"):
             cut.errno = result if isinstance(result, int) else errno_of(result, cut.removal.request.op)
             cut.ended.set()
+            del cut.call  # it refers to the cut: no cycle is left behind
             self._leave(cut)
             if cut.reserved is not None:
                 log.info("%s has come back from the kernel", removal_text(cut.removal.request))

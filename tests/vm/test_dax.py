@@ -61,6 +61,8 @@ def boot(kernel: str, base: Path) -> Seen:
     console = base / "console"
     with console.open("wb") as log:
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=BOOT_LIMIT_S, check=True)
+    for number in (0, 1):
+        (base / f"nvdimm{number}").unlink()
     seen = [json.loads(line) for line in (share / "seen").read_text().splitlines()]
     assert not (share / "errors").read_text(), f"{(share / 'errors').read_text()}\n{console.read_text()[-4000:]}"
     return seen
