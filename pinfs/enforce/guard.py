@@ -202,6 +202,11 @@ class Guard:
             else:
                 reaped.set()
 
+    def is_free(self, inode: int, start: int, end: int) -> bool:
+        """Whether a removal of these bytes may go on at once: none is pinned or reserved, and no policy minds
+        mappings."""
+        return not (self.minds_mappings or self.book.touches(inode, start, end))
+
     @property
     def minds_mappings(self) -> bool:
         """Whether a removal has to come here even where nothing is pinned: policy `mapped` is `deny` for some file."""

@@ -70,12 +70,13 @@ class Removals:
             with self._set_ids.keeping(inode):
                 os.truncate(self._backing.to_cut(inode), size)
             return
-        cut = partial(self._ftruncate, size)
         with self._backing.writing(inode) as fd:
             takes = size < os.fstat(fd).st_size
-            if not takes and not may_wait:
-                cut(fd)
+            if not may_wait and (not takes or self._guard.is_free(inode.nodeid, size, END)):
+                with self._set_ids.keeping_of(fd):
+                    os.ftruncate(fd, size)
                 return
+            cut = partial(self._ftruncate, size)
             call = RemovalCall(
                 inode.nodeid,
                 inode.path,
