@@ -10,7 +10,8 @@ from typing import Final, Protocol, TypeVar
 
 import trio
 
-from pinfs.fs.inodes import Inode, InodeTable, OpenFile
+from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.openfile import OpenFile
 from pinfs.fs.types import CallerLike, os_error
 from pinfs.linux import syscalls
 from pinfs.linux.syscalls import file_system_magic
@@ -192,8 +193,7 @@ class Backing:
         try:
             if file.backing_id:
                 self.passthrough.close(file.backing_id)
-            if inode.name is None and inode.fd < 0:
-                self._inodes.fd(inode)  # the kernel may still know the inode: keep a descriptor that leads to it
+            self._inodes.prepare_close(inode, may_be_cached=not file.backing_id)
         finally:
             inode.file = None
             file.close()

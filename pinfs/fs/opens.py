@@ -6,7 +6,8 @@ from contextlib import suppress
 
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FOPEN_KEEP_CACHE, FileHandle, HandleTable
-from pinfs.fs.inodes import AT_ONCE, Inode, InodeTable, open_again, stale
+from pinfs.fs.inodes import Inode, InodeTable, stale
+from pinfs.fs.nonblocking import AT_ONCE, open_error
 from pinfs.fs.types import CallerLike, Opened, make_opened
 from pinfs.fs.uncached import UncachedFiles
 
@@ -53,7 +54,7 @@ class Opens:
             try:
                 fd = os.open(name, flags | AT_ONCE, mode, dir_fd=directory_fd)
             except OSError as e:
-                fd = open_again(e, name, flags, mode, dir_fd=directory_fd)
+                raise open_error(e) from e
         try:
             st = os.fstat(fd)
             if not stat.S_ISREG(st.st_mode):
