@@ -65,7 +65,7 @@ class Operations:
         self._set_ids = SetIds(inodes, backing.privileges)
         self._removals = Removals(inodes, backing, guard, self._set_ids)
         self._names = Names(inodes, backing)
-        self._opens = Opens(inodes, backing, pins.handles, self.uncached)
+        self._opens = Opens(inodes, backing, pins.handles, self.uncached, self.attr_timeout_s)
         self._copies = Copies(backing, guard)
         self._directories = DirectoryReader(inodes, control.owns)
 

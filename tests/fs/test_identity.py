@@ -1,11 +1,13 @@
-"""An inode is its number and what tells two lives of it apart: ext4 gives the number of a removed file to the next one."""
+"""An inode is its number and what tells two lives of it apart: ext4 uses the number of a removed file at once."""
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from pinfs.fs.handles import FOPEN_KEEP_CACHE
 from pinfs.fs.inodes import FOREIGN_IDS, ROOT_ID
 
 from .conftest import ME, Bench
@@ -133,3 +135,20 @@ async def test_a_rename_or_unlink_of_the_new_file_does_not_touch_the_old_ones_pi
     (bench.source / "mover").write_text("mover")
     await bench.ops.rename(ROOT_ID, b"mover", ROOT_ID, b"new", 0, ME)
     assert (bench.source / "new").read_text() == "mover"
+
+
+async def test_the_kernel_keeps_the_pages_of_a_file_that_did_not_change(bench: Bench) -> None:
+    nodeid = await bench.file("file", 100)
+    time.sleep(0.02)  # until its time of change is older than a tick of the kernel's clock
+    told: list[int] = []
+    bench.ops.uncached.on_entered = told.append
+    kept = []
+    for change in (None, None, b"changed", None):
+        if change:
+            (bench.source / "file").write_bytes(change)
+            time.sleep(0.02)
+        opened = await bench.ops.open(nodeid, os.O_RDONLY, ME)
+        kept.append(bool(opened.flags & FOPEN_KEEP_CACHE))
+        await bench.ops.release(opened.fh)
+    assert kept == [False, True, False, True]
+    assert told == [nodeid, nodeid]  # the attributes that the kernel may have from before a change
