@@ -4,10 +4,12 @@ import os
 import stat
 import time
 from contextlib import suppress
+from functools import partial
 
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FOPEN_KEEP_CACHE, FileHandle, HandleTable
-from pinfs.fs.inodes import Inode, InodeTable, stale
+from pinfs.fs.inodes import O_PATH_NOFOLLOW, Inode, InodeTable, stale
+from pinfs.fs.leases import after_lease
 from pinfs.fs.lives import settled_ctime_ns
 from pinfs.fs.nonblocking import AT_ONCE, open_error
 from pinfs.fs.types import CallerLike, Opened, make_opened
@@ -58,6 +60,11 @@ class Opens:
             self._uncached.on_entered(inode.nodeid)
         return 0
 
+    async def open_after_lease(self, inode: Inode, flags: int) -> None:
+        """`Backing.open`, after it has failed with EAGAIN. Errors of open(2); EAGAIN with O_NONBLOCK only."""
+        path_fd = self._inodes.open(inode, O_PATH_NOFOLLOW)
+        await after_lease(partial(self._backing.open, inode, flags), path_fd, flags)
+
     def is_there(self, directory: Inode, name: bytes) -> bool:
         """Whether `create` will find a file instead of creating one."""
         with suppress(FileNotFoundError):
@@ -91,6 +98,13 @@ class Opens:
             raise
         inode.lookups += 1
         return inode, st
+
+    async def create_after_lease(
+        self, directory: Inode, name: bytes, mode: int, flags: int, caller: CallerLike
+    ) -> tuple[Inode, os.stat_result]:
+        """`create`, after it has failed with EAGAIN: the file is there, and has a lease."""
+        path_fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=self._inodes.fd(directory))
+        return await after_lease(partial(self.create, directory, name, mode, flags, caller), path_fd, flags)
 
     def create_nameless(
         self, directory: Inode, mode: int, flags: int, caller: CallerLike

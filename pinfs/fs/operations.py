@@ -245,7 +245,10 @@ class Operations:
             handle = self._control.open(nodeid, flags, ctx)
             return Opened(self.handles.add(handle), handle.fopen_flags, 0)
         self._backing.close_idle_if_moved(inode)
-        self._backing.open(inode, flags)
+        try:
+            self._backing.open(inode, flags)
+        except BlockingIOError:
+            await self._opens.open_after_lease(inode, flags)
         try:
             if flags & os.O_TRUNC:
                 await self._removals.truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
@@ -262,7 +265,10 @@ class Operations:
         """open(2) with O_CREAT. A removal with O_TRUNC, where the file was there. `kill_suidgid`: as open()."""
         directory = self._writable_directory(parent, name)
         kill_suidgid = kill_suidgid and self._opens.is_there(directory, name)  # a new file keeps what it was given
-        inode, st = self._opens.create(directory, name, mode, flags, ctx)
+        try:
+            inode, st = self._opens.create(directory, name, mode, flags, ctx)
+        except BlockingIOError:
+            inode, st = await self._opens.create_after_lease(directory, name, mode, flags, ctx)
         try:
             if flags & os.O_TRUNC and st.st_size:  # it was there already
                 await self._removals.truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
@@ -381,7 +387,7 @@ class Operations:
             return
         if not isinstance(handle, DirectoryHandle):
             raise os_error(errno.EBADF)
-        self._directories.read(handle, offset, plus, add)
+        await self._directories.read(handle, offset, plus, add)
 
     async def releasedir(self, fh: int) -> None:
         """closedir(3)."""
