@@ -157,7 +157,7 @@ class Backing:
         """One handle fewer. After the last one the backing file is closed, or stays idle for the next open.
 
         A file that has been open for writing does not stay: it could not be executed meanwhile (ETXTBSY). Nor does one
-        without a name: it would keep its space.
+        without a name: it would keep its space. Nor one on a submount of the source: it could not be unmounted.
         """
         file = inode.file
         if file is None:
@@ -166,7 +166,7 @@ class Backing:
         if file.opens:
             return
         self.open_files -= 1
-        if file.writer >= 0 or inode.name is None:
+        if file.writer >= 0 or inode.name is None or not isinstance(inode.key, int):
             self._close(inode, file)
             return
         self._idle[inode] = None

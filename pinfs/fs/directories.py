@@ -17,6 +17,7 @@ import trio
 
 from pinfs.fs.handles import Handle
 from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.submounts import Submounts
 from pinfs.fs.types import Entry, make_entry
 from pinfs.runtime.parking import park
 
@@ -63,8 +64,9 @@ class DirectoryHandle(Handle):
 class DirectoryReader:
     """Answers readdir. Names for which `is_hidden(nodeid of the directory, name)` holds are left out."""
 
-    def __init__(self, inodes: InodeTable, is_hidden: Callable[[int, bytes], bool]) -> None:
+    def __init__(self, inodes: InodeTable, is_hidden: Callable[[int, bytes], bool], submounts: Submounts) -> None:
         self._inodes = inodes
+        self._submounts = submounts
         self._is_hidden = is_hidden
 
     async def read(self, handle: DirectoryHandle, offset: int, plus: bool, add: Add) -> None:
@@ -79,12 +81,13 @@ class DirectoryReader:
         if offset < 2 and not self._add_dots(directory, offset, add):
             return
         first = max(offset - 2, 0)
+        with_entries = plus and not self._submounts.may_hang(directory.nodeid)
         for position in range(first, min(first + SLICE, len(names))):  # the kernel asks for more
             name, ino, kind = names[position]
             if self._is_hidden(directory.nodeid, name):
                 continue
             next_offset = position + 3
-            what = self._looked_up(directory, name, (ino, kind)) if plus else (ino, kind)
+            what = self._looked_up(directory, name, (ino, kind)) if with_entries else (ino, kind)
             if what is not None and not add(name, next_offset, what):
                 if isinstance(what, Entry):
                     self._inodes.forget(what.nodeid, 1)
@@ -101,6 +104,8 @@ class DirectoryReader:
     def _looked_up(self, directory: Inode, name: bytes, listed: tuple[int, int]) -> Entry | tuple[int, int] | None:
         """The entry of a name, or what is `listed` of it where it cannot be looked up (a submount whose server has
         ended, another user's FUSE mount): then only a lookup of it fails. None: it was removed."""
+        if name in self._submounts.names:
+            return listed
         try:
             st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
             inode = self._inodes.intern(directory, name, st)

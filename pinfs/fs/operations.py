@@ -20,12 +20,13 @@ from pinfs.fs.control import CONTROL_NAME, Control, ControlDirectory, ControlHan
 from pinfs.fs.copying import Copies, Place
 from pinfs.fs.directories import Add, DirectoryHandle, DirectoryReader
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle, Wake
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inodes import ROOT_ID, Inode, InodeTable
 from pinfs.fs.names import Names
 from pinfs.fs.opens import Opens
 from pinfs.fs.pins import PinVerbs
 from pinfs.fs.removals import Removals
 from pinfs.fs.set_ids import SetIds
+from pinfs.fs.submounts import Submounts
 from pinfs.fs.types import NOW, CallerLike, Entry, Opened, SetAttr, Timeouts, make_entry, os_error
 from pinfs.fs.uncached import UncachedFiles
 from pinfs.interface.attributes import PREFIX
@@ -53,6 +54,8 @@ class Operations:
         control: Control,
         timeouts: Timeouts,
     ) -> None:
+        self.submounts = Submounts(inodes)
+        self._slow_names = self.submounts.names
         self.entry_timeout_s, self.attr_timeout_s = timeouts
         self.handles = pins.handles
         self.uncached = UncachedFiles(inodes.open)
@@ -67,7 +70,7 @@ class Operations:
         self._names = Names(inodes, backing)
         self._opens = Opens(inodes, backing, pins.handles, self.uncached, self.attr_timeout_s)
         self._copies = Copies(backing, guard)
-        self._directories = DirectoryReader(inodes, control.owns)
+        self._directories = DirectoryReader(inodes, control.owns, self.submounts)
 
     # Names
 
@@ -78,6 +81,8 @@ class Operations:
             if self._control.owns(parent, name):
                 return self._control.lookup(parent, name)
             directory = self._inodes.get(parent)
+        if name in self._slow_names:
+            await self.submounts.reach_name(directory, name)
         return self._entry(directory, _component(name))
 
     def _entry(self, directory: Inode, name: bytes) -> Entry:
@@ -129,6 +134,8 @@ class Operations:
     async def unlink(self, parent: int, name: bytes, ctx: CallerLike) -> None:
         """unlink(2). A removal where it is the file's last name: policy `unlink` (SPEC 2)."""
         directory = self._writable_directory(parent, name)
+        if name in self._slow_names:
+            await self.submounts.reach_name(directory, name)
         victim = self._inodes.hold_for_unlink(directory, name)
         if victim is None:
             os.unlink(name, dir_fd=self._inodes.fd(directory))
@@ -143,6 +150,8 @@ class Operations:
     async def rmdir(self, parent: int, name: bytes, ctx: CallerLike) -> None:
         """rmdir(2)."""
         directory = self._writable_directory(parent, name)
+        if name in self._slow_names:
+            await self.submounts.reach_name(directory, name)
         victim = self._inodes.hold_for_unlink(directory, name)
         os.rmdir(name, dir_fd=self._inodes.fd(directory))
         if victim is not None:
@@ -154,6 +163,9 @@ class Operations:
         """renameat2(2). A removal where the new name is the last one of another file: policy `unlink` (SPEC 2)."""
         old = self._writable_directory(parent, name), name
         new = self._writable_directory(new_parent, new_name), new_name
+        for directory, component in (old, new):
+            if component in self._slow_names:
+                await self.submounts.reach_name(directory, component)
         moved, victim = self._inodes.find_name(old), self._inodes.find_name(new)
         if flags & KEEPS_VICTIM or victim is None or victim is moved or not self._removals.takes_all(victim):
             self._names.rename(old, new, flags, moved, victim)
@@ -403,9 +415,12 @@ class Operations:
 
     # The file system as a whole
 
-    async def statfs(self, ctx: CallerLike) -> os.statvfs_result:
-        """statvfs(3) of the source."""
-        return os.fstatvfs(self._inodes.root.fd)
+    async def statfs(self, ctx: CallerLike, nodeid: int = ROOT_ID) -> os.statvfs_result:
+        """statvfs(3) of the source, or of the submount that an inode lies on."""
+        inode = self._known(nodeid)
+        if inode is None or isinstance(inode.key, int):
+            inode = self._inodes.root
+        return os.fstatvfs(self._inodes.fd(inode))
 
     async def syncfs(self, nodeid: int) -> None:
         """syncfs(2)."""
