@@ -67,6 +67,7 @@ class DirectoryReader:
     def __init__(self, inodes: InodeTable, is_hidden: Callable[[int, bytes], bool], submounts: Submounts) -> None:
         self._inodes = inodes
         self._submounts = submounts
+        self._slow_names = submounts.names
         self._is_hidden = is_hidden
 
     async def read(self, handle: DirectoryHandle, offset: int, plus: bool, add: Add) -> None:
@@ -87,7 +88,7 @@ class DirectoryReader:
             if self._is_hidden(directory.nodeid, name):
                 continue
             next_offset = position + 3
-            what = self._looked_up(directory, name, (ino, kind)) if with_entries else (ino, kind)
+            what = self._looked_up(directory, names[position]) if with_entries else (ino, kind)
             if what is not None and not add(name, next_offset, what):
                 if isinstance(what, Entry):
                     self._inodes.forget(what.nodeid, 1)
@@ -101,18 +102,19 @@ class DirectoryReader:
             return False
         return add(b"..", 2, (above, DT_DIR))
 
-    def _looked_up(self, directory: Inode, name: bytes, listed: tuple[int, int]) -> Entry | tuple[int, int] | None:
+    def _looked_up(self, directory: Inode, listed: Listed) -> Entry | tuple[int, int] | None:
         """The entry of a name, or what is `listed` of it where it cannot be looked up (a submount whose server has
         ended, another user's FUSE mount): then only a lookup of it fails. None: it was removed."""
-        if name in self._submounts.names:
-            return listed
+        name = listed[0]
+        if name in self._slow_names:
+            return listed[1:]
         try:
             st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
             inode = self._inodes.intern(directory, name, st)
         except FileNotFoundError:
             return None
         except OSError:
-            return listed
+            return listed[1:]
         inode.lookups += 1
         return make_entry((inode.nodeid, st))
 

@@ -18,11 +18,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from pinfs.fs.inodefds import InodeDescriptors
 from pinfs.fs.lives import life_of, settled_ctime_ns
 from pinfs.fs.nonblocking import AT_ONCE, open_error
 from pinfs.fs.openfile import OpenFile
 from pinfs.fs.types import os_error
-from pinfs.fs.ways import Ways
 
 ROOT_ID: Final = 1
 FOREIGN_IDS: Final = 1 << 63  # node ids of files on other devices below the source
@@ -121,8 +121,8 @@ class InodeTable:
         """Called with an inode that has an open backing file, but that the kernel does not know any more."""
         self.on_dropped: Callable[[int], None] = lambda nodeid: None
         """Called with the node id of an inode that the table no longer holds."""
-        self.ways = Ways(max_descriptors, is_pinned, self._note_life)
-        self._closable = self.ways.closable
+        self.descriptors = InodeDescriptors(max_descriptors, is_pinned, self._note_life)
+        self._closable = self.descriptors.closable
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -132,7 +132,7 @@ class InodeTable:
 
     @property
     def cached_descriptors(self) -> int:
-        return len(self.ways)
+        return len(self.descriptors)
 
     def get(self, nodeid: int) -> Inode:
         """The inode of a node id. ESTALE: the kernel knows more than we do."""
@@ -203,7 +203,7 @@ class InodeTable:
         if not self._is_open_as(inode, fd):
             os.close(fd)
             return False
-        self.ways.keep(inode, fd)
+        self.descriptors.keep(inode, fd)
         return True
 
     def _is_open_as(self, inode: Inode, fd: int) -> bool:
@@ -265,7 +265,7 @@ class InodeTable:
         if old_parent is not None:
             self._leave(old_parent)
         else:
-            self.ways.named(inode)
+            self.descriptors.named(inode)
 
     def _add_link(self, inode: Inode, parent: Inode, name: bytes) -> None:
         links = inode.links = inode.links if inode.links is not None else set()
@@ -290,7 +290,7 @@ class InodeTable:
             os.close(fd)
             return None
         elif self._only_name(inode, parent, name) and fd < self.first_spare:
-            self.ways.keep(inode, fd)
+            self.descriptors.keep(inode, fd)
         else:
             os.close(fd)  # without one left for it, an inode without a name is ESTALE from now on
         return inode
@@ -312,7 +312,7 @@ class InodeTable:
         elif inode.name == name and inode.parent is parent:
             inode.parent, inode.name = inode.links.pop() if inode.links else (None, None)
             if inode.name is None:
-                self.ways.nameless(inode)
+                self.descriptors.nameless(inode)
             self._leave(parent)
 
     def move(self, inode: Inode, old: Name, new: Name) -> None:
@@ -355,7 +355,7 @@ class InodeTable:
             del self._foreign[inode.key]
         if inode.key in self._reserved_inos and inode.key not in (ROOT_ID, self._root_ino):
             self._unreserve(inode.key)
-        self.ways.close(inode)
+        self.descriptors.close(inode)
         directories = [] if inode.parent is None else [inode.parent]
         if inode.links:
             directories += [directory for directory, _ in inode.links]
@@ -373,7 +373,7 @@ class InodeTable:
         """As `drop_if_unreferenced`, for an inode that has just lost its last pin."""
         inode = self._by_id.get(nodeid)
         if inode is not None:
-            self.ways.unpinned(inode)
+            self.descriptors.unpinned(inode)
             self.drop_if_unreferenced(inode)
 
     def path_of(self, nodeid: int) -> str | None:
@@ -401,7 +401,7 @@ class InodeTable:
             fd = os.open(b"/proc/self/fd/%d" % inode.file.any_fd, os.O_PATH | os.O_CLOEXEC)
         else:
             fd = self.open(inode, O_PATH_NOFOLLOW)
-        self.ways.keep(inode, fd)
+        self.descriptors.keep(inode, fd)
 
     def open(self, inode: Inode, flags: int) -> int:
         """A new descriptor with open(2) flags, checked to be of this inode; it belongs to the caller.
@@ -461,7 +461,7 @@ class InodeTable:
         for parent, name in self._names(inode):
             try:
                 st = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
-                if self.key_of(st) == inode.key and self._is_same(inode, st, (parent, name)):
+                if self.key_of(st) == inode.key and (inode.life is None or self._is_same(inode, st, (parent, name))):
                     return st
             except (FileNotFoundError, NotADirectoryError):
                 continue
@@ -480,5 +480,5 @@ class InodeTable:
         for inode in self._by_id.values():
             if inode.file is not None:
                 inode.file.close()
-            self.ways.close(inode)
+            self.descriptors.close(inode)
         self._by_id.clear()

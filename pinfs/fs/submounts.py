@@ -37,7 +37,7 @@ class Submounts:
         self._devices: set[int] = set()
         self._inodes = inodes
         self._kept = trio.Event()
-        inodes.ways.on_foreign = self._foreign_kept
+        inodes.descriptors.on_foreign = self._foreign_kept
         self.refresh()
 
     def _foreign_kept(self) -> None:
@@ -98,7 +98,7 @@ class Submounts:
             await trio.sleep(IDLE_S)
             self._kept = trio.Event()
             with logged("closing descriptors of submounts"):
-                self._inodes.ways.let_go_of_foreign()
+                self._inodes.descriptors.let_go_of_foreign()
 
 
 def _may_hang(fstype: str) -> bool:

@@ -85,7 +85,7 @@ async def test_a_pin_of_a_removed_file_is_in_no_new_files_way(bench: Bench) -> N
 
 async def test_pinned_inodes_keep_their_descriptors_within_the_budget(bench: Bench) -> None:
     inodes = bench.fs.inodes
-    inodes.ways.max_descriptors = 8
+    inodes.descriptors.max_descriptors = 8
     pinned = [await bench.file(f"pinned{n}", 100) for n in range(20)]
     for nodeid in pinned:
         await bench.pin(nodeid, "p", "0:100")
@@ -109,7 +109,7 @@ async def test_a_file_that_was_only_changed_is_the_same(bench: Bench) -> None:
 
 
 async def test_a_removed_symlink_or_directory_is_not_the_new_one(bench: Bench) -> None:
-    bench.fs.inodes.ways.max_descriptors = 1
+    bench.fs.inodes.descriptors.max_descriptors = 1
     (bench.source / "link").symlink_to("target")
     link = (await bench.ops.lookup(ROOT_ID, b"link", ME)).nodeid
     await bench.ops.readlink(link, ME)  # the kernel caches it
@@ -124,7 +124,7 @@ async def test_a_removed_symlink_or_directory_is_not_the_new_one(bench: Bench) -
 
 
 async def test_a_rename_or_unlink_of_the_new_file_does_not_touch_the_old_ones_pins(bench: Bench) -> None:
-    bench.fs.inodes.ways.max_descriptors = 1
+    bench.fs.inodes.descriptors.max_descriptors = 1
     nodeid = await bench.file("pinned", 100)
     await bench.pin(nodeid, "p", "0:100")
     await bench.ops.listxattr(await bench.file("other"), ME)  # takes the descriptor

@@ -23,7 +23,7 @@ PROMPT_S = 1.0
 
 @contextmanager
 def silent_mount(point: Path) -> Iterator[int]:
-    """A FUSE file system whose server answers INIT and nothing else; it ends (ENOTCONN) when the descriptor is closed."""
+    """A FUSE file system whose server answers INIT alone; it ends (ENOTCONN) when the descriptor is closed."""
     point.mkdir(exist_ok=True)
     fd = os.open("/dev/fuse", os.O_RDWR)
     options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other"
@@ -59,7 +59,7 @@ def test_a_silent_submount_holds_up_its_own_entry_only(mount: Mount) -> None:
     with silent_mount(mount.source / "d" / "silent") as server:
         until(lambda: "silent" in os.listdir(mount.path / "d"))
         visitor, other = mount.actor(), mount.actor()
-        waiting = [visitor.start(os.stat, str(mount.path / "d" / "silent"))]
+        looking = visitor.start(os.stat, str(mount.path / "d" / "silent"))
         for _ in range(5):
             began = time.monotonic()
             assert (mount.path / "file").read_text() == "data"
@@ -67,14 +67,15 @@ def test_a_silent_submount_holds_up_its_own_entry_only(mount: Mount) -> None:
             (mount.path / "new").unlink()
             assert os.listdir(mount.path / "d") == ["silent"]
             assert time.monotonic() - began < PROMPT_S
-        waiting.append(other.start(os.rmdir, str(mount.path / "d" / "silent")))
+        removing = other.start(os.rmdir, str(mount.path / "d" / "silent"))
         began = time.monotonic()
         assert (mount.path / "file").stat().st_size == 4
         assert time.monotonic() - began < PROMPT_S
         os.close(server)
-        for call in waiting:
-            with pytest.raises(OSError):
-                call.result()
+        with pytest.raises(OSError):
+            looking.result()
+        with pytest.raises(OSError):
+            removing.result()
 
 
 @pytest.mark.mount("entry_timeout=0", "attr_timeout=0")

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pinfs.fs.inodes import Inode
 
 
-class Ways:
+class InodeDescriptors:
     """Which inodes keep their `Inode.fd`, and for how long.
 
     Inodes with a name may lose theirs, because they can be opened again; those without one keep it. `note_life(inode)`
