@@ -11,7 +11,8 @@ from typing import Final, Protocol, TypeVar
 import trio
 
 from pinfs.fs.evictions import Evictions
-from pinfs.fs.inodes import Inode, InodeTable, OpenFile
+from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.openfile import OpenFile
 from pinfs.fs.types import CallerLike, os_error
 from pinfs.linux import syscalls
 from pinfs.linux.filesystems import IN_MEMORY, cuts_may_wait
@@ -159,7 +160,7 @@ class Backing:
         """One handle fewer. After the last one the backing file is closed, or stays idle for the next open.
 
         A file that has been open for writing does not stay: it could not be executed meanwhile (ETXTBSY). Nor does one
-        without a name: it would keep its space.
+        without a name: it would keep its space. Nor one on a submount of the source: it could not be unmounted.
         """
         file = inode.file
         if file is None:
@@ -168,7 +169,7 @@ class Backing:
         if file.opens:
             return
         self.open_files -= 1
-        if file.writer >= 0 or inode.name is None:
+        if file.writer >= 0 or inode.name is None or not isinstance(inode.key, int):
             self._close(inode, file)
             return
         self._idle[inode] = None
@@ -195,15 +196,14 @@ class Backing:
         try:
             if file.backing_id:
                 self.passthrough.close(file.backing_id)
-            if inode.name is None and inode.fd < 0:
-                self._inodes.fd(inode)  # the kernel may still know the inode: keep a descriptor that leads to it
+            self._inodes.prepare_close(inode, may_be_cached=not file.backing_id)
         finally:
             inode.file = None
-            file.close(self._inodes.close_descriptor)
+            file.close(self._inodes.descriptors.close_fd)
 
     def close_descriptor(self, fd: int) -> None:
         """Close a descriptor of a backing file, perhaps its last one."""
-        self._inodes.close_descriptor(fd)
+        self._inodes.descriptors.close_fd(fd)
 
     def passthrough_id(self, inode: Inode) -> int:
         """The backing id of an open inode, one for all its handles (fuse_inode_uncached_io_start()); 0: none."""
@@ -259,7 +259,7 @@ class Backing:
     def _close_in_threads(self, may_wait: bool) -> None:
         """On a source that is in memory or on a disk, closing stays as plain as it can be."""
         if may_wait:
-            self._inodes.close_descriptor = self.evictions.close
+            self._inodes.descriptors.close_fd = self.evictions.close
 
     async def off_thread(self, call: Callable[..., T], *args: object) -> T:
         """Run what may wait for a disk in a thread of its own; on a backing in memory that would only cost time."""

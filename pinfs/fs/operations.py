@@ -21,12 +21,13 @@ from pinfs.fs.control import CONTROL_NAME, Control, ControlDirectory, ControlHan
 from pinfs.fs.copying import Copies, Place
 from pinfs.fs.directories import Add, DirectoryHandle, DirectoryReader
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle, Wake
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inodes import ROOT_ID, Inode, InodeTable
 from pinfs.fs.names import Names
 from pinfs.fs.opens import Opens
 from pinfs.fs.pins import PinVerbs
 from pinfs.fs.removals import Removals
 from pinfs.fs.set_ids import SetIds
+from pinfs.fs.submounts import Submounts
 from pinfs.fs.types import NOW, CallerLike, Entry, Opened, SetAttr, Timeouts, make_entry, os_error
 from pinfs.fs.uncached import UncachedFiles
 from pinfs.interface.attributes import PREFIX
@@ -54,6 +55,8 @@ class Operations:
         control: Control,
         timeouts: Timeouts,
     ) -> None:
+        self.submounts = Submounts(inodes)
+        self._slow_names = self.submounts.names
         self.entry_timeout_s, self.attr_timeout_s = timeouts
         self.handles = pins.handles
         self.uncached = UncachedFiles(inodes.open)
@@ -67,9 +70,9 @@ class Operations:
         self._set_ids = SetIds(inodes, backing.privileges)
         self._removals = Removals(inodes, backing, guard, self._set_ids)
         self._names = Names(inodes, backing)
-        self._opens = Opens(inodes, backing, pins.handles, self.uncached)
+        self._opens = Opens(inodes, backing, pins.handles, self.uncached, self.attr_timeout_s)
         self._copies = Copies(backing, guard)
-        self._directories = DirectoryReader(inodes, control.owns)
+        self._directories = DirectoryReader(inodes, control.owns, self.submounts)
 
     # Names
 
@@ -80,6 +83,8 @@ class Operations:
             if self._control.owns(parent, name):
                 return self._control.lookup(parent, name)
             directory = self._inodes.get(parent)
+        if name in self._slow_names:
+            await self.submounts.reach_name(directory, name)
         return self._entry(directory, _component(name))
 
     def _entry(self, directory: Inode, name: bytes) -> Entry:
@@ -133,6 +138,8 @@ class Operations:
     async def unlink(self, parent: int, name: bytes, ctx: CallerLike) -> None:
         """unlink(2). A removal where it is the file's last name: policy `unlink` (SPEC 2)."""
         directory = self._writable_directory(parent, name)
+        if name in self._slow_names:
+            await self.submounts.reach_name(directory, name)
         victim = self._inodes.hold_for_unlink(directory, name)
         if self._in_kernel:
             await self._removals.until_unlocked(victim)
@@ -149,6 +156,8 @@ class Operations:
     async def rmdir(self, parent: int, name: bytes, ctx: CallerLike) -> None:
         """rmdir(2)."""
         directory = self._writable_directory(parent, name)
+        if name in self._slow_names:
+            await self.submounts.reach_name(directory, name)
         victim = self._inodes.hold_for_unlink(directory, name)
         os.rmdir(name, dir_fd=self._inodes.fd(directory))
         if victim is not None:
@@ -160,6 +169,9 @@ class Operations:
         """renameat2(2). A removal where the new name is the last one of another file: policy `unlink` (SPEC 2)."""
         old = self._writable_directory(parent, name), name
         new = self._writable_directory(new_parent, new_name), new_name
+        for directory, component in (old, new):
+            if component in self._slow_names:
+                await self.submounts.reach_name(directory, component)
         moved, victim = self._inodes.find_name(old), self._inodes.find_name(new)
         if self._in_kernel:
             await self._removals.until_unlocked(moved, victim)
@@ -255,7 +267,10 @@ class Operations:
             handle = self._control.open(nodeid, flags, ctx)
             return Opened(self.handles.add(handle), handle.fopen_flags, 0)
         self._backing.close_idle_if_moved(inode)
-        self._backing.open(inode, flags)
+        try:
+            self._backing.open(inode, flags)
+        except BlockingIOError:
+            await self._opens.open_after_lease(inode, flags)
         try:
             if flags & os.O_TRUNC:
                 await self._removals.truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
@@ -272,7 +287,10 @@ class Operations:
         """open(2) with O_CREAT. A removal with O_TRUNC, where the file was there. `kill_suidgid`: as open()."""
         directory = self._writable_directory(parent, name)
         kill_suidgid = kill_suidgid and self._opens.is_there(directory, name)  # a new file keeps what it was given
-        inode, st = self._opens.create(directory, name, mode, flags, ctx)
+        try:
+            inode, st = self._opens.create(directory, name, mode, flags, ctx)
+        except BlockingIOError:
+            inode, st = await self._opens.create_after_lease(directory, name, mode, flags, ctx)
         try:
             if flags & os.O_TRUNC and st.st_size:  # it was there already
                 await self._removals.truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
@@ -403,7 +421,7 @@ class Operations:
             return
         if not isinstance(handle, DirectoryHandle):
             raise os_error(errno.EBADF)
-        self._directories.read(handle, offset, plus, add)
+        await self._directories.read(handle, offset, plus, add)
 
     async def releasedir(self, fh: int) -> None:
         """closedir(3)."""
@@ -419,9 +437,12 @@ class Operations:
 
     # The file system as a whole
 
-    async def statfs(self, ctx: CallerLike) -> os.statvfs_result:
-        """statvfs(3) of the source."""
-        return os.fstatvfs(self._inodes.root.fd)
+    async def statfs(self, ctx: CallerLike, nodeid: int = ROOT_ID) -> os.statvfs_result:
+        """statvfs(3) of the source, or of the submount that an inode lies on."""
+        inode = self._known(nodeid)
+        if inode is None or isinstance(inode.key, int):
+            inode = self._inodes.root
+        return os.fstatvfs(self._inodes.fd(inode))
 
     async def syncfs(self, nodeid: int) -> None:
         """syncfs(2)."""

@@ -14,6 +14,7 @@ from pinfs.linux.libc import checked, libc, libc_quick
 
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
+AT_STATX_FORCE_SYNC: Final = 0x2000
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
@@ -100,11 +101,11 @@ def _timespec(ns: int | None, now: int) -> Timespec:
     return Timespec(*divmod(ns, 1_000_000_000))
 
 
-def _statx(fd: int, mask: int) -> bytes:
+def _statx(fd: int, mask: int, flags: int = 0) -> bytes:
     """struct statx of what `fd` (O_PATH will do) refers to: mask at byte 0, attributes at 8, birth time at 80, the
     attributes that the file system knows at 56 (statx(2))."""
     result = ctypes.create_string_buffer(256)
-    checked(libc.statx(fd, b"", AT_EMPTY_PATH, mask, result))
+    checked(libc.statx(fd, b"", AT_EMPTY_PATH | flags, mask, result))
     return result.raw
 
 
@@ -116,6 +117,11 @@ def attributes_of(fd: int) -> int:
 def known_attributes_of(fd: int) -> int:
     """STATX_ATTR_* of which the file system below `fd` can tell whether a file has them (stx_attributes_mask)."""
     return int.from_bytes(_statx(fd, 0)[56:64], "little")
+
+
+def wait_for_attributes(fd: int) -> None:
+    """Have the server of a file system answer for what `fd` (O_PATH will do) refers to, without the cache."""
+    _statx(fd, STATX_BASIC_STATS, AT_STATX_FORCE_SYNC)
 
 
 def birth_time_ns(fd: int) -> int | None:

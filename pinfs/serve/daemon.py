@@ -75,6 +75,7 @@ async def serve(
         nursery.start_soon(scraped.run)
         await nursery.start(daemon.fs.guard.run)
         await nursery.start(daemon.fs.holders.run)
+        nursery.start_soon(daemon.fs.operations.submounts.run)
         with daemon.serving:
             async with trio.open_nursery() as serving:
                 await serving.start(transport.run)
