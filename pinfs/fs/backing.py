@@ -285,6 +285,22 @@ class Backing:
         """
         self.privileges.lower(syscalls.CAP_FSETID, syscalls.CAP_SYS_RESOURCE)
 
+    # The file system as a whole
+
+    def statvfs(self, inode: Inode | None) -> os.statvfs_result:
+        """statvfs(3) of the source, or of the submount that an inode lies on."""
+        if inode is None or isinstance(inode.key, int):
+            inode = self._inodes.root
+        return os.fstatvfs(self._inodes.fd(inode))
+
+    async def sync(self) -> None:
+        """syncfs(2) of the source."""
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._inodes.root.fd)
+        try:
+            await self.off_thread(syscalls.syncfs, fd)
+        finally:
+            os.close(fd)
+
     # What the backing can do
 
     def must_support_fallocate(self, fd: int, mode: int) -> None:

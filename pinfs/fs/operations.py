@@ -439,18 +439,11 @@ class Operations:
 
     async def statfs(self, ctx: CallerLike, nodeid: int = ROOT_ID) -> os.statvfs_result:
         """statvfs(3) of the source, or of the submount that an inode lies on."""
-        inode = self._known(nodeid)
-        if inode is None or isinstance(inode.key, int):
-            inode = self._inodes.root
-        return os.fstatvfs(self._inodes.fd(inode))
+        return self._backing.statvfs(self._known(nodeid))
 
     async def syncfs(self, nodeid: int) -> None:
         """syncfs(2)."""
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._inodes.root.fd)
-        try:
-            await self._backing.off_thread(syscalls.syncfs, fd)
-        finally:
-            os.close(fd)
+        await self._backing.sync()
 
     async def access(self, nodeid: int, mask: int, ctx: CallerLike) -> None:
         """access(2). With default_permissions the kernel answers it without a request."""

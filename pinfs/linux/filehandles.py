@@ -4,7 +4,7 @@ import ctypes
 from struct import Struct
 from typing import Final
 
-from pinfs.linux.libc import checked, libc, libc_quick
+from pinfs.linux.libc import checked, libc_quick
 from pinfs.linux.syscalls import AT_EMPTY_PATH
 
 MAX_HANDLE_SZ: Final = 128  # bytes of f_handle
