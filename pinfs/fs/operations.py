@@ -411,10 +411,7 @@ class Operations:
         return Opened(fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
 
     async def readdir(self, fh: int, offset: int, plus: bool, add: Add) -> None:
-        """Give names from `offset` on to `add` until it says that the reply is full.
-
-        With `plus` each name comes with its entry, which counts as a lookup.
-        """
+        """Give names from `offset` on to `add` until the reply is full; with `plus` each with its entry, a lookup."""
         handle = self.handles.get(fh, Handle)
         if isinstance(handle, ControlDirectory):
             self._control.readdir(offset, plus, add)
