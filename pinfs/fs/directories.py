@@ -9,7 +9,7 @@ removed since is returned is unspecified (readdir(3)).
 import os
 import stat
 from collections.abc import Callable, Generator
-from contextlib import closing, suppress
+from contextlib import closing
 from itertools import islice
 from typing import Final
 from weakref import WeakValueDictionary
@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from pinfs.fs.handles import Handle
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inodes import ROOT_ID, Inode, InodeTable
 from pinfs.fs.submounts import Submounts
 from pinfs.fs.types import Entry, make_entry
 from pinfs.runtime.parking import park
@@ -93,10 +93,11 @@ class DirectoryReader:
         if offset < 2 and not self._add_dots(directory, offset, add):
             return
         first = max(offset - 2, 0)
+        may_hide = directory.nodeid == ROOT_ID
         with_entries = plus and not self._submounts.may_hang(directory.nodeid)
         for position in range(first, min(first + SLICE, len(names))):  # the kernel asks for more
             name, ino, kind = names[position]
-            if self._is_hidden(directory.nodeid, name):
+            if may_hide and self._is_hidden(ROOT_ID, name):
                 continue
             next_offset = position + 3
             what = self._looked_up(directory, names[position]) if with_entries else (ino, kind)
@@ -150,11 +151,13 @@ def _slices(fd: int) -> Generator[list[Listed], None, None]:
 
 
 def _type(entry: os.DirEntry[str]) -> int:
-    with suppress(OSError):  # of lstat(2), on a file system that does not tell types
-        if entry.is_symlink():
-            return DT_LNK
-        if entry.is_dir(follow_symlinks=False):
-            return DT_DIR
+    try:
         if entry.is_file(follow_symlinks=False):
             return DT_REG
+        if entry.is_dir(follow_symlinks=False):
+            return DT_DIR
+        if entry.is_symlink():
+            return DT_LNK
+    except OSError:  # of lstat(2), on a file system that does not tell types
+        pass
     return DT_UNKNOWN

@@ -264,7 +264,7 @@ class InodeTable:
         parent.children += 1
         if old_parent is not None:
             self._leave(old_parent)
-        else:
+        elif inode.fd >= 0:
             self.descriptors.named(inode)
 
     def _add_link(self, inode: Inode, parent: Inode, name: bytes) -> None:

@@ -12,7 +12,6 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final
 
-from pinfs.core.owners import HandleId
 from pinfs.core.ranges import END
 from pinfs.enforce.guard import Guard, RemovalCall
 from pinfs.fs.backing import Backing
@@ -85,7 +84,7 @@ class Removals:
                 END,
                 caller,
                 check=partial(self._check_may_shrink, inode, syscalls.STATX_ATTR_APPEND),
-                handle=None if handle is None else HandleId(handle.number),
+                handle=None if handle is None else handle.number,
                 nonblock=nonblock or (handle is not None and handle.nonblocking),
             )
             await self._take(call, fd, cut, takes=takes, may_wait=may_wait)
@@ -112,7 +111,7 @@ class Removals:
                     *(taken or ("fallocate", offset, offset + length)),
                     caller,
                     check=partial(self._check_may_shrink, inode, _FIXED),
-                    handle=HandleId(handle.number),
+                    handle=handle.number,
                     nonblock=handle.nonblocking,
                 )
                 await self._take(call, fd, cut, takes=taken is not None, may_wait=may_wait)
