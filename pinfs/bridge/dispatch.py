@@ -24,6 +24,7 @@ from pinfs.bridge import wire
 from pinfs.bridge.handlers import NO_ROUTE, UNANSWERED, Handlers, Route, Work
 from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Negotiated, Requested, negotiate
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
+from pinfs.fs.inodes import FOREIGN_IDS
 from pinfs.fs.operations import Operations
 from pinfs.fs.types import Caller, make_caller
 from pinfs.runtime.errors import errno_of, logged
@@ -205,6 +206,8 @@ class Dispatcher:
                 counts["fast"] += 1
                 try:
                     work = handler(nodeid, make_caller((uid, gid, pid, 0)), view[IN_SIZE:end])
+                    if nodeid >= FOREIGN_IDS:
+                        work = self._handlers.on_foreign(opcode, nodeid, work)
                     try:
                         trap = known_trap(work, work.send(None))
                         if not isinstance(trap, OneShot):  # a task, which keeps the buffer

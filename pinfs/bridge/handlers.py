@@ -262,7 +262,7 @@ class Handlers:
     # The file system
 
     async def statfs(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
-        return wire.statfs_out(await self._ops.statfs(ctx))
+        return wire.statfs_out(await self._ops.statfs(ctx, nodeid))
 
     async def syncfs(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         await self._ops.syncfs(nodeid)
@@ -271,6 +271,20 @@ class Handlers:
     async def destroy(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         """The kernel sends it at the unmount of a block device only (fuse_conn_destroy), and waits for the reply."""
         return b""
+
+    def on_foreign(self, opcode: int, nodeid: int, work: Work) -> Work:
+        """For requests on node ids from FOREIGN_IDS up: a file system that does not answer holds up its own only."""
+        if opcode in NEVER_WAIT or not self._ops.submounts.may_hang(nodeid):
+            return work
+        return self._after_answer(nodeid, work)
+
+    async def _after_answer(self, nodeid: int, work: Work) -> bytes | None:
+        try:
+            await self._ops.submounts.reach(nodeid)
+        except BaseException:
+            work.close()
+            raise
+        return await work
 
     def route_of_setxattr_ext(self) -> Route:
         """For SETXATTR, where SETXATTR_EXT is negotiated."""
@@ -335,6 +349,9 @@ NO_ROUTE: Final = Route(_unknown, sys.maxsize)
 
 UNANSWERED: Final = frozenset({wire.FORGET, wire.BATCH_FORGET, wire.INTERRUPT, wire.NOTIFY_REPLY})
 """Requests that get no reply."""
+
+
+NEVER_WAIT: Final = UNANSWERED | {wire.RELEASE, wire.RELEASEDIR}
 
 
 def _with_umask(ctx: Caller, umask: int) -> Caller:

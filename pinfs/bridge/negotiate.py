@@ -23,6 +23,7 @@ class Init(IntFlag):
     BIG_WRITES = 1 << 5
     DONT_MASK = 1 << 6
     HAS_IOCTL_DIR = 1 << 11
+    AUTO_INVAL_DATA = 1 << 12
     DO_READDIRPLUS = 1 << 13
     READDIRPLUS_AUTO = 1 << 14
     ASYNC_DIO = 1 << 15
@@ -42,7 +43,8 @@ class Init(IntFlag):
 #   POSIX_LOCKS, FLOCK_LOCKS: the kernel's own locks are right for a file system that only this kernel uses;
 #   SPLICE_*: a request is one read(2) into a buffer that is already there, and bulk data goes by passthrough;
 #   WRITEBACK_CACHE: excludes passthrough, and would let the kernel believe its own sizes and times;
-#   AUTO_INVAL_DATA: nothing changes behind pinfs that it would have to notice by looking at mtime;
+#   EXPLICIT_INVAL_DATA: pages would stay valid when a size changes behind pinfs, with NUL bytes up to the new end
+#     (fuse_change_attributes); AUTO_INVAL_DATA excludes it;
 #   EXPORT_SUPPORT: "." and ".." would have to be looked up after a restart of an NFS server;
 #   NO_OPEN, NO_OPENDIR: without OPEN there is no handle that could own a pin, nor a passthrough file;
 #   SECURITY_CTX, CREATE_SUPP_GROUP: would append extensions to requests that no handler looks at.
@@ -59,7 +61,7 @@ WANTED: Final = (
     | Init.ABORT_ERROR  # tells an aborted connection (ECONNABORTED) from an unmounted one (ENODEV)
     | Init.MAX_PAGES  # 1 MiB a request instead of 128 KiB
     | Init.CACHE_SYMLINKS
-    | Init.EXPLICIT_INVAL_DATA  # pages stay valid when a size changes: pinfs is the only way in
+    | Init.AUTO_INVAL_DATA  # attributes that show another size or mtime drop the pages: the source changed behind pinfs
     | Init.HANDLE_KILLPRIV_V2  # else every write first asks for the attribute security.capability
     | Init.SETXATTR_EXT  # else the kernel does not tell when an ACL set by its owner costs the set-group-id bit
     | Init.INIT_EXT

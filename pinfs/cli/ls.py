@@ -4,7 +4,8 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pinfs.cli.output import listing_options, print_json, print_table
 from pinfs.cli.verb import Verb, fail, failure_of
 from pinfs.observe.asking import ask
 from pinfs.observe.mounts import Mount
+from pinfs.observe.wording import in_kernel_text
 
 Pin = dict[str, Any]
 
@@ -121,15 +123,19 @@ def ls(
     """List the pins of each FILE, of all files below each DIR or MOUNT, or of all pinfs mounts of this machine.
 
     Only root sees the holders of other users' pins. LENGTH "end": up to the end of the file, wherever that moves. STATE
-    "breaking": a breaker waits for this pin, until DEADLINE at most.
+    "breaking": a breaker waits for this pin, until DEADLINE at most. Below the table: removals that the kernel keeps
+    waiting, for pages that a device or a program holds without a pin.
 
     A table on a terminal, JSON in a pipe; --table and --json decide otherwise.
     """
     pins, errors = ([pin for path in paths for pin in _pins_at(path)], []) if paths else pins_of_all()
+    in_kernel = removals_in_kernel(paths, {error.filename for error in errors})
     if as_json:
-        print_json({"v": 1, "pins": pins})
+        print_json({"v": 1, "pins": pins, "in_kernel": in_kernel})
     else:
         print_pins(pins, columns, headings=not noheadings, limit=limit)
+        for removal in in_kernel:
+            click.echo(in_kernel_text(removal | {"path": _path(removal)}), err=True)
     for error in errors:
         failure_of(error).show()
     ctx.exit(of_errno(errors[0].errno) if errors else ExitCode.OK)
@@ -174,6 +180,16 @@ def pins_of_file(path: str, mount: Mount) -> list[Pin]:
         return [pin | {"mount": mount.point} for pin in answer["pins"]]
     inode = answer["pins"][0]["inode"]
     return [pin for pin in mount.pins() if pin["inode"] == inode]
+
+
+def removals_in_kernel(paths: Iterable[str], silent: Collection[str]) -> list[dict[str, Any]]:
+    """The removals that wait in the kernel, of the mounts of `paths`, or of all mounts but those that are silent."""
+    found: list[dict[str, Any]] = []
+    for mount in dict.fromkeys(locate(path)[0] for path in paths) or mounts():
+        if mount.point not in silent:
+            with suppress(OSError):  # it has ended meanwhile
+                found += [removal | {"mount": mount.point} for removal in mount.status().get("in_kernel", ())]
+    return found
 
 
 def pins_of_all() -> tuple[list[Pin], list[OSError]]:

@@ -12,6 +12,7 @@ from pinfs.cli.mounts import mount_of, mounts
 from pinfs.cli.output import listing_options, print_json, print_json_line, print_table
 from pinfs.cli.verb import Verb, fail
 from pinfs.observe.mounts import COUNTED, Mount
+from pinfs.observe.wording import in_kernel_text
 
 Status = dict[str, Any]
 
@@ -85,8 +86,10 @@ def _rows(one: Status) -> Iterator[tuple[str, str]]:
         yield "state", f"stale: {one['error']} (to fix: pinfs umount {one['mountpoint']})"
         return
     for key, value in one.items():
-        if value is not None and key not in ("v", "mountpoint", "counters", "exit_code"):
+        if value is not None and key not in ("v", "mountpoint", "counters", "exit_code", "in_kernel"):
             yield key, _words(key, value)
+    for removal in one.get("in_kernel", ()):
+        yield "in the kernel", in_kernel_text(removal)
     for name, value in one["counters"].items():
         yield COUNTED[name], f"{value:.0f}"
 

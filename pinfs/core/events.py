@@ -1,7 +1,7 @@
 """What the book tells: each decision that concerns a holder, a breaker or the count."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from pinfs.core.pins import Break, Pin
 from pinfs.core.removals import Removal
@@ -11,11 +11,21 @@ EventKind: TypeAlias = Literal[
 ]
 
 
+class Mapper(NamedTuple):
+    """A process that maps bytes of a file. `pinned_bytes`: memory of it that is pinned for devices (VmPin of
+    proc_pid_status(5)), of this file or not."""
+
+    pid: int
+    comm: str
+    pinned_bytes: int
+
+
 @dataclass(slots=True, eq=False)
 class BookEvent:
     """Something that has happened in the book at `now`, in seconds.
 
     `by`: holder, death, close, root, policy, kill. `why`: the reason of a refusal, of a withdrawal, or the limit.
+    `mapped_by`: the processes that are known to map what a removal waited for in the kernel.
     """
 
     kind: EventKind
@@ -25,3 +35,4 @@ class BookEvent:
     breaking: Break | None = None
     by: str | None = None
     why: str | None = None
+    mapped_by: tuple[Mapper, ...] = ()

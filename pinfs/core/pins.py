@@ -86,7 +86,7 @@ make_pin_request: Final = cast(Callable[[tuple[Any, ...]], PinRequest], partial(
 @dataclass(slots=True, eq=False)
 class Pin:
     """One pin: its id, the fields of its `PinRequest` in their order, when it was registered, and `charged`: bytes
-    counted against the limits, as at registration.
+    counted against the limits, as at registration, and its key among the pins of its owner.
     """
 
     id: int
@@ -99,11 +99,8 @@ class Pin:
     proxy_uid: int | None
     since: float
     charged: int
+    own_key: OwnKey
     breaking: "Break | None" = None
-
-    @property
-    def own_key(self) -> OwnKey:
-        return self.id if self.name is None else (self.inode, self.name)
 
     @property
     def sort_key(self) -> SortKey:

@@ -94,7 +94,8 @@ class PinTable:
         """A new pin, charged with `charge` bytes. OSError EDQUOT."""
         self._check_limits(request.uid, charge, None, now)
         self._last_id += 1
-        pin = Pin(self._last_id, *request, now, charge)
+        key = self._last_id if request.name is None else (request.inode, request.name)
+        pin = Pin(self._last_id, *request, now, charge, key)
         self._put(pin)
         return pin
 
@@ -113,7 +114,7 @@ class PinTable:
         discard(self.by_owner, pin.owner, pin.own_key)
         if pin.proxy_uid is not None and pin.name is not None:
             discard(self._by_proxy, (pin.inode, pin.name, pin.proxy_uid), pin.id)
-        if pin.process != pin.owner:
+        if pin.process is not pin.owner and pin.process != pin.owner:
             discard(self._of_handles, pin.process, pin.id)
         usage = self.usage[pin.uid]
         usage.pins -= 1
@@ -129,11 +130,12 @@ class PinTable:
         self.by_id[pin.id] = pin
         owned = self.by_owner.get(pin.owner)
         if owned is None:
-            owned = self.by_owner[pin.owner] = {}
-        owned[pin.own_key] = pin
+            self.by_owner[pin.owner] = {pin.own_key: pin}
+        else:
+            owned[pin.own_key] = pin
         if pin.proxy_uid is not None and pin.name is not None:
             self._by_proxy.setdefault((pin.inode, pin.name, pin.proxy_uid), {})[pin.id] = pin
-        if pin.process != pin.owner:
+        if pin.process is not pin.owner and pin.process != pin.owner:
             self._of_handles.setdefault(pin.process, {})[pin.id] = pin
         usage = self.usage.get(pin.uid)
         if usage is None:

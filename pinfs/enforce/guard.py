@@ -21,6 +21,7 @@ from pinfs.core.owners import HandleId, Owner, ProcessId
 from pinfs.core.pins import Pin, PinRequest
 from pinfs.core.policy import PolicySet
 from pinfs.core.removals import UNLINKS, Removal, RemovalRequest, Turn
+from pinfs.enforce.cuts import GRACE_S, Cuts
 from pinfs.enforce.mappings import Mapping, mappings_of
 from pinfs.enforce.reports import HOLDERS_IN_A_LOG_LINE, break_text, bytes_text, count, pins_text, removal_text
 from pinfs.runtime.errors import logged
@@ -118,6 +119,7 @@ class Guard:
         self.on_handle_event: Callable[[Owner], None] = lambda handle: None
         self.mount_device = 0
         """st_dev of the mount, known once it stands: mappings are found by it."""
+        self.cuts = Cuts(self.book, self._deliver, stats, lambda: self.mount_device)
         self._holders = holders
         self._policies = policies
         self._events = events
@@ -136,21 +138,45 @@ class Guard:
     def removal(self, call: RemovalCall) -> AbstractAsyncContextManager[None]:
         """Inside of it the bytes may be cut. Check the arguments again there.
 
-        What is inside must not yield to other tasks: a range where nothing is pinned is not reserved. OSError: EBUSY or
-        ETXTBSY (SPEC 3.2, 3.3, 3.6, 3.10), EAGAIN (`nonblock`, and the break goes on). A breaker that is cancelled
-        leaves its breaks behind.
+        What is inside must not yield to other tasks (`cut` may): a range where nothing is pinned is not reserved.
+        OSError: EBUSY or ETXTBSY (SPEC 3.2, 3.3, 3.6, 3.10), EAGAIN (`nonblock`, and the break goes on). A breaker that
+        is cancelled leaves its breaks behind.
         """
         return _Removing(self.book, self._ask(call))
 
-    async def _ask(self, call: RemovalCall) -> Removal | None:
-        """Return when the bytes may be cut, with the removal that is to be finished then (None: there is none)."""
+    async def cut(self, call: RemovalCall, fd: int, cut: Callable[[int], None], *, takes: bool = True) -> None:
+        """The same for a call `cut` on the backing that the kernel may make wait (SPEC 3.9): it runs in a thread, on a
+        duplicate of `fd`, with a deadline, and its range stays reserved meanwhile, whether pins are in it or not.
+
+        `takes`: else it takes no bytes away (a file grows), and asks no pin. OSError: as `removal` and `Cuts.run`.
+        """
+        if not takes:
+            request = self._request(call, self._process(call.caller))
+            policy = self._policies.current.for_path(request.path)
+            await self.cuts.run(Removal(call.inode, call.start, call.end, request, policy), fd, cut)
+            return
+        removal = await self._ask(call, reserve=True)
+        assert removal is not None
+        try:
+            await self.cuts.run(removal, fd, cut)
+        finally:
+            self.book.finish(removal, trio.current_time())
+
+    async def until_uncut(self, inode: int, path: str | None) -> None:
+        """Return when the kernel is at no removal of this file. EBUSY: after its `break_timeout` it still is."""
+        policy = self._policies.current.for_path(path)
+        await self.cuts.until_over(inode, policy.break_timeout + GRACE_S)
+
+    async def _ask(self, call: RemovalCall, *, reserve: bool = False) -> Removal | None:
+        """Return when the bytes may be cut, with the removal that is to be finished then (None: there is none, as
+        nothing is pinned; with `reserve` there always is one)."""
         pinned = self.book.touches(call.inode, call.start, call.end)
         if pinned or self.minds_mappings:
             call.check()
         if self.minds_mappings:
             await self._refuse_mapped(call)
             pinned = self.book.touches(call.inode, call.start, call.end)  # that may have taken a while
-        if not pinned:
+        if not (pinned or reserve):
             return None
         self._holders.report_deaths()  # a breaker that has seen a holder end must not be refused for its pins
         if self.book.reaping.dead_owners:
@@ -175,6 +201,11 @@ class Guard:
                 self._reap_waiters.append((owner, reaped))
             else:
                 reaped.set()
+
+    def is_free(self, inode: int, start: int, end: int) -> bool:
+        """Whether a removal of these bytes may go on at once: none is pinned or reserved, and no policy minds
+        mappings."""
+        return not (self.minds_mappings or self.book.touches(inode, start, end))
 
     @property
     def minds_mappings(self) -> bool:
@@ -241,6 +272,7 @@ class Guard:
     def close(self) -> None:
         """The mount ends: all that wait are refused with EBUSY, and from now on all that would have to."""
         self.book.close(trio.current_time())
+        self.cuts.close()
         self._wake_reap_waiters()
 
     # Holders

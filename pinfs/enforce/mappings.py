@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pinfs.linux.proc import processes
+from pinfs.core.events import Mapper
+from pinfs.linux.proc import pinned_bytes, processes, read_comm
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,13 @@ def mappings_of(device: int, inode: int, start: int, end: int) -> Iterator[Mappi
         for mapping in _of_process(pid, pattern):
             if mapping.start < end and mapping.end > start:
                 yield mapping
+
+
+def mappers_of(device: int, inode: int, start: int, end: int) -> tuple[Mapper, ...]:
+    """The processes that have such mappings; those with the most memory pinned for devices first."""
+    pids = {mapping.pid for mapping in mappings_of(device, inode, start, end)}
+    mappers = (Mapper(pid, read_comm(pid) or "?", pinned_bytes(pid)) for pid in pids)
+    return tuple(sorted(mappers, key=lambda mapper: (-mapper.pinned_bytes, mapper.pid)))
 
 
 def _pattern(device: int, inode: int) -> re.Pattern[bytes]:

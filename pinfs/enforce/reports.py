@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Final
 
-from pinfs.core.events import BookEvent
+from pinfs.core.events import BookEvent, Mapper
 from pinfs.core.pins import Break, Pin
 from pinfs.core.ranges import END
 from pinfs.core.removals import RemovalRequest
@@ -35,6 +35,12 @@ def pins_text(pins: Iterable[Pin]) -> str:
         pid = None if pin.process is None else pin.process.pid
         named.append(f"pin {pin.id} {_range(pin.start, pin.end)} of pid {pid} uid {pin.uid}")
     return ", ".join([*named[:HOLDERS_IN_A_LOG_LINE], *["and others"] * (len(named) > HOLDERS_IN_A_LOG_LINE)])
+
+
+def mappers_text(mappers: Iterable[Mapper]) -> str:
+    """The processes that map what a removal waits for in the kernel, for the log."""
+    named = [f"pid {pid} ({comm}, {pinned >> 10} KiB pinned) maps it" for pid, comm, pinned in mappers]
+    return ", ".join(named) or "no process that can be seen maps it"
 
 
 def break_text(breaking: Break | None) -> str:

@@ -10,10 +10,13 @@ from typing import Final, Protocol, TypeVar
 
 import trio
 
-from pinfs.fs.inodes import Inode, InodeTable, OpenFile
+from pinfs.fs.evictions import Evictions
+from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.openfile import OpenFile
 from pinfs.fs.seal import Seal
 from pinfs.fs.types import CallerLike, os_error
 from pinfs.linux import syscalls
+from pinfs.linux.filesystems import IN_MEMORY, cuts_may_wait
 from pinfs.linux.syscalls import file_system_magic
 from pinfs.runtime.descriptors import Budget
 from pinfs.runtime.parking import park
@@ -21,11 +24,6 @@ from pinfs.runtime.parking import park
 T = TypeVar("T")
 
 log = logging.getLogger("pinfs.backing")
-
-TMPFS_MAGIC: Final = 0x01021994
-RAMFS_MAGIC: Final = 0x858458F6
-HUGETLBFS_MAGIC: Final = 0x958458F6
-IN_MEMORY: Final = frozenset({TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC})
 
 
 class BackingRegistry(Protocol):
@@ -64,6 +62,11 @@ class Backing:
         self.open_files = 0
         """Inodes with handles."""
         self.in_memory = file_system_magic(inodes.root.fd) in IN_MEMORY
+        self.evictions = Evictions()
+        """Last closes that may wait."""
+        self._source_may_wait = cuts_may_wait(inodes.root.fd)
+        self._may_wait: dict[int, bool] = {}
+        """The same of other devices below the source, by st_dev."""
         self._inodes = inodes
         self._share = share
         self._changes_owner = os.geteuid() == 0
@@ -76,6 +79,7 @@ class Backing:
         """Inodes whose backing file is open without a handle, least recently used first: opening and registering one
         costs more than all the rest of an open."""
         inodes.on_forgotten = self._close_if_idle
+        self._close_in_threads(self._source_may_wait)
 
     # Opening and closing
 
@@ -159,7 +163,7 @@ class Backing:
         """One handle fewer. After the last one the backing file is closed, or stays idle for the next open.
 
         A file that has been open for writing does not stay: it could not be executed meanwhile (ETXTBSY). Nor does one
-        without a name: it would keep its space.
+        without a name: it would keep its space. Nor one on a submount of the source: it could not be unmounted.
         """
         file = inode.file
         if file is None:
@@ -168,7 +172,7 @@ class Backing:
         if file.opens:
             return
         self.open_files -= 1
-        if file.writer >= 0 or inode.name is None:
+        if file.writer >= 0 or inode.name is None or not isinstance(inode.key, int):
             self._close(inode, file)
             return
         self._idle[inode] = None
@@ -195,11 +199,14 @@ class Backing:
         try:
             if file.backing_id:
                 self.passthrough.close(file.backing_id)
-            if inode.name is None and inode.fd < 0:
-                self._inodes.fd(inode)  # the kernel may still know the inode: keep a descriptor that leads to it
+            self._inodes.prepare_close(inode, may_be_cached=not file.backing_id)
         finally:
             inode.file = None
-            file.close()
+            file.close(self._inodes.descriptors.close_fd)
+
+    def close_descriptor(self, fd: int) -> None:
+        """Close a descriptor of a backing file, perhaps its last one."""
+        self._inodes.descriptors.close_fd(fd)
 
     def passthrough_id(self, inode: Inode) -> int:
         """The backing id of an open inode, one for all its handles (fuse_inode_uncached_io_start()); 0: none."""
@@ -239,7 +246,24 @@ class Backing:
             inode.file.opens += 1
             return _Writing(inode.file.writer, self, inode)
         with self.seal.lifted(inode):
-            return _Writing(self._inodes.open(inode, os.O_WRONLY | os.O_NONBLOCK))
+            return _Writing(self._inodes.open(inode, os.O_WRONLY | os.O_NONBLOCK), self)
+
+    def may_wait(self, inode: Inode) -> bool:
+        """Whether the kernel may make a call wait without limit that cuts this file (`cuts_may_wait`)."""
+        key = inode.key
+        if type(key) is int:
+            return self._source_may_wait
+        device = self._inodes.stat(inode).st_dev
+        known = self._may_wait.get(device)
+        if known is None:
+            known = self._may_wait[device] = cuts_may_wait(self._inodes.fd(inode))
+            self._close_in_threads(known)
+        return known
+
+    def _close_in_threads(self, may_wait: bool) -> None:
+        """On a source that is in memory or on a disk, closing stays as plain as it can be."""
+        if may_wait:
+            self._inodes.descriptors.close_fd = self.evictions.close
 
     async def off_thread(self, call: Callable[..., T], *args: object) -> T:
         """Run what may wait for a disk in a thread of its own; on a backing in memory that would only cost time."""
@@ -264,6 +288,22 @@ class Backing:
         be more than an ordinary user's. The price: root's writes drop the bits and keep to quotas as well.
         """
         self.privileges.lower(syscalls.CAP_FSETID, syscalls.CAP_SYS_RESOURCE)
+
+    # The file system as a whole
+
+    def statvfs(self, inode: Inode | None) -> os.statvfs_result:
+        """statvfs(3) of the source, or of the submount that an inode lies on."""
+        if inode is None or isinstance(inode.key, int):
+            inode = self._inodes.root
+        return os.fstatvfs(self._inodes.fd(inode))
+
+    async def sync(self) -> None:
+        """syncfs(2) of the source."""
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._inodes.root.fd)
+        try:
+            await self.off_thread(syscalls.syncfs, fd)
+        finally:
+            os.close(fd)
 
     # What the backing can do
 
@@ -296,7 +336,7 @@ class Backing:
 class _Writing:
     __slots__ = ("_backing", "_fd", "_inode")
 
-    def __init__(self, fd: int, backing: Backing | None = None, inode: Inode | None = None) -> None:
+    def __init__(self, fd: int, backing: Backing, inode: Inode | None = None) -> None:
         self._fd = fd
         self._backing = backing
         self._inode = inode
@@ -305,8 +345,8 @@ class _Writing:
         return self._fd
 
     def __exit__(self, *_: object) -> None:
-        if self._backing is None or self._inode is None:
-            os.close(self._fd)
+        if self._inode is None:
+            self._backing.close_descriptor(self._fd)
         else:
             self._backing.release(self._inode)
 

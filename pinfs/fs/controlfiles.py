@@ -154,6 +154,8 @@ class Sources:
     policies: PolicyBox
     metrics: Callable[[], bytes]
     status: Callable[[], dict[str, Any]]
+    in_kernel: Callable[[int], list[dict[str, Any]]]
+    """Removals under way there, as a uid may see them."""
 
     def files(self) -> dict[bytes, ControlFile]:
         """The directory's files by name, in the order in which they are listed."""
@@ -164,8 +166,11 @@ class Sources:
             b"policy": PolicyFile(lambda: policy_to_toml(self.policies.current).encode(), self._replace_policy),
             b"policy.error": TextFile(0o444, lambda ctx: self.policies.last_error.encode(errors="surrogateescape")),
             b"metrics": TextFile(0o444, lambda ctx: self.metrics()),
-            b"status": TextFile(0o444, lambda ctx: to_line({"v": 1, **self.status()})),
+            b"status": TextFile(0o444, self._status),
         }
+
+    def _status(self, ctx: CallerLike) -> bytes:
+        return to_line({"v": 1, **self.status(), "in_kernel": self.in_kernel(ctx.uid)})
 
     def _replace_policy(self, text: bytes, ctx: CallerLike) -> None:
         """EINVAL: not a policy."""

@@ -188,6 +188,8 @@ class EventHub:
             body["by"] = event.by
         if event.why is not None:
             body["why"] = event.why
+        if traced and event.mapped_by:
+            body["mapped_by"] = [mapper._asdict() for mapper in event.mapped_by]
         return to_line(body)
 
     def _pin_part(self, pin: Pin, traced: bool) -> Json:

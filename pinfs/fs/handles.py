@@ -4,6 +4,7 @@ import errno
 import os
 from typing import Final, Protocol, TypeVar
 
+from pinfs.core.owners import HandleId
 from pinfs.fs.inodes import Inode
 from pinfs.fs.types import os_error
 
@@ -14,6 +15,9 @@ FOPEN_CACHE_DIR: Final = 1 << 3
 FOPEN_STREAM: Final = 1 << 4
 
 H = TypeVar("H", bound="Handle")
+
+
+NO_NUMBER: Final = HandleId(0)
 
 
 class Handle:
@@ -27,7 +31,7 @@ class Handle:
     def __init__(self, inode: Inode, flags: int) -> None:
         self.inode = inode
         self.flags = flags
-        self.number = 0
+        self.number: HandleId = NO_NUMBER
 
     @property
     def writable(self) -> bool:
@@ -73,7 +77,8 @@ class HandleTable:
 
     def add(self, handle: Handle) -> int:
         """The number that the handle has from now on."""
-        number = self._last = handle.number = self._last + 1
+        number: HandleId = self._last + 1  # type: ignore[assignment]  # HandleId() would be one more call for each open
+        self._last = handle.number = number
         self._handles[number] = handle
         return number
 

@@ -2,7 +2,8 @@
 
 An inode is reached through its parent's descriptor and its name, never through a path: renaming a directory or planting
 a symlink redirects nothing. What is found is checked against the inode number before it is used, so that a name that
-leads to another file since something changed the source behind pinfs gives ESTALE, never the other file's data.
+leads to another file since something changed the source behind pinfs gives ESTALE, never the other file's data. That
+holds for a number which the backing has used again, too (`fs/lives.py`).
 Descriptors are kept for few inodes only (O_PATH, least recently used go first): a walk over a million files costs no
 more of them than one over a thousand. An inode that has lost its last name keeps its descriptor, because nothing else
 leads to it any more.
@@ -14,10 +15,13 @@ import errno
 import os
 import stat
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from pinfs.fs.inodefds import InodeDescriptors
+from pinfs.fs.lives import life_of, settled_ctime_ns
+from pinfs.fs.nonblocking import AT_ONCE, open_error
+from pinfs.fs.openfile import OpenFile
 from pinfs.fs.types import os_error
 
 ROOT_ID: Final = 1
@@ -32,63 +36,20 @@ def stale() -> OSError:
     return os_error(errno.ESTALE)
 
 
-AT_ONCE: Final = os.O_NONBLOCK | os.O_CLOEXEC
-"""For open(2) of what should be a regular file or a directory, but may be a FIFO since a change behind pinfs: the event
-loop does not wait for its other end. For a file O_NONBLOCK means nothing, unless another process has a lease on it."""
-
-
-def open_again(failure: OSError, path: bytes, flags: int, mode: int = 0, *, dir_fd: int | None = None) -> int:
-    """After open(2) with AT_ONCE has failed: a descriptor all the same, or the error for the caller.
-
-    ESTALE: a FIFO that no process reads, a socket, or a device without a driver. EAGAIN: another process has a lease
-    (fcntl(2), F_SETLEASE), and `flags` hold O_NONBLOCK themselves. Else the failure.
-    """
-    if failure.errno == errno.EAGAIN and not flags & os.O_NONBLOCK:
-        return os.open(path, flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
-    if failure.errno == errno.ENXIO:
-        raise stale() from failure
-    raise failure
-
-
-class OpenFile:
-    """The backing file of an inode that is open: one for all its handles.
-
-    The kernel does O_APPEND, O_DIRECT and positions itself, so handles differ only in what they may do. `reader` and
-    `writer` are descriptors (-1: not opened so far), often the same one; `any_fd` is one of them. `opens` counts the
-    handles. `backing_id` is None until the first open decides it for all (0: no passthrough).
-    """
-
-    __slots__ = ("any_fd", "backing_id", "opens", "reader", "writer")
-
-    def __init__(self) -> None:
-        self.opens = 0
-        self.reader = self.writer = self.any_fd = -1
-        self.backing_id: int | None = None
-
-    def read_by(self, fd: int) -> None:
-        self.reader = self.any_fd = fd
-
-    def write_by(self, fd: int) -> None:
-        self.writer = fd
-        if self.reader < 0:
-            self.any_fd = fd
-
-    def close(self) -> None:
-        if self.writer >= 0 and self.writer != self.reader:
-            os.close(self.writer)
-        if self.reader >= 0:
-            os.close(self.reader)
-        self.reader = self.writer = self.any_fd = -1
-
-
 class Inode:
     """One file, directory or other thing below the source.
 
     `lookups` is the kernel's lookup count. `children` counts the names in this directory by which inodes of the table
     are reached: it stays in the table for them. `links` holds further names (hard links), None for nearly every inode.
+    `life` tells it from another inode with its number (`life_of`). None: the daemon has a descriptor, so that there is
+    no other, or never had one, and the kernel caches neither data nor names of it. With the time of change `ctime_ns`
+    it is the same inode; with `data_ctime_ns` the pages that the kernel caches are right.
     """
 
-    __slots__ = ("children", "fd", "file", "key", "kind", "links", "lookups", "name", "nodeid", "parent")
+    __slots__ = (
+        *("children", "ctime_ns", "data_ctime_ns", "fd", "file", "key", "kind"),
+        *("life", "links", "lookups", "name", "nodeid", "parent"),
+    )
 
     def __init__(self, nodeid: int, key: Key, kind: int) -> None:
         self.nodeid = nodeid
@@ -101,6 +62,8 @@ class Inode:
         self.links: set[Name] | None = None
         self.fd = -1
         self.file: OpenFile | None = None
+        self.life: bytes | None = None
+        self.ctime_ns = self.data_ctime_ns = 0
 
     @property
     def is_file(self) -> bool:
@@ -139,7 +102,6 @@ class InodeTable:
     def __init__(self, root_fd: int, max_descriptors: int, is_pinned: Callable[[int], bool]) -> None:
         st = os.fstat(root_fd)
         self.device = st.st_dev
-        self.max_descriptors = max_descriptors
         self.first_spare = sys.maxsize
         """The descriptor number from which on none is kept for an inode without a name (see Budget.files)."""
         self.root = Inode(ROOT_ID, st.st_ino, stat.S_IFDIR)
@@ -150,15 +112,17 @@ class InodeTable:
         self._by_id: dict[int, Inode] = {ROOT_ID: self.root}
         self.known = self._by_id.get
         """The inode of a node id, or None."""
-        self._reserved_inos = frozenset({ROOT_ID, st.st_ino})
-        """Inode numbers of the source's device that are no node ids, or not their own."""
+        self._reserved_inos: set[Key] = {ROOT_ID, st.st_ino}
+        """Inode numbers of the source's device that are no node ids, or not their own: the root's, and those that the
+        backing has used again."""
         self._foreign: dict[Key, int] = {}
         self._next_foreign = FOREIGN_IDS
         self.on_forgotten: Callable[[Inode], None] = lambda inode: None
         """Called with an inode that has an open backing file, but that the kernel does not know any more."""
         self.on_dropped: Callable[[int], None] = lambda nodeid: None
         """Called with the node id of an inode that the table no longer holds."""
-        self._lru: OrderedDict[Inode, None] = OrderedDict()  # inodes whose descriptor may be closed
+        self.descriptors = InodeDescriptors(max_descriptors, is_pinned, self._note_life)
+        self._closable = self.descriptors.closable
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -168,7 +132,7 @@ class InodeTable:
 
     @property
     def cached_descriptors(self) -> int:
-        return len(self._lru)
+        return len(self.descriptors)
 
     def get(self, nodeid: int) -> Inode:
         """The inode of a node id. ESTALE: the kernel knows more than we do."""
@@ -178,7 +142,7 @@ class InodeTable:
             raise stale() from None
 
     def find(self, st: os.stat_result) -> Inode | None:
-        """The inode that a stat result belongs to, if it is known."""
+        """The inode with the number in a stat result, if one is known. Whether it is the same: `is_same`."""
         ino = st.st_ino
         if st.st_dev == self.device and ino not in self._reserved_inos:
             return self._by_id.get(ino)
@@ -195,13 +159,16 @@ class InodeTable:
             st = os.stat(component, dir_fd=self.fd(directory), follow_symlinks=False)
         except FileNotFoundError:
             return None
-        return self.find(st)
+        inode = self.find(st)
+        return inode if inode is None or self._is_same(inode, st, name) else None
 
     def intern(self, parent: Inode, name: bytes, st: os.stat_result) -> Inode:
         """The inode that stat(2) found behind `name` in `parent`, new or known. Does not count as a lookup."""
         inode = self.find(st)
         if inode is None:
             inode = self._add(st)
+        elif inode.life is not None and not self._is_same(inode, st, (parent, name)):
+            inode = self._add_again(inode, st)
         if inode.name != name or inode.parent is not parent:
             self._add_name(inode, parent, name, st.st_nlink)
         return inode
@@ -209,17 +176,11 @@ class InodeTable:
     def intern_nameless(self, st: os.stat_result, fd: int) -> Inode:
         """The inode of an O_TMPFILE, reached by a duplicate of `fd`. EMFILE.
 
-        The kernel may still know its number from a file that was removed behind pinfs: then the old names go.
+        The kernel may still know its number from a file that was removed behind pinfs.
         """
         kept_fd = os.dup(fd)
-        inode = self.find(st)
-        if inode is None:
-            inode = self._add(st)
-        else:
-            inode.kind = stat.S_IFREG
-            for parent, name in tuple(self._names(inode)):
-                self.drop_name(inode, parent, name)
-            self._close(inode)
+        old = self.find(st)
+        inode = self._add(st) if old is None else self._add_again(old, st)
         inode.fd = kept_fd
         return inode
 
@@ -228,9 +189,60 @@ class InodeTable:
 
     def _add(self, st: os.stat_result) -> Inode:
         key = self.key_of(st)
-        nodeid = key if isinstance(key, int) and key != ROOT_ID else self._foreign_id(key)
+        nodeid = key if isinstance(key, int) and key not in self._reserved_inos else self._foreign_id(key)
         inode = self._by_id[nodeid] = Inode(nodeid, key, stat.S_IFMT(st.st_mode))
         return inode
+
+    # Numbers that were used again
+
+    def _is_same(self, inode: Inode, st: os.stat_result, name: Name) -> bool:
+        """Whether stat(2) of `name` found this inode, and not another one that has got its number since."""
+        if inode.life is None or inode.ctime_ns == st.st_ctime_ns or inode.fd >= 0 or inode.file is not None:
+            return True
+        fd = os.open(name[1], O_PATH_NOFOLLOW, dir_fd=self.fd(name[0]))
+        if not self._is_open_as(inode, fd):
+            os.close(fd)
+            return False
+        self.descriptors.keep(inode, fd)
+        return True
+
+    def _is_open_as(self, inode: Inode, fd: int) -> bool:
+        """Whether `fd` is a descriptor of this inode."""
+        st = os.fstat(fd)
+        if self.key_of(st) != inode.key or stat.S_IFMT(st.st_mode) != inode.kind:
+            return False
+        if inode.life is None or inode.ctime_ns == st.st_ctime_ns:
+            return True
+        if life_of(fd) != inode.life:
+            return False
+        inode.ctime_ns = settled_ctime_ns(st)
+        return True
+
+    def prepare_close(self, inode: Inode, *, may_be_cached: bool) -> None:
+        """Before the backing file of an inode is closed: keep a descriptor of it, or else note its life.
+
+        The number of an inode without descriptors may be used again. `may_be_cached`: the kernel has its data.
+        """
+        if inode.fd >= 0:
+            return
+        if inode.name is None or self._is_pinned(inode.nodeid):
+            self.fd(inode)  # the kernel may still know it, and no name leads to it; or what is removed lasts for a pin
+        elif may_be_cached:
+            self._note_life(inode)
+
+    def _note_life(self, inode: Inode) -> None:
+        if inode.life is None:
+            fd = inode.fd if inode.file is None else inode.file.any_fd
+            inode.life = life_of(fd)
+            inode.ctime_ns = settled_ctime_ns(os.fstat(fd))
+
+    def _add_again(self, old: Inode, st: os.stat_result) -> Inode:
+        """The number of `old` was used again: the new inode gets its own node id, and no name leads to `old` now."""
+        for parent, name in tuple(self._names(old)):
+            self.drop_name(old, parent, name)
+        if isinstance(old.key, int):
+            self._reserved_inos.add(old.key)
+        return self._add(st)
 
     def _foreign_id(self, key: Key) -> int:
         nodeid = self._foreign[key] = self._next_foreign
@@ -253,7 +265,7 @@ class InodeTable:
         if old_parent is not None:
             self._leave(old_parent)
         elif inode.fd >= 0:
-            self._lru[inode] = None  # there is a name to open it by again: its descriptor may be closed
+            self.descriptors.named(inode)
 
     def _add_link(self, inode: Inode, parent: Inode, name: bytes) -> None:
         links = inode.links = inode.links if inode.links is not None else set()
@@ -272,11 +284,15 @@ class InodeTable:
         except FileNotFoundError:
             return None
         inode = self.find(os.fstat(fd))
-        is_needed = inode is not None and inode.fd < 0 and inode.file is None and self._only_name(inode, parent, name)
-        if inode is None or not is_needed or fd >= self.first_spare:
-            os.close(fd)  # without one left for it, an inode without a name is ESTALE from now on
+        if inode is None or inode.fd >= 0 or inode.file is not None:
+            os.close(fd)
+        elif not self._is_open_as(inode, fd):
+            os.close(fd)
+            return None
+        elif self._only_name(inode, parent, name) and fd < self.first_spare:
+            self.descriptors.keep(inode, fd)
         else:
-            self._keep_descriptor(inode, fd)
+            os.close(fd)  # without one left for it, an inode without a name is ESTALE from now on
         return inode
 
     def keep_reachable(self, inode: Inode, parent: Inode, name: bytes) -> None:
@@ -296,7 +312,7 @@ class InodeTable:
         elif inode.name == name and inode.parent is parent:
             inode.parent, inode.name = inode.links.pop() if inode.links else (None, None)
             if inode.name is None:
-                self._lru.pop(inode, None)  # an inode without a name keeps its descriptor
+                self.descriptors.nameless(inode)
             self._leave(parent)
 
     def move(self, inode: Inode, old: Name, new: Name) -> None:
@@ -335,8 +351,11 @@ class InodeTable:
         """Take an inode out of the table. Returns the directories that have one child fewer now."""
         del self._by_id[inode.nodeid]
         self.on_dropped(inode.nodeid)
-        self._foreign.pop(inode.key, None)
-        self._close(inode)
+        if self._foreign.get(inode.key) == inode.nodeid:
+            del self._foreign[inode.key]
+        if inode.key in self._reserved_inos and inode.key not in (ROOT_ID, self._root_ino):
+            self._unreserve(inode.key)
+        self.descriptors.close(inode)
         directories = [] if inode.parent is None else [inode.parent]
         if inode.links:
             directories += [directory for directory, _ in inode.links]
@@ -345,10 +364,16 @@ class InodeTable:
             directory.children -= 1
         return directories
 
+    def _unreserve(self, key: Key) -> None:
+        """After an inode whose number was used again has been dropped."""
+        if key not in self._foreign and key not in self._by_id:
+            self._reserved_inos.discard(key)
+
     def drop_id_if_unreferenced(self, nodeid: int) -> None:
         """As `drop_if_unreferenced`, for an inode that has just lost its last pin."""
         inode = self._by_id.get(nodeid)
         if inode is not None:
+            self.descriptors.unpinned(inode)
             self.drop_if_unreferenced(inode)
 
     def path_of(self, nodeid: int) -> str | None:
@@ -361,8 +386,8 @@ class InodeTable:
     def fd(self, inode: Inode) -> int:
         """An O_PATH descriptor of the inode; the table's own, valid until the next call of fd()."""
         if inode.fd >= 0:
-            if inode in self._lru:
-                self._lru.move_to_end(inode)
+            if inode in self._closable:
+                self._closable.move_to_end(inode)
             return inode.fd
         unopened = [inode]
         while (parent := unopened[-1].parent) is not None and parent.fd < 0:
@@ -376,45 +401,28 @@ class InodeTable:
             fd = os.open(b"/proc/self/fd/%d" % inode.file.any_fd, os.O_PATH | os.O_CLOEXEC)
         else:
             fd = self.open(inode, O_PATH_NOFOLLOW)
-        self._keep_descriptor(inode, fd)
-
-    def _keep_descriptor(self, inode: Inode, fd: int) -> None:
-        inode.fd = fd
-        if inode.name is not None:
-            self._lru[inode] = None
-        while len(self._lru) > self.max_descriptors:
-            self._close(self._lru.popitem(last=False)[0])
-
-    def _close(self, inode: Inode) -> None:
-        self._lru.pop(inode, None)
-        if inode.fd >= 0 and inode is not self.root:
-            os.close(inode.fd)
-            inode.fd = -1
+        self.descriptors.keep(inode, fd)
 
     def open(self, inode: Inode, flags: int) -> int:
         """A new descriptor with open(2) flags, checked to be of this inode; it belongs to the caller.
 
-        ESTALE: none of its names leads to the inode any more (the source changed behind pinfs).
+        ESTALE: none of its names leads to the inode any more (the source changed behind pinfs). EAGAIN: a lease.
         """
         if inode.fd >= 0:
             if flags & os.O_PATH:
                 return os.dup(inode.fd)
-            path = b"/proc/self/fd/%d" % inode.fd
-            flags &= ~os.O_NOFOLLOW
             try:
-                return os.open(path, flags | AT_ONCE)
+                return os.open(b"/proc/self/fd/%d" % inode.fd, flags & ~os.O_NOFOLLOW | AT_ONCE)
             except OSError as e:
-                return open_again(e, path, flags)
+                raise open_error(e) from e
         for parent, name in self._names(inode):
-            parent_fd = self.fd(parent)
             try:
-                fd = os.open(name, flags | os.O_NOFOLLOW | AT_ONCE, dir_fd=parent_fd)
+                fd = os.open(name, flags | os.O_NOFOLLOW | AT_ONCE, dir_fd=self.fd(parent))
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as e:
-                fd = open_again(e, name, flags | os.O_NOFOLLOW, dir_fd=parent_fd)
-            st = os.fstat(fd)
-            if self.key_of(st) == inode.key and stat.S_IFMT(st.st_mode) == inode.kind:
+                raise open_error(e) from e
+            if self._is_open_as(inode, fd):
                 return fd
             os.close(fd)
         raise stale()
@@ -437,10 +445,13 @@ class InodeTable:
         return st
 
     def size(self, inode: Inode) -> int:
-        """st_size, in bytes. For an open file by lseek(2), at a third of what making a stat_result costs."""
+        """st_size, in bytes, of an inode that is about to be pinned, which keeps a descriptor from now on.
+
+        For an open file by lseek(2), at a third of what making a stat_result costs.
+        """
         if inode.file is not None:
             return os.lseek(inode.file.any_fd, 0, os.SEEK_END)  # the position of this descriptor is not used
-        return self.stat(inode).st_size
+        return os.fstat(self.fd(inode)).st_size
 
     def leads_to(self, inode: Inode) -> bool:
         """Whether a name still leads to the inode."""
@@ -450,10 +461,10 @@ class InodeTable:
         for parent, name in self._names(inode):
             try:
                 st = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
+                if self.key_of(st) == inode.key and (inode.life is None or self._is_same(inode, st, (parent, name))):
+                    return st
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            if self.key_of(st) == inode.key:
-                return st
         return None
 
     def handle(self, inode: Inode) -> int | bytes:
@@ -468,7 +479,6 @@ class InodeTable:
         """Close everything; the table is of no use afterwards."""
         for inode in self._by_id.values():
             if inode.file is not None:
-                inode.file.close()
-            self._close(inode)
-        os.close(self.root.fd)
+                inode.file.close(self.descriptors.close_fd)
+            self.descriptors.close(inode)
         self._by_id.clear()

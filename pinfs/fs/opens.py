@@ -3,11 +3,16 @@
 import errno
 import os
 import stat
+import time
 from contextlib import suppress
+from functools import partial
 
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FOPEN_KEEP_CACHE, FileHandle, HandleTable
-from pinfs.fs.inodes import AT_ONCE, Inode, InodeTable, Name, open_again, stale
+from pinfs.fs.inodes import O_PATH_NOFOLLOW, Inode, InodeTable, Name, stale
+from pinfs.fs.leases import after_lease
+from pinfs.fs.lives import settled_ctime_ns
+from pinfs.fs.nonblocking import AT_ONCE, open_error
 from pinfs.fs.types import CallerLike, Opened, make_opened
 from pinfs.fs.uncached import UncachedFiles
 
@@ -19,11 +24,19 @@ class Opens:
     What lies between them may fail: then `Backing.release`, or `abandon`, undoes the first.
     """
 
-    def __init__(self, inodes: InodeTable, backing: Backing, handles: HandleTable, uncached: UncachedFiles) -> None:
+    def __init__(
+        self,
+        inodes: InodeTable,
+        backing: Backing,
+        handles: HandleTable,
+        uncached: UncachedFiles,
+        attr_timeout_s: float,
+    ) -> None:
         self._inodes = inodes
         self._backing = backing
         self._handles = handles
         self._uncached = uncached
+        self._attr_timeout_s = attr_timeout_s
 
     def opened(self, inode: Inode, flags: int, *, with_entry: bool = False) -> Opened:
         """A handle for an inode whose backing file is open. `with_entry`: the reply also carries attributes."""
@@ -31,7 +44,27 @@ class Opens:
         if backing_id and flags & os.O_ACCMODE == os.O_RDWR and inode.nodeid not in self._uncached:
             self._uncached.enter(inode.nodeid, with_entry)
         fh = self._handles.add(FileHandle(inode, flags))
-        return make_opened((fh, 0 if backing_id else FOPEN_KEEP_CACHE, backing_id))
+        flags = 0 if backing_id else self._cache_flags(inode, with_entry)
+        return make_opened((fh, flags, backing_id))
+
+    def _cache_flags(self, inode: Inode, with_entry: bool) -> int:
+        """FOPEN_KEEP_CACHE if the file has not changed since it was last opened.
+
+        Else the kernel drops the pages that it has cached. Attributes that it cached before the change go as well:
+        a size that is too small would cut off what is read.
+        """
+        st = os.fstat(self._backing.any_fd(inode))
+        known, inode.data_ctime_ns = inode.data_ctime_ns, settled_ctime_ns(st)
+        if known and known == inode.data_ctime_ns:
+            return FOPEN_KEEP_CACHE
+        if not with_entry and (known or time.time() - st.st_ctime < self._attr_timeout_s):
+            self._uncached.on_entered(inode.nodeid)
+        return 0
+
+    async def open_after_lease(self, inode: Inode, flags: int) -> None:
+        """`Backing.open`, after it has failed with EAGAIN. Errors of open(2); EAGAIN with O_NONBLOCK only."""
+        path_fd = self._inodes.open(inode, O_PATH_NOFOLLOW)
+        await after_lease(partial(self._backing.open, inode, flags), path_fd, flags)
 
     def is_there(self, directory: Inode, name: bytes) -> bool:
         """Whether `create` will find a file instead of creating one."""
@@ -54,7 +87,7 @@ class Opens:
             try:
                 fd = os.open(name, flags | AT_ONCE, mode, dir_fd=directory_fd)
             except OSError as e:
-                fd = self._open_again(e, (directory, name), flags, mode)
+                fd = self._open_sealed(e, (directory, name), flags, mode)
         try:
             st = os.fstat(fd)
             if not stat.S_ISREG(st.st_mode):
@@ -67,14 +100,21 @@ class Opens:
         inode.lookups += 1
         return inode, st
 
-    def _open_again(self, failure: OSError, name: Name, flags: int, mode: int) -> int:
+    def _open_sealed(self, failure: OSError, name: Name, flags: int, mode: int) -> int:
         """After open(2) with O_CREAT has failed. EPERM: there is a file, which pinfs itself may have sealed."""
-        directory_fd = self._inodes.fd(name[0])
         sealed = self._inodes.find_name(name) if failure.errno == errno.EPERM else None
         if sealed is None or not self._backing.seal.hides_append(sealed):
-            return open_again(failure, name[1], flags, mode, dir_fd=directory_fd)
+            raise open_error(failure) from failure
+        directory_fd = self._inodes.fd(name[0])
         with self._backing.seal.lifted(sealed):
             return os.open(name[1], flags | AT_ONCE, mode, dir_fd=directory_fd)
+
+    async def create_after_lease(
+        self, directory: Inode, name: bytes, mode: int, flags: int, caller: CallerLike
+    ) -> tuple[Inode, os.stat_result]:
+        """`create`, after it has failed with EAGAIN: the file is there, and has a lease."""
+        path_fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=self._inodes.fd(directory))
+        return await after_lease(partial(self.create, directory, name, mode, flags, caller), path_fd, flags)
 
     def create_nameless(
         self, directory: Inode, mode: int, flags: int, caller: CallerLike

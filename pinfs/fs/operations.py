@@ -9,24 +9,26 @@ as the caller's, and ask the guard.
 
 import errno
 import os
-import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from pinfs.enforce.guard import Guard
 from pinfs.fs import fileflags
+from pinfs.fs.attributes import Attributes
 from pinfs.fs.backing import Backing
 from pinfs.fs.control import CONTROL_NAME, Control, ControlDirectory, ControlHandle
 from pinfs.fs.copying import Copies, Place
 from pinfs.fs.directories import Add, DirectoryHandle, DirectoryReader
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle, Wake
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inodes import ROOT_ID, Inode, InodeTable
 from pinfs.fs.names import Names
 from pinfs.fs.opens import Opens
 from pinfs.fs.pins import PinVerbs
 from pinfs.fs.removals import Removals
 from pinfs.fs.set_ids import SetIds
-from pinfs.fs.types import NOW, CallerLike, Entry, Opened, SetAttr, Timeouts, make_entry, os_error
+from pinfs.fs.submounts import Submounts
+from pinfs.fs.types import CallerLike, Entry, Opened, SetAttr, Timeouts, make_entry, os_error
 from pinfs.fs.uncached import UncachedFiles
 from pinfs.interface.attributes import PREFIX
 from pinfs.linux import syscalls
@@ -53,22 +55,26 @@ class Operations:
         control: Control,
         timeouts: Timeouts,
     ) -> None:
+        self.submounts = Submounts(inodes)
+        self._slow_names = self.submounts.names
         self.entry_timeout_s, self.attr_timeout_s = timeouts
         self.handles = pins.handles
         self.uncached = UncachedFiles(inodes.open)
         inodes.on_dropped = self.uncached.discard
         self._backing = backing
         self._seal = backing.seal
+        self._in_kernel = guard.cuts.inodes
         self._inodes = inodes
         self._known = inodes.known
         self._pins = pins
         self._control = control
         self._set_ids = SetIds(inodes, backing.privileges, backing.seal)
+        self._attributes = Attributes(inodes, backing, self._set_ids)
         self._removals = Removals(inodes, backing, guard, self._set_ids)
         self._names = Names(inodes, backing)
-        self._opens = Opens(inodes, backing, pins.handles, self.uncached)
+        self._opens = Opens(inodes, backing, pins.handles, self.uncached, self.attr_timeout_s)
         self._copies = Copies(backing, guard)
-        self._directories = DirectoryReader(inodes, control.owns)
+        self._directories = DirectoryReader(inodes, control.owns, self.submounts)
 
     # Names
 
@@ -79,6 +85,8 @@ class Operations:
             if self._control.owns(parent, name):
                 return self._control.lookup(parent, name)
             directory = self._inodes.get(parent)
+        if name in self._slow_names:
+            await self.submounts.reach_name(directory, name)
         return self._entry(directory, _component(name))
 
     def _entry(self, directory: Inode, name: bytes) -> Entry:
@@ -120,6 +128,8 @@ class Operations:
         """link(2). EPERM: a name in .pinfs."""
         inode = self._inode(nodeid)
         directory = self._writable_directory(new_parent, new_name)
+        if self._in_kernel:
+            await self._removals.until_unlocked(inode)
         self._names.link(inode, directory, new_name)
         return self._entry(directory, new_name)
 
@@ -130,7 +140,11 @@ class Operations:
     async def unlink(self, parent: int, name: bytes, ctx: CallerLike) -> None:
         """unlink(2). A removal where it is the file's last name: policy `unlink` (SPEC 2)."""
         directory = self._writable_directory(parent, name)
+        if name in self._slow_names:
+            await self.submounts.reach_name(directory, name)
         victim = self._inodes.hold_for_unlink(directory, name)
+        if self._in_kernel:
+            await self._removals.until_unlocked(victim)
         if victim is None:
             os.unlink(name, dir_fd=self._inodes.fd(directory))
         elif self._removals.takes_all(victim):
@@ -144,6 +158,8 @@ class Operations:
     async def rmdir(self, parent: int, name: bytes, ctx: CallerLike) -> None:
         """rmdir(2)."""
         directory = self._writable_directory(parent, name)
+        if name in self._slow_names:
+            await self.submounts.reach_name(directory, name)
         victim = self._inodes.hold_for_unlink(directory, name)
         os.rmdir(name, dir_fd=self._inodes.fd(directory))
         if victim is not None:
@@ -155,7 +171,12 @@ class Operations:
         """renameat2(2). A removal where the new name is the last one of another file: policy `unlink` (SPEC 2)."""
         old = self._writable_directory(parent, name), name
         new = self._writable_directory(new_parent, new_name), new_name
+        for directory, component in (old, new):
+            if component in self._slow_names:
+                await self.submounts.reach_name(directory, component)
         moved, victim = self._inodes.find_name(old), self._inodes.find_name(new)
+        if self._in_kernel:
+            await self._removals.until_unlocked(moved, victim)
         if flags & KEEPS_VICTIM or victim is None or victim is moved or not self._removals.takes_all(victim):
             self._names.rename(old, new, flags, moved, victim)
             return
@@ -210,30 +231,9 @@ class Operations:
         if changes.size is not None:
             handle = None if fh is None else self.handles.get(fh, FileHandle)
             await self._removals.truncate(inode, changes.size, "truncate", ctx, handle)
-        if changes.kill_suidgid:
-            self._set_ids.drop(inode)
-        is_nothing = changes.is_nothing
-        if is_nothing:
-            self._set_ids.check_may_drop(inode, ctx)
-        if changes.uid is not None or changes.gid is not None or is_nothing:
-            uid = -1 if changes.uid is None else changes.uid
-            gid = -1 if changes.gid is None else changes.gid
-            with self._seal.lifted(inode), self._set_ids.keeping(inode):
-                os.chown(self._inodes.handle(inode), uid, gid)
-        if changes.mode is not None:
-            self._set_ids.chmod(inode, stat.S_IMODE(changes.mode))
-        if changes.atime_ns is not None or changes.mtime_ns is not None:
-            with self._seal.lifted(inode):
-                self._set_times(inode, changes.atime_ns, changes.mtime_ns)
-        return self._inodes.stat(inode)
-
-    def _set_times(self, inode: Inode, atime_ns: int | None, mtime_ns: int | None) -> None:
-        if atime_ns is None or mtime_ns is None or (atime_ns == NOW) != (mtime_ns == NOW):
-            syscalls.utimens(self._inodes.magic_path(inode), atime_ns, mtime_ns, now=NOW)
-        elif atime_ns == NOW:
-            os.utime(self._inodes.handle(inode))
-        else:
-            os.utime(self._inodes.handle(inode), ns=(atime_ns, mtime_ns))
+        if self._in_kernel:
+            await self._removals.until_unlocked(inode)
+        return self._attributes.change(inode, changes, ctx)
 
     # Files
 
@@ -247,7 +247,10 @@ class Operations:
             handle = self._control.open(nodeid, flags, ctx)
             return Opened(self.handles.add(handle), handle.fopen_flags, 0)
         self._backing.close_idle_if_moved(inode)
-        self._backing.open(inode, flags)
+        try:
+            self._backing.open(inode, flags)
+        except BlockingIOError:
+            await self._opens.open_after_lease(inode, flags)
         try:
             if flags & os.O_TRUNC:
                 await self._removals.truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
@@ -264,7 +267,10 @@ class Operations:
         """open(2) with O_CREAT. A removal with O_TRUNC, where the file was there. `kill_suidgid`: as open()."""
         directory = self._writable_directory(parent, name)
         kill_suidgid = kill_suidgid and self._opens.is_there(directory, name)  # a new file keeps what it was given
-        inode, st = self._opens.create(directory, name, mode, flags, ctx)
+        try:
+            inode, st = self._opens.create(directory, name, mode, flags, ctx)
+        except BlockingIOError:
+            inode, st = await self._opens.create_after_lease(directory, name, mode, flags, ctx)
         try:
             if flags & os.O_TRUNC and st.st_size:  # it was there already
                 await self._removals.truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
@@ -291,6 +297,8 @@ class Operations:
         handle = self.handles.get(fh, ByteHandle)
         if isinstance(handle, ControlHandle):
             return await handle.read(offset, size)
+        if self._in_kernel:
+            await self._removals.until_unlocked(handle.inode)
         return os.pread(self._backing.reader(handle.inode), size, offset)
 
     async def write(self, fh: int, offset: int, data: bytes | memoryview, *, kill_suidgid: bool = False) -> int:
@@ -298,6 +306,8 @@ class Operations:
         handle = self.handles.get(fh, ByteHandle)
         if isinstance(handle, ControlHandle):
             return await handle.write(offset, bytes(data))
+        if self._in_kernel:
+            await self._removals.until_unlocked(handle.inode)
         if kill_suidgid:
             self._set_ids.drop(handle.inode)
         return os.pwrite(self._backing.writer(handle.inode), data, offset)
@@ -310,6 +320,9 @@ class Operations:
         handle = self.handles.pop(fh)
         if isinstance(handle, FileHandle):
             self._pins.handle_closed(handle)
+            while handle.inode.nodeid in self._in_kernel:  # close(2) may need the lock, and nothing waits for it here
+                with suppress(OSError):
+                    await self._removals.until_unlocked(handle.inode)
             self._backing.release(handle.inode)
             self._inodes.drop_if_unreferenced(handle.inode)
         elif isinstance(handle, ControlHandle):
@@ -324,6 +337,8 @@ class Operations:
     async def lseek(self, fh: int, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA and SEEK_HOLE; the kernel does the others itself."""
         handle = self.handles.get(fh, FileHandle)
+        if self._in_kernel:
+            await self._removals.until_unlocked(handle.inode)
         return os.lseek(self._backing.any_fd(handle.inode), offset, whence)
 
     async def fallocate(self, fh: int, mode: int, offset: int, length: int, ctx: CallerLike) -> None:
@@ -339,6 +354,8 @@ class Operations:
         """copy_file_range(2), at most 8 MiB a call. Pinned bytes are copied, never shared (SPEC 2)."""
         source = self.handles.get(fh_in, FileHandle).inode
         target = self.handles.get(fh_out, FileHandle).inode
+        if self._in_kernel:
+            await self._removals.until_unlocked(source, target)
         if ctx.uid:  # the request does not say whether the caller may keep the bits
             self._set_ids.drop(target)
         return await self._copies.copy(Place(source, offset_in), Place(target, offset_out), length)
@@ -354,12 +371,11 @@ class Operations:
     async def ioctl(self, fh: int, cmd: int, data: bytes, out_size: int, ctx: CallerLike) -> bytes:
         """The ioctl interface (SPEC 6), and the file flags of chattr(1). ENOTTY: unknown number."""
         handle = self.handles.get(fh, Handle)
-        if cmd in fileflags.COMMANDS and isinstance(handle, DirectoryHandle):
-            return fileflags.ioctl(handle.fd, cmd, data, ctx.uid)
-        if cmd in fileflags.COMMANDS and isinstance(handle, FileHandle):
-            with self._seal.lifted(handle.inode if cmd in fileflags.SETTING else None):
-                answer = fileflags.ioctl(self._backing.any_fd(handle.inode), cmd, data, ctx.uid)
-            return fileflags.without_append(cmd, answer) if self._seal.hides_append(handle.inode) else answer
+        if cmd in fileflags.COMMANDS and isinstance(handle, FileHandle | DirectoryHandle):
+            await self._removals.until_unlocked(handle.inode)
+            if isinstance(handle, DirectoryHandle):
+                return fileflags.ioctl(handle.fd, cmd, data, ctx.uid)
+            return self._attributes.flags_ioctl(handle.inode, cmd, data, ctx.uid)
         if not isinstance(handle, FileHandle):
             raise os_error(errno.ENOTTY)
         return await self._pins.ioctl(handle, cmd, data, out_size, ctx)
@@ -376,17 +392,14 @@ class Operations:
         return Opened(fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
 
     async def readdir(self, fh: int, offset: int, plus: bool, add: Add) -> None:
-        """Give names from `offset` on to `add` until it says that the reply is full.
-
-        With `plus` each name comes with its entry, which counts as a lookup.
-        """
+        """Give names from `offset` on to `add` until the reply is full; with `plus` each with its entry, a lookup."""
         handle = self.handles.get(fh, Handle)
         if isinstance(handle, ControlDirectory):
             self._control.readdir(offset, plus, add)
             return
         if not isinstance(handle, DirectoryHandle):
             raise os_error(errno.EBADF)
-        self._directories.read(handle, offset, plus, add)
+        await self._directories.read(handle, offset, plus, add)
 
     async def releasedir(self, fh: int) -> None:
         """closedir(3)."""
@@ -402,17 +415,13 @@ class Operations:
 
     # The file system as a whole
 
-    async def statfs(self, ctx: CallerLike) -> os.statvfs_result:
-        """statvfs(3) of the source."""
-        return os.fstatvfs(self._inodes.root.fd)
+    async def statfs(self, ctx: CallerLike, nodeid: int = ROOT_ID) -> os.statvfs_result:
+        """statvfs(3) of the source, or of the submount that an inode lies on."""
+        return self._backing.statvfs(self._known(nodeid))
 
     async def syncfs(self, nodeid: int) -> None:
         """syncfs(2)."""
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._inodes.root.fd)
-        try:
-            await self._backing.off_thread(syscalls.syncfs, fd)
-        finally:
-            os.close(fd)
+        await self._backing.sync()
 
     async def access(self, nodeid: int, mask: int, ctx: CallerLike) -> None:
         """access(2). With default_permissions the kernel answers it without a request."""
@@ -427,6 +436,8 @@ class Operations:
         if name.startswith(PREFIX):
             await self._pins.set(inode, name, value, flags, ctx)
         else:
+            if self._in_kernel:
+                await self._removals.until_unlocked(inode)
             with self._seal.lifted(inode), self._set_ids.keeping_from(name):
                 os.setxattr(self._inodes.handle(inode), name, value, flags)
             if kill_sgid:
@@ -456,6 +467,8 @@ class Operations:
         if name.startswith(PREFIX):
             await self._pins.remove(inode, name, ctx)
         else:
+            if self._in_kernel:
+                await self._removals.until_unlocked(inode)
             with self._seal.lifted(inode):
                 os.removexattr(self._inodes.handle(inode), name)
 

@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 
 import trio
 
-from pinfs.core.owners import HandleId, Owner, ProcessId
+from pinfs.core.owners import Owner, ProcessId
 from pinfs.core.pins import Pin, PinRequest, PinSpec, make_pin_request
 from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
@@ -255,12 +255,12 @@ class PinVerbs:
             wanted.note,
         )
         process_id = None if process is None else process.id
-        request = PinRequest(handle.inode.nodeid, HandleId(handle.number), process_id, ctx.uid, None, spec)
+        request = PinRequest(handle.inode.nodeid, handle.number, process_id, ctx.uid, None, spec)
         pin = self._register(request, handle.inode, process)
         return wanted.answered(pin.id)
 
     def _ioctl_query(self, handle: FileHandle, pin_id: int) -> bytes:
-        pins = self._table.by_owner.get(HandleId(handle.number), {})
+        pins = self._table.by_owner.get(handle.number, {})
         pin = self._of_handle(handle, pin_id or next((first.id for first in pins.values()), 0))
         following = pin.id + 1  # mostly; else it has to be looked for, which takes its time with a million pins
         if following not in pins:
@@ -281,7 +281,7 @@ class PinVerbs:
 
     def handle_closed(self, handle: FileHandle) -> None:
         """The last reference to an open file description is gone, and so are its pins (SPEC 4)."""
-        owner = HandleId(handle.number)
+        owner = handle.number
         if owner in self._table.by_owner:
             self._guard.owner_gone(owner, "close")
 
@@ -289,7 +289,7 @@ class PinVerbs:
         """Whether one of the handle's pins is being broken; `wake` is called when that changes."""
         if wake is not None:
             handle.wakes = [*handle.wakes[-15:], wake]
-        return HandleId(handle.number) in self._breaking_of
+        return handle.number in self._breaking_of
 
     def on_handle_event(self, owner: Owner) -> None:
         """Something happened to a pin of this handle: a program that polls it shall look again."""

@@ -7,11 +7,11 @@ away, then the pins. A holder is never notified of a removal that would fail any
 import errno
 import os
 import stat
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final
 
-from pinfs.core.owners import HandleId
 from pinfs.core.ranges import END
 from pinfs.enforce.guard import Guard, RemovalCall
 from pinfs.fs.backing import Backing
@@ -36,6 +36,7 @@ class Removals:
     """All removals of one mount.
 
     Where nothing is pinned and no policy minds mappings (`is_guarded`), which is nearly always, they go straight on.
+    Where the kernel may make the backing wait (`Backing.may_wait`), they run outside the event loop, with a deadline.
     Else they may wait for holders, and fail with EBUSY (ETXTBSY by policy `errno`), EINTR when the caller is
     interrupted, and EAGAIN where its handle does not block (SPEC 3).
     """
@@ -64,14 +65,18 @@ class Removals:
         nonblock: bool = False,
     ) -> None:
         """truncate(2) to `size` bytes. `op` names the call in events; `nonblock`: of an open with O_NONBLOCK."""
-        if not self.is_guarded(inode):
+        may_wait = self._backing.may_wait(inode)
+        if not may_wait and not self.is_guarded(inode):
             with self._seal.lifted(inode), self._set_ids.keeping(inode):
                 os.truncate(self._backing.to_cut(inode), size)
             return
         with self._backing.writing(inode) as fd:
-            if size >= os.fstat(fd).st_size:
-                self._cut(inode, fd, size)
+            takes = size < os.fstat(fd).st_size
+            if not may_wait and (not takes or self._guard.is_free(inode.nodeid, size, END)):
+                with self._seal.lifted(inode), self._set_ids.keeping_of(fd):
+                    os.ftruncate(fd, size)
                 return
+            cut = partial(self._ftruncate, size)
             call = RemovalCall(
                 inode.nodeid,
                 inode.path,
@@ -80,47 +85,68 @@ class Removals:
                 END,
                 caller,
                 check=partial(self._check_may_shrink, inode, syscalls.STATX_ATTR_APPEND),
-                handle=None if handle is None else HandleId(handle.number),
+                handle=None if handle is None else handle.number,
                 nonblock=nonblock or (handle is not None and handle.nonblocking),
             )
-            async with self._guard.removal(call):
-                self._cut(inode, fd, size)
+            await self._take(inode, call, fd, cut, takes=takes, may_wait=may_wait)
 
-    def _cut(self, inode: Inode, fd: int, size: int) -> None:
-        with self._seal.cutting(inode), self._set_ids.keeping(inode):
-            os.ftruncate(fd, size)
+    def _ftruncate(self, size: int, fd: int) -> None:
+        with self._set_ids.keeping_of(fd):
+            syscalls.ftruncate(fd, size)
 
     async def fallocate(self, handle: FileHandle, mode: int, offset: int, length: int, caller: CallerLike) -> None:
         """fallocate(2) of `length` bytes from `offset` on. EOPNOTSUPP: the backing does not know this mode."""
         inode = handle.inode
+        cut = partial(self._fallocate, mode, offset, length)
+        may_wait, guarded = self._backing.may_wait(inode), self.is_guarded(inode)
         with self._backing.writing(inode) as fd:
-            taken = _taken_by_fallocate(fd, mode, offset, length) if self.is_guarded(inode) else None
-            if taken is None:
-                self._fallocate(inode, fd, mode, offset, length)
-            else:
+            taken = _taken_by_fallocate(fd, mode, offset, length) if guarded or may_wait else None
+            if taken is not None and guarded:
                 self._backing.must_support_fallocate(fd, mode)
+            if taken is None and not may_wait:
+                with self._seal.lifted(inode):
+                    cut(fd)
+            else:
                 call = RemovalCall(
                     inode.nodeid,
                     inode.path,
-                    *taken,
+                    *(taken or ("fallocate", offset, offset + length)),
                     caller,
                     check=partial(self._check_may_shrink, inode, _FIXED),
-                    handle=HandleId(handle.number),
+                    handle=handle.number,
                     nonblock=handle.nonblocking,
                 )
-                async with self._guard.removal(call):
-                    self._fallocate(inode, fd, mode, offset, length)
+                await self._take(inode, call, fd, cut, takes=taken is not None, may_wait=may_wait)
         if caller.uid:  # the request does not say whether the caller may keep the bits
             self._set_ids.drop(inode)
 
-    def _fallocate(self, inode: Inode, fd: int, mode: int, offset: int, length: int) -> None:
-        with self._seal.cutting(inode), self._set_ids.keeping(inode):
+    def _fallocate(self, mode: int, offset: int, length: int, fd: int) -> None:
+        with self._set_ids.keeping_of(fd):
             syscalls.fallocate(fd, mode, offset, length)
+
+    async def _take(
+        self, inode: Inode, call: RemovalCall, fd: int, cut: Callable[[int], None], *, takes: bool, may_wait: bool
+    ) -> None:
+        """Have the guard decide, and make `cut` on the descriptor: here, or in a thread where it `may_wait`
+        (`Cuts.around` lifts the seal then)."""
+        if may_wait:
+            await self._guard.cut(call, fd, cut, takes=takes)
+        else:
+            async with self._guard.removal(call):
+                with self._seal.lifted(inode):
+                    cut(fd)
 
     def _check_may_shrink(self, inode: Inode, attributes: int) -> None:
         """EPERM: the file has become append-only or immutable since it was opened (do_ftruncate(), vfs_fallocate())."""
         if self._attributes(inode) & attributes:
             raise os_error(errno.EPERM)
+
+    async def until_unlocked(self, *inodes: Inode | None) -> None:
+        """Return when the kernel has finished the removals of these files (SPEC 3.9): it locks them meanwhile, and
+        calls that need the lock would block the event loop. EBUSY: it does not finish."""
+        for inode in inodes:
+            if inode is not None and inode.nodeid in self._guard.cuts.inodes:
+                await self._guard.until_uncut(inode.nodeid, inode.path())
 
     # Names
 

@@ -133,7 +133,8 @@ class Seal:
         return left
 
     def close(self) -> None:
-        """Lift all: the mount has ended in good order."""
+        """Lift all: the mount has ended in good order. A file with a cut under way has no flag, and is not touched: its
+        inode may stay locked."""
         for record in list(self.files.values()):
             with logged("lifting a seal"):
                 self._drop(record, forget=False)
@@ -219,10 +220,13 @@ class Seal:
         record = self.files.get(inode.nodeid)
         return _AS_IT_IS if record is None else _Lifted(self, record)
 
-    def cutting(self, inode: Inode) -> AbstractContextManager[None]:
-        """The same for a cut, which may wait in the kernel with the inode's lock: no flag is set meanwhile either, as
-        that would wait for the lock. A pin that comes is sealed at the end of the cut."""
-        if self.unavailable_because:
+    def cutting(self, inode: Inode | None) -> AbstractContextManager[None]:
+        """The same for a cut in a thread, which may wait in the kernel with the inode's lock: no flag is set meanwhile
+        either, as that would wait for the lock. A pin that comes is sealed at the end of the cut.
+
+        Entered and left on the event loop only; left when the thread has ended (`Cuts.around`).
+        """
+        if inode is None or self.unavailable_because:
             return self.lifted(inode)
         record = self.files.get(inode.nodeid)
         if record is None:
@@ -240,7 +244,7 @@ class Seal:
         record.lifters -= 1
         if record.lifters or self.files.get(record.inode.nodeid) is not record:
             return
-        if not self._has_pins(record.inode.nodeid):
+        if not self._has_pins(record.inode.nodeid) or self._policy(record.inode).seal == "off":
             self._drop(record)
             return
         try:
@@ -305,7 +309,7 @@ class Seal:
         finally:
             self.files.pop(record.inode.nodeid, None)
             if forget:
-                self._inodes.drop_if_unreferenced(record.inode)
+                self._inodes.drop_id_if_unreferenced(record.inode.nodeid)
 
     def _descriptor(self, record: _Sealed) -> tuple[int, bool]:
         """A descriptor for the ioctls, and whether it is to be closed."""

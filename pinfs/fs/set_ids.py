@@ -74,6 +74,10 @@ class SetIds:
         """For calls that would drop the bits of `inode` because the daemon makes them."""
         return self._privileges if self._inodes.stat(inode).st_mode & _SET_IDS else _AS_WE_ARE
 
+    def keeping_of(self, fd: int) -> AbstractContextManager[None]:
+        """The same for the file of a descriptor, in any thread."""
+        return self._privileges if os.fstat(fd).st_mode & _SET_IDS else _AS_WE_ARE
+
     def keeping_from(self, attribute: bytes) -> AbstractContextManager[None]:
         """For setting `attribute`: an access ACL would drop S_ISGID because the daemon sets it."""
         return self._privileges if attribute == ACCESS_ACL else _AS_WE_ARE

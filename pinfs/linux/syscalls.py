@@ -14,6 +14,7 @@ from pinfs.linux.libc import checked, libc, libc_quick
 
 AT_FDCWD: Final = -100
 AT_EMPTY_PATH: Final = 0x1000
+AT_STATX_FORCE_SYNC: Final = 0x2000
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
@@ -53,6 +54,7 @@ class Timespec(ctypes.Structure):
 
 
 libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+libc.ftruncate.argtypes = (ctypes.c_int, ctypes.c_int64)
 libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 libc.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int)
 libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
@@ -80,6 +82,11 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     checked(libc.fallocate(fd, mode, offset, length))
 
 
+def ftruncate(fd: int, size: int) -> None:
+    """ftruncate(2) to `size` bytes. EINTR: unlike os.ftruncate, it is not made again after a signal (PEP 475)."""
+    checked(libc.ftruncate(fd, size))
+
+
 def utimens(path: bytes, atime_ns: int | None, mtime_ns: int | None, *, now: int) -> None:
     """utimensat(2) on a path (followed): nanoseconds, the value of `now` for the present, None: leave a time alone."""
     times = (Timespec * 2)(_timespec(atime_ns, now), _timespec(mtime_ns, now))
@@ -94,11 +101,11 @@ def _timespec(ns: int | None, now: int) -> Timespec:
     return Timespec(*divmod(ns, 1_000_000_000))
 
 
-def _statx(fd: int, mask: int) -> bytes:
+def _statx(fd: int, mask: int, flags: int = 0) -> bytes:
     """struct statx of what `fd` (O_PATH will do) refers to: mask at byte 0, attributes at 8, birth time at 80, the
     attributes that the file system knows at 56 (statx(2))."""
     result = ctypes.create_string_buffer(256)
-    checked(libc.statx(fd, b"", AT_EMPTY_PATH, mask, result))
+    checked(libc.statx(fd, b"", AT_EMPTY_PATH | flags, mask, result))
     return result.raw
 
 
@@ -110,6 +117,11 @@ def attributes_of(fd: int) -> int:
 def known_attributes_of(fd: int) -> int:
     """STATX_ATTR_* of which the file system below `fd` can tell whether a file has them (stx_attributes_mask)."""
     return int.from_bytes(_statx(fd, 0)[56:64], "little")
+
+
+def wait_for_attributes(fd: int) -> None:
+    """Have the server of a file system answer for what `fd` (O_PATH will do) refers to, without the cache."""
+    _statx(fd, STATX_BASIC_STATS, AT_STATX_FORCE_SYNC)
 
 
 def birth_time_ns(fd: int) -> int | None:
@@ -158,6 +170,11 @@ def is_thread_of(pid: int, tid: int) -> bool:
     EPERM: there is one that may not be signalled; the kernel compares the thread group before it looks at permissions.
     """
     return not _tgkill(pid, tid, 0) or ctypes.get_errno() == errno.EPERM
+
+
+def signal_thread(pid: int, tid: int, signo: int) -> bool:
+    """tgkill(2). False: the process has no such thread (any more)."""
+    return not _tgkill(pid, tid, signo)
 
 
 class _CapHeader(ctypes.Structure):

@@ -66,5 +66,17 @@ def describe(event: EventJson) -> str:
     return " ".join(words)
 
 
+def in_kernel_text(removal: EventJson) -> str:
+    """A removal of `in_kernel` in `.pinfs/status`: what it takes, how long it has waited, what maps the file."""
+    end = "end" if removal["to"] is None else removal["to"]
+    where = f"inode {removal['inode']}" if removal["path"] is None else printable(removal["path"])
+    words = [f"{removal['op']} of {where} [{removal['from']}, {end})"]
+    words += [f"by {_process(removal)}"] if removal.get("pid") else []
+    words += [f"has waited {removal['waited_s']:.1f} s for pages that the kernel holds"]
+    words += [] if removal["interruptible"] else ["and cannot be interrupted"]
+    mapped_by = [f"{_process(by)} ({by['pinned_bytes']} bytes pinned)" for by in removal.get("mapped_by", ())]
+    return " ".join(words) + (f"; mapped by {printable(', '.join(mapped_by))}" if mapped_by else "")
+
+
 def _process(process: EventJson) -> str:
     return " ".join(str(process[key]) for key in ("pid", "comm") if process.get(key) is not None)

@@ -39,7 +39,10 @@ class FileSystem:
     def close(self) -> None:
         """Lift all seals, and let go of all descriptors."""
         self.backing.seal.close()
-        self.inodes.close()
+        if not len(
+            self.guard.cuts
+        ):  # else closing could wait for a call that no signal ends; the process's end does it
+            self.inodes.close()
         self.holders.close()
 
 
@@ -65,6 +68,8 @@ def assemble(
     hub.breaking_of = book.breaks.of_process
     holders.on_forgotten = hub.forget
     backing = Backing(inodes, passthrough, share, seal)
+    backing.evictions.any_may_wait = lambda: guard.cuts.left_alone > 0
+    guard.cuts.around = lambda nodeid: seal.cutting(inodes.known(nodeid))
     verbs = PinVerbs(guard, holders, inodes, backing, HandleTable())
     guard.on_handle_event = verbs.on_handle_event
     hub.on_subscribers = book.set_subscribed
@@ -80,10 +85,12 @@ def assemble(
     book.files.on_empty = unpinned
 
     def metrics() -> list[Family]:
-        gauges = Gauges.of(book, inodes, backing, holders, passthrough=not passthrough.unavailable_because)
+        gauges = Gauges.of(guard, inodes, backing, holders, passthrough=not passthrough.unavailable_because)
         return list(families(stats, book, gauges))
 
-    control = Control(Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status).files())
+    control = Control(
+        Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status, guard.cuts.shown).files()
+    )
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout)
     operations = Operations(inodes, backing, guard, verbs, control, timeouts)
     return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics)

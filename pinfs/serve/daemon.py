@@ -78,6 +78,7 @@ async def serve(
         await nursery.start(daemon.fs.guard.run)
         await nursery.start(daemon.fs.backing.seal.run)
         await nursery.start(daemon.fs.holders.run)
+        nursery.start_soon(daemon.fs.operations.submounts.run)
         with daemon.serving:
             async with trio.open_nursery() as serving:
                 await serving.start(transport.run)
@@ -248,6 +249,7 @@ class Daemon:
             "negotiated": self.negotiated,
             "pins": len(book.table),
             "waiting": book.waiting,
+            "evictions": len(self.fs.backing.evictions),
             "descriptors": descriptors.in_use(),
         }
 

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from pinfs.core.book import PinBook
+from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.fs.backing import Backing
 from pinfs.fs.inodes import InodeTable
@@ -34,11 +35,13 @@ class Gauges:
     descriptors: float
     passthrough: int
     sealed_files: int
+    removals_in_kernel: int
+    removals_uninterruptible: int
+    evictions: int
 
     @classmethod
-    def of(
-        cls, book: PinBook, inodes: InodeTable, backing: Backing, holders: Holders, *, passthrough: bool
-    ) -> "Gauges":
+    def of(cls, guard: Guard, inodes: InodeTable, backing: Backing, holders: Holders, *, passthrough: bool) -> "Gauges":
+        book = guard.book
         return cls(
             len(book.table),
             book.table.pinned_bytes,
@@ -49,6 +52,9 @@ class Gauges:
             math.nan if (used := in_use()) is None else used,
             int(passthrough),
             backing.seal.count,
+            len(guard.cuts),
+            guard.cuts.left_alone,
+            len(backing.evictions),
         )
 
 
@@ -60,6 +66,9 @@ _GAUGES = {
     "open_files": "Backing files that are open",
     "inodes": "Inodes that the kernel or a pin refers to",
     "descriptors": "Descriptors of the daemon",
+    "removals_in_kernel": "Calls on the backing that remove bytes, under way in threads",
+    "removals_uninterruptible": "Those of them that no signal ends; their breakers are answered",
+    "evictions": "Last closes of files without a name that wait in the kernel",
     "passthrough": "1 where the kernel reads and writes backing files by itself",
     "sealed_files": "Files that the kernel keeps from being cut (append-only flag)",
 }

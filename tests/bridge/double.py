@@ -215,7 +215,7 @@ class Double:
     async def fsyncdir(self, fh, datasync) -> None:
         os.fsync(self.handles[fh][0])
 
-    async def statfs(self, ctx) -> os.statvfs_result:
+    async def statfs(self, ctx, nodeid=1) -> os.statvfs_result:
         return os.fstatvfs(self.nodes[1])
 
     async def syncfs(self, nodeid) -> None: ...

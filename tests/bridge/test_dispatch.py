@@ -649,7 +649,7 @@ async def test_a_handler_that_awaits_something_foreign_is_eio(parked: bool) -> N
         def __await__(self):
             yield "asyncio has these"
 
-    async def statfs(ctx):
+    async def statfs(ctx, nodeid):
         if parked:
             await park()
         await Foreign()
@@ -664,7 +664,7 @@ async def test_a_handler_that_awaits_something_foreign_is_eio(parked: bool) -> N
 async def test_a_handler_that_forgets_to_park_is_eio() -> None:
     ops = Canned()
 
-    async def statfs(ctx):
+    async def statfs(ctx, nodeid):
         try:
             await trio.sleep(0)
         finally:

@@ -70,7 +70,7 @@ async def test_links_to_two_chains_take_both_with_them(bench: Bench, chain: list
 
 async def test_a_file_at_a_depth_works_as_any_other(bench: Bench, chain: list[int]) -> None:
     nodeid = await file_in(bench, chain[-1])
-    bench.fs.inodes.max_descriptors = 32
+    bench.fs.inodes.descriptors.max_descriptors = 32
     assert bench.fs.inodes.path_of(nodeid) == "deep/" * DEPTH + "f"
     await bench.pin(nodeid, "p", "0:5")
     assert (await bench.ops.getattr(chain[0], ME)).st_ino == chain[0]

@@ -181,7 +181,7 @@ async def test_a_directory_read_while_it_changes(bench: Bench) -> None:
 
 
 async def test_a_walk_keeps_few_descriptors(bench: Bench) -> None:
-    bench.fs.inodes.max_descriptors = 32
+    bench.fs.inodes.descriptors.max_descriptors = 32
     nodeid, ids = ROOT_ID, []
     for _ in range(400):
         nodeid = (await bench.ops.mkdir(nodeid, b"deeper", 0o755, ME)).nodeid

@@ -1,0 +1,58 @@
+"""Kinds of file systems, by what statfs(2) says of them (linux/magic.h), and what their calls may wait for."""
+
+import os
+from typing import Final
+
+from pinfs.linux.syscalls import file_system_magic
+
+TMPFS_MAGIC: Final = 0x01021994
+RAMFS_MAGIC: Final = 0x858458F6
+HUGETLBFS_MAGIC: Final = 0x958458F6
+IN_MEMORY: Final = frozenset({TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC})
+
+EXT_MAGIC: Final = 0xEF53
+XFS_MAGIC: Final = 0x58465342
+ON_DISK: Final = frozenset(
+    {
+        EXT_MAGIC,
+        XFS_MAGIC,
+        0x9123683E,  # btrfs
+        0xF2F52010,  # f2fs
+        0xCA451A4E,  # bcachefs
+        0x2FC12FC1,  # zfs
+        0x4D44,  # vfat
+        0x2011BAB0,  # exfat
+        0x5346544E,  # ntfs
+        0x7366746E,  # ntfs3
+    }
+)
+CAN_BE_DAX: Final = frozenset({EXT_MAGIC, XFS_MAGIC})
+
+
+def cuts_may_wait(fd: int) -> bool:
+    """Whether a call that takes blocks from a file may wait for pages that the kernel holds, or for another program.
+
+    `fd` (O_PATH will do): any file of the file system. In memory and on ordinary disks pages that are held leave the
+    file and live on, so that a cut waits for the disk at most, as every call on it does. On DAX the pages are the
+    blocks: the cut waits until they are let go. What other programs and machines serve (FUSE, NFS, 9p...), stacked file
+    systems and kinds that are not known here may do either.
+    """
+    kind = file_system_magic(fd)
+    if kind in IN_MEMORY:
+        return False
+    return kind not in ON_DISK or (kind in CAN_BE_DAX and _device_can_be_dax(os.fstat(fd).st_dev))
+
+
+def _device_can_be_dax(device: int) -> bool:
+    """What sysfs says of the block device (queue/dax; a partition has that of its disk). True where it does not say.
+
+    The device counts, not the file: with dax=inode each file of it may change (xfs(5), ext4 documentation).
+    """
+    directory = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
+    for queue in ("queue", "../queue"):
+        try:
+            with open(f"{directory}/{queue}/dax", "rb") as answer:
+                return answer.read().strip() != b"0"
+        except OSError:
+            continue
+    return True
