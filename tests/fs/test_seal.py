@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from pinfs.fs.inodes import ROOT_ID
 from pinfs.fs.seal import IDLE_S, Seal
 from pinfs.fs.seallist import SealedFile, SealList, read_list, source_of
-from pinfs.fs.types import SetAttr
+from pinfs.fs.types import Caller, SetAttr
 from pinfs.linux.inodeflags import APPEND
+from pinfs.linux.interruptible import Result
 from pinfs.linux.ioctl import FS_IOC_GETFLAGS as GETFLAGS
 from pinfs.linux.ioctl import FS_IOC_SETFLAGS as SETFLAGS
 
 from .conftest import ME, Bench
 
 NODUMP = 0x40
+OTHER = Caller(0, 0, 1)
 
 
 class FakeFlags:
@@ -158,6 +161,113 @@ async def test_nothing_is_set_while_a_cut_may_hold_the_lock_of_the_inode(world: 
     assert world.is_flagged
 
 
+class HeldCall:
+    """A call on the backing that waits in the kernel until the test ends it. `fails`: it cannot be started."""
+
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.world = world
+        self.was_flagged_at_its_start: list[bool] = []
+        self.changes_before = 0
+        self.fails = False
+        monkeypatch.setattr("pinfs.fs.backing.Backing.may_wait", lambda backing, inode: True)
+        world.bench.fs.guard.cuts.start = self._start
+
+    def _start(self, fd: int, call: Callable[[int], None], ended: Callable[[Result], None]) -> HeldCall:
+        if self.fails:
+            raise OSError(errno.EMFILE, "no descriptor")
+        self.was_flagged_at_its_start.append(self.world.is_flagged)
+        self.changes_before = self.world.flags.set
+        self.end = ended
+        return self
+
+    @property
+    def is_untouched(self) -> bool:
+        """The file is without the flag, and no call has set flags since this one began."""
+        return not self.world.is_flagged and self.world.flags.set == self.changes_before
+
+    def wait(self, limit_s: float) -> Result | None:
+        return None
+
+    def interrupt(self) -> None:
+        """No signal ends it."""
+
+
+@pytest.fixture
+def held(world: World, monkeypatch: pytest.MonkeyPatch) -> HeldCall:
+    return HeldCall(world, monkeypatch)
+
+
+async def test_a_cut_in_a_thread_is_without_the_flag_until_its_thread_ends(
+    world: World, held: HeldCall, autojump_clock: object
+) -> None:
+    await world.pin()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.bench.truncate, world.nodeid, 50)
+        await trio.testing.wait_all_tasks_blocked()
+        assert held.was_flagged_at_its_start == [False]
+        await world.pin("b", "20:5")
+        await world.release("a")
+        assert held.is_untouched
+        held.end(0)
+    assert (world.is_flagged, world.listed()) == (True, [b"f"])
+    await world.release("b")
+    await idle()
+    assert (world.is_flagged, world.seal.files) == (False, {})
+
+
+async def test_a_cut_that_is_left_alone_keeps_its_file_without_the_flag(
+    world: World, held: HeldCall, autojump_clock: object
+) -> None:
+    await world.pin()
+    with pytest.raises(OSError) as refused:
+        await world.bench.truncate(world.nodeid, 50)
+    assert (refused.value.errno, world.bench.fs.guard.cuts.left_alone) == (errno.EBUSY, 1)
+    await world.pin("b")
+    assert held.is_untouched
+    await world.release("a")
+    await world.release("b")
+    await idle()
+    await world.pin("c")
+    assert held.is_untouched
+    held.end(errno.EINTR)
+    await trio.testing.wait_all_tasks_blocked()
+    assert (world.is_flagged, world.bench.fs.guard.cuts.left_alone) == (True, 0)
+
+
+async def test_the_end_of_the_mount_does_not_touch_a_file_whose_cut_is_left_alone(
+    world: World, held: HeldCall, autojump_clock: object
+) -> None:
+    await world.pin()
+    with pytest.raises(OSError):
+        await world.bench.truncate(world.nodeid, 50)
+    world.seal.close()
+    assert held.is_untouched
+    held.end(0)
+    await trio.testing.wait_all_tasks_blocked()
+    assert held.is_untouched
+
+
+async def test_a_cut_that_cannot_be_started_leaves_the_flag_set(world: World, held: HeldCall) -> None:
+    await world.pin()
+    held.fails = True
+    with pytest.raises(OSError, match="no descriptor"):
+        await world.bench.truncate(world.nodeid, 50)
+    assert (world.is_flagged, world.listed()) == (True, [b"f"])
+
+
+async def test_a_removal_that_waits_for_a_holder_leaves_the_flag_set(world: World, held: HeldCall) -> None:
+    await world.pin(value="0:100,mode=lease,signal=none")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.bench.truncate, world.nodeid, 50, OTHER)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (held.was_flagged_at_its_start, world.is_flagged) == ([], True)
+        await world.release()
+        await trio.testing.wait_all_tasks_blocked()
+        assert held.was_flagged_at_its_start == [False]
+        held.end(0)
+    assert (world.is_flagged, world.listed()) == (False, [])
+
+
 async def test_files_without_pins_are_left_alone(world: World) -> None:
     await world.bench.truncate(world.nodeid, 5)
     await world.bench.ops.setattr(world.nodeid, SetAttr(mode=0o600), None, ME)
@@ -220,7 +330,10 @@ async def test_required_seals(world: World, options: list[str]) -> None:
 @pytest.mark.parametrize("options", [["seal=off"]], indirect=False)
 async def test_seals_switched_off(world: World, options: list[str]) -> None:
     await world.pin()
-    assert world.flags.set == 0
+    await world.bench.truncate(world.nodeid, 50)
+    with world.seal.cutting(world.bench.fs.inodes.get(world.nodeid)):
+        assert world.flags.set == 0
+    assert (world.flags.set, world.seal.files) == (0, {})
 
 
 async def test_chattr_of_a_sealed_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
