@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from support import start
@@ -99,7 +100,7 @@ def test_a_failed_test_blames_itself_only(tmp_path: Path) -> None:
     arguments = ["-c", start.REPO / "pyproject.toml", "--rootdir", tmp_path, "-p", "conftest", "-p", "no:cacheprovider"]
     code, text = outcomes([sys.executable, "-m", "pytest", *arguments, f"--junitxml={report}", program])
     assert code == 1, text
-    cases = ElementTree.parse(report).getroot().iter("testcase")  # noqa: S314
+    cases = ElementTree.parse(report).getroot().iter("testcase")
     blamed = {case.get("name") for case in cases if {"failure", "error"} & {child.tag for child in case}}
     assert blamed == {
         "test_that_fails_with_an_open_file",
@@ -108,7 +109,7 @@ def test_a_failed_test_blames_itself_only(tmp_path: Path) -> None:
     }, text
 
 
-def outcomes(command: list[str | Path]) -> tuple[int, str]:
+def outcomes(command: list[Any]) -> tuple[int, str]:
     """Exit status and output of pytest."""
     environment = os.environ | {"PYTHONPATH": str(start.REPO / "tests")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environment)

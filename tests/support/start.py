@@ -1,8 +1,8 @@
-"""The circumstances of a run: known values, the same for every starter (a terminal, `make test &`, nohup, cron, a git hook,
-a service manager, CI). Processes inherit all of them, so that the daemons and actors of the tests start from them too.
+"""The circumstances of a run: known values, the same for every starter (a terminal, `make test &`, nohup, cron, a git
+hook, a service manager, CI). Children inherit them, so that the daemons and actors of the tests start from them too.
 
-What stays as the starter chose it: priority and CPU affinity (`nice make test` is a wish), the session and its terminal,
-namespaces, capabilities, and the variables in `KEPT`.
+What stays as the starter chose it: priority and CPU affinity (`nice make test` is a wish), the session and its
+terminal, namespaces, capabilities, and the variables in `KEPT`.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _home() -> str:
 def is_misread() -> bool:
     """Whether this interpreter has taken its encoding or its warnings, from variables at its
     start. (Options on the command line are a wish.)"""
-    if RESTARTED in os.environ:
+    if os.environ.pop(RESTARTED, None):
         return False
     if sys.getfilesystemencoding() != "utf-8" or locale.getpreferredencoding(False).lower() != "utf-8":
         return True
@@ -134,4 +134,4 @@ def is_misread() -> bool:
 
 def restart() -> NoReturn:
     """Begins this program once more, with known variables."""
-    os.execve(sys.executable, sys.orig_argv, known_environment(os.environ) | {RESTARTED: "1"})  # noqa: S606
+    os.execve(sys.executable, sys.orig_argv, known_environment(os.environ) | {RESTARTED: "1"})
