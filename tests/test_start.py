@@ -69,7 +69,7 @@ def test_children_inherit_known_values() -> None:
 def test_limits() -> None:
     assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    assert soft == min(1024, hard)
+    assert soft == min(start.LIMITS[resource.RLIMIT_NOFILE][0], hard)
 
 
 def test_environment() -> None:

@@ -40,7 +40,7 @@ DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/s
 
 INFINITE = resource.RLIM_INFINITY
 LIMITS = {
-    resource.RLIMIT_NOFILE: (1024, 524_288),  # as systemd starts services
+    resource.RLIMIT_NOFILE: (20_000, 20_000),  # a daemon's caches take a share of these
     resource.RLIMIT_CORE: (0, INFINITE),
     resource.RLIMIT_FSIZE: (INFINITE, INFINITE),
     resource.RLIMIT_DATA: (INFINITE, INFINITE),
