@@ -210,9 +210,7 @@ WAYS: dict[str, Way] = {
         lambda p: os.ftruncate(p.fd, PAGE),
         where=FROM_BEFORE,
     ),
-    "old_punch": _handle(
-        "fallocate(2) `PUNCH_HOLE`, the same", _fallocate(PUNCH_HOLE | KEEP_SIZE), where=FROM_BEFORE
-    ),
+    "old_punch": _handle("fallocate(2) `PUNCH_HOLE`, the same", _fallocate(PUNCH_HOLE | KEEP_SIZE), where=FROM_BEFORE),
 }
 
 
