@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+import subprocess
+from pathlib import Path
 
-from breaks.promises import COMMAND, GENERATED, MODES, NoDiskError, Results, block, results, rows
-from breaks.ways import MOUNT, WAYS
+import pytest
+from conftest import NewMount
+from support.mounts import umount
+
+from breaks.promises import COMMAND, GENERATED, KINDS, MODES, NoDiskError, Results, block, results, rows
+from breaks.ways import CONTENT, MOUNT, WAYS
 
 NOT_HERE = ", pin or none"
 """In a cell: the kernel or the backing has no such operation. Other kernels and versions of mkfs have."""
 
 
-@pytest.fixture(scope="module", params=["tmpfs", "ext4", "xfs"])
+@pytest.fixture(scope="module", params=KINDS)
 def tried(fuse: None, root: None, request: pytest.FixtureRequest) -> Results:
     try:
         return results(request.param)
@@ -45,6 +50,25 @@ def test_no_system_call_on_the_mount_takes_a_pinned_page(tried: Results) -> None
     through = {trial: seen for trial, seen in tried.items() if WAYS[trial.way].where[trial.column] == MOUNT}
     pinned = {trial: seen for trial, seen in through.items() if trial.mode in MODES[1:] and trial.column == "mount"}
     assert [trial for trial, seen in pinned.items() if seen.changed] == []
+
+
+def test_no_mount_option_of_the_backing_takes_a_page(base: Path, new_mount: NewMount) -> None:
+    """As root, while the daemon lives: a smaller tmpfs, a read-only one, none at all."""
+    backing = base / "backing"
+    backing.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", backing], check=True)
+    try:
+        mount = new_mount(source=backing)
+        (mount.path / "f").write_bytes(CONTENT)
+        mount.actor().pin(mount.path / "f", "p", "0:0,mode=deny")
+        for options in ("size=4k", "ro", "rw"):
+            subprocess.run(["mount", "-o", f"remount,{options}", backing], check=False, stderr=subprocess.DEVNULL)
+            assert (backing / "f").read_bytes() == (mount.path / "f").read_bytes() == CONTENT
+        with pytest.raises(OSError, match="busy"):
+            umount(backing)
+        mount.stop()
+    finally:
+        umount(backing)
 
 
 def _cells(row: str) -> list[str]:

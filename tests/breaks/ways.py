@@ -64,8 +64,8 @@ FROM_BEFORE = {"dead": MOUNT}
 
 @dataclass(frozen=True)
 class Way:
-    """`has`: what the process opened before the pin came ("handle", "mapping", nothing). `where`: for each column of the
-    table through which directory it goes. `on`: the backing that has this way."""
+    """`has`: what the process opened before the pin came ("handle", "mapping", nothing). `where`: for each column of
+    the table through which directory it goes. `on`: the backing, and how it is mounted."""
 
     text: str
     act: Act
@@ -179,6 +179,13 @@ WAYS: dict[str, Way] = {
     "resv_zero": _handle("ioctl(2) `FS_IOC_ZERO_RANGE`", _ioctl(RESV_ZERO_RANGE, _space)),
     "madvise": _mapping("madvise(2) `MADV_REMOVE`", _madvise),
     "madvise_tmpfs": _mapping("madvise(2) `MADV_REMOVE`", _madvise, "tmpfs"),
+    "madvise_slow": Way(
+        "madvise(2) `MADV_REMOVE`",
+        _madvise,
+        "mapping",
+        {"mapping": MOUNT, "dead": MOUNT},
+        "tmpfs without passthrough",
+    ),
     "map_files": _mapping("open(2) with `O_TRUNC` of /proc/PID/map_files/RANGE", _map_files),
     "unlink": Way("unlink(2) of the last name", lambda p: os.unlink(p.file)),
     "unlink_tmpfs": Way("unlink(2) of the last name", lambda p: os.unlink(p.file), on="tmpfs"),
@@ -233,7 +240,7 @@ def lay_out(directory: str, way: str) -> None:
 
 
 def get_ready(trials: Sequence[tuple[str, str]]) -> None:
-    """Opens and maps what the ways of (way, directory) need. No descriptor where a name is taken: it keeps the bytes."""
+    """Opens and maps what the ways of (way, directory) need. A descriptor keeps the bytes of a name."""
     for name, directory in trials:
         place = _places[directory] = Place(directory)
         if WAYS[name].has == "handle":
