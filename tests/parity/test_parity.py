@@ -1,6 +1,6 @@
 """Everything that is not about pins behaves as the backing directory does (SPEC 11): the same calls on both, compared.
 
-PINFS_PARITY_SECONDS says how long each backing is driven (default 15 s), and other kinds of mounts a third of it.
+PINFS_PARITY_SECONDS says how long each backing is driven (default 7 s), and other kinds of mounts a third of it.
 A failure prints a program that repeats it.
 """
 
@@ -30,7 +30,7 @@ from parity.modes import BY_A_USER, ON_TMPFS, PYFUSE3_ALONE, STRAIGHT, THROUGH_T
 from parity.pair import DifferenceError, Pair
 
 NewMount = Callable[..., mounts.Mount]
-SECONDS = float(os.environ.get("PINFS_PARITY_SECONDS", "15"))
+SECONDS = float(os.environ.get("PINFS_PARITY_SECONDS", "7"))
 LIMIT_S = 600.0
 """What a minute's drive may take: a failure is made as short as it can be, which takes its time."""
 
