@@ -12,7 +12,7 @@ from support.seeds import SEED
 
 from breaks import storm
 
-SECONDS = float(os.environ.get("PINFS_STRESS_SECONDS", "15"))
+SECONDS = float(os.environ.get("PINFS_STRESS_SECONDS", "7"))
 EACH = 50
 
 

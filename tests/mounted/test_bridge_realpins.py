@@ -144,8 +144,11 @@ def reads_a_second(buffers: Path, data: Path) -> float:
 
 def test_pinned_pages_of_a_mount_are_as_fast_as_those_of_tmpfs(shared_dir: Path, base: Path, data: Path) -> None:
     """Because they are the same pages. The best of runs in turns, since other programs can only slow one down; half of
-    them would be enough to see another layer."""
-    runs = [(reads_a_second(shared_dir / "buffers", data), reads_a_second(base / "buffers", data)) for _ in range(7)]
-    print("reads a second on the mount, on tmpfs:", *(f"{here:.0f}, {there:.0f};" for here, there in runs))
-    here, there = map(max, zip(*runs, strict=True))
-    assert here >= 0.8 * there  # 0.95 to 1.05 on a quiet machine
+    them would be enough to see another layer. Three runs of each say it on a quiet machine."""
+    runs: list[tuple[float, float]] = []
+    for _ in range(7):
+        runs.append((reads_a_second(shared_dir / "buffers", data), reads_a_second(base / "buffers", data)))
+        here, there = map(max, zip(*runs, strict=True))
+        if len(runs) >= 3 and here >= 0.8 * there:  # 0.95 to 1.05 on a quiet machine
+            return
+    pytest.fail("; ".join(f"{here:.0f} reads a second on the mount, {there:.0f} on tmpfs" for here, there in runs))

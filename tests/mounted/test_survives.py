@@ -31,6 +31,7 @@ MIB = 1 << 20
 PIN = 3 << 30 | 104 << 16 | ord("P") << 8 | 0xA0  # PINFS_IOC_PIN (include/pinfs.h)
 GETDENTS64 = {"x86_64": 217}.get(os.uname().machine, 61)
 
+STRESS_S = float(os.environ.get("PINFS_STRESS_SECONDS", "7"))
 BRIDGES = pytest.mark.parametrize("bridge", ["bridge=auto", "bridge=off"])
 
 
@@ -224,7 +225,7 @@ def test_callers_that_are_killed_at_any_moment(new_mount: NewMount, bridge: str)
     program = (
         "import os, sys, time\n"
         "os.chdir(sys.argv[1])\n"
-        "end = time.monotonic() + 10\n"
+        "end = time.monotonic() + float(sys.argv[2])\n"
         "while time.monotonic() < end and os.path.exists('.'):\n"
         "    children = []\n"
         "    for _ in range(8):\n"
@@ -238,7 +239,7 @@ def test_callers_that_are_killed_at_any_moment(new_mount: NewMount, bridge: str)
         "    for child in children:\n"
         "        os.waitpid(child, 0)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program, str(mount.path)]) as killer:
+    with subprocess.Popen([sys.executable, "-c", program, str(mount.path), str(STRESS_S * 2 / 3)]) as killer:
         while killer.poll() is None and serves(mount):
             time.sleep(0.1)
         killer.kill()

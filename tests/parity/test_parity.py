@@ -1,6 +1,6 @@
 """Everything that is not about pins behaves as the backing directory does (SPEC 11): the same calls on both, compared.
 
-PINFS_PARITY_SECONDS says how long each backing is driven (default 15 s), and other kinds of mounts a third of it.
+PINFS_PARITY_SECONDS says how long each backing is driven (default 7 s), and other kinds of mounts a third of it.
 A failure prints a program that repeats it.
 """
 
@@ -40,7 +40,7 @@ from parity.modes import (
 from parity.pair import DifferenceError, Pair
 
 NewMount = Callable[..., mounts.Mount]
-SECONDS = float(os.environ.get("PINFS_PARITY_SECONDS", "15"))
+SECONDS = float(os.environ.get("PINFS_PARITY_SECONDS", "7"))
 LIMIT_S = 600.0
 """What a minute's drive may take: a failure is made as short as it can be, which takes its time."""
 

@@ -5,7 +5,7 @@ import mmap
 import os
 import struct
 
-READ, WRITE = 22, 23  # IORING_OP_*
+FALLOCATE, READ, WRITE, FTRUNCATE = 17, 22, 23, 55  # IORING_OP_*
 READ_FIXED = 4
 _SETUP, _ENTER, _REGISTER = 425, 426, 427
 _REGISTER_BUFFERS, _UNREGISTER_BUFFERS = 0, 1
@@ -20,7 +20,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Ring:
-    """Reads and writes of a descriptor through io_uring. `with` closes it."""
+    """Operations on a descriptor through io_uring. `with` closes it."""
 
     def __init__(self) -> None:
         params = bytearray(120)  # struct io_uring_params
@@ -49,6 +49,10 @@ class Ring:
     def call(self, opcode: int, fd: int, buffer: mmap.mmap | memoryview, size: int, offset: int) -> int:
         """The result of one read or write of `size` bytes. OSError as from pread(2) and pwrite(2)."""
         address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        return self.submit(opcode, fd, offset, address, size)
+
+    def submit(self, opcode: int, fd: int, offset: int, address: int = 0, size: int = 0) -> int:
+        """The result of one operation, whose arguments lie in these fields (io_uring_enter(2)). OSError as it says."""
         self._sqes[: _SQE.size] = _SQE.pack(opcode, 0, 0, fd, offset, address, size, 0)
         self._put(self._tail, self._get(self._tail) + 1)
         _checked(_libc.syscall(_ENTER, self._fd, 1, 1, _GET_EVENTS, None, 0))
