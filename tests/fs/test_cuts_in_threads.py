@@ -59,7 +59,7 @@ async def test_pins_are_asked(waiting: Bench) -> None:
     assert (await waiting.truncate(nodeid, SIZE, OTHER)).st_size == SIZE
 
 
-async def test_set_id_bits_are_kept_where_they_were(waiting: Bench) -> None:
+async def test_set_id_bits_are_kept_where_they_were(waiting: Bench, root: None) -> None:
     nodeid = await waiting.file("f", SIZE)
     (waiting.source / "f").chmod(0o4755)
     assert (await waiting.truncate(nodeid, 1)).st_mode & 0o7777 == 0o4755
