@@ -69,24 +69,20 @@ def mount(source: str, mountpoint: str, background: bool, fake: bool, **how: Any
 
 
 def _check_free(mountpoint: str) -> None:
-    """Fails where MOUNTPOINT is a pinfs already: a mount over it would hide that one from programs that start later,
-    while others go on with it. A stale mount is for the daemon to refuse or to replace."""
+    """A word where MOUNTPOINT is a pinfs already: a mount over it hides that one from programs that start later, while
+    others go on with it. Fails where that one does not answer: mounting would ask it. A stale mount is for the daemon
+    to refuse or to replace."""
     there = mount_on(mountpoint)
     if there is None:
         return
-    state = ""
+    what = f"{mountpoint} already is a pinfs mount, of {there.source}"
     try:
         error = error_of(there)
-        if error is not None and error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            return
     except NoAnswerError as silence:
-        state = f", and {silence.why}"
-    force = " --force" if state else ""
-    fail(
-        f"{mountpoint} already is a pinfs mount, of {there.source}{state}: end it with "
-        f"`pinfs umount{force} {there.point}`, or take another mount point",
-        ExitCode.MOUNT_FAILED,
-    )
+        end = f"end it with `pinfs umount --force {there.point}`, or take another mount point"
+        fail(f"{what}, and {silence.why}: {end}", ExitCode.MOUNT_FAILED)
+    if error is None or error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+        click.echo(f"pinfs: warning: {printable(what)}: it will be covered until the new one is unmounted", err=True)
 
 
 def _config(how: dict[str, Any]) -> "Config":

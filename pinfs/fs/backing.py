@@ -93,7 +93,7 @@ class Backing:
                 with self.seal.lifted(inode):
                     self._open_writer(inode, file, flags)
             if access != os.O_WRONLY and file.reader < 0:
-                file.read_by(self.open_to_keep(inode, os.O_RDONLY))
+                file.read_by(self._open_to_keep(inode, os.O_RDONLY))
         except BaseException:
             if inode.file is None:
                 file.close()
@@ -129,7 +129,16 @@ class Backing:
         file.opens = 1
         self.open_files += 1
 
-    def open_to_keep(self, inode: Inode, flags: int) -> int:
+    def open_directory(self, inode: Inode) -> int:
+        """A descriptor for a handle of a directory. EMFILE when only the last spare ones are left: directories can be
+        listed when files have taken their share."""
+        fd = self._inodes.open(inode, os.O_RDONLY | os.O_DIRECTORY)
+        if fd >= self._share.holders:
+            os.close(fd)
+            raise os_error(errno.EMFILE)
+        return fd
+
+    def _open_to_keep(self, inode: Inode, flags: int) -> int:
         """A descriptor for a handle. EMFILE when only spare ones are left: the kernel gives the lowest number that is
         free."""
         while (fd := self._inodes.open(inode, flags)) >= self._share.files:
@@ -150,7 +159,7 @@ class Backing:
         append = flags & os.O_APPEND
         for attempt in (os.O_RDWR, os.O_WRONLY, os.O_WRONLY | append):
             try:
-                file.write_by(self.open_to_keep(inode, attempt))
+                file.write_by(self._open_to_keep(inode, attempt))
             except PermissionError:
                 if attempt == os.O_WRONLY | append:
                     raise

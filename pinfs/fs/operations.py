@@ -387,7 +387,7 @@ class Operations:
         if self._control.is_control(nodeid):
             return Opened(self.handles.add(self._control.open_directory(nodeid)), 0, 0)
         inode = self._inodes.get(nodeid)
-        fd = self._backing.open_to_keep(inode, os.O_RDONLY | os.O_DIRECTORY)
+        fd = self._backing.open_directory(inode)
         fh = self.handles.add(DirectoryHandle(inode, os.O_RDONLY, fd))
         return Opened(fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
 
