@@ -86,7 +86,7 @@ def _open_passed_through(backing_fd: int, stack_depth: int) -> int:
         finally:
             os.close(root)
     finally:
-        os.close(connection)  # whoever still waits for an answer gets ENOTCONN
+        os.close(connection)  # requests without an answer get ENOTCONN
         if opener is not None:
             opener.join(LIMIT_S)
     return results[0] if results else errno.ETIMEDOUT

@@ -15,7 +15,7 @@ class PinOptions(TypedDict, total=False):
 
 
 class OwnerOptions(PinOptions, total=False):
-    """Options of the plain form: who owns the pin."""
+    """Options of the plain form: the owner of the pin."""
 
     pid: int | None
     owner: Literal["process", "handle"]
