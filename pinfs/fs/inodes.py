@@ -15,7 +15,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Final
 
 from pinfs.fs.inodefds import InodeDescriptors
@@ -109,6 +109,8 @@ class InodeTable:
         self.root.lookups = 1  # of the kernel, which never forgets the root
         self._root_ino = st.st_ino
         self._is_pinned = is_pinned
+        self.sealed: Container[int] = ()
+        """Node ids of files whose seals are to be lifted: they stay in the table."""
         self._by_id: dict[int, Inode] = {ROOT_ID: self.root}
         self.known = self._by_id.get
         """The inode of a node id, or None."""
@@ -225,7 +227,7 @@ class InodeTable:
         """
         if inode.fd >= 0:
             return
-        if inode.name is None or self._is_pinned(inode.nodeid):
+        if inode.name is None or inode.nodeid in self.sealed or self._is_pinned(inode.nodeid):
             self.fd(inode)  # the kernel may still know it, and no name leads to it; or what is removed lasts for a pin
         elif may_be_cached:
             self._note_life(inode)
@@ -342,7 +344,7 @@ class InodeTable:
                 continue
             if inode.file is not None:
                 self.on_forgotten(inode)
-            if inode.children or inode.file is not None or self._is_pinned(inode.nodeid):
+            if inode.children or inode.file is not None or inode.nodeid in self.sealed or self._is_pinned(inode.nodeid):
                 continue
             if self._by_id.get(inode.nodeid) is inode:
                 pending += self._drop(inode)

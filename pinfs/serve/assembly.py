@@ -61,9 +61,10 @@ def assemble(
     hub = EventHub(stats)
     guard = Guard(holders, policies, hub, stats)
     book = guard.book
-    inodes = InodeTable(source_fd, share.inode_descriptors, lambda nodeid: nodeid in book.files or nodeid in seal.files)
+    inodes = InodeTable(source_fd, share.inode_descriptors, book.files.__contains__)
     inodes.first_spare = share.files
     seal = Seal(inodes, book, policies)
+    inodes.sealed = seal.files
     hub.path_of = inodes.path_of
     hub.breaking_of = book.breaks.of_process
     holders.on_forgotten = hub.forget
