@@ -15,7 +15,7 @@ PICTURE: Final = Path(__file__).parent / "images" / "rooms.svg"
 FLOORS: Final = (
     ("core", "linux"),
     ("interface",),
-    ("client", "runtime"),
+    ("client", "journal", "runtime"),
     ("config", "observe"),
     ("enforce",),
     ("fs",),
@@ -33,6 +33,7 @@ ROOMS: Final = {  # where each stands in the picture (column, and what it is for
     "interface": (2, "the structs of pinfs.h"),
     "client": (2, "what programs import"),
     "runtime": (1, "waiting, errors, counters"),
+    "journal": (0, "what outlives the daemon"),
     "config": (0, "options and policy files"),
     "observe": (1.5, "mounts seen from outside"),
     "enforce": (1, "the guard; holders"),

@@ -1,0 +1,226 @@
+"""A journal of fixed slots in shared memory, which outlives the only process that writes it.
+
+A slot has 128 bytes. Its first word (8 bytes) commits it: a sequence number and the kind of the record; 0: the slot is
+free. The word is stored last, by one aligned store, so that a writer that is killed leaves a record whole or not at
+all. A record that changes is written to a new slot, and then the old one is freed; of two slots of one kind with the
+same id the younger one counts. A word inside of a record may be changed in place: a store is never torn.
+
+The second word is the id of the record among those of its kind. The third is the first slot of a chain with bytes that
+do not fit into the record, 0: there is none. The rest is the record's own (`pinfs.journal.records`).
+
+The file is sparse; memory is reserved for it a chunk at a time, so that a machine without memory refuses a write
+(`JournalFullError`) and does not kill the daemon with SIGBUS. What is mapped is never given back before the mount ends.
+"""
+
+import mmap
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from struct import Struct
+from typing import Final
+
+SLOT: Final = 128  # bytes
+SLOT_BITS: Final = 7
+WORD_BITS: Final = 4  # words of a slot, as a shift
+HEAD_SLOTS: Final = 32  # the first page
+CHUNK_SLOTS: Final = 8192  # 1 MiB
+MAX_SLOTS: Final = 1 << 24  # 2 GiB, of which only what is used takes memory
+MAX_TEXT: Final = 64 << 20  # bytes of one chain
+
+MAGIC: Final = int.from_bytes(b"pinfsjrn", "little")
+VERSION: Final = 1
+"""Of the layouts of slots and records. A daemon takes over journals of this version only."""
+
+CHAIN: Final = 255
+"""The kind of the slots of a chain."""
+_CHAIN_HEAD: Final = Struct("<QQ")  # next slot, bytes in this one
+_CHAIN_DATA: Final = SLOT - 8 - _CHAIN_HEAD.size
+
+# Words of the first page.
+_MAGIC_WORD, _VERSION_WORD, _USED_WORD = 0, 1, 2
+FIRST_OWN_WORD: Final = 8
+"""From here on the words of the first page are the user's, up to `LAST_OWN_WORD`."""
+LAST_OWN_WORD: Final = 63
+
+
+class JournalError(Exception):
+    """This is not a journal that can be read; the text is for people."""
+
+
+class JournalFullError(Exception):
+    """There is no room, or no memory, for another record."""
+
+
+class Slots:
+    """The slots of one journal. `fd` stays the caller's."""
+
+    def __init__(self, fd: int, *, max_slots: int = MAX_SLOTS) -> None:
+        """Begins an empty file, or goes on with what is in it. Raises JournalError, JournalFullError."""
+        self._fd = fd
+        self._max_slots = max_slots
+        self._sequence = 0
+        self._free: list[int] = []
+        size = os.fstat(fd).st_size
+        if not size:
+            os.ftruncate(fd, max_slots * SLOT)
+            _reserve(fd, 0, HEAD_SLOTS)
+        elif size < HEAD_SLOTS * SLOT or size % SLOT:
+            raise JournalError(f"a journal of {size} bytes has been cut")
+        else:
+            self._max_slots = size // SLOT
+        self._map = mmap.mmap(fd, self._max_slots * SLOT)
+        self.words = memoryview(self._map).cast("Q")
+        """All words; word `i` of a slot is `words[(slot << WORD_BITS) + i]`."""
+        if not size:
+            self.words[_USED_WORD] = HEAD_SLOTS
+            self.words[_VERSION_WORD] = VERSION
+            self.words[_MAGIC_WORD] = MAGIC
+        else:
+            self._check()
+
+    def _check(self) -> None:
+        if self.words[_MAGIC_WORD] != MAGIC:
+            raise JournalError("this is not a journal of pinfs")
+        if (found := self.words[_VERSION_WORD]) != VERSION:
+            raise JournalError(f"the journal has version {found}, and this pinfs reads version {VERSION}")
+        if not HEAD_SLOTS <= self.words[_USED_WORD] <= self._max_slots:
+            raise JournalError("the journal is damaged: it uses more slots than it has")
+
+    def __len__(self) -> int:
+        """Slots in use, those of chains included."""
+        return self.words[_USED_WORD] - HEAD_SLOTS - len(self._free)
+
+    def close(self) -> None:
+        self.words.release()
+        self._map.close()
+
+    # Writing
+
+    def put(self, kind: int, body: bytes) -> int:
+        """Write a record, and return its slot. `body` begins with the id and the first slot of its chain (0: none).
+        JournalFullError."""
+        try:
+            slot = self._free.pop()
+        except IndexError:
+            slot = self._more()
+        at = (slot << SLOT_BITS) + 8
+        self._map[at : at + len(body)] = body
+        sequence = self._sequence = self._sequence + 256
+        self.words[slot << WORD_BITS] = sequence | kind
+        return slot
+
+    def free(self, slot: int) -> None:
+        """The record, and its chain, are no longer."""
+        word = slot << WORD_BITS
+        words = self.words
+        words[word] = 0
+        chain = words[word + 2]
+        self._free.append(slot)
+        if chain:
+            self._free_chain(chain)
+
+    def replace(self, slot: int, kind: int, body: bytes) -> int:
+        """Write a record anew; the old one stands until the new one does. JournalFullError: the old one stands."""
+        new = self.put(kind, body)
+        self.free(slot)
+        return new
+
+    def put_text(self, text: bytes) -> int:
+        """Write a chain, and return its first slot for a record that is written next. JournalFullError."""
+        if len(text) > MAX_TEXT:
+            raise JournalFullError(f"{len(text)} bytes are too many for one record")
+        slot = 0
+        for start in range((len(text) - 1) // _CHAIN_DATA * _CHAIN_DATA, -1, -_CHAIN_DATA):
+            part = text[start : start + _CHAIN_DATA]
+            try:
+                slot = self.put(CHAIN, _CHAIN_HEAD.pack(slot, len(part)) + part)
+            except JournalFullError:
+                self._free_chain(slot)
+                raise
+        return slot
+
+    def _free_chain(self, slot: int) -> None:
+        while slot:
+            word = slot << WORD_BITS
+            following = self.words[word + 1]
+            self.words[word] = 0
+            self._free.append(slot)
+            slot = following
+
+    def _more(self) -> int:
+        """Take another chunk into use; one slot of it."""
+        used = self.words[_USED_WORD]
+        end = min(used + CHUNK_SLOTS, self._max_slots)
+        if used >= end:
+            raise JournalFullError(f"all {self._max_slots} slots are in use")
+        _reserve(self._fd, used, end)
+        self.words[_USED_WORD] = end
+        self._free.extend(range(end - 1, used, -1))
+        return used
+
+    # Reading
+
+    def text(self, slot: int) -> bytes:
+        """What the chain that begins with this slot holds. Raises JournalError."""
+        parts: list[bytes] = []
+        while slot:
+            if not HEAD_SLOTS <= slot < self.words[_USED_WORD] or len(parts) > MAX_TEXT // _CHAIN_DATA:
+                raise JournalError("the journal is damaged: a chain leads nowhere")
+            if self.words[slot << WORD_BITS] & 0xFF != CHAIN:
+                raise JournalError("the journal is damaged: a chain is torn")
+            at = (slot << SLOT_BITS) + 8
+            slot, size = _CHAIN_HEAD.unpack_from(self._map, at)
+            at += _CHAIN_HEAD.size
+            parts.append(self._map[at : at + min(size, _CHAIN_DATA)])
+        return b"".join(parts)
+
+    def body(self, slot: int) -> bytes:
+        """A record without its first word, as `put` has got it."""
+        at = slot << SLOT_BITS
+        return self._map[at + 8 : at + SLOT]
+
+    def load(self) -> dict[int, dict[int, int]]:
+        """The slots of all records, by kind and id; called once, before anything is written.
+
+        Older records of an id, and chains without a record, are what a writer that was killed has left: they are freed.
+        """
+        used = self.words[_USED_WORD]
+        commits, ids, chains = (self._column(word, used) for word in range(3))
+        self._sequence = max(commits, default=0) & ~0xFF
+        kinds: defaultdict[int, dict[int, int]] = defaultdict(dict)
+        for slot, (commit, id_) in enumerate(zip(commits, ids, strict=True), HEAD_SLOTS):
+            if commit and commit & 0xFF != CHAIN:
+                slots = kinds[commit & 0xFF]
+                other = slots.setdefault(id_, slot)
+                if other != slot and commits[other - HEAD_SLOTS] < commit:
+                    slots[id_] = slot
+        in_use = {slot for slots in kinds.values() for slot in slots.values()}
+        in_use.update(self._chained(chains[slot - HEAD_SLOTS] for slot in tuple(in_use)))
+        self._free = [slot for slot in range(used - 1, HEAD_SLOTS - 1, -1) if slot not in in_use]
+        for slot in self._free:
+            if commits[slot - HEAD_SLOTS]:
+                self.words[slot << WORD_BITS] = 0
+        return kinds
+
+    def _column(self, word: int, used: int) -> list[int]:
+        """One word of each slot."""
+        return self.words[(HEAD_SLOTS << WORD_BITS) + word : used << WORD_BITS : 1 << WORD_BITS].tolist()
+
+    def _chained(self, first_slots: Iterable[int]) -> Iterator[int]:
+        for first in first_slots:
+            slot = first
+            while HEAD_SLOTS <= slot < self.words[_USED_WORD] and self.words[slot << WORD_BITS] & 0xFF == CHAIN:
+                yield slot
+                slot = self.words[(slot << WORD_BITS) + 1]
+
+
+def _reserve(fd: int, first: int, end: int) -> None:
+    try:
+        os.posix_fallocate(fd, first * SLOT, (end - first) * SLOT)
+    except OSError as e:
+        raise JournalFullError(f"no memory for the journal: {e.strerror}") from e
+
+
+def new_journal_file() -> int:
+    """A descriptor of an empty file in memory, for `Slots`."""
+    return os.memfd_create("pinfs-journal", os.MFD_CLOEXEC)
