@@ -205,7 +205,7 @@ class Dispatcher:
             else:
                 counts["fast"] += 1
                 try:
-                    work = handler(nodeid, make_caller((uid, gid, pid, 0)), view[IN_SIZE:end])
+                    work = handler(nodeid, make_caller((uid, gid, pid, 0, unique)), view[IN_SIZE:end])
                     if nodeid >= FOREIGN_IDS:
                         work = self._handlers.on_foreign(opcode, nodeid, work)
                     try:

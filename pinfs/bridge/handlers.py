@@ -355,7 +355,7 @@ NEVER_WAIT: Final = UNANSWERED | {wire.RELEASE, wire.RELEASEDIR}
 
 
 def _with_umask(ctx: Caller, umask: int) -> Caller:
-    return make_caller((ctx[0], ctx[1], ctx[2], umask))
+    return make_caller((ctx[0], ctx[1], ctx[2], umask, ctx[4]))
 
 
 def _exactly(data: memoryview, size: int) -> memoryview:

@@ -119,6 +119,8 @@ class Guard:
         self.on_handle_event: Callable[[Owner], None] = lambda handle: None
         self.mount_device = 0
         """st_dev of the mount, known once it stands: mappings are found by it."""
+        self.record: Callable[[BookEvent], None] = lambda event: None
+        """Hears of each event after it has been told: writes breaks down where they outlive the daemon."""
         self.cuts = Cuts(self.book, self._deliver, stats, lambda: self.mount_device)
         self._holders = holders
         self._policies = policies
@@ -335,6 +337,7 @@ class Guard:
             count(self._stats, event)
             if event.kind not in UNPUBLISHED:
                 self._events.publish(event)
+            self.record(event)
             pin = event.pin
             if pin is not None and pin.owner != pin.process:
                 self.on_handle_event(pin.owner)

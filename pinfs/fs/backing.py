@@ -208,6 +208,7 @@ class Backing:
         try:
             if file.backing_id:
                 self.passthrough.close(file.backing_id)
+                self._record_backing_id(inode, 0)
             self._inodes.prepare_close(inode, may_be_cached=not file.backing_id)
         finally:
             inode.file = None
@@ -224,7 +225,12 @@ class Backing:
             return 0
         if file.backing_id is None:
             file.backing_id = self.passthrough.open(file.any_fd)
+            self._record_backing_id(inode, file.backing_id)
         return file.backing_id
+
+    def _record_backing_id(self, inode: Inode, backing_id: int) -> None:
+        if inode.slot and self._inodes.recorder is not None:
+            self._inodes.recorder.backing_id(inode, backing_id)
 
     # Descriptors to work with
 

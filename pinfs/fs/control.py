@@ -17,6 +17,7 @@ from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_NONSEEKABLE, FOPEN_STREAM, B
 from pinfs.fs.inodes import ROOT_ID, Inode, stale
 from pinfs.fs.types import CallerLike, Entry, SetAttr
 from pinfs.interface.names import CONTROL
+from pinfs.journal.records import HandleKind
 from pinfs.runtime.parking import OneShot, park
 
 log = logging.getLogger("pinfs.control")
@@ -63,6 +64,7 @@ class Snapshot(ControlHandle):
     """A text as it was at open."""
 
     __slots__ = ("_text",)
+    record_kind = HandleKind.TEXT
 
     def __init__(self, inode: Inode, flags: int, text: bytes) -> None:
         super().__init__(inode, flags)
@@ -77,6 +79,7 @@ class Stream(ControlHandle):
     gone."""
 
     __slots__ = ("_at", "_lines", "_on_close", "_rest")
+    record_kind = HandleKind.PINS
     fopen_flags = FOPEN_DIRECT_IO | FOPEN_NONSEEKABLE
 
     def __init__(self, inode: Inode, flags: int, lines: Iterator[bytes], on_close: Callable[[], None]) -> None:
@@ -126,6 +129,7 @@ class PolicyHandle(Snapshot):
     """Reads the policy in force; a write is a new one, whole."""
 
     __slots__ = ("_apply", "_written")
+    record_kind = HandleKind.POLICY
 
     def __init__(self, inode: Inode, flags: int, text: bytes, apply: Callable[[bytes], None]) -> None:
         super().__init__(inode, flags, text)
@@ -172,6 +176,7 @@ class ChannelHandle(ControlHandle):
     """A stream of events, and the way back for commands."""
 
     __slots__ = ("_channel", "_ended", "_queue", "_read_limit", "_readers", "_wakes")
+    record_kind = HandleKind.CHANNEL
     fopen_flags = FOPEN_DIRECT_IO | FOPEN_NONSEEKABLE | FOPEN_STREAM
 
     def __init__(self, inode: Inode, flags: int, read_limit: ReadLimit, channel: Channel) -> None:
@@ -273,6 +278,7 @@ class ControlDirectory(Handle):
     """The open directory `.pinfs`."""
 
     __slots__ = ()
+    record_kind = HandleKind.CONTROL_DIRECTORY
 
 
 class Control:

@@ -20,6 +20,7 @@ from pinfs.fs.handles import Handle
 from pinfs.fs.inodes import ROOT_ID, Inode, InodeTable
 from pinfs.fs.submounts import Submounts
 from pinfs.fs.types import Entry, make_entry
+from pinfs.journal.records import HandleKind
 from pinfs.runtime.parking import park
 
 DT_UNKNOWN: Final = 0
@@ -48,6 +49,7 @@ class DirectoryHandle(Handle):
     """An open directory: its own descriptor on the backing, and the snapshot."""
 
     __slots__ = ("fd", "names")
+    record_kind = HandleKind.DIRECTORY
 
     def __init__(self, inode: Inode, flags: int, fd: int) -> None:
         super().__init__(inode, flags)
@@ -136,7 +138,7 @@ class DirectoryReader:
             return None
         except OSError:
             return listed[1:]
-        inode.lookups += 1
+        self._inodes.looked_up(inode)
         return make_entry((inode.nodeid, st))
 
 

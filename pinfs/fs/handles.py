@@ -2,11 +2,15 @@
 
 import errno
 import os
-from typing import Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeVar
 
 from pinfs.core.owners import HandleId
 from pinfs.fs.inodes import Inode
-from pinfs.fs.types import os_error
+from pinfs.fs.types import CallerLike, os_error
+from pinfs.journal.records import HandleKind
+
+if TYPE_CHECKING:
+    from pinfs.fs.recorder import Recorder
 
 FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_KEEP_CACHE: Final = 1 << 1
@@ -23,15 +27,19 @@ NO_NUMBER: Final = HandleId(0)
 class Handle:
     """An open file description, as the kernel sees it: one for each open(2), shared by fork and SCM_RIGHTS.
 
-    `flags` are those of open(2). `number` is the file handle in requests: `HandleTable.add` gives it.
+    `flags` are those of open(2). `number` is the file handle in requests: `HandleTable.add` gives it. `slot`: of its
+    record in the journal; 0: it has none.
     """
 
-    __slots__ = ("__weakref__", "flags", "inode", "number")
+    __slots__ = ("__weakref__", "flags", "inode", "number", "slot")
+    record_kind: ClassVar[HandleKind]
+    """As which it is written down."""
 
     def __init__(self, inode: Inode, flags: int) -> None:
         self.inode = inode
         self.flags = flags
         self.number: HandleId = NO_NUMBER
+        self.slot = 0
 
     @property
     def writable(self) -> bool:
@@ -52,10 +60,12 @@ class FileHandle(ByteHandle):
     """A handle of a regular file. `wakes` tell the kernel that the result of a poll(2) may have changed."""
 
     __slots__ = ("wakes",)
+    record_kind = HandleKind.FILE
 
     def __init__(self, inode: Inode, flags: int) -> None:
         self.inode = inode  # without super(), because each open makes one
         self.flags = flags
+        self.slot = 0
         self.wakes: list[Wake] = []
 
 
@@ -69,18 +79,31 @@ class HandleTable:
     """File handle numbers, counted from 1 and never used again: a number names one handle for the life of a mount."""
 
     def __init__(self) -> None:
+        self.recorder: Recorder | None = None
+        """Writes down which handles are open; None: the mount does not outlive the daemon."""
         self._handles: dict[int, Handle] = {}
         self._last = 0
 
     def __len__(self) -> int:
         return len(self._handles)
 
-    def add(self, handle: Handle) -> int:
+    def add(self, handle: Handle, caller: CallerLike) -> int:
         """The number that the handle has from now on."""
         number: HandleId = self._last + 1  # type: ignore[assignment]  # HandleId() would be one more call for each open
         self._last = handle.number = number
         self._handles[number] = handle
+        if self.recorder is not None:
+            self.recorder.handle(handle, caller)
         return number
+
+    def restore(self, handle: Handle, number: int) -> None:
+        """A handle that the daemon before had opened."""
+        handle.number = HandleId(number)
+        self._handles[number] = handle
+
+    def count_on(self, last: int) -> None:
+        """Numbers up to `last` have been given."""
+        self._last = max(self._last, last)
 
     def get(self, fh: int, kind: type[H]) -> H:
         """EBADF: no such handle, or not of this kind."""
@@ -96,6 +119,9 @@ class HandleTable:
     def pop(self, fh: int) -> Handle:
         """EBADF: no such handle."""
         try:
-            return self._handles.pop(fh)
+            handle = self._handles.pop(fh)
         except KeyError:
             raise os_error(errno.EBADF) from None
+        if handle.slot and self.recorder is not None:
+            self.recorder.handle_closed(handle)
+        return handle

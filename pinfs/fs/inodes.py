@@ -16,13 +16,16 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pinfs.fs.inodefds import InodeDescriptors
 from pinfs.fs.lives import life_of, settled_ctime_ns
 from pinfs.fs.nonblocking import AT_ONCE, open_error
 from pinfs.fs.openfile import OpenFile
 from pinfs.fs.types import os_error
+
+if TYPE_CHECKING:
+    from pinfs.fs.recorder import Recorder
 
 ROOT_ID: Final = 1
 FOREIGN_IDS: Final = 1 << 63  # node ids of files on other devices below the source
@@ -43,19 +46,20 @@ class Inode:
     are reached: it stays in the table for them. `links` holds further names (hard links), None for nearly every inode.
     `life` tells it from another inode with its number (`life_of`). None: the daemon has a descriptor, so that there is
     no other, or never had one, and the kernel caches neither data nor names of it. With the time of change `ctime_ns`
-    it is the same inode; with `data_ctime_ns` the pages that the kernel caches are right.
+    it is the same inode; with `data_ctime_ns` the pages that the kernel caches are right. `slot`: of its record in the
+    journal; 0: it has none.
     """
 
     __slots__ = (
         *("children", "ctime_ns", "data_ctime_ns", "fd", "file", "key", "kind"),
-        *("life", "links", "lookups", "name", "nodeid", "parent"),
+        *("life", "links", "lookups", "name", "nodeid", "parent", "slot"),
     )
 
     def __init__(self, nodeid: int, key: Key, kind: int) -> None:
         self.nodeid = nodeid
         self.key = key
         self.kind = kind  # S_IFMT
-        self.lookups = 0
+        self.lookups = self.slot = 0
         self.children = 0
         self.parent: Inode | None = None
         self.name: bytes | None = None
@@ -111,6 +115,8 @@ class InodeTable:
         self._is_pinned = is_pinned
         self.sealed: Container[int] = ()
         """Node ids of files whose seals are to be lifted: they stay in the table."""
+        self.recorder: Recorder | None = None
+        """Writes down what changes here; None: the mount does not outlive the daemon."""
         self._by_id: dict[int, Inode] = {ROOT_ID: self.root}
         self.known = self._by_id.get
         """The inode of a node id, or None."""
@@ -184,6 +190,9 @@ class InodeTable:
         old = self.find(st)
         inode = self._add(st) if old is None else self._add_again(old, st)
         inode.fd = kept_fd
+        if self.recorder is not None:
+            self.recorder.inode(inode)
+            self.recorder.nameless(inode)
         return inode
 
     def key_of(self, st: os.stat_result) -> Key:
@@ -268,12 +277,16 @@ class InodeTable:
             self._leave(old_parent)
         elif inode.fd >= 0:
             self.descriptors.named(inode)
+        if self.recorder is not None:
+            self.recorder.inode(inode)
 
     def _add_link(self, inode: Inode, parent: Inode, name: bytes) -> None:
         links = inode.links = inode.links if inode.links is not None else set()
         if (parent, name) not in links:
             links.add((parent, name))
             parent.children += 1
+            if self.recorder is not None:
+                self.recorder.link(inode, parent, name)
 
     def _leave(self, parent: Inode) -> None:
         parent.children -= 1
@@ -310,15 +323,22 @@ class InodeTable:
         """`name` in `parent` no longer leads to the inode."""
         if inode.links and (parent, name) in inode.links:
             inode.links.discard((parent, name))
+            if self.recorder is not None:
+                self.recorder.unlink(inode, parent, name)
             self._leave(parent)
         elif inode.name == name and inode.parent is parent:
             inode.parent, inode.name = inode.links.pop() if inode.links else (None, None)
             if inode.name is None:
                 self.descriptors.nameless(inode)
+            if self.recorder is not None:
+                self.recorder.renamed(inode)
             self._leave(parent)
 
     def move(self, inode: Inode, old: Name, new: Name) -> None:
         """The inode was renamed."""
+        if inode.name == old[1] and inode.parent is old[0]:
+            self._add_name(inode, *new, nlink=1)  # in one step, so that no record ever says that it has no name
+            return
         new[0].children += 1  # first, so that a directory that is left and entered again is not dropped between
         self.drop_name(inode, *old)
         self._add_name(inode, *new, nlink=1 if inode.name is None else 2)
@@ -326,11 +346,20 @@ class InodeTable:
 
     # Lookup counts
 
+    def looked_up(self, inode: Inode) -> None:
+        """The kernel gets one more reference, with an entry. Written down before the entry goes out: with a count that
+        is too low the kernel would have an inode that the next daemon does not know."""
+        inode.lookups += 1
+        if inode.slot and self.recorder is not None:
+            self.recorder.lookups(inode)
+
     def forget(self, nodeid: int, nlookup: int) -> None:
         """The kernel drops `nlookup` of the references that it got with entries."""
         inode = self._by_id.get(nodeid)
         if inode is not None and inode is not self.root:
             inode.lookups = max(0, inode.lookups - nlookup)
+            if inode.slot and self.recorder is not None:
+                self.recorder.lookups(inode)
             self.drop_if_unreferenced(inode)
 
     def drop_if_unreferenced(self, inode: Inode) -> None:
@@ -352,6 +381,8 @@ class InodeTable:
     def _drop(self, inode: Inode) -> list[Inode]:
         """Take an inode out of the table. Returns the directories that have one child fewer now."""
         del self._by_id[inode.nodeid]
+        if inode.slot and self.recorder is not None:
+            self.recorder.inode_dropped(inode)
         self.on_dropped(inode.nodeid)
         if self._foreign.get(inode.key) == inode.nodeid:
             del self._foreign[inode.key]

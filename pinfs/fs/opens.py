@@ -38,12 +38,12 @@ class Opens:
         self._uncached = uncached
         self._attr_timeout_s = attr_timeout_s
 
-    def opened(self, inode: Inode, flags: int, *, with_entry: bool = False) -> Opened:
+    def opened(self, inode: Inode, flags: int, caller: CallerLike, *, with_entry: bool = False) -> Opened:
         """A handle for an inode whose backing file is open. `with_entry`: the reply also carries attributes."""
         backing_id = self._backing.passthrough_id(inode)
         if backing_id and flags & os.O_ACCMODE == os.O_RDWR and inode.nodeid not in self._uncached:
             self._uncached.enter(inode.nodeid, with_entry)
-        fh = self._handles.add(FileHandle(inode, flags))
+        fh = self._handles.add(FileHandle(inode, flags), caller)
         flags = 0 if backing_id else self._cache_flags(inode, with_entry)
         return make_opened((fh, flags, backing_id))
 
@@ -97,7 +97,7 @@ class Opens:
         except BaseException:
             self._discard(fd)
             raise
-        inode.lookups += 1
+        self._inodes.looked_up(inode)
         return inode, st
 
     def _open_sealed(self, failure: OSError, name: Name, flags: int, mode: int) -> int:
@@ -130,7 +130,7 @@ class Opens:
         except BaseException:
             self._discard(fd)
             raise
-        inode.lookups += 1
+        self._inodes.looked_up(inode)
         return inode, st
 
     def _discard(self, fd: int) -> None:

@@ -92,7 +92,7 @@ class Operations:
     def _entry(self, directory: Inode, name: bytes) -> Entry:
         st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
         inode = self._inodes.intern(directory, name, st)
-        inode.lookups += 1
+        self._inodes.looked_up(inode)
         return make_entry((inode.nodeid, st))
 
     def forget(self, forgets: Iterable[tuple[int, int]]) -> None:
@@ -245,7 +245,7 @@ class Operations:
         inode = self._known(nodeid)
         if inode is None:
             handle = self._control.open(nodeid, flags, ctx)
-            return Opened(self.handles.add(handle), handle.fopen_flags, 0)
+            return Opened(self.handles.add(handle, ctx), handle.fopen_flags, 0)
         self._backing.close_idle_if_moved(inode)
         try:
             self._backing.open(inode, flags)
@@ -256,7 +256,7 @@ class Operations:
                 await self._removals.truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
             if kill_suidgid:
                 self._set_ids.drop(inode)
-            return self._opens.opened(inode, flags)
+            return self._opens.opened(inode, flags, ctx)
         except BaseException:
             self._backing.release(inode)
             raise
@@ -278,7 +278,7 @@ class Operations:
             if kill_suidgid:
                 self._set_ids.drop(inode)
                 st = self._inodes.stat(inode)
-            return self._opens.opened(inode, flags, with_entry=True), make_entry((inode.nodeid, st))
+            return self._opens.opened(inode, flags, ctx, with_entry=True), make_entry((inode.nodeid, st))
         except BaseException:
             self._opens.abandon(inode)
             raise
@@ -287,7 +287,7 @@ class Operations:
         """open(2) with O_TMPFILE."""
         inode, st = self._opens.create_nameless(self._inode(parent), mode, flags, ctx)
         try:
-            return self._opens.opened(inode, flags, with_entry=True), Entry(inode.nodeid, st)
+            return self._opens.opened(inode, flags, ctx, with_entry=True), Entry(inode.nodeid, st)
         except BaseException:
             self._opens.abandon(inode)
             raise
@@ -385,10 +385,10 @@ class Operations:
     async def opendir(self, nodeid: int, ctx: CallerLike) -> Opened:
         """opendir(3)."""
         if self._control.is_control(nodeid):
-            return Opened(self.handles.add(self._control.open_directory(nodeid)), 0, 0)
+            return Opened(self.handles.add(self._control.open_directory(nodeid), ctx), 0, 0)
         inode = self._inodes.get(nodeid)
         fd = self._backing.open_directory(inode)
-        fh = self.handles.add(DirectoryHandle(inode, os.O_RDONLY, fd))
+        fh = self.handles.add(DirectoryHandle(inode, os.O_RDONLY, fd), ctx)
         return Opened(fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
 
     async def readdir(self, fh: int, offset: int, plus: bool, add: Add) -> None:

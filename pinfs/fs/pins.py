@@ -7,7 +7,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
 
@@ -26,6 +26,9 @@ from pinfs.fs.types import CallerLike
 from pinfs.interface.attributes import PIN, PINS, RELEASE
 from pinfs.linux.proc import find_in_namespace, pid_namespace
 from pinfs.runtime.parking import park
+
+if TYPE_CHECKING:
+    from pinfs.fs.recorder import Recorder
 
 RELEASED: Final = b"released"
 XATTR_CREATE, XATTR_REPLACE = 1, 2
@@ -54,6 +57,10 @@ class PinVerbs:
         self._inodes = inodes
         self._backing = backing
         self._seal = backing.seal
+        self.recorder: Recorder | None = None
+        """Writes down which pins there are; None: the mount does not outlive the daemon."""
+        self._released_by = 0
+        """The request that releases a pin right now."""
         self._admins = {0, os.geteuid()}
         self._pid_namespace = pid_namespace("self")
         self._echoes: OrderedDict[tuple[int, ProcessId | None, bytes], None] = OrderedDict()
@@ -79,20 +86,26 @@ class PinVerbs:
             old = self._table.find(inode.nodeid, owner, name)  # it may have gone meanwhile
         uid, proxy_uid = (ctx.uid, None) if wanted.pid is None else (process.uids[0], ctx.uid)
         request = make_pin_request((inode.nodeid, owner, owner, uid, name, wanted.spec, proxy_uid))
-        self._register(request, inode, process if old is None else None)
+        self._register(request, inode, process if old is None else None, ctx)
 
-    def _register(self, request: PinRequest, inode: Inode, newly_held: Process | None) -> Pin:
+    def _register(self, request: PinRequest, inode: Inode, newly_held: Process | None, ctx: CallerLike) -> Pin:
         """Each pin keeps an eye on its process, from here to `on_end`; ESRCH where that has just ended."""
         if newly_held is not None:
             self._holders.hold(newly_held)
         try:
             self._seal.before_pin(inode)
-            return self._guard.pin(request, self._inodes.size(inode))
+            pin = self._guard.pin(request, self._inodes.size(inode))
         except BaseException:
             if newly_held is not None:
                 self._holders.drop(newly_held.id)
             self._seal.unpinned(inode.nodeid)
             raise
+        self._record(pin, ctx)
+        return pin
+
+    def _record(self, pin: Pin, ctx: CallerLike) -> None:
+        if self.recorder is not None:
+            self.recorder.pin(pin, getattr(ctx, "unique", 0))
 
     def _caller(self, ctx: CallerLike) -> Process:
         """EPERM: not visible."""
@@ -141,7 +154,7 @@ class PinVerbs:
             return await self._release_and_echo(inode, name, ctx)
         pin = self._find(inode, name, ctx)
         if size >= len(RELEASED):
-            await self._release(inode, pin)
+            await self._release(inode, pin, ctx)
         return RELEASED
 
     async def _release_and_echo(self, inode: Inode, name: bytes, ctx: CallerLike) -> bytes:
@@ -154,7 +167,7 @@ class PinVerbs:
             if answered_before:
                 return RELEASED
             raise
-        await self._release(inode, pin)
+        await self._release(inode, pin, ctx)
         self._echoes[echo] = None
         while len(self._echoes) > ECHOES:
             self._echoes.popitem(last=False)
@@ -165,7 +178,7 @@ class PinVerbs:
         name = attribute[len(PIN) :]
         if not name or not attribute.startswith(PIN):
             _fail(errno.ENODATA)
-        await self._release(inode, self._find(inode, name, ctx))
+        await self._release(inode, self._find(inode, name, ctx), ctx)
 
     def _find(self, inode: Inode, name: bytes, ctx: CallerLike) -> Pin:
         """The caller's own pin, or the one that its uid registered for another process."""
@@ -176,12 +189,16 @@ class PinVerbs:
             _fail(errno.ENODATA)
         return pin
 
-    async def _release(self, inode: Inode, pin: Pin) -> None:
+    async def _release(self, inode: Inode, pin: Pin, ctx: CallerLike) -> None:
         if pin.dirty:
             await self._flush(inode)
             if self._table.by_id.get(pin.id) is not pin:
                 return  # it went away meanwhile: released all the same
-        self._guard.release(pin)
+        self._released_by = getattr(ctx, "unique", 0)
+        try:
+            self._guard.release(pin)
+        finally:
+            self._released_by = 0
 
     async def _flush(self, inode: Inode) -> None:
         """Write a device's bytes to the backing: what the kernel does when it unpins pages that it has dirtied."""
@@ -235,7 +252,7 @@ class PinVerbs:
         if cmd == ioctls.PIN:
             return self._ioctl_pin(handle, ioctls.decode_pin(data), ctx)
         if cmd == ioctls.UNPIN:
-            await self._release(handle.inode, self._of_handle(handle, ioctls.decode_unpin(data)))
+            await self._release(handle.inode, self._of_handle(handle, ioctls.decode_unpin(data)), ctx)
             return b""
         if cmd == ioctls.QUERY:
             return self._ioctl_query(handle, ioctls.decode_query(data))
@@ -256,7 +273,7 @@ class PinVerbs:
         )
         process_id = None if process is None else process.id
         request = PinRequest(handle.inode.nodeid, handle.number, process_id, ctx.uid, None, spec)
-        pin = self._register(request, handle.inode, process)
+        pin = self._register(request, handle.inode, process, ctx)
         return wanted.answered(pin.id)
 
     def _ioctl_query(self, handle: FileHandle, pin_id: int) -> bytes:
@@ -301,6 +318,8 @@ class PinVerbs:
 
     def on_end(self, pin: Pin) -> None:
         """A pin less: one reason less to keep an eye on its process."""
+        if self.recorder is not None:
+            self.recorder.pin_ended(pin, self._released_by)
         if pin.process is not None:
             self._holders.drop(pin.process)
 
@@ -314,14 +333,14 @@ class PinVerbs:
         match line.split():
             case ["release", number]:
                 pin = self._commanded(number, ctx)
-                await self._release(self._inodes.get(pin.inode), pin)
+                await self._release(self._inodes.get(pin.inode), pin, ctx)
             case ["resize", number, start, length] if "," not in start + length:
                 wanted = parse_pin_value(f"{start}:{length}".encode())
                 pin = self._commanded(number, ctx)
-                await self._resize(self._inodes.get(pin.inode), pin, wanted)
+                await self._resize(self._inodes.get(pin.inode), pin, wanted, ctx)
             case ["extend", number, text]:
                 seconds = _seconds(text)
-                self._guard.extend(self._commanded(number, ctx), seconds)
+                self._extend(self._commanded(number, ctx), seconds)
             case ["revoke", number]:
                 pin = self._commanded(number, ctx)
                 if ctx.uid not in self._admins:
@@ -330,7 +349,7 @@ class PinVerbs:
             case _:
                 _fail(errno.EINVAL, f"unknown command {line!r}")
 
-    async def _resize(self, inode: Inode, pin: Pin, wanted: PinValue) -> None:
+    async def _resize(self, inode: Inode, pin: Pin, wanted: PinValue, ctx: CallerLike) -> None:
         """Move or shrink a process's pin while a truncate holds back setxattr on its file."""
         if pin.name is None:
             _fail(errno.EINVAL, "only the range can change, and only that of a process's pin")
@@ -340,7 +359,13 @@ class PinVerbs:
                 _fail(errno.ENOENT, "it went away meanwhile")
         spec = replace(pin.spec, start=wanted.spec.start, length=wanted.spec.length)
         size = self._inodes.stat(inode).st_size
-        self._guard.pin(PinRequest(pin.inode, pin.owner, pin.process, pin.uid, pin.name, spec, pin.proxy_uid), size)
+        request = PinRequest(pin.inode, pin.owner, pin.process, pin.uid, pin.name, spec, pin.proxy_uid)
+        self._record(self._guard.pin(request, size), ctx)
+
+    def _extend(self, pin: Pin, seconds: float) -> None:
+        self._guard.extend(pin, seconds)
+        if self.recorder is not None and pin.breaking is not None:
+            self.recorder.extended(pin.breaking)
 
     def _commanded(self, number: str, ctx: CallerLike) -> Pin:
         if not number.isascii() or not number.isdigit() or len(number) > 19:

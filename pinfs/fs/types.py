@@ -16,12 +16,16 @@ def os_error(number: int) -> OSError:
 
 
 class Caller(NamedTuple):
-    """The sender of a request. `pid` is a *thread* id in the daemon's pid namespace, 0 where it is not visible."""
+    """The sender of a request. `pid` is a *thread* id in the daemon's pid namespace, 0 where it is not visible.
+
+    `unique`: the number of the request, without the bit that tells a resent one; 0: not known.
+    """
 
     uid: int
     gid: int
     pid: int
     umask: int = 0
+    unique: int = 0
 
 
 class CallerLike(Protocol):
@@ -60,7 +64,7 @@ class Opened(NamedTuple):
 
 
 # Constructors of these three without a Python function, which takes twice as long: a request makes one or two of them.
-make_caller: Final = cast(Callable[[tuple[int, int, int, int]], Caller], partial(tuple.__new__, Caller))
+make_caller: Final = cast(Callable[[tuple[int, int, int, int, int]], Caller], partial(tuple.__new__, Caller))
 make_entry: Final = cast(Callable[[tuple[int, os.stat_result]], Entry], partial(tuple.__new__, Entry))
 make_opened: Final = cast(Callable[[tuple[int, int, int]], Opened], partial(tuple.__new__, Opened))
 

@@ -65,8 +65,8 @@ _INODE: Final = Struct("<QQQQQQQBBH4x56s")
 class InodeRecord(NamedTuple):
     """An inode that the kernel, a handle or a pin refers to, or a directory that leads to one.
 
-    `device`, `ino`: st_dev and st_ino. `kind`: S_IFMT >> 12. `name`: in `parent`; empty: it has none. A longer name than
-    INLINE_NAME lies in the chain. `backing_id`: registered with the kernel, 0: none.
+    `device`, `ino`: st_dev and st_ino. `kind`: S_IFMT >> 12. `name`: in `parent`; empty: it has none. A name that is
+    longer than INLINE_NAME lies in the chain. `backing_id`: registered with the kernel, 0: none.
     """
 
     nodeid: int

@@ -16,6 +16,7 @@ from pinfs.fs.handles import HandleTable
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.operations import Operations
 from pinfs.fs.pins import PinVerbs
+from pinfs.fs.recorder import Recorder
 from pinfs.fs.seal import Seal
 from pinfs.fs.types import Timeouts
 from pinfs.runtime.descriptors import budget
@@ -35,6 +36,12 @@ class FileSystem:
     inodes: InodeTable
     backing: Backing
     metrics: Families
+    verbs: PinVerbs
+
+    def record(self, recorder: Recorder) -> None:
+        """From now on write down what the next daemon needs."""
+        self.inodes.recorder = self.verbs.recorder = self.verbs.handles.recorder = recorder
+        self.guard.record = recorder.event
 
     def close(self) -> None:
         """Lift all seals, and let go of all descriptors."""
@@ -94,4 +101,4 @@ def assemble(
     )
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout)
     operations = Operations(inodes, backing, guard, verbs, control, timeouts)
-    return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics)
+    return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics, verbs)

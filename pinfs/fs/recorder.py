@@ -1,0 +1,264 @@
+"""Writes down, in the journal, what the next daemon needs to take over (SPEC 13): inodes, handles, pins, breaks.
+
+The objects of this room and of the book call here as they change; where a mount does not outlive its daemon there is no
+recorder. A record is written before the reply goes out that makes it matter to the kernel or to a program, so that a
+daemon that is killed at any instruction leaves nothing that the kernel knows and the journal does not.
+
+A journal without room for a record is marked: this mount can no longer be taken over, and goes on as if it never could.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import trio
+
+from pinfs.core.events import BookEvent
+from pinfs.core.owners import Owner, ProcessId
+from pinfs.core.pins import Break, Mode, Pin
+from pinfs.fs.handles import Handle
+from pinfs.fs.inodes import Inode
+from pinfs.fs.types import CallerLike
+from pinfs.journal import records
+from pinfs.journal.records import INLINE_LINK, INLINE_NAME, INLINE_PIN_NAME, Kind, pack_handle, pack_inode, pack_pin
+from pinfs.journal.slots import WORD_BITS, JournalFullError, Slots
+
+log = logging.getLogger("pinfs.journal")
+
+_NS: Final = 1_000_000_000
+_OVER: Final = frozenset({"answered", "withdrawn", "released", "revoked"})
+_NOBODY: Final = ProcessId(0, 0)
+
+
+class Store(Protocol):
+    """Where descriptors outlive the daemon."""
+
+    def keep(self, name: str, fd: int) -> bool: ...
+    def drop(self, name: str) -> None: ...
+
+
+class Recorder:
+    """The writer of one journal. `store` keeps descriptors of inodes that nothing else leads to.
+
+    `device`: st_dev of the source. `is_pinned`: whether an inode has pins.
+    """
+
+    def __init__(self, slots: Slots, store: Store, device: int, is_pinned: Callable[[int], bool]) -> None:
+        self.slots = slots
+        self.store = store
+        self.broken_because = ""
+        """Why the mount cannot be taken over any more; empty: it can."""
+        self._device = device
+        self._is_pinned = is_pinned
+        self._to_monotonic_s = time.monotonic() - trio.current_time()
+        self._pins: dict[int, int] = {}
+        self._breaks: dict[int, int] = {}
+        self._links: dict[tuple[Inode, Inode, bytes], int] = {}
+        self._stored: set[int] = set()
+        """Node ids of inodes of which the store has a descriptor."""
+
+    # Slots
+
+    def put(self, kind: Kind, body: bytes, old: int = 0) -> int:
+        """Write a record in place of an `old` one; its slot, 0 where there was no room."""
+        try:
+            slot = self.slots.put(kind, body)
+        except JournalFullError as e:
+            self._break(str(e))
+            slot = 0
+        if old:
+            self.slots.free(old)
+        return slot
+
+    def put_text(self, text: bytes) -> int:
+        """Write what does not fit into a record; its first slot, 0 where there was no room."""
+        try:
+            return self.slots.put_text(text)
+        except JournalFullError as e:
+            self._break(str(e))
+            return 0
+
+    def _break(self, why: str) -> None:
+        if not self.broken_because:
+            self.broken_because = why
+            self.slots.words[records.BROKEN] = 1
+            log.error("the mount would not survive the daemon any more: %s", why)
+
+    def serial(self) -> int:
+        """An id for a record that has none of its own."""
+        words = self.slots.words
+        words[records.LAST_SERIAL] += 1
+        return words[records.LAST_SERIAL]
+
+    def ns(self, moment: float) -> int:
+        """A time of trio's clock on CLOCK_MONOTONIC, in nanoseconds."""
+        return max(0, int((moment + self._to_monotonic_s) * _NS))
+
+    def moment(self, ns: int) -> float:
+        """The same back, in seconds."""
+        return ns / _NS - self._to_monotonic_s
+
+    # Inodes
+
+    def inode(self, inode: Inode) -> None:
+        """It is new, or has another name."""
+        parent, name = inode.parent, inode.name
+        if parent is None or name is None:
+            parent_id, name = 0, b""
+        else:
+            parent_id = parent.nodeid
+        key = inode.key
+        device, ino = (self._device, key) if isinstance(key, int) else key
+        backing_id = 0 if inode.file is None else inode.file.backing_id or 0
+        size = len(name)
+        chain = self.put_text(name) if size > INLINE_NAME else 0
+        body = pack_inode(
+            inode.nodeid, chain, inode.lookups, parent_id, ino, device, backing_id, inode.kind >> 12, 0, size, name
+        )
+        inode.slot = self.put(Kind.INODE, body, inode.slot)
+
+    def lookups(self, inode: Inode) -> None:
+        """The kernel's lookup count has changed."""
+        self.slots.words[(inode.slot << WORD_BITS) + records.LOOKUPS_WORD] = inode.lookups
+
+    def backing_id(self, inode: Inode, backing_id: int) -> None:
+        """Its backing file is registered with the kernel, or is no longer (0)."""
+        self.slots.words[(inode.slot << WORD_BITS) + records.BACKING_ID_WORD] = backing_id
+
+    def renamed(self, inode: Inode) -> None:
+        """It has lost a name. Where that was the last one and something still uses the inode, the store keeps it: the
+        descriptors of a daemon that is killed are closed, and the file would be gone."""
+        self.inode(inode)
+        if inode.name is None:
+            self.nameless(inode)
+
+    def nameless(self, inode: Inode) -> None:
+        """No name leads to it."""
+        file = inode.file
+        in_use = (file is not None and file.opens) or self._is_pinned(inode.nodeid)
+        fd = inode.fd if inode.fd >= 0 or file is None else file.any_fd
+        if in_use and fd >= 0 and inode.nodeid not in self._stored and self.store.keep(_stored_name(inode), fd):
+            self._stored.add(inode.nodeid)
+
+    def link(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """It has one more name."""
+        size = len(name)
+        chain = self.put_text(name) if size > INLINE_LINK else 0
+        record = records.LinkRecord(self.serial(), chain, inode.nodeid, parent.nodeid, size, name)
+        self._links[inode, parent, name] = self.put(Kind.LINK, record.pack())
+
+    def unlink(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """It has lost one of these names."""
+        if slot := self._links.pop((inode, parent, name), 0):
+            self.slots.free(slot)
+
+    def inode_dropped(self, inode: Inode) -> None:
+        """It has left the table."""
+        self.slots.free(inode.slot)
+        inode.slot = 0
+        for parent, name in inode.links or ():
+            self.unlink(inode, parent, name)
+        if inode.nodeid in self._stored:
+            self._stored.discard(inode.nodeid)
+            self.store.drop(_stored_name(inode))
+
+    # Handles
+
+    def handle(self, handle: Handle, caller: CallerLike) -> None:
+        """It is open."""
+        unique = getattr(caller, "unique", 0)
+        body = pack_handle(
+            handle.number, 0, handle.inode.nodeid, unique, 0, handle.flags, handle.record_kind, 0, caller.uid,
+            0, 0, 0, 0, 0,
+        )  # fmt: skip
+        self.slots.words[records.LAST_HANDLE] = handle.number
+        handle.slot = self.put(Kind.HANDLE, body)
+
+    def handle_closed(self, handle: Handle) -> None:
+        """Its last reference is closed."""
+        self.slots.free(handle.slot)
+        handle.slot = 0
+
+    # Pins
+
+    def pin(self, pin: Pin, unique: int) -> None:
+        """It is registered, or replaced, by this request."""
+        spec, process = pin.spec, pin.process or _NOBODY
+        name = pin.name or b""
+        note = spec.note.encode()
+        chain = self.put_text(name + note) if note or len(name) > INLINE_PIN_NAME else 0
+        handle = 0 if isinstance(pin.owner, ProcessId) else pin.owner
+        flags = (
+            records.DIRTY * spec.dirty
+            | records.HAS_NAME * (pin.name is not None)
+            | records.HAS_PROXY * (pin.proxy_uid is not None)
+            | records.HAS_PROCESS * (pin.process is not None)
+        )
+        body = pack_pin(
+            pin.id, chain, pin.inode, spec.start, spec.length, self.ns(pin.since), pin.charged, handle, process.pid,
+            pin.uid, process.start_time, process.incarnation, unique, pin.proxy_uid or 0, spec.mode is Mode.LEASE,
+            spec.signal or 0, flags, len(name), name,
+        )  # fmt: skip
+        self.slots.words[records.LAST_PIN] = max(self.slots.words[records.LAST_PIN], pin.id)
+        self._pins[pin.id] = self.put(Kind.PIN, body, self._pins.get(pin.id, 0))
+
+    def pin_ended(self, pin: Pin, unique: int) -> None:
+        """It is no longer; `unique`: the request that released it, 0: none did."""
+        if slot := self._pins.pop(pin.id, 0):
+            if unique:
+                self.slots.words[records.RELEASED] = unique
+            self.slots.free(slot)
+
+    # Breaks
+
+    def event(self, event: BookEvent) -> None:
+        """What the book tells, after it has been published."""
+        breaking = event.breaking
+        if breaking is None:
+            return
+        if event.kind == "break":
+            self._break_begun(breaking)
+        elif event.kind == "kill":
+            self._kill(breaking)
+        elif event.kind in _OVER:
+            self._break_over(event, breaking)
+
+    def _break_begun(self, breaking: Break) -> None:
+        policy = breaking.policy
+        record = records.BreakRecord(
+            breaking.pin.id, 0, self.ns(breaking.since), self._deadline(breaking), breaking.start, breaking.end,
+            breaking.seq, 0, policy.break_timeout_max, policy.retry_after, breaking.op.encode(),
+            f"{policy.on_timeout} {policy.errno}".encode(),
+        )  # fmt: skip
+        self._breaks[breaking.pin.id] = self.put(Kind.BREAK, record.pack())
+
+    def _deadline(self, breaking: Break) -> int:
+        return 0 if breaking.deadline is None else self.ns(breaking.deadline)
+
+    def extended(self, breaking: Break) -> None:
+        """Its deadline has moved."""
+        if slot := self._breaks.get(breaking.pin.id, 0):
+            self.slots.words[(slot << WORD_BITS) + records.DEADLINE_WORD] = self._deadline(breaking)
+
+    def _kill(self, breaking: Break) -> None:
+        if slot := self._breaks.get(breaking.pin.id, 0):
+            self.slots.words[(slot << WORD_BITS) + records.KILLED_WORD] = 1
+            self.extended(breaking)
+
+    def _break_over(self, event: BookEvent, breaking: Break) -> None:
+        if slot := self._breaks.pop(breaking.pin.id, 0):
+            self.slots.free(slot)
+        if event.why == "timeout":
+            self._silent(breaking.pin.owner, event.now + breaking.policy.retry_after)
+
+    def _silent(self, owner: Owner, until: float) -> None:
+        process, handle = (owner, 0) if isinstance(owner, ProcessId) else (_NOBODY, owner)
+        record = records.SilentRecord(
+            self.serial(), 0, self.ns(until), handle, process.pid, process.start_time, process.incarnation
+        )
+        self.put(Kind.SILENT, record.pack())
+
+
+def _stored_name(inode: Inode) -> str:
+    return f"n{inode.nodeid}"
