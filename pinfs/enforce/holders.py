@@ -70,7 +70,8 @@ class Holders:
         self.counters = HolderCounters()
         self._remembered = remembered
         self._first_spare = first_spare
-        self._namespace = pid_namespace("self") or 0
+        self.namespace = pid_namespace("self") or 0
+        """The daemon's pid namespace, by its inode number."""
         self._epoll = select.epoll()
         self._holding: dict[ProcessId, Process] = {}
         """Processes that hold something or are watched; the dead among them until all that they held is dropped."""
@@ -130,6 +131,10 @@ class Holders:
             process = self._all.get(process_id.pid)
         return process if process is not None and process.id == process_id else None
 
+    def knows(self, process_id: ProcessId) -> bool:
+        """Whether it holds something or is watched: `on_forgotten` will tell when that is over."""
+        return process_id in self._holding
+
     def comm_of(self, process_id: ProcessId) -> str | None:
         """The name of its program as ps shows it, or as last seen once it has ended; None where it is not known."""
         process = self._holding.get(process_id) or self.find(process_id)
@@ -170,7 +175,7 @@ class Holders:
             except BaseException:
                 os.close(pidfd)
                 raise
-            process_id = ProcessId(status.tgid, start_time, self._namespace, incarnation)
+            process_id = ProcessId(status.tgid, start_time, self.namespace, incarnation)
             process = self._all[status.tgid] = Process(process_id, status, pidfd)
         return process if process.has_thread(tid) else None
 
