@@ -70,7 +70,8 @@ class Holders:
         self.counters = HolderCounters()
         self._remembered = remembered
         self._first_spare = first_spare
-        self._namespace = pid_namespace("self") or 0
+        self.namespace = pid_namespace("self") or 0
+        """The daemon's pid namespace, by its inode number."""
         self._epoll = select.epoll()
         self._holding: dict[ProcessId, Process] = {}
         """Processes that hold something or are watched; the dead among them until all that they held is dropped."""
@@ -170,7 +171,7 @@ class Holders:
             except BaseException:
                 os.close(pidfd)
                 raise
-            process_id = ProcessId(status.tgid, start_time, self._namespace, incarnation)
+            process_id = ProcessId(status.tgid, start_time, self.namespace, incarnation)
             process = self._all[status.tgid] = Process(process_id, status, pidfd)
         return process if process.has_thread(tid) else None
 

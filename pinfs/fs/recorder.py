@@ -163,6 +163,21 @@ class Recorder:
             self._stored.discard(inode.nodeid)
             self.store.drop(_stored_name(inode))
 
+    # What the daemon before has written, and this one keeps
+
+    def adopt_link(self, inode: Inode, parent: Inode, name: bytes, slot: int) -> None:
+        self._links[inode, parent, name] = slot
+
+    def adopt_stored(self, inode: Inode) -> None:
+        """The store has a descriptor of this inode."""
+        self._stored.add(inode.nodeid)
+
+    def adopt_pin(self, pin_id: int, slot: int) -> None:
+        self._pins[pin_id] = slot
+
+    def adopt_break(self, pin_id: int, slot: int) -> None:
+        self._breaks[pin_id] = slot
+
     # Handles
 
     def handle(self, handle: Handle, caller: CallerLike) -> None:
