@@ -7,7 +7,7 @@ reached by its name and must have been born before the take-over, or by the desc
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, cast
 
@@ -83,43 +83,52 @@ class Restoration:
         self._kept = kept
         self._processes: dict[ProcessId, Process | None] = {}
 
-    def _records(self, kind: Kind) -> Mapping[int, int]:
-        return self._found.get(kind, {})
+    def _each(self, kind: Kind, restore: Callable[[int, bytes], None]) -> None:
+        """Call `restore(slot, body)` for each record of a kind, oldest id first. One that is damaged costs what it
+        stands for, not the mount."""
+        slots = self._slots
+        for id_, slot in sorted(self._found.get(kind, {}).items()):
+            try:
+                restore(slot, slots.body(slot))
+            except Exception as e:
+                self.restored.lose(f"{kind.name.lower()} {id_}", e)
+                slots.free(slot)
 
     # Inodes
 
     def inodes(self) -> None:
         """All inodes, with their names."""
-        inodes, body = self._parts.inodes, self._slots.body
-        found = [(slot, records.unpack_inode(body(slot))) for slot in self._records(Kind.INODE).values()]
-        for slot, record in found:
-            key = record.ino if record.device == inodes.device else (record.device, record.ino)
-            inode = inodes.restore(record.nodeid, key, record.kind << 12)
-            inode.slot, inode.lookups = slot, record.lookups
-        for _, record in found:
-            inode = inodes.get(record.nodeid)
-            parent = inodes.known(record.parent)
-            if record.name_size and parent is not None:
-                name = self._text(record.chain, record.name, record.name_size)
-                inodes.restore_name(inode, parent, name, is_first=True)
-        self._links()
+        self._each(Kind.INODE, self._inode)
+        self._each(Kind.INODE, self._name)  # in a round of its own: a directory may come after what lies in it
+        self._each(Kind.LINK, self._link)
         self._kept_descriptors()
-        self.restored.counts["inodes"] = len(found)
+
+    def _inode(self, slot: int, body: bytes) -> None:
+        record, inodes = records.unpack_inode(body), self._parts.inodes
+        key = record.ino if record.device == inodes.device else (record.device, record.ino)
+        inode = inodes.restore(record.nodeid, key, record.kind << 12)
+        inode.slot, inode.lookups = slot, record.lookups
+        self.restored.counts["inodes"] += 1
+
+    def _name(self, slot: int, body: bytes) -> None:
+        record, inodes = records.unpack_inode(body), self._parts.inodes
+        parent = inodes.known(record.parent)
+        if record.name_size and parent is not None:
+            name = self._text(record.chain, record.name, record.name_size)
+            inodes.restore_name(inodes.get(record.nodeid), parent, name, is_first=True)
 
     def _text(self, chain: int, inline: bytes, size: int) -> bytes:
         return self._slots.text(chain) if chain else inline[:size]
 
-    def _links(self) -> None:
-        inodes = self._parts.inodes
-        for slot in self._records(Kind.LINK).values():
-            record = records.unpack_link(self._slots.body(slot))
-            inode, parent = inodes.known(record.nodeid), inodes.known(record.parent)
-            if inode is None or parent is None:
-                self._slots.free(slot)
-                continue
-            name = self._text(record.chain, record.name, record.name_size)
-            inodes.restore_name(inode, parent, name, is_first=inode.name is None)
-            self._recorder.adopt_link(inode, parent, name, slot)
+    def _link(self, slot: int, body: bytes) -> None:
+        record, inodes = records.unpack_link(body), self._parts.inodes
+        inode, parent = inodes.known(record.nodeid), inodes.known(record.parent)
+        if inode is None or parent is None:
+            self._slots.free(slot)
+            return
+        name = self._text(record.chain, record.name, record.name_size)
+        inodes.restore_name(inode, parent, name, is_first=inode.name is None)
+        self._recorder.adopt_link(inode, parent, name, slot)
 
     def _kept_descriptors(self) -> None:
         for name, fd in self._kept.items():
@@ -135,22 +144,23 @@ class Restoration:
 
     def handles(self) -> None:
         """Open files and directories."""
-        table = self._parts.handles
-        for fh, slot in self._records(Kind.HANDLE).items():
-            record = records.unpack_handle(self._slots.body(slot))
-            handle = self._handle(record)
-            if handle is not None:
-                handle.slot = slot
-                table.restore(handle, fh)
-                self.restored.counts["handles"] += 1
-                if record.unique:
-                    self.restored.handles_by_unique[record.unique] = handle
-            elif record.kind in (HandleKind.FILE, HandleKind.DIRECTORY):
-                self._slots.free(slot)
-        table.count_on(self._slots.words[records.LAST_HANDLE])
+        self._each(Kind.HANDLE, self._handle)
+        self._parts.handles.count_on(self._slots.words[records.LAST_HANDLE])
         self._give_back_idle_backing_ids()
 
-    def _handle(self, record: HandleRecord) -> Handle | None:
+    def _handle(self, slot: int, body: bytes) -> None:
+        record = records.unpack_handle(body)
+        handle = self._opened(record)
+        if handle is not None:
+            handle.slot = slot
+            self._parts.handles.restore(handle, record.fh)
+            self.restored.counts["handles"] += 1
+            if record.unique:
+                self.restored.handles_by_unique[record.unique] = handle
+        elif record.kind in (HandleKind.FILE, HandleKind.DIRECTORY):
+            self._slots.free(slot)
+
+    def _opened(self, record: HandleRecord) -> Handle | None:
         """None: it is of another kind, or lost."""
         inode = self._parts.inodes.known(record.nodeid)
         try:
@@ -190,25 +200,26 @@ class Restoration:
 
     def pins(self) -> None:
         """Pins and their breaks. Those of owners that have ended go."""
-        book, now = self._parts.guard.book, trio.current_time()
-        for pin_id, slot in sorted(self._records(Kind.PIN).items()):
-            record = records.unpack_pin(self._slots.body(slot))
-            pin = self._pin(record)
-            by = self._ended_by(pin, record)
-            if by is None:
-                book.table.restore(pin)
-                self._recorder.adopt_pin(pin_id, slot)
-                self.restored.counts["pins"] += 1
-                if record.unique:
-                    self.restored.pins_by_unique[record.unique] = pin
-            else:
-                self._slots.free(slot)
-                self.restored.counts["pins ended"] += 1
-                book.restore_ended(pin, now, by)
-        book.table.count_on(self._slots.words[records.LAST_PIN])
-        self._breaks()
+        self._each(Kind.PIN, self._pin)
+        self._parts.guard.book.table.count_on(self._slots.words[records.LAST_PIN])
+        self._each(Kind.BREAK, self._break)
 
-    def _pin(self, record: PinRecord) -> Pin:
+    def _pin(self, slot: int, body: bytes) -> None:
+        book, record = self._parts.guard.book, records.unpack_pin(body)
+        pin = self._as_registered(record)
+        by = self._ended_by(pin, record)
+        if by is None:
+            book.table.restore(pin)
+            self._recorder.adopt_pin(pin.id, slot)
+            self.restored.counts["pins"] += 1
+            if record.unique:
+                self.restored.pins_by_unique[record.unique] = pin
+        else:
+            self._slots.free(slot)
+            self.restored.counts["pins ended"] += 1
+            book.restore_ended(pin, trio.current_time(), by)
+
+    def _as_registered(self, record: PinRecord) -> Pin:
         text = self._slots.text(record.chain) if record.chain else record.name[: record.name_size]
         name, note = text[: record.name_size], text[record.name_size :].decode()
         mode = Mode.LEASE if record.is_lease else Mode.DENY
@@ -263,29 +274,27 @@ class Restoration:
             return "death"
         return None
 
-    def _breaks(self) -> None:
-        book = self._parts.guard.book
-        for pin_id, slot in self._records(Kind.BREAK).items():
-            pin = book.table.by_id.get(pin_id)
-            if pin is None:
-                self._slots.free(slot)
-                continue
-            record = records.unpack_break(self._slots.body(slot))
-            on_timeout, errno_name = record.on_timeout.decode().split()
-            policy = replace(
-                self._parts.guard.policy_for(self._parts.inodes.path_of(pin.inode)),
-                on_timeout=cast(Literal["deny", "revoke", "kill"], on_timeout),
-                errno=cast(Literal["EBUSY", "ETXTBSY"], errno_name),
-                break_timeout_max=record.break_timeout_max,
-                retry_after=record.retry_after,
-            )
-            since, deadline = self._recorder.moment(record.since_ns), self._recorder.moment(record.deadline_ns)
-            breaking = Break(
-                pin, policy, since, None, record.op.decode(), record.start, record.end, bool(record.killed), record.seq
-            )
-            book.breaks.restore(breaking, deadline)
-            self._recorder.adopt_break(pin_id, slot)
-            self.restored.counts["breaks"] += 1
+    def _break(self, slot: int, body: bytes) -> None:
+        book, record = self._parts.guard.book, records.unpack_break(body)
+        pin = book.table.by_id.get(record.pin_id)
+        if pin is None:
+            self._slots.free(slot)
+            return
+        on_timeout, errno_name = record.on_timeout.decode().split()
+        policy = replace(
+            self._parts.guard.policy_for(self._parts.inodes.path_of(pin.inode)),
+            on_timeout=cast(Literal["deny", "revoke", "kill"], on_timeout),
+            errno=cast(Literal["EBUSY", "ETXTBSY"], errno_name),
+            break_timeout_max=record.break_timeout_max,
+            retry_after=record.retry_after,
+        )
+        since, deadline = self._recorder.moment(record.since_ns), self._recorder.moment(record.deadline_ns)
+        breaking = Break(
+            pin, policy, since, None, record.op.decode(), record.start, record.end, bool(record.killed), record.seq
+        )
+        book.breaks.restore(breaking, deadline)
+        self._recorder.adopt_break(pin.id, slot)
+        self.restored.counts["breaks"] += 1
 
     # Requests
 
@@ -293,5 +302,8 @@ class Restoration:
         """What the answers to resent requests need."""
         words = self._slots.words
         self.restored.executed, self.restored.released = words[records.EXECUTED], words[records.RELEASED]
-        for unique, slot in self._records(Kind.INTENT).items():
-            self.restored.intents[unique] = records.unpack_intent(self._slots.body(slot))
+        self._each(Kind.INTENT, self._intent)
+
+    def _intent(self, slot: int, body: bytes) -> None:
+        record = records.unpack_intent(body)
+        self.restored.intents[record.unique] = record

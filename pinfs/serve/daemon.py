@@ -62,6 +62,8 @@ log = logging.getLogger("pinfs.daemon")
 
 PLAIN_READ_S: Final = 10.0  # what a read of events may wait without the bridge, where nothing can interrupt it
 PLAIN_READERS: Final = 32  # such reads at a time
+FAILED: Final = 70
+"""The exit status of a daemon that has failed, and leaves its mount to the next one (EX_SOFTWARE of sysexits.h)."""
 UNMOUNT_S: Final = 5.0  # what a plain unmount may take before the mount is detached
 GC_THRESHOLDS: Final = (5_000, 3, 1_000_000)  # young objects are searched, a few at a time; all of them never
 
@@ -90,6 +92,7 @@ async def serve(
         stack.callback(daemon.detach)
         transport = daemon.connect()
         stack.callback(transport.close)
+        stack.push(daemon.on_failure)
         nursery = await stack.enter_async_context(_cancelled_at_end())
         nursery.start_soon(daemon.handle_signals, signals)
         nursery.start_soon(scraped.run)
@@ -170,6 +173,7 @@ class Daemon:
         self.store = store
         self.left = left
         self.restored: Restored | None = None
+        self.ending = False
         self.passthrough = Passthrough()
         self.bridge_unavailable_because = ""
         self.negotiated: list[str] = []
@@ -196,7 +200,8 @@ class Daemon:
 
     def connect(self) -> Transport:
         """Mount, or take over; what serves the connection. Raises MountError."""
-        return self._mount() if self.left is None else self._take_over(self.left)
+        self.transport = self._mount() if self.left is None else self._take_over(self.left)
+        return self.transport
 
     def _requested(self) -> Requested:
         return Requested(
@@ -305,6 +310,12 @@ class Daemon:
         log.info("handing over %s", self.mountpoint)
         self.store.handing_over()
         os._exit(0)
+
+    def on_failure(self, kind: type[BaseException] | None, failure: BaseException | None, _: object) -> None:
+        """What ends the daemon does not end the mount, where another one can take over."""
+        if failure is not None and self.fs.recorder is not None and self.transport.usable and not self.ending:
+            log.error("the daemon has failed; the next one takes over", exc_info=failure)
+            os._exit(FAILED)
 
     def close(self) -> None:
         """The mount is over."""
@@ -435,6 +446,7 @@ class Daemon:
     async def end(self) -> None:
         """Answer waiting breakers, unmount, stop serving. What still uses the mount gets ENOTCONN then."""
         log.info("unmounting %s", self.mountpoint)
+        self.ending = True
         try:
             self.manager.tell("STOPPING=1", f"STATUS=unmounting {self.mountpoint}")
             with logged("answering the waiting breakers"):
