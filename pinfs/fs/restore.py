@@ -238,7 +238,7 @@ class Restoration:
             name if record.flags & records.HAS_NAME else None,
             spec,
             record.proxy_uid if record.flags & records.HAS_PROXY else None,
-            self._recorder.moment(record.since_ns),
+            self._recorder.moment_s(record.since_s),
             record.charged,
             (record.nodeid, name) if record.flags & records.HAS_NAME else record.id,
         )

@@ -167,7 +167,7 @@ def unpack_handle(body: bytes) -> HandleRecord:
 
 pack_handle: Final = _HANDLE.pack
 
-_PIN: Final = Struct("<QQQQQQQQIIQQQIBBBB16s")
+_PIN: Final = Struct("<QQQQQdQQIIQQQIBBBB16s")
 INLINE_PIN_NAME: Final = 16
 DIRTY, HAS_NAME, HAS_PROXY, HAS_PROCESS = 1, 2, 4, 8
 
@@ -184,7 +184,8 @@ class PinRecord(NamedTuple):
     nodeid: int
     start: int
     length: int
-    since_ns: int
+    since_s: float
+    """The same time, in seconds."""
     charged: int
     handle: int
     pid: int
