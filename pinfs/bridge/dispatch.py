@@ -286,6 +286,14 @@ class Dispatcher:
             with logged("the beginning of the connection"):
                 self._on_negotiated(negotiated)
 
+    def resume(self, negotiated: Negotiated) -> None:
+        """Go on with a connection that another daemon has begun: the kernel gets no reply to INIT."""
+        if Init.SETXATTR_EXT in negotiated.flags:
+            self._routes[wire.SETXATTR] = self._handlers.route_of_setxattr_ext()
+        self.negotiated = negotiated
+        self._on_negotiated(negotiated)
+        os.write(self._fd, wire.OUT_HEADER.pack(OUT_SIZE, wire.NOTIFY_RESEND, 0))
+
     # Waiting requests
 
     def _park(self, opcode: int, unique: int, work: Work, trap: object) -> None:

@@ -76,6 +76,10 @@ class Passthrough:
         self.registered += 1
         return backing_id
 
+    def adopt(self) -> None:
+        """Count an id that the daemon before has registered on this connection."""
+        self.registered += 1
+
     def close(self, backing_id: int) -> None:
         """Give an id back. Files that are still open keep their backing file all the same."""
         self.registered -= 1

@@ -34,7 +34,8 @@ class Transport(Protocol):
 
 
 class Bridged:
-    """The dispatcher, which answers every opcode. `on_negotiated` is told the outcome of INIT."""
+    """The dispatcher, which answers every opcode. `on_negotiated` is told the outcome of INIT; `resumed`: that of the
+    daemon before, whose connection this one takes over."""
 
     def __init__(
         self,
@@ -43,8 +44,10 @@ class Bridged:
         requested: Requested,
         on_negotiated: Callable[[Negotiated], None],
         counts: Counter[str],
+        resumed: Negotiated | None = None,
     ) -> None:
         self.usable = False
+        self._resumed = resumed
         self._fd = fd
         self._on_negotiated = on_negotiated
         self._dispatcher = Dispatcher(fd, ops, requested, self._negotiated, counts)
@@ -54,13 +57,18 @@ class Bridged:
         return self._dispatcher.refused_because
 
     def _negotiated(self, negotiated: Negotiated) -> None:
-        with logged("the beginning of the connection"):
+        if self._resumed is not None:
             self._on_negotiated(negotiated)
+        else:
+            with logged("the beginning of the connection"):
+                self._on_negotiated(negotiated)
         self.usable = True
         self._on_usable()
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         self._on_usable = task_status.started
+        if self._resumed is not None:
+            self._dispatcher.resume(self._resumed)
         aborted = await self._dispatcher.run()
         if self.usable:
             log.info("the connection was aborted" if aborted else "unmounted")

@@ -66,6 +66,7 @@ IN_SIZE: Final = IN_HEADER.size
 OUT_SIZE: Final = OUT_HEADER.size
 NOTIFY_POLL: Final = 1
 NOTIFY_INVAL_INODE: Final = 2
+NOTIFY_RESEND: Final = 7
 U64: Final = Struct("<Q")
 
 # Bodies of requests

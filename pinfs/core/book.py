@@ -165,6 +165,13 @@ class PinBook:
         file = self.files.get(inode)
         return file is None or self.reaping.reap_in(file.overlapping(start, end), now)
 
+    def restore_ended(self, pin: Pin, now: float, by: str) -> None:
+        """A pin of the daemon before whose owner has ended while there was none: told, and not restored. `by`: death,
+        close."""
+        self.ended[by] += 1
+        if self.subscribed:
+            self._emit(BookEvent("released", now, pin, by=by))
+
     # -- commands of breakers
 
     def begin(self, request: RemovalRequest, policy: Policy, now: float) -> Removal:

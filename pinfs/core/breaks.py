@@ -24,13 +24,24 @@ class Breaks:
     def begin(self, pin: Pin, removal: Removal, now: float) -> Break:
         """Start the break of a pin that is not breaking, for `break_timeout` seconds (SPEC 3.4)."""
         policy = removal.policy
-        breaking = pin.breaking = Break(pin, policy, now, None, removal.request.op, removal.start, removal.end)
-        self._deadlines.set(breaking, now + policy.break_timeout)
+        breaking = Break(pin, policy, now, None, removal.request.op, removal.start, removal.end)
+        self._add(breaking, now + policy.break_timeout)
+        return breaking
+
+    def restore(self, breaking: Break, deadline: float) -> None:
+        """A break that the daemon before had begun: its holder has been notified, and its time goes on."""
+        self._add(breaking, deadline)
+        if breaking.killed:
+            self.killed.setdefault(breaking.pin.process, {})[breaking.pin.id] = breaking.pin
+
+    def _add(self, breaking: Break, deadline: float) -> None:
+        pin = breaking.pin
+        pin.breaking = breaking
+        self._deadlines.set(breaking, deadline)
         self.of_owner.setdefault(pin.owner, {})[pin.id] = pin
         if pin.process != pin.owner:
             self.of_handles.setdefault(pin.process, {})[pin.id] = pin
         self._files[pin.inode].add_breaking(pin)
-        return breaking
 
     def end(self, breaking: Break) -> None:
         """The break of a pin that has left the table is over."""

@@ -143,6 +143,17 @@ class PinTable:
         usage.pins += 1
         usage.bytes += pin.charged
 
+    # -- after a take-over
+
+    def restore(self, pin: Pin) -> None:
+        """A pin that stood in the table of the daemon before. No limit counts: it was let in once."""
+        self._put(pin)
+        self.count_on(pin.id)
+
+    def count_on(self, last_id: int) -> None:
+        """Ids up to `last_id` have been given."""
+        self._last_id = max(self._last_id, last_id)
+
     # -- limits
 
     def _check_limits(self, uid: int, charge: int, old: Pin | None, now: float) -> None:

@@ -19,7 +19,7 @@ from pinfs.core.book import PinBook
 from pinfs.core.events import BookEvent
 from pinfs.core.owners import HandleId, Owner, ProcessId
 from pinfs.core.pins import Pin, PinRequest
-from pinfs.core.policy import PolicySet
+from pinfs.core.policy import Policy, PolicySet
 from pinfs.core.removals import UNLINKS, Removal, RemovalRequest, Turn
 from pinfs.enforce.cuts import GRACE_S, Cuts
 from pinfs.enforce.mappings import Mapping, mappings_of
@@ -208,6 +208,10 @@ class Guard:
         """Whether a removal of these bytes may go on at once: none is pinned or reserved, and no policy minds
         mappings."""
         return not (self.minds_mappings or self.book.touches(inode, start, end))
+
+    def policy_for(self, path: str | None) -> Policy:
+        """The policy in force for a file."""
+        return self._policies.current.for_path(path)
 
     @property
     def minds_mappings(self) -> bool:

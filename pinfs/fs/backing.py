@@ -38,6 +38,9 @@ class BackingRegistry(Protocol):
     def close(self, backing_id: int) -> None:
         """Give an id back. Handles that are open keep using the file."""
 
+    def adopt(self) -> None:
+        """Count an id that the daemon before has registered."""
+
 
 class NoPassthrough:
     """A registry that registers nothing: every read and write comes to the daemon."""
@@ -48,6 +51,9 @@ class NoPassthrough:
         return 0
 
     def close(self, backing_id: int) -> None:
+        raise AssertionError("nothing was registered")
+
+    def adopt(self) -> None:
         raise AssertionError("nothing was registered")
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from pinfs.fs.inodefds import InodeDescriptors
-from pinfs.fs.lives import life_of, settled_ctime_ns
+from pinfs.fs.lives import LIVED_BEFORE, life_of, settled_ctime_ns, was_born_after
 from pinfs.fs.nonblocking import AT_ONCE, open_error
 from pinfs.fs.openfile import OpenFile
 from pinfs.fs.types import os_error
@@ -117,6 +117,8 @@ class InodeTable:
         """Node ids of files whose seals are to be lifted: they stay in the table."""
         self.recorder: Recorder | None = None
         """Writes down what changes here; None: the mount does not outlive the daemon."""
+        self.taken_over_ns = 0
+        """When this daemon took over, since the epoch; 0: it mounted."""
         self._by_id: dict[int, Inode] = {ROOT_ID: self.root}
         self.known = self._by_id.get
         """The inode of a node id, or None."""
@@ -159,6 +161,12 @@ class InodeTable:
             return self.root
         nodeid = self._foreign.get(key)
         return None if nodeid is None else self._by_id[nodeid]
+
+    def find_key(self, device: int, ino: int) -> Inode | None:
+        """The inode with these numbers, if one is known."""
+        key: Key = ino if device == self.device else (device, ino)
+        nodeid = self._foreign.get(key, ino if isinstance(key, int) else 0)
+        return self._by_id.get(nodeid)
 
     def find_name(self, name: Name) -> Inode | None:
         """The inode that a name leads to, if it is known."""
@@ -204,6 +212,26 @@ class InodeTable:
         inode = self._by_id[nodeid] = Inode(nodeid, key, stat.S_IFMT(st.st_mode))
         return inode
 
+    def restore(self, nodeid: int, key: Key, kind: int) -> Inode:
+        """An inode of the daemon before, without a name so far. `kind`: S_IFMT."""
+        inode = self._by_id[nodeid] = Inode(nodeid, key, kind)
+        inode.life = LIVED_BEFORE
+        if nodeid >= FOREIGN_IDS:
+            self._foreign[key] = max(nodeid, self._foreign.get(key, 0))
+            self._next_foreign = max(self._next_foreign, nodeid + 1)
+            if isinstance(key, int):
+                self._reserved_inos.add(key)
+        return inode
+
+    def restore_name(self, inode: Inode, parent: Inode, name: bytes, *, is_first: bool) -> None:
+        """A name of it; `is_first`: that by which it is reached, else a further one."""
+        parent.children += 1
+        if is_first:
+            inode.parent, inode.name = parent, name
+        else:
+            inode.links = inode.links if inode.links is not None else set()
+            inode.links.add((parent, name))
+
     # Numbers that were used again
 
     def _is_same(self, inode: Inode, st: os.stat_result, name: Name) -> bool:
@@ -224,7 +252,11 @@ class InodeTable:
             return False
         if inode.life is None or inode.ctime_ns == st.st_ctime_ns:
             return True
-        if life_of(fd) != inode.life:
+        if inode.life is LIVED_BEFORE:
+            if was_born_after(fd, self.taken_over_ns):
+                return False
+            inode.life = life_of(fd)
+        elif life_of(fd) != inode.life:
             return False
         inode.ctime_ns = settled_ctime_ns(st)
         return True

@@ -13,6 +13,8 @@ from typing import Final
 
 from pinfs.linux import filehandles, syscalls
 
+LIVED_BEFORE: Final = b"before this daemon"
+"""The life of an inode that the daemon before knew: it was born before that one ended."""
 A_TICK_NS: Final = 10_000_000
 """Before Linux 6.13 two changes in one tick of the kernel's clock (10 ms at most) may have one time."""
 
@@ -32,3 +34,9 @@ def settled_ctime_ns(st: os.stat_result) -> int:
     """The time of change in nanoseconds, if a later change must show another one; else 0, which no time equals."""
     ctime_ns = st.st_ctime_ns
     return ctime_ns if time.time_ns() - ctime_ns > A_TICK_NS else 0
+
+
+def was_born_after(fd: int, moment_ns: int) -> bool:
+    """Whether what `fd` refers to is younger than a moment, as far as its file system tells (statx(2), stx_btime)."""
+    birth_ns = syscalls.birth_time_ns(fd)
+    return birth_ns is not None and birth_ns > moment_ns

@@ -29,6 +29,7 @@ log = logging.getLogger("pinfs.journal")
 _NS: Final = 1_000_000_000
 _OVER: Final = frozenset({"answered", "withdrawn", "released", "revoked"})
 _NOBODY: Final = ProcessId(0, 0)
+_NAMED_PIN_OF_A_PROCESS: Final = records.HAS_NAME | records.HAS_PROCESS
 
 
 class Store(Protocol):
@@ -99,6 +100,10 @@ class Recorder:
         """The same back, in seconds."""
         return ns / _NS - self._to_monotonic_s
 
+    def moment_s(self, seconds: float) -> float:
+        """A time of CLOCK_MONOTONIC, in seconds, on trio's clock."""
+        return seconds - self._to_monotonic_s
+
     # Inodes
 
     def inode(self, inode: Inode) -> None:
@@ -163,6 +168,21 @@ class Recorder:
             self._stored.discard(inode.nodeid)
             self.store.drop(_stored_name(inode))
 
+    # What the daemon before has written, and this one keeps
+
+    def adopt_link(self, inode: Inode, parent: Inode, name: bytes, slot: int) -> None:
+        self._links[inode, parent, name] = slot
+
+    def adopt_stored(self, inode: Inode) -> None:
+        """The store has a descriptor of this inode."""
+        self._stored.add(inode.nodeid)
+
+    def adopt_pin(self, pin_id: int, slot: int) -> None:
+        self._pins[pin_id] = slot
+
+    def adopt_break(self, pin_id: int, slot: int) -> None:
+        self._breaks[pin_id] = slot
+
     # Handles
 
     def handle(self, handle: Handle, caller: CallerLike) -> None:
@@ -184,24 +204,28 @@ class Recorder:
 
     def pin(self, pin: Pin, unique: int) -> None:
         """It is registered, or replaced, by this request."""
-        spec, process = pin.spec, pin.process or _NOBODY
-        name = pin.name or b""
-        note = spec.note.encode()
-        chain = self.put_text(name + note) if note or len(name) > INLINE_PIN_NAME else 0
-        handle = 0 if isinstance(pin.owner, ProcessId) else pin.owner
-        flags = (
-            records.DIRTY * spec.dirty
-            | records.HAS_NAME * (pin.name is not None)
-            | records.HAS_PROXY * (pin.proxy_uid is not None)
-            | records.HAS_PROCESS * (pin.process is not None)
-        )
+        spec, process, name, owner = pin.spec, pin.process, pin.name, pin.owner
+        if owner is process and name is not None and pin.proxy_uid is None:  # nearly always
+            flags, handle, proxy_uid = _NAMED_PIN_OF_A_PROCESS, 0, 0
+        else:
+            flags = records.HAS_NAME * (name is not None) | records.HAS_PROCESS * (process is not None)
+            flags |= records.HAS_PROXY * (pin.proxy_uid is not None)
+            handle, proxy_uid = 0 if isinstance(owner, ProcessId) else owner, pin.proxy_uid or 0
+            name = name or b""
+        if spec.dirty:
+            flags |= records.DIRTY
+        size = len(name)
+        chain = self.put_text(name + spec.note.encode()) if spec.note or size > INLINE_PIN_NAME else 0
+        pid, start_time, _, incarnation = process or _NOBODY
         body = pack_pin(
-            pin.id, chain, pin.inode, spec.start, spec.length, self.ns(pin.since), pin.charged, handle, process.pid,
-            pin.uid, process.start_time, process.incarnation, unique, pin.proxy_uid or 0, spec.mode is Mode.LEASE,
-            spec.signal or 0, flags, len(name), name,
+            pin.id, chain, pin.inode, spec.start, spec.length, pin.since + self._to_monotonic_s, pin.charged, handle,
+            pid, pin.uid, start_time, incarnation, unique, proxy_uid, spec.mode is Mode.LEASE, spec.signal or 0, flags,
+            size, name,
         )  # fmt: skip
-        self.slots.words[records.LAST_PIN] = max(self.slots.words[records.LAST_PIN], pin.id)
-        self._pins[pin.id] = self.put(Kind.PIN, body, self._pins.get(pin.id, 0))
+        old = self._pins.get(pin.id, 0)
+        if not old:
+            self.slots.words[records.LAST_PIN] = pin.id
+        self._pins[pin.id] = self.put(Kind.PIN, body, old)
 
     def pin_ended(self, pin: Pin, unique: int) -> None:
         """It is no longer; `unique`: the request that released it, 0: none did."""

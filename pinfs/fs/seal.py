@@ -25,7 +25,7 @@ import trio
 from pinfs.core.book import PinBook
 from pinfs.core.policy import Policy, PolicySet
 from pinfs.fs.inodes import Inode, InodeTable
-from pinfs.fs.seallist import SealedFile, SealList, lift, lists_of, read_list
+from pinfs.fs.seallist import SealedFile, SealList, is_sealed, lift, lists_of, read_list
 from pinfs.linux import inodeflags
 from pinfs.linux.filehandles import handle_of, open_handle
 from pinfs.linux.inodeflags import APPEND
@@ -118,6 +118,40 @@ class Seal:
             _unlink(old for old in lists if old != path)
         except OSError as e:
             self.unavailable_because = unavailable_because or f"the list {path} cannot be written: {e.strerror}"
+
+    def resume(self, unavailable_because: str, path: Path, source: str) -> None:
+        """In place of `start`, where this daemon takes over and the inodes are known: the seals stand. Those of files
+        that nothing refers to any more are lifted. `resumed` says when the pins are known."""
+        self.unavailable_because = unavailable_because
+        lists = lists_of(self._inodes.root.fd, source)
+        listed = [file for old in lists for file in read_list(old)]
+        kept, unknown = [], []
+        for file in listed:
+            inode = self._inodes.find_key(file.device, file.ino)
+            if inode is None:
+                unknown.append(file)
+            else:
+                record = self.files[inode.nodeid] = _Sealed(inode)
+                record.listed = file
+                record.is_set = is_sealed(self._inodes.root.fd, file)
+                self.count += record.is_set
+                kept.append(file)
+        kept += self._lift_left_behind(unknown)
+        try:
+            self._list = SealList.resume(path, source, kept)
+            _unlink(old for old in lists if old != path)
+        except OSError as e:
+            self.unavailable_because = unavailable_because or f"the list {path} cannot be written: {e.strerror}"
+
+    def resumed(self) -> None:
+        """The pins are restored: lift the seals of files without any, and set those that were lifted for a call when
+        the daemon before ended."""
+        for nodeid, record in list(self.files.items()):
+            with logged("a seal after the take-over"):
+                if not self._has_pins(nodeid):
+                    self._drop(record)
+                elif not record.is_set and not self.unavailable_because:
+                    self._set(record)
 
     def _lift_left_behind(self, listed: Iterable[SealedFile]) -> list[SealedFile]:
         """Returns what could not be lifted."""

@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,17 @@ class SealList:
         self._lines = 0
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         os.write(self._fd, self._head)
+
+    @classmethod
+    def resume(cls, path: Path, source: str, files: Iterable[SealedFile]) -> "SealList":
+        """The list of a daemon that takes over: the old one stands until the new one does."""
+        new = path.with_suffix(".next")
+        resumed = cls(new, source)
+        for file in files:
+            resumed.add(file)
+        new.replace(path)
+        resumed.path = path
+        return resumed
 
     def add(self, file: SealedFile) -> None:
         """Before the seal is set."""
@@ -126,7 +137,7 @@ def source_of(path: Path) -> str | None:
 def all_lists() -> list[Path]:
     """The lists in the state directory."""
     try:
-        return sorted(path for path in state_directory().glob("sealed-*") if path.suffix != ".new")
+        return sorted(path for path in state_directory().glob("sealed-*") if path.suffix not in (".new", ".next"))
     except OSError:
         return []
 

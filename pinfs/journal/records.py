@@ -184,7 +184,7 @@ def with_chain(body: bytes, chain: int) -> bytes:
     return body[:8] + _CHAIN.pack(chain) + body[16:]
 
 
-_PIN: Final = Struct("<QQQQQQQQIIQQQIBBBB16s")
+_PIN: Final = Struct("<QQQQQdQQIIQQQIBBBB16s")
 INLINE_PIN_NAME: Final = 16
 DIRTY, HAS_NAME, HAS_PROXY, HAS_PROCESS = 1, 2, 4, 8
 
@@ -201,7 +201,8 @@ class PinRecord(NamedTuple):
     nodeid: int
     start: int
     length: int
-    since_ns: int
+    since_s: float
+    """The same time, in seconds."""
     charged: int
     handle: int
     pid: int

@@ -17,6 +17,7 @@ from pinfs.fs.inodes import InodeTable
 from pinfs.fs.operations import Operations
 from pinfs.fs.pins import PinVerbs
 from pinfs.fs.recorder import Recorder
+from pinfs.fs.restore import Parts
 from pinfs.fs.seal import Seal
 from pinfs.fs.types import Timeouts
 from pinfs.runtime.descriptors import budget
@@ -38,10 +39,19 @@ class FileSystem:
     metrics: Families
     verbs: PinVerbs
 
-    def record(self, recorder: Recorder) -> None:
-        """From now on write down what the next daemon needs."""
+    recorder: Recorder | None = None
+
+    def record(self, recorder: Recorder | None) -> None:
+        """From now on write down what the next daemon needs; None: no longer."""
+        self.recorder = recorder
         self.inodes.recorder = self.verbs.recorder = self.verbs.handles.recorder = recorder
-        self.guard.record = recorder.event
+        self.guard.record = (lambda event: None) if recorder is None else recorder.event
+
+    @property
+    def parts(self) -> Parts:
+        """What a take-over restores into."""
+        operations = self.operations
+        return Parts(self.inodes, self.backing, operations.handles, operations.uncached, self.guard, self.holders)
 
     def close(self) -> None:
         """Lift all seals, and let go of all descriptors."""

@@ -34,44 +34,65 @@ from pinfs.config.policies import PolicyBox
 from pinfs.core.policy import PolicyError
 from pinfs.enforce.holders import raise_descriptor_limit
 from pinfs.fs.events import ReadLimit
+from pinfs.fs.recorder import Recorder
+from pinfs.fs.restore import Restoration, Restored
 from pinfs.fs.seallist import list_path
+from pinfs.journal.records import TAKEOVERS, TextId
+from pinfs.journal.slots import JournalFullError, Slots
 from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
 from pinfs.runtime import descriptors
 from pinfs.runtime.errors import logged
 from pinfs.serve.assembly import FileSystem, assemble
 from pinfs.serve.notify import Notifier
 from pinfs.serve.scrape import MetricsPort, NoPort
+from pinfs.serve.takeover import (
+    CONNECTION,
+    JOURNAL,
+    SOURCE,
+    DescriptorStore,
+    Identity,
+    Left,
+    NoStore,
+    left_in,
+    new_journal,
+    write_text,
+)
 
 log = logging.getLogger("pinfs.daemon")
 
 PLAIN_READ_S: Final = 10.0  # what a read of events may wait without the bridge, where nothing can interrupt it
 PLAIN_READERS: Final = 32  # such reads at a time
+FAILED: Final = 70
+"""The exit status of a daemon that has failed, and leaves its mount to the next one (EX_SOFTWARE of sysexits.h)."""
 UNMOUNT_S: Final = 5.0  # what a plain unmount may take before the mount is detached
 GC_THRESHOLDS: Final = (5_000, 3, 1_000_000)  # young objects are searched, a few at a time; all of them never
 
 
 async def serve(
-    config: Config, source: str, mountpoint: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    config: Config,
+    source: str,
+    mountpoint: str,
+    store: DescriptorStore | None = None,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Mount `source` on `mountpoint` and serve it until it is unmounted or a signal ends it.
+    """Mount `source` on `mountpoint` and serve it until it is unmounted or a signal ends it; or go on where the daemon
+    before has ended, if `store` has what it left.
 
     Started when the file system is usable. Raises MountError when there is nothing to serve.
     """
     _require_known_machine()
     async with AsyncExitStack() as stack:
-        source_fd = open_source(source)
-        stack.callback(os.close, source_fd)
-        point = check_mountpoint(mountpoint, source_fd, replace_stale=config.mount.replace_stale)
-        check_not_nested(os.path.realpath(source))
-        daemon = Daemon(config, os.path.realpath(source), source_fd, point)
-        stack.callback(daemon.fs.close)
+        daemon = _begin(config, source, mountpoint, store or NoStore(), stack)
+        stack.callback(daemon.close)
         scraped = daemon.metrics_port()
         stack.callback(scraped.close)
         # From here on a signal ends us in good order, however early it comes: no mount is left behind.
         signals = stack.enter_context(trio.open_signal_receiver(*daemon.on_signal))
         stack.callback(daemon.detach)
-        transport = daemon.mount()
+        transport = daemon.connect()
         stack.callback(transport.close)
+        stack.push(daemon.on_failure)
         nursery = await stack.enter_async_context(_cancelled_at_end())
         nursery.start_soon(daemon.handle_signals, signals)
         nursery.start_soon(scraped.run)
@@ -89,6 +110,18 @@ async def serve(
                     serving.cancel_scope.cancel()
     if lost := daemon.lost(transport):
         raise MountError(lost)
+
+
+def _begin(config: Config, source: str, mountpoint: str, store: DescriptorStore, stack: AsyncExitStack) -> "Daemon":
+    """A daemon over the locked source. Raises MountError."""
+    left = left_in(store)
+    if left is not None:
+        return Daemon(config, left.identity.source, left.source_fd, left.identity.mountpoint, store, left)
+    source_fd = open_source(source)
+    stack.callback(os.close, source_fd)
+    point = check_mountpoint(mountpoint, source_fd, replace_stale=config.mount.replace_stale)
+    check_not_nested(os.path.realpath(source))
+    return Daemon(config, os.path.realpath(source), source_fd, point, store)
 
 
 def _require_known_machine() -> None:
@@ -125,10 +158,22 @@ def _keep_survivors(phase: str, info: dict[str, int]) -> None:
 class Daemon:
     """One mount while it is served: what was negotiated, its state, its end."""
 
-    def __init__(self, config: Config, source: str, source_fd: int, mountpoint: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        source: str,
+        source_fd: int,
+        mountpoint: str,
+        store: DescriptorStore,
+        left: Left | None = None,
+    ) -> None:
         self.config = config
         self.source = source
         self.mountpoint = mountpoint
+        self.store = store
+        self.left = left
+        self.restored: Restored | None = None
+        self.ending = False
         self.passthrough = Passthrough()
         self.bridge_unavailable_because = ""
         self.negotiated: list[str] = []
@@ -138,11 +183,12 @@ class Daemon:
             signal.SIGINT: self.end,
             signal.SIGHUP: self.reload,
             signal.SIGUSR1: self.log_report,
+            signal.SIGUSR2: self.hand_over,
         }
         self.manager = Notifier(os.environ)
         self._since = time.monotonic()
         self._source_fd = source_fd
-        self._fd = -1
+        self._fd = self._journal_fd = -1
         self._device: int | None = None
         self.policies = PolicyBox(config.policies)
         self.fs: FileSystem = assemble(
@@ -152,8 +198,20 @@ class Daemon:
 
     # Its beginning
 
-    def mount(self) -> Transport:
-        """Mount, and return what serves the connection. Raises MountError."""
+    def connect(self) -> Transport:
+        """Mount, or take over; what serves the connection. Raises MountError."""
+        self.transport = self._mount() if self.left is None else self._take_over(self.left)
+        return self.transport
+
+    def _requested(self) -> Requested:
+        return Requested(
+            passthrough=self.config.mount.passthrough != "off" and os.geteuid() == 0,
+            stack_depth=stack_depth(self._source_fd),
+            posix_acl=has_acls(self._source_fd),
+            poll=self.config.mount.poll,
+        )
+
+    def _mount(self) -> Transport:
         options = self.config.mount
         if options.bridge == "off" and options.passthrough == "on":
             raise MountError("passthrough=on needs the bridge, and bridge=off switches it off")
@@ -163,13 +221,106 @@ class Daemon:
             self.fs.guard.mount_device = self._device
         if options.bridge == "off":
             return self._without_bridge()
-        requested = Requested(
-            passthrough=options.passthrough != "off" and os.geteuid() == 0,
-            stack_depth=stack_depth(self._source_fd),
-            posix_acl=has_acls(self._source_fd),
-            poll=options.poll,
-        )
+        self._begin_journal()
+        requested = self._requested()
         return Bridged(self._fd, self.fs.operations, requested, self._on_negotiated, self.fs.stats.requests)
+
+    # Outliving it
+
+    def _begin_journal(self) -> None:
+        """Write down what the next daemon needs, where there is a store that keeps it."""
+        if self.store.unavailable_because:
+            return
+        try:
+            self._journal_fd, slots = new_journal()
+        except (OSError, JournalFullError) as e:
+            self.store.unavailable_because = f"there is no journal: {e}"
+            return
+        self.fs.record(self._recorder(slots))
+
+    def _recorder(self, slots: Slots) -> Recorder:
+        return Recorder(slots, self.store, self.fs.inodes.device, self.fs.guard.book.files.__contains__)
+
+    def _keep(self, negotiated: Negotiated) -> None:
+        """Give the store all that the next daemon begins with."""
+        recorder = self.fs.recorder
+        if recorder is None:
+            return
+        identity = Identity(
+            self.source,
+            self.mountpoint,
+            self._device or 0,
+            negotiated.kernel_minor,
+            negotiated.offered,
+            negotiated.flags,
+            self.passthrough.unavailable_because,
+        )
+        write_text(recorder, TextId.IDENTITY, identity.to_json())
+        kept = {SOURCE: self._source_fd, JOURNAL: self._journal_fd, CONNECTION: self._fd}
+        if not all(self.store.keep(name, fd) for name, fd in kept.items()):
+            self.fs.record(None)
+            self.store.ended()
+            self.store.unavailable_because = "the store of descriptors has no room"
+
+    def _take_over(self, left: Left) -> Transport:
+        """Go on with the connection of the daemon before. Nothing is mounted or locked again."""
+        if self.config.mount.bridge == "off":
+            raise MountError("the mount was served by the bridge, which takes over from the bridge only (bridge=off)")
+        self._fd, self._device = os.dup(left.connection), left.identity.device
+        self.fs.guard.mount_device = left.identity.device
+        return Bridged(
+            self._fd,
+            self.fs.operations,
+            self._requested(),
+            self._on_resumed,
+            self.fs.stats.requests,
+            left.identity.negotiated,
+        )
+
+    def _on_resumed(self, negotiated: Negotiated) -> None:
+        """Before the first request: restore all that the daemon before knew."""
+        assert self.left is not None
+        began = time.monotonic()
+        self.negotiated = negotiated.names
+        if why := self.left.identity.passthrough_unavailable_because:
+            self.passthrough.refuse(why)
+        else:
+            self.passthrough.use(self._fd)
+        fs = self.fs
+        recorder = self._recorder(self.left.slots)
+        fs.record(recorder)
+        fs.inodes.taken_over_ns = time.time_ns()
+        restoration = Restoration(fs.parts, recorder, self.left.found, self.left.kept)
+        restoration.inodes()
+        self._resume_seal()
+        restoration.handles()
+        restoration.pins()
+        fs.backing.seal.resumed()
+        restoration.requests()
+        self.restored = restoration.restored
+        self.left.slots.words[TAKEOVERS] += 1
+        counts = ", ".join(f"{what} {count}" for what, count in self.restored.counts.items())
+        log.info("taken over in %.0f ms: %s", (time.monotonic() - began) * 1e3, counts)
+
+    async def hand_over(self) -> None:
+        """Leave the mount to the next daemon. Requests that wait are sent to that one again."""
+        if self.fs.recorder is None:
+            log.warning("no other daemon can take over: %s", self.store.unavailable_because)
+            return
+        log.info("handing over %s", self.mountpoint)
+        self.store.handing_over()
+        os._exit(0)
+
+    def on_failure(self, kind: type[BaseException] | None, failure: BaseException | None, _: object) -> None:
+        """What ends the daemon does not end the mount, where another one can take over."""
+        if failure is not None and self.fs.recorder is not None and self.transport.usable and not self.ending:
+            log.error("the daemon has failed; the next one takes over", exc_info=failure)
+            os._exit(FAILED)
+
+    def close(self) -> None:
+        """The mount is over."""
+        self.fs.close()
+        self.store.ended()
 
     def _without_bridge(self) -> Transport:
         poll, acls = self.config.mount.poll, has_acls(self._source_fd)
@@ -197,14 +348,21 @@ class Daemon:
             self.passthrough.refuse(self._passthrough_unavailable_because())
         log.info("passthrough: %s", self.passthrough.unavailable_because or "yes")
         self._start_seal()
+        self._keep(negotiated)
+
+    def _resume_seal(self) -> None:
+        seal = self.fs.backing.seal
+        seal.resume(self._seal_unavailable_because(), list_path(self._source_fd), self.source)
 
     def _start_seal(self) -> None:
+        seal = self.fs.backing.seal
+        seal.start(self._seal_unavailable_because(), list_path(self._source_fd), self.source)
+        log.info("seal: %s", seal.unavailable_because or "yes")
+
+    def _seal_unavailable_because(self) -> str:
         passthrough = not self.passthrough.unavailable_because
         depth = stack_depth(self._source_fd)
-        unavailable = seal_unavailable_because(self._source_fd, passthrough=passthrough, stack_depth=depth)
-        seal = self.fs.backing.seal
-        seal.start(unavailable, list_path(self._source_fd), self.source)
-        log.info("seal: %s", seal.unavailable_because or "yes")
+        return seal_unavailable_because(self._source_fd, passthrough=passthrough, stack_depth=depth)
 
     def _passthrough_unavailable_because(self) -> str:
         if self.config.mount.passthrough == "off":
@@ -288,6 +446,7 @@ class Daemon:
     async def end(self) -> None:
         """Answer waiting breakers, unmount, stop serving. What still uses the mount gets ENOTCONN then."""
         log.info("unmounting %s", self.mountpoint)
+        self.ending = True
         try:
             self.manager.tell("STOPPING=1", f"STATUS=unmounting {self.mountpoint}")
             with logged("answering the waiting breakers"):

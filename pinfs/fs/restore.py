@@ -1,0 +1,309 @@
+"""Builds the state of a mount from the journal of the daemon before (SPEC 13): inodes, open files, pins, breaks.
+
+What cannot be restored is named in `Restored.lost`, and costs its user an error, never another file's data: an inode is
+reached by its name and must have been born before the take-over, or by the descriptor that outlived the daemon.
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, cast
+
+import trio
+
+from pinfs.core.owners import HandleId, Owner, ProcessId
+from pinfs.core.pins import Break, Mode, Pin, PinSpec
+from pinfs.enforce.guard import Guard
+from pinfs.enforce.holders import Holders
+from pinfs.enforce.processes import Process
+from pinfs.fs.backing import Backing
+from pinfs.fs.directories import DirectoryHandle
+from pinfs.fs.handles import FileHandle, Handle, HandleTable
+from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.recorder import Recorder
+from pinfs.fs.uncached import UncachedFiles
+from pinfs.journal import records
+from pinfs.journal.records import HandleKind, HandleRecord, IntentRecord, Kind, PinRecord
+
+log = logging.getLogger("pinfs.journal")
+
+MAX_LOST: Final = 64
+"""How much of what is lost is named."""
+_REOPENED_WITHOUT: Final = os.O_TRUNC | os.O_CREAT | os.O_EXCL
+
+Records = Mapping[int, Mapping[int, int]]
+"""The slots of all records, by kind and id (`Slots.load`)."""
+
+
+@dataclass(slots=True)
+class Restored:
+    """What a take-over has found, and what the answers to resent requests need."""
+
+    handles_by_unique: dict[int, Handle] = field(default_factory=dict)
+    pins_by_unique: dict[int, Pin] = field(default_factory=dict)
+    intents: dict[int, IntentRecord] = field(default_factory=dict)
+    executed: int = 0
+    """The request that was executed last."""
+    released: int = 0
+    """The request that released a pin last."""
+    counts: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+
+    def lose(self, what: str, why: object) -> None:
+        """Something cannot be restored."""
+        self.counts["lost"] += 1
+        log.warning("not restored: %s: %s", what, why)
+        if len(self.lost) < MAX_LOST:
+            self.lost.append(f"{what}: {why}")
+
+
+@dataclass(slots=True)
+class Parts:
+    """What is restored into."""
+
+    inodes: InodeTable
+    backing: Backing
+    handles: HandleTable
+    uncached: UncachedFiles
+    guard: Guard
+    holders: Holders
+
+
+class Restoration:
+    """One take-over. `kept`: the descriptors that outlived the daemon, by name; they stay the caller's."""
+
+    def __init__(self, parts: Parts, recorder: Recorder, found: Records, kept: Mapping[str, int]) -> None:
+        self.restored = Restored()
+        self._parts = parts
+        self._recorder = recorder
+        self._slots = recorder.slots
+        self._found = found
+        self._kept = kept
+        self._processes: dict[ProcessId, Process | None] = {}
+
+    def _each(self, kind: Kind, restore: Callable[[int, bytes], None]) -> None:
+        """Call `restore(slot, body)` for each record of a kind, oldest id first. One that is damaged costs what it
+        stands for, not the mount."""
+        slots = self._slots
+        for id_, slot in sorted(self._found.get(kind, {}).items()):
+            try:
+                restore(slot, slots.body(slot))
+            except Exception as e:
+                self.restored.lose(f"{kind.name.lower()} {id_}", e)
+                slots.free(slot)
+
+    # Inodes
+
+    def inodes(self) -> None:
+        """All inodes, with their names."""
+        self._each(Kind.INODE, self._inode)
+        self._each(Kind.INODE, self._name)  # in a round of its own: a directory may come after what lies in it
+        self._each(Kind.LINK, self._link)
+        self._kept_descriptors()
+
+    def _inode(self, slot: int, body: bytes) -> None:
+        record, inodes = records.unpack_inode(body), self._parts.inodes
+        key = record.ino if record.device == inodes.device else (record.device, record.ino)
+        inode = inodes.restore(record.nodeid, key, record.kind << 12)
+        inode.slot, inode.lookups = slot, record.lookups
+        self.restored.counts["inodes"] += 1
+
+    def _name(self, slot: int, body: bytes) -> None:
+        record, inodes = records.unpack_inode(body), self._parts.inodes
+        parent = inodes.known(record.parent)
+        if record.name_size and parent is not None:
+            name = self._text(record.chain, record.name, record.name_size)
+            inodes.restore_name(inodes.get(record.nodeid), parent, name, is_first=True)
+
+    def _text(self, chain: int, inline: bytes, size: int) -> bytes:
+        return self._slots.text(chain) if chain else inline[:size]
+
+    def _link(self, slot: int, body: bytes) -> None:
+        record, inodes = records.unpack_link(body), self._parts.inodes
+        inode, parent = inodes.known(record.nodeid), inodes.known(record.parent)
+        if inode is None or parent is None:
+            self._slots.free(slot)
+            return
+        name = self._text(record.chain, record.name, record.name_size)
+        inodes.restore_name(inode, parent, name, is_first=inode.name is None)
+        self._recorder.adopt_link(inode, parent, name, slot)
+
+    def _kept_descriptors(self) -> None:
+        for name, fd in self._kept.items():
+            if name.startswith("n") and name[1:].isdecimal():
+                inode = self._parts.inodes.known(int(name[1:]))
+                if inode is None:
+                    self._recorder.store.drop(name)
+                else:
+                    inode.fd, inode.life = os.dup(fd), None
+                    self._recorder.adopt_stored(inode)
+
+    # Handles
+
+    def handles(self) -> None:
+        """Open files and directories."""
+        self._each(Kind.HANDLE, self._handle)
+        self._parts.handles.count_on(self._slots.words[records.LAST_HANDLE])
+        self._give_back_idle_backing_ids()
+
+    def _handle(self, slot: int, body: bytes) -> None:
+        record = records.unpack_handle(body)
+        handle = self._opened(record)
+        if handle is not None:
+            handle.slot = slot
+            self._parts.handles.restore(handle, record.fh)
+            self.restored.counts["handles"] += 1
+            if record.unique:
+                self.restored.handles_by_unique[record.unique] = handle
+        elif record.kind in (HandleKind.FILE, HandleKind.DIRECTORY):
+            self._slots.free(slot)
+
+    def _opened(self, record: HandleRecord) -> Handle | None:
+        """None: it is of another kind, or lost."""
+        inode = self._parts.inodes.known(record.nodeid)
+        try:
+            if record.kind == HandleKind.FILE and inode is not None:
+                return self._file_handle(inode, record.flags)
+            if record.kind == HandleKind.DIRECTORY and inode is not None:
+                return DirectoryHandle(inode, record.flags, self._parts.backing.open_directory(inode))
+        except OSError as e:
+            what = "a directory" if record.kind == HandleKind.DIRECTORY else "a file"
+            path = None if inode is None else inode.path()
+            self.restored.lose(f"{what} that was open: {path or f'inode {record.nodeid}, without a name'}", e.strerror)
+        return None
+
+    def _file_handle(self, inode: Inode, flags: int) -> FileHandle:
+        parts = self._parts
+        is_first = inode.file is None
+        file = parts.backing.open(inode, flags & ~_REOPENED_WITHOUT)
+        if is_first:
+            file.backing_id = self._backing_id(inode)
+            if file.backing_id:
+                parts.backing.passthrough.adopt()
+                parts.uncached.add(inode.nodeid)
+        return FileHandle(inode, flags)
+
+    def _backing_id(self, inode: Inode) -> int:
+        return records.unpack_inode(self._slots.body(inode.slot)).backing_id if inode.slot else 0
+
+    def _give_back_idle_backing_ids(self) -> None:
+        """Of files without handles: they get new ones when they are opened again."""
+        for inode in self._parts.inodes:
+            if inode.slot and (inode.file is None or not inode.file.opens) and (backing_id := self._backing_id(inode)):
+                self._parts.backing.passthrough.adopt()
+                self._parts.backing.passthrough.close(backing_id)
+                self._recorder.backing_id(inode, 0)
+
+    # Pins
+
+    def pins(self) -> None:
+        """Pins and their breaks. Those of owners that have ended go."""
+        self._each(Kind.PIN, self._pin)
+        self._parts.guard.book.table.count_on(self._slots.words[records.LAST_PIN])
+        self._each(Kind.BREAK, self._break)
+
+    def _pin(self, slot: int, body: bytes) -> None:
+        book, record = self._parts.guard.book, records.unpack_pin(body)
+        pin = self._as_registered(record)
+        by = self._ended_by(pin, record)
+        if by is None:
+            book.table.restore(pin)
+            self._recorder.adopt_pin(pin.id, slot)
+            self.restored.counts["pins"] += 1
+            if record.unique:
+                self.restored.pins_by_unique[record.unique] = pin
+        else:
+            self._slots.free(slot)
+            self.restored.counts["pins ended"] += 1
+            book.restore_ended(pin, trio.current_time(), by)
+
+    def _as_registered(self, record: PinRecord) -> Pin:
+        text = self._slots.text(record.chain) if record.chain else record.name[: record.name_size]
+        name, note = text[: record.name_size], text[record.name_size :].decode()
+        mode = Mode.LEASE if record.is_lease else Mode.DENY
+        dirty = bool(record.flags & records.DIRTY)
+        spec = PinSpec(record.start, record.length, mode, record.signal or None, dirty, note)
+        process_id = self._process_id(record)
+        owner: Owner | None = HandleId(record.handle) if record.handle else process_id
+        assert owner is not None
+        process = self._process(process_id)
+        return Pin(
+            record.id,
+            record.nodeid,
+            owner,
+            process_id if process is not None or not record.handle else None,
+            record.uid,
+            name if record.flags & records.HAS_NAME else None,
+            spec,
+            record.proxy_uid if record.flags & records.HAS_PROXY else None,
+            self._recorder.moment_s(record.since_s),
+            record.charged,
+            (record.nodeid, name) if record.flags & records.HAS_NAME else record.id,
+        )
+
+    def _process_id(self, record: PinRecord) -> ProcessId | None:
+        if not record.flags & records.HAS_PROCESS:
+            return None
+        return ProcessId(record.pid, record.start_time, self._parts.holders.namespace, record.incarnation)
+
+    def _process(self, process_id: ProcessId | None) -> Process | None:
+        """The process, if it still lives. Looked up once, however many pins it has."""
+        if process_id is None:
+            return None
+        if process_id not in self._processes:
+            process = self._parts.holders.process_of(process_id.pid)
+            is_same = process is not None and process.id == process_id
+            self._processes[process_id] = process if is_same else None
+        return self._processes[process_id]
+
+    def _ended_by(self, pin: Pin, record: PinRecord) -> str | None:
+        """Why a pin is not restored; None: its owner lives, and its process is watched from here on."""
+        if self._parts.inodes.known(pin.inode) is None:
+            self.restored.lose(f"pin {pin.id}", "its file is not known")
+            return "death"
+        if record.handle and self._parts.handles.find(record.handle) is None:
+            return "close"
+        process = self._process(pin.process)
+        if process is None:
+            return None if record.handle else "death"
+        try:
+            self._parts.holders.hold(process)
+        except OSError:  # it has just ended
+            return "death"
+        return None
+
+    def _break(self, slot: int, body: bytes) -> None:
+        book, record = self._parts.guard.book, records.unpack_break(body)
+        pin = book.table.by_id.get(record.pin_id)
+        if pin is None:
+            self._slots.free(slot)
+            return
+        on_timeout, errno_name = record.on_timeout.decode().split()
+        policy = replace(
+            self._parts.guard.policy_for(self._parts.inodes.path_of(pin.inode)),
+            on_timeout=cast(Literal["deny", "revoke", "kill"], on_timeout),
+            errno=cast(Literal["EBUSY", "ETXTBSY"], errno_name),
+            break_timeout_max=record.break_timeout_max,
+            retry_after=record.retry_after,
+        )
+        since, deadline = self._recorder.moment(record.since_ns), self._recorder.moment(record.deadline_ns)
+        breaking = Break(
+            pin, policy, since, None, record.op.decode(), record.start, record.end, bool(record.killed), record.seq
+        )
+        book.breaks.restore(breaking, deadline)
+        self._recorder.adopt_break(pin.id, slot)
+        self.restored.counts["breaks"] += 1
+
+    # Requests
+
+    def requests(self) -> None:
+        """What the answers to resent requests need."""
+        words = self._slots.words
+        self.restored.executed, self.restored.released = words[records.EXECUTED], words[records.RELEASED]
+        self._each(Kind.INTENT, self._intent)
+
+    def _intent(self, slot: int, body: bytes) -> None:
+        record = records.unpack_intent(body)
+        self.restored.intents[record.unique] = record

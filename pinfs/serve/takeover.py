@@ -1,0 +1,143 @@
+"""A mount that outlives its daemon (SPEC 13): what is kept for the next one, and what that one begins with."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Protocol
+
+from pinfs.bridge.mount import MountError
+from pinfs.bridge.negotiate import Init, Negotiated
+from pinfs.fs.recorder import Recorder
+from pinfs.fs.restore import Records
+from pinfs.journal import records
+from pinfs.journal.records import Kind, TextId
+from pinfs.journal.slots import JournalError, Slots, new_journal_file
+
+CONNECTION: Final = "fuse"
+SOURCE: Final = "source"
+JOURNAL: Final = "journal"
+"""Names of descriptors in the store."""
+
+
+class DescriptorStore(Protocol):
+    """What keeps descriptors while there is no daemon: the keeper, or systemd."""
+
+    unavailable_because: str
+    """Why the mount ends with its daemon; empty: it does not."""
+
+    def inherited(self) -> Mapping[str, int]:
+        """What the daemon before has kept, by name; empty for the first."""
+
+    def keep(self, name: str, fd: int) -> bool:
+        """Keep a duplicate. False: there is no room."""
+
+    def drop(self, name: str) -> None:
+        """Close it."""
+
+    def handing_over(self) -> None:
+        """This daemon leaves the mount to the next one."""
+
+    def ended(self) -> None:
+        """The mount is over: drop all."""
+
+
+class NoStore:
+    """The mount ends with its daemon."""
+
+    def __init__(self, unavailable_because: str = "the daemon is in the foreground") -> None:
+        self.unavailable_because = unavailable_because
+
+    def inherited(self) -> Mapping[str, int]:
+        return {}
+
+    def keep(self, name: str, fd: int) -> bool:
+        return False
+
+    def drop(self, name: str) -> None:
+        """There is none."""
+
+    def handing_over(self) -> None:
+        """The next daemon finds nothing."""
+
+    def ended(self) -> None:
+        """Nothing is kept."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Of which mount a journal is, and what its kernel and the daemon have agreed on."""
+
+    source: str
+    mountpoint: str
+    device: int
+    """st_dev of the mount."""
+    kernel_minor: int
+    offered: int
+    flags: int
+    passthrough_unavailable_because: str
+
+    @property
+    def negotiated(self) -> Negotiated:
+        return Negotiated(self.kernel_minor, Init(self.offered), Init(self.flags))
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+@dataclass(frozen=True)
+class Left:
+    """What the daemon before has left. `kept`: all its descriptors; they stay the store's."""
+
+    kept: Mapping[str, int]
+    slots: Slots
+    found: Records
+    identity: Identity
+
+    @property
+    def connection(self) -> int:
+        return self.kept[CONNECTION]
+
+    @property
+    def source_fd(self) -> int:
+        return self.kept[SOURCE]
+
+
+def left_in(store: DescriptorStore) -> Left | None:
+    """What is to be taken over; None: this is the first daemon. MountError: it cannot be taken over."""
+    kept = store.inherited()
+    if not kept.keys() >= {CONNECTION, SOURCE, JOURNAL}:
+        return None
+    try:
+        slots = Slots(kept[JOURNAL])
+        if slots.words[records.BROKEN]:
+            raise JournalError("records are missing, for which there was no room")
+        found = slots.load()
+        identity = Identity(**_json(slots, found, TextId.IDENTITY))
+    except (JournalError, KeyError, TypeError, ValueError) as e:
+        raise MountError(f"the mount cannot be taken over: {e}") from e
+    return Left(kept, slots, found, identity)
+
+
+def _json(slots: Slots, found: Records, text: TextId) -> dict[str, Any]:
+    slot = found[Kind.TEXT][text]
+    value: dict[str, Any] = json.loads(slots.text(slots.words[(slot << 4) + 2]))
+    return value
+
+
+def new_journal() -> tuple[int, Slots]:
+    """An empty journal: its descriptor, and its slots. OSError, JournalFullError."""
+    fd = new_journal_file()
+    try:
+        slots = Slots(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    slots.words[records.SINCE] = time.monotonic_ns()
+    return fd, slots
+
+
+def write_text(recorder: Recorder, id_: TextId, text: bytes, old: int = 0) -> int:
+    """Write a TEXT record; its slot."""
+    return recorder.put(Kind.TEXT, records.pack_text(id_, recorder.put_text(text)), old)
