@@ -13,7 +13,7 @@ import logging
 import os
 import select
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from time import perf_counter
 from typing import Any, Final, NamedTuple
@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from pinfs.bridge import wire
-from pinfs.bridge.handlers import NO_ROUTE, UNANSWERED, Handlers, Route, Work
+from pinfs.bridge.handlers import NO_ROUTE, UNANSWERED, Handlers, PollWake, Route, Work
 from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Negotiated, Requested, negotiate
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
 from pinfs.fs.inodes import FOREIGN_IDS
@@ -293,6 +293,11 @@ class Dispatcher:
         self.negotiated = negotiated
         self._on_negotiated(negotiated)
         os.write(self._fd, wire.OUT_HEADER.pack(OUT_SIZE, wire.NOTIFY_RESEND, 0))
+
+    def wake_pollers(self, numbers: Iterable[int]) -> None:
+        """Programs that poll these files look again. `numbers`: the kernel's (kh)."""
+        for kh in numbers:
+            PollWake(self._to_kernel, kh)()
 
     # Waiting requests
 

@@ -50,7 +50,7 @@ class EventChannel:
         try:
             await self.file.verbs.command(line, caller)
         except FileNotFoundError:
-            if not (unique and unique == self.file.released_before and line.startswith(("release ", "revoke "))):
+            if not (unique and unique == self.file.verbs.released_before and line.startswith(("release ", "revoke "))):
                 raise  # else the daemon before did it, and was killed before its answer
 
     def close(self) -> None:
@@ -64,8 +64,6 @@ class EventsFile:
 
     def __init__(self, hub: EventHub, stats: Stats, holders: Holders, verbs: PinVerbs) -> None:
         self.verbs = verbs
-        self.released_before = 0
-        """The request by which a pin was released last, before this daemon took over."""
         self._hub = hub
         self._stats = stats
         self._holders = holders

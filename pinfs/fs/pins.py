@@ -61,6 +61,8 @@ class PinVerbs:
         """Writes down which pins there are; None: the mount does not outlive the daemon."""
         self._released_by = 0
         """The request that releases a pin right now."""
+        self.released_before = 0
+        """The request by which a pin was released last, before this daemon took over."""
         self._admins = {0, os.geteuid()}
         self._pid_namespace = pid_namespace("self")
         self._echoes: OrderedDict[tuple[int, ProcessId | None, bytes], None] = OrderedDict()

@@ -48,6 +48,8 @@ class Restored:
     """The request that was executed last."""
     released: int = 0
     """The request that released a pin last."""
+    pollers: list[int] = field(default_factory=list)
+    """The kernel's numbers of polled files: it asks again when those who wait are woken."""
     counts: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
 

@@ -35,7 +35,7 @@ from pinfs.core.policy import PolicyError
 from pinfs.enforce.holders import raise_descriptor_limit
 from pinfs.fs.events import ReadLimit
 from pinfs.fs.recorder import Recorder
-from pinfs.fs.restore import Restoration, Restored
+from pinfs.fs.restore import Restored
 from pinfs.fs.seallist import list_path
 from pinfs.journal.records import TAKEOVERS, TextId
 from pinfs.journal.slots import JournalFullError, Slots
@@ -43,6 +43,7 @@ from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
 from pinfs.runtime import descriptors
 from pinfs.runtime.errors import logged
 from pinfs.serve.assembly import FileSystem, assemble
+from pinfs.serve.history import takeover
 from pinfs.serve.notify import Notifier
 from pinfs.serve.scrape import MetricsPort, NoPort
 from pinfs.serve.takeover import (
@@ -55,6 +56,8 @@ from pinfs.serve.takeover import (
     NoStore,
     left_in,
     new_journal,
+    restore,
+    survival,
     write_text,
 )
 
@@ -95,7 +98,6 @@ async def serve(
         stack.push(daemon.on_failure)
         nursery = await stack.enter_async_context(_cancelled_at_end())
         nursery.start_soon(daemon.handle_signals, signals)
-        nursery.start_soon(scraped.run)
         await nursery.start(daemon.fs.guard.run)
         await nursery.start(daemon.fs.backing.seal.run)
         await nursery.start(daemon.fs.holders.run)
@@ -104,6 +106,10 @@ async def serve(
             async with trio.open_nursery() as serving:
                 await serving.start(transport.run)
                 if transport.usable and not daemon.lost(transport):
+                    nursery.start_soon(
+                        scraped.run
+                    )  # not before: a daemon that takes over has its counters from then on
+                    nursery.start_soon(daemon.fs.counters.run)
                     daemon.announce(nursery)
                     task_status.started()
                 else:
@@ -237,9 +243,12 @@ class Daemon:
             self.store.unavailable_because = f"there is no journal: {e}"
             return
         self.fs.record(self._recorder(slots))
+        self.fs.write_texts()
 
     def _recorder(self, slots: Slots) -> Recorder:
-        return Recorder(slots, self.store, self.fs.inodes.device, self.fs.guard.book.files.__contains__)
+        recorder = Recorder(slots, self.store, self.fs.inodes.device, self.fs.guard.book.files.__contains__)
+        self.fs.life.survival = lambda: survival(self.store, recorder)
+        return recorder
 
     def _keep(self, negotiated: Negotiated) -> None:
         """Give the store all that the next daemon begins with."""
@@ -286,21 +295,13 @@ class Daemon:
             self.passthrough.refuse(why)
         else:
             self.passthrough.use(self._fd)
-        fs = self.fs
         recorder = self._recorder(self.left.slots)
-        fs.record(recorder)
-        fs.inodes.taken_over_ns = time.time_ns()
-        restoration = Restoration(fs.parts, recorder, self.left.found, self.left.kept)
-        restoration.inodes()
-        self._resume_seal()
-        restoration.handles()
-        restoration.pins()
-        fs.backing.seal.resumed()
-        restoration.requests()
-        self.restored = restoration.restored
+        self.restored = restore(self.fs, recorder, self.left, self._resume_seal)
+        self.transport.wake_pollers(self.restored.pollers)
         self.left.slots.words[TAKEOVERS] += 1
-        counts = ", ".join(f"{what} {count}" for what, count in self.restored.counts.items())
-        log.info("taken over in %.0f ms: %s", (time.monotonic() - began) * 1e3, counts)
+        why, since = self.left.ended(began)
+        self.fs.life.history.add(takeover(why, since, self.restored.counts, self.restored.lost))
+        self.fs.write_texts()
 
     async def hand_over(self) -> None:
         """Leave the mount to the next daemon. Requests that wait are sent to that one again."""
@@ -409,6 +410,7 @@ class Daemon:
             "waiting": book.waiting,
             "evictions": len(self.fs.backing.evictions),
             "descriptors": descriptors.in_use(),
+            **self.fs.life.shown(),
         }
 
     def metrics_port(self) -> MetricsPort | NoPort:

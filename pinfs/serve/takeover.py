@@ -3,17 +3,20 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol
 
 from pinfs.bridge.mount import MountError
 from pinfs.bridge.negotiate import Init, Negotiated
 from pinfs.fs.recorder import Recorder
-from pinfs.fs.restore import Records
+from pinfs.fs.restore import Records, Restoration, Restored
+from pinfs.fs.streamrestore import StreamRestoration
 from pinfs.journal import records
 from pinfs.journal.records import Kind, TextId
 from pinfs.journal.slots import JournalError, Slots, new_journal_file
+from pinfs.serve.assembly import FileSystem
+from pinfs.serve.history import Survival
 
 CONNECTION: Final = "fuse"
 SOURCE: Final = "source"
@@ -103,6 +106,13 @@ class Left:
     def source_fd(self) -> int:
         return self.kept[SOURCE]
 
+    def ended(self, began: float) -> tuple[str, float]:
+        """Why the daemon before ended, and when, in seconds of CLOCK_MONOTONIC. `began`: this one took over; a daemon
+        that died has not left the time."""
+        left_ns = self.slots.words[records.LEFT]
+        self.slots.words[records.LEFT] = 0
+        return ("handed over", left_ns / 1e9) if left_ns else ("died", began)
+
 
 def left_in(store: DescriptorStore) -> Left | None:
     """What is to be taken over; None: this is the first daemon. MountError: it cannot be taken over."""
@@ -124,6 +134,33 @@ def _json(slots: Slots, found: Records, text: TextId) -> dict[str, Any]:
     slot = found[Kind.TEXT][text]
     value: dict[str, Any] = json.loads(slots.text(slots.words[(slot << 4) + 2]))
     return value
+
+
+def restore(fs: FileSystem, recorder: Recorder, left: Left, resume_seal: Callable[[], None]) -> Restored:
+    """Fill the tables of a file system with what the daemon before knew. From now on `recorder` writes what changes."""
+    fs.record(recorder)
+    assert fs.streams is not None
+    fs.inodes.taken_over_ns = time.time_ns()
+    state = Restoration(fs.parts, recorder, left.found, left.kept)
+    restored = state.restored
+    readers = StreamRestoration(fs.stream_parts, fs.streams, left.found, restored, left.kept)
+    fs.restore_texts(readers.texts(), restored.lose)
+    state.inodes()
+    resume_seal()
+    state.handles()
+    readers.handles()  # before the pins: readers are told of those that have ended
+    state.pins()
+    readers.book()
+    fs.backing.seal.resumed()
+    state.requests()
+    restored.pollers = readers.pollers
+    return restored
+
+
+def survival(store: DescriptorStore, recorder: Recorder) -> Survival:
+    """What `.pinfs/status` says of it."""
+    why = store.unavailable_because or recorder.broken_because
+    return Survival(None if store.unavailable_because else "pinfs", why, recorder.slots)
 
 
 def new_journal() -> tuple[int, Slots]:
