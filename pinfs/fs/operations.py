@@ -392,7 +392,9 @@ class Operations:
             return Opened(self.handles.add(self._control.open_directory(nodeid), ctx), 0, 0)
         inode = self._inodes.get(nodeid)
         fd = self._backing.open_directory(inode)
-        fh = self.handles.add(DirectoryHandle(inode, os.O_RDONLY, fd), ctx)
+        handle = DirectoryHandle(inode, os.O_RDONLY, fd)
+        self.directories.opened(handle)
+        fh = self.handles.add(handle, ctx)
         return Opened(fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
 
     async def readdir(self, fh: int, offset: int, plus: bool, add: Add) -> None:

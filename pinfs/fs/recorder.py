@@ -53,6 +53,8 @@ class Recorder:
         self._device = device
         self._is_pinned = is_pinned
         self._to_monotonic_s = time.monotonic() - trio.current_time()
+        self.is_open: Callable[[int], bool] = lambda nodeid: False
+        """Whether a directory is open."""
         self._pins: dict[int, int] = {}
         self._breaks: dict[int, int] = {}
         self._links: dict[tuple[Inode, Inode, bytes], int] = {}
@@ -135,13 +137,15 @@ class Recorder:
         """It has lost a name. Where that was the last one and something still uses the inode, the store keeps it: the
         descriptors of a daemon that is killed are closed, and the file would be gone."""
         self.inode(inode)
-        if inode.name is None:
+        if inode.parent is None or inode.name is None:
             self.nameless(inode)
+        else:
+            self.unlink(inode, inode.parent, inode.name)  # it was a further one
 
     def nameless(self, inode: Inode) -> None:
         """No name leads to it."""
         file = inode.file
-        in_use = (file is not None and file.opens) or self._is_pinned(inode.nodeid)
+        in_use = (file is not None and file.opens) or self._is_pinned(inode.nodeid) or self.is_open(inode.nodeid)
         fd = inode.fd if inode.fd >= 0 or file is None else file.any_fd
         if in_use and fd >= 0 and inode.nodeid not in self._stored and self.store.keep(_stored_name(inode), fd):
             self._stored.add(inode.nodeid)

@@ -166,6 +166,7 @@ class StreamRestoration:
         handle.restore_lines(lines, texts)
 
     def _directory(self, handle: DirectoryHandle, record: HandleRecord) -> None:
+        self._parts.directories.opened(handle)
         name = f"d{record.fh}"
         if name in self._kept:
             handle.is_with_keeper = True

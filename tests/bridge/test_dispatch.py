@@ -192,7 +192,7 @@ async def test_callers_and_arguments_arrive() -> None:
     ops = Canned()
     async with dispatching(ops) as (kernel, _):
         await kernel.ask(wire.MKDIR, wire.MKDIR_IN.pack(0o755, 0o027) + b"dir\0", nodeid=9)
-    assert ops.calls == [("mkdir", (9, b"dir", 0o755, (1, 2, 3, 0o027)))]
+    assert ops.calls == [("mkdir", (9, b"dir", 0o755, (1, 2, 3, 0o027, 2)))]
 
 
 async def test_a_write_of_a_mebibyte() -> None:
@@ -200,7 +200,7 @@ async def test_a_write_of_a_mebibyte() -> None:
     data = os.urandom(1 << 20)
     written = []
 
-    async def write(fh, offset, data, *, kill_suidgid):
+    async def write(fh, offset, data, *, kill_suidgid, unique):
         written.append((fh, offset, bytes(data), kill_suidgid))
         return len(data)
 
@@ -216,7 +216,7 @@ async def test_a_large_read_arrives_whole() -> None:
     ops = Canned()
     data = os.urandom(1 << 20)
 
-    async def read(fh, offset, size):
+    async def read(fh, offset, size, unique):
         return data
 
     ops.read = read
@@ -265,7 +265,7 @@ async def test_a_parked_write_keeps_its_data() -> None:
     ops = Canned()
     seen = []
 
-    async def write(fh, offset, data, *, kill_suidgid):
+    async def write(fh, offset, data, *, kill_suidgid, unique):
         ops.park_in = "gate"
         await ops.gate_passed()
         seen.append(bytes(data))
@@ -728,7 +728,7 @@ async def test_a_reply_that_the_kernel_does_not_take_is_eio(by: str) -> None:
     """EINVAL, ENOMEM or EFAULT of write(2), where the caller may still wait; here it is EMSGSIZE."""
     ops = Canned()
 
-    async def read(fh, offset, size):
+    async def read(fh, offset, size, unique):
         if by == "park_in":
             await park()
         return bytes(64 << 20)
