@@ -6,6 +6,7 @@ reached by its name and must have been born before the take-over, or by the desc
 
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -98,6 +99,7 @@ class Restoration:
 
     def inodes(self) -> None:
         """All inodes, with their names."""
+        self._parts.inodes.taken_over_ns = time.time_ns()
         self._each(Kind.INODE, self._inode)
         self._each(Kind.INODE, self._name)  # in a round of its own: a directory may come after what lies in it
         self._each(Kind.LINK, self._link)
@@ -127,6 +129,9 @@ class Restoration:
             self._slots.free(slot)
             return
         name = self._text(record.chain, record.name, record.name_size)
+        if inode.name == name and inode.parent is parent:  # the name that it is reached by, in one of two steps
+            self._slots.free(slot)
+            return
         inodes.restore_name(inode, parent, name, is_first=inode.name is None)
         self._recorder.adopt_link(inode, parent, name, slot)
 
@@ -152,7 +157,7 @@ class Restoration:
         record = records.unpack_handle(body)
         handle = self._opened(record)
         if handle is not None:
-            handle.slot = slot
+            self._recorder.adopt_handle(handle, slot)
             self._parts.handles.restore(handle, record.fh)
             self.restored.counts["handles"] += 1
             if record.unique:

@@ -289,7 +289,6 @@ class Daemon:
         fs = self.fs
         recorder = self._recorder(self.left.slots)
         fs.record(recorder)
-        fs.inodes.taken_over_ns = time.time_ns()
         restoration = Restoration(fs.parts, recorder, self.left.found, self.left.kept)
         restoration.inodes()
         self._resume_seal()
