@@ -169,6 +169,8 @@ pack_handle: Final = _HANDLE.pack
 
 _PIN: Final = Struct("<QQQQQdQQIIQQQIBBBB16s")
 INLINE_PIN_NAME: Final = 16
+PINNED_WORD: Final = 3
+"""The node id of the file."""
 DIRTY, HAS_NAME, HAS_PROXY, HAS_PROCESS = 1, 2, 4, 8
 
 
