@@ -146,17 +146,21 @@ class Recorder:
     def renamed(self, inode: Inode) -> None:
         """It has lost a name. Where that was the last one and something still uses the inode, the store keeps it: the
         descriptors of a daemon that is killed are closed, and the file would be gone."""
-        self.inode(inode)
-        if inode.name is None:
+        if inode.name is not None:
+            self.inode(inode)
+        else:
+            if inode.slot:
+                self.slots.words[(inode.slot << WORD_BITS) + records.PARENT_WORD] = 0
             self.nameless(inode)
 
     def nameless(self, inode: Inode) -> None:
         """No name leads to it."""
-        file = inode.file
-        in_use = (file is not None and file.opens) or inode.nodeid in self._directories or self._is_pinned(inode.nodeid)
+        file, nodeid = inode.file, inode.nodeid
+        if not ((file is not None and file.opens) or nodeid in self._directories or self._is_pinned(nodeid)):
+            return
         fd = inode.fd if inode.fd >= 0 or file is None else file.any_fd
-        if in_use and fd >= 0 and inode.nodeid not in self._stored and self.store.keep(_stored_name(inode), fd):
-            self._stored.add(inode.nodeid)
+        if fd >= 0 and nodeid not in self._stored and self.store.keep(_stored_name(inode), fd):
+            self._stored.add(nodeid)
 
     def link(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """It has one more name."""

@@ -58,6 +58,8 @@ LEFT: Final = FIRST_OWN_WORD + 10
 INLINE_NAME: Final = 56  # bytes
 
 LOOKUPS_WORD: Final = 3
+PARENT_WORD: Final = 4
+"""0: the inode has no name (any more)."""
 BACKING_ID_WORD: Final = 7
 _INODE: Final = Struct("<QQQQQQQBBH4x56s")
 
