@@ -93,19 +93,8 @@ class DirectoryReader:
         self._is_hidden = is_hidden
         self.records: StreamRecords | None = None
         """Writes down snapshots; None: the mount does not outlive the daemon."""
-        self._open: dict[int, int] = {}
-        """How many handles each open directory has."""
         self._snapshots: WeakValueDictionary[int, Snapshot] = WeakValueDictionary()
         """The latest large snapshot of each directory, while a handle has it."""
-
-    def opened(self, handle: DirectoryHandle) -> None:
-        """Its first reader may come."""
-        nodeid = handle.inode.nodeid
-        self._open[nodeid] = self._open.get(nodeid, 0) + 1
-
-    def is_open(self, nodeid: int) -> bool:
-        """Whether a directory is open."""
-        return nodeid in self._open
 
     async def read(self, handle: DirectoryHandle, offset: int, plus: bool, add: Add) -> None:
         """Give the names from `offset` on to `add` until it says that the reply is full.
@@ -167,10 +156,6 @@ class DirectoryReader:
     def closed(self, handle: DirectoryHandle) -> None:
         """Its last reference was closed."""
         handle.close()
-        nodeid = handle.inode.nodeid
-        self._open[nodeid] -= 1
-        if not self._open[nodeid]:
-            del self._open[nodeid]
         if self.records is not None:
             self.records.directory_closed(handle)
 

@@ -95,6 +95,14 @@ class Operations:
         self._inodes.looked_up(inode)
         return make_entry((inode.nodeid, st))
 
+    def known_by_name(self, parent: int, name: bytes) -> int | None:
+        """The node id that a name leads to, if it is known; None also where it cannot be looked at."""
+        directory = self._known(parent)
+        with suppress(OSError):
+            inode = None if directory is None else self._inodes.find_name((directory, name))
+            return None if inode is None else inode.nodeid
+        return None
+
     def forget(self, forgets: Iterable[tuple[int, int]]) -> None:
         """Take (node id, count) from the lookup counts. Never fails."""
         for nodeid, nlookup in forgets:
@@ -392,9 +400,7 @@ class Operations:
             return Opened(self.handles.add(self._control.open_directory(nodeid), ctx), 0, 0)
         inode = self._inodes.get(nodeid)
         fd = self._backing.open_directory(inode)
-        handle = DirectoryHandle(inode, os.O_RDONLY, fd)
-        self.directories.opened(handle)
-        fh = self.handles.add(handle, ctx)
+        fh = self.handles.add(DirectoryHandle(inode, os.O_RDONLY, fd), ctx)
         return Opened(fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
 
     async def readdir(self, fh: int, offset: int, plus: bool, add: Add) -> None:

@@ -45,8 +45,8 @@ class StreamParts:
 
 
 class StreamRestoration:
-    """The part of one take-over. Files and directories that are open have been restored before `handles`; their pins
-    and breaks are restored before `book`, and after it, as what happens to them is told.
+    """A part of one take-over. Files and directories that are open are restored before `handles`, pins after it, as
+    readers are told of those that have ended; `settle` comes when all of them are there.
 
     `kept`: the descriptors that outlived the daemon, by name; they stay the caller's.
     """
@@ -54,8 +54,6 @@ class StreamRestoration:
     def __init__(
         self, parts: StreamParts, streams: StreamRecords, found: Records, restored: Restored, kept: Mapping[str, int]
     ) -> None:
-        self.pollers: list[int] = []
-        """The kernel's numbers of files that were polled: those who wait are to be woken, so that it asks again."""
         self._parts = parts
         self._streams = streams
         self._recorder = streams.recorder
@@ -64,6 +62,8 @@ class StreamRestoration:
         self._restored = restored
         self._kept = kept
         self._last_seq: dict[ProcessId, int] = {}
+        self._orphans: list[Orphan] = []
+        """Those whose pins were breaking."""
         self._lines: defaultdict[int, list[tuple[LineRecord, int]]] = defaultdict(list)
 
     def _each(self, kind: Kind, restore: Callable[[int, bytes], None]) -> None:
@@ -129,7 +129,7 @@ class StreamRestoration:
                 self._directory(handle, record)
         if handle is not None and record.polled:
             self._streams.set_word(slot, records.POLLED_WORD, 0)
-            self.pollers.append(record.polled)
+            self._restored.pollers.append(record.polled)
 
     def _control_handle(self, record: HandleRecord, slot: int) -> Handle:
         recorded = self._slots.text(record.chain) if record.chain else b""
@@ -166,7 +166,6 @@ class StreamRestoration:
         handle.restore_lines(lines, texts)
 
     def _directory(self, handle: DirectoryHandle, record: HandleRecord) -> None:
-        self._parts.directories.opened(handle)
         name = f"d{record.fh}"
         if name in self._kept:
             handle.is_with_keeper = True
@@ -186,21 +185,27 @@ class StreamRestoration:
         """What breakers have left behind, and holders that are not notified for a while."""
         self._each(Kind.ORPHAN, self._orphan)
         self._each(Kind.SILENT, self._silent)
-        for process in self._last_seq:
-            if not self._parts.holders.knows(process):
-                self._parts.hub.forget(process)
 
     def _orphan(self, slot: int, body: bytes) -> None:
-        record, book, now = records.unpack_orphan(body), self._parts.book, trio.current_time()
+        record, reservations = records.unpack_orphan(body), self._parts.book.reservations
         process = self._process_id(record.pid, record.start_time, record.incarnation)
         orphan = Orphan(record.nodeid, record.start, record.end, process)
         self._streams.adopt_orphan(orphan, slot)
-        book.reservations.restore_orphan(orphan)
+        reservations.restore_orphan(orphan)
         if record.deadline_ns:
-            book.reservations.cool_down(orphan, self._recorder.moment(record.deadline_ns))
+            reservations.cool_down(orphan, self._recorder.moment(record.deadline_ns))
         else:
-            book.watch_or_cool_down(orphan, now)
+            self._orphans.append(orphan)
         self._restored.counts["orphans"] += 1
+
+    def settle(self) -> None:
+        """All pins and breaks are there."""
+        for orphan in self._orphans:
+            if orphan.breaks_pins:
+                self._parts.book.watch_or_cool_down(orphan, trio.current_time())
+        for process in self._last_seq:
+            if not self._parts.holders.knows(process):
+                self._parts.hub.forget(process)
 
     def _silent(self, slot: int, body: bytes) -> None:
         record = records.unpack_silent(body)

@@ -60,8 +60,6 @@ class FileSystem:
         self.inodes.recorder = self.verbs.recorder = self.verbs.handles.recorder = recorder
         self.guard.record = (lambda event: None) if recorder is None else recorder.event
         streams = self.streams = None if recorder is None else StreamRecords(recorder)
-        if recorder is not None:
-            recorder.is_open = self.operations.directories.is_open
         self.verbs.handles.streams = self.hub.records = self.operations.directories.records = streams
         self.counters.streams = streams
         hears = _NobodyHears() if streams is None else streams

@@ -35,7 +35,6 @@ from pinfs.core.policy import PolicyError
 from pinfs.enforce.holders import raise_descriptor_limit
 from pinfs.fs.events import ReadLimit
 from pinfs.fs.recorder import Recorder
-from pinfs.fs.restore import Restored
 from pinfs.fs.seallist import list_path
 from pinfs.journal.records import TAKEOVERS, TextId
 from pinfs.journal.slots import JournalFullError, Slots
@@ -54,9 +53,9 @@ from pinfs.serve.takeover import (
     Identity,
     Left,
     NoStore,
+    TakeOver,
     left_in,
     new_journal,
-    restore,
     survival,
     write_text,
 )
@@ -150,6 +149,7 @@ def _settle_memory() -> None:
     Requests and breaks leave no cycles behind. So what two searches have found in use counts as lasting, and is not
     searched again: reference counts still free it.
     """
+    gc.enable()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -178,7 +178,7 @@ class Daemon:
         self.mountpoint = mountpoint
         self.store = store
         self.left = left
-        self.restored: Restored | None = None
+        self.takeover: TakeOver | None = None
         self.ending = False
         self.passthrough = Passthrough()
         self.bridge_unavailable_because = ""
@@ -290,17 +290,19 @@ class Daemon:
         """Before the first request: restore all that the daemon before knew."""
         assert self.left is not None
         began = time.monotonic()
+        gc.disable()  # what is built here lasts; `_settle_memory` switches it on again
         self.negotiated = negotiated.names
         if why := self.left.identity.passthrough_unavailable_because:
             self.passthrough.refuse(why)
         else:
             self.passthrough.use(self._fd)
         recorder = self._recorder(self.left.slots)
-        self.restored = restore(self.fs, recorder, self.left, self._resume_seal)
-        self.transport.wake_pollers(self.restored.pollers)
+        self.takeover = TakeOver(self.fs, recorder, self.left)
+        self.takeover.begin(self._resume_seal)
+        self.transport.wake_pollers(self.takeover.restored.pollers)
         self.left.slots.words[TAKEOVERS] += 1
         why, since = self.left.ended(began)
-        self.fs.life.history.add(takeover(why, since, self.restored.counts, self.restored.lost))
+        self.fs.life.history.add(takeover(why, since, self.takeover.restored.counts, self.takeover.restored.lost))
         self.fs.write_texts()
 
     async def hand_over(self) -> None:
@@ -384,6 +386,8 @@ class Daemon:
         _settle_memory()
         self.manager.tell("READY=1", f"STATUS={self.status_line()}")
         nursery.start_soon(self.manager.keep_telling, self.status_line)
+        if self.takeover is not None:
+            nursery.start_soon(self.takeover.finish)
 
     # Its state
 

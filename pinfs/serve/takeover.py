@@ -1,6 +1,7 @@
 """A mount that outlives its daemon (SPEC 13): what is kept for the next one, and what that one begins with."""
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -10,13 +11,15 @@ from typing import Any, Final, Protocol
 from pinfs.bridge.mount import MountError
 from pinfs.bridge.negotiate import Init, Negotiated
 from pinfs.fs.recorder import Recorder
-from pinfs.fs.restore import Records, Restoration, Restored
+from pinfs.fs.restore import Records, Restoration
 from pinfs.fs.streamrestore import StreamRestoration
 from pinfs.journal import records
 from pinfs.journal.records import Kind, TextId
 from pinfs.journal.slots import JournalError, Slots, new_journal_file
 from pinfs.serve.assembly import FileSystem
 from pinfs.serve.history import Survival
+
+log = logging.getLogger("pinfs.daemon")
 
 CONNECTION: Final = "fuse"
 SOURCE: Final = "source"
@@ -136,25 +139,45 @@ def _json(slots: Slots, found: Records, text: TextId) -> dict[str, Any]:
     return value
 
 
-def restore(fs: FileSystem, recorder: Recorder, left: Left, resume_seal: Callable[[], None]) -> Restored:
-    """Fill the tables of a file system with what the daemon before knew. From now on `recorder` writes what changes."""
-    fs.record(recorder)
-    assert fs.streams is not None
-    fs.inodes.taken_over_ns = time.time_ns()
-    state = Restoration(fs.parts, recorder, left.found, left.kept)
-    restored = state.restored
-    readers = StreamRestoration(fs.stream_parts, fs.streams, left.found, restored, left.kept)
-    fs.restore_texts(readers.texts(), restored.lose)
-    state.inodes()
-    resume_seal()
-    state.handles()
-    readers.handles()  # before the pins: readers are told of those that have ended
-    state.pins()
-    readers.book()
-    fs.backing.seal.resumed()
-    state.requests()
-    restored.pollers = readers.pollers
-    return restored
+class TakeOver:
+    """Fills the tables of a file system with what the daemon before knew; `recorder` writes from then on.
+
+    `restored`: what was found, and what the answers to resent requests need.
+    """
+
+    def __init__(self, fs: FileSystem, recorder: Recorder, left: Left) -> None:
+        fs.record(recorder)
+        assert fs.streams is not None
+        self._fs = fs
+        self._state = Restoration(fs.parts, recorder, left.found, left.kept)
+        self.restored = self._state.restored
+        self._readers = StreamRestoration(fs.stream_parts, fs.streams, left.found, self.restored, left.kept)
+
+    def begin(self, resume_seal: Callable[[], None]) -> None:
+        """Before the first request. Some of very many pins are left for `finish`."""
+        state, readers, fs = self._state, self._readers, self._fs
+        fs.restore_texts(readers.texts(), self.restored.lose)
+        state.inodes()
+        resume_seal()
+        state.handles()
+        readers.handles()  # before the pins: readers are told of those that have ended
+        readers.book()
+        state.pins()
+        state.requests()
+        self.pending = state.pending
+        if not self.pending.files:
+            self._settle()
+
+    async def finish(self) -> None:
+        """The rest of very many pins."""
+        if self.pending.files:
+            await self.pending.run()
+            self._settle()
+            log.info("all pins are restored: %d", len(self._fs.guard.book.table))
+
+    def _settle(self) -> None:
+        self._readers.settle()
+        self._fs.backing.seal.resumed()
 
 
 def survival(store: DescriptorStore, recorder: Recorder) -> Survival:

@@ -19,7 +19,7 @@ from pinfs.fs.types import Caller
 from pinfs.journal.records import Kind
 from pinfs.journal.slots import Slots, new_journal_file
 from pinfs.serve.assembly import FileSystem, assemble
-from pinfs.serve.takeover import Identity, Left, restore
+from pinfs.serve.takeover import Identity, Left, TakeOver
 
 from .conftest import ME, Bench
 
@@ -87,7 +87,10 @@ class Survivor(Bench):
         self.slots = Slots(self.journal)
         self._make()
         left = Left(dict(self.store.kept), self.slots, self.slots.load(), IDENTITY)
-        self.restored = restore(self.fs, self._recorder(), left, lambda: None)
+        taken = TakeOver(self.fs, self._recorder(), left)
+        taken.begin(lambda: None)
+        assert not taken.pending.files
+        self.restored = taken.restored
         return self.restored
 
     def stop(self) -> None:

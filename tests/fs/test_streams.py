@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,10 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from pinfs.core.owners import ProcessId
-from pinfs.fs import events, linerecords, streamrecords
-from pinfs.fs.handles import Handle
+from pinfs.fs import events, streamrecords
 from pinfs.fs.inodes import ROOT_ID
 from pinfs.fs.types import Caller, Entry
-from pinfs.journal.records import Kind
+from pinfs.journal.records import COMMANDED_WORD, Kind
 
 from .conftest import ME
 from .surviving import Survivor, surviving
@@ -180,7 +177,8 @@ async def test_a_line_that_was_being_told_counts_for_nothing(
     nodeid = await survivor.file("f", SIZE)
     first, second = await channel(survivor), await channel(survivor)
     await survivor.pin(nodeid, "p", "0:100", survivor.request())
-    put, told = streamrecords.StreamRecords.put_line, []
+    put = streamrecords.StreamRecords.put_line
+    told: list[Any] = []
 
     class DeathError(BaseException):
         pass
@@ -307,7 +305,7 @@ async def test_a_death_in_the_middle_of_commands(
         pass
 
     def die(self: streamrecords.StreamRecords, slot: int, word: int, value: int) -> None:
-        if word == streamrecords.records.COMMANDED_WORD and value == 2:
+        if word == COMMANDED_WORD and value == 2:
             raise DeathError
         set_word(self, slot, word, value)
 
@@ -542,7 +540,9 @@ async def test_pollers_are_found(survivor: Survivor) -> None:
 # What breakers leave behind, silent holders
 
 
-async def test_an_orphan_keeps_its_range_to_its_old_end(survivor: Survivor, other: Caller, mock_clock: MockClock) -> None:
+async def test_an_orphan_keeps_its_range_to_its_old_end(
+    survivor: Survivor, other: Caller, mock_clock: MockClock
+) -> None:
     nodeid = await survivor.file("f", SIZE)
     await survivor.pin(nodeid, "p", "0:100,mode=lease,signal=none", survivor.request())
     await break_of(survivor, nodeid)
