@@ -200,6 +200,7 @@ class Daemon:
         self.fs: FileSystem = assemble(
             os.dup(source_fd), config, self.policies, self.passthrough, self.status, raise_descriptor_limit()
         )
+        self.fs.life.survival = lambda: survival(self.store, self.fs.recorder)
         self.fs.backing.lower_privileges()
 
     # Its beginning
@@ -246,9 +247,7 @@ class Daemon:
         self.fs.write_texts()
 
     def _recorder(self, slots: Slots) -> Recorder:
-        recorder = Recorder(slots, self.store, self.fs.inodes.device, self.fs.guard.book.files.__contains__)
-        self.fs.life.survival = lambda: survival(self.store, recorder)
-        return recorder
+        return Recorder(slots, self.store, self.fs.inodes.device, self.fs.guard.book.files.__contains__)
 
     def _keep(self, negotiated: Negotiated) -> None:
         """Give the store all that the next daemon begins with."""

@@ -129,7 +129,7 @@ class Life:
     """Of one mount, through all its daemons."""
 
     history: History = field(default_factory=History)
-    survival: Callable[[], Survival] = lambda: Survival(None, "", None)
+    survival: Callable[[], Survival] = lambda: Survival(None, "nothing is written down", None)
 
     def shown(self) -> dict[str, Any]:
         """For `.pinfs/status`."""

@@ -32,6 +32,8 @@ class DescriptorStore(Protocol):
 
     unavailable_because: str
     """Why the mount ends with its daemon; empty: it does not."""
+    keeper: str
+    """Who keeps them: pinfs, systemd."""
 
     def inherited(self) -> Mapping[str, int]:
         """What the daemon before has kept, by name; empty for the first."""
@@ -51,6 +53,8 @@ class DescriptorStore(Protocol):
 
 class NoStore:
     """The mount ends with its daemon."""
+
+    keeper = ""
 
     def __init__(self, unavailable_because: str = "the daemon is in the foreground") -> None:
         self.unavailable_because = unavailable_because
@@ -180,10 +184,12 @@ class TakeOver:
         self._fs.backing.seal.resumed()
 
 
-def survival(store: DescriptorStore, recorder: Recorder) -> Survival:
+def survival(store: DescriptorStore, recorder: Recorder | None) -> Survival:
     """What `.pinfs/status` says of it."""
+    if recorder is None:
+        return Survival(None, store.unavailable_because or "nothing is written down", None)
     why = store.unavailable_because or recorder.broken_because
-    return Survival(None if store.unavailable_because else "pinfs", why, recorder.slots)
+    return Survival(None if store.unavailable_because else store.keeper, why, recorder.slots)
 
 
 def new_journal() -> tuple[int, Slots]:
