@@ -866,3 +866,11 @@ async def test_an_interrupted_request_leaves_no_cycle_behind() -> None:
             assert held[0]() is None
     finally:
         gc.enable()
+
+
+async def test_pollers_are_woken_by_the_numbers_of_their_files() -> None:
+    async with dispatching(Canned()) as (kernel, dispatcher):
+        dispatcher.wake_pollers([7, 9])
+        for kh in (7, 9):
+            message = await kernel.receive()
+            assert (message.unique, message.error, message.body) == (0, wire.NOTIFY_POLL, wire.U64.pack(kh))
