@@ -23,6 +23,8 @@ import trio
 from pinfs.bridge import wire
 from pinfs.bridge.handlers import NO_ROUTE, UNANSWERED, Handlers, Route, Work
 from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Negotiated, Requested, negotiate
+from pinfs.bridge.once import Once
+from pinfs.bridge.resent import RESENT, Request, Resent, request_of
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
 from pinfs.fs.inodes import FOREIGN_IDS
 from pinfs.fs.operations import Operations
@@ -86,8 +88,9 @@ class _Waiting(NamedTuple):
 class Dispatcher:
     """Serves one connection. `fd` must not block; it stays the caller's.
 
-    `on_negotiated` is called once, when the kernel has the reply to INIT. `counts` counts requests by the path they
-    took: fast, or parked.
+    `on_negotiated` is called once, when the kernel has the reply to INIT, and returns what makes sure that requests are
+    executed once (None: the mount ends with its daemon). `counts` counts requests by the path they took: fast, parked,
+    or sent again by the kernel.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class Dispatcher:
         fd: int,
         ops: Operations,
         requested: Requested,
-        on_negotiated: Callable[[Negotiated], None],
+        on_negotiated: Callable[[Negotiated], Once | None],
         counts: Counter[str],
     ) -> None:
         self.negotiated: Negotiated | None = None
@@ -136,11 +139,17 @@ class Dispatcher:
 
     # The loop
 
-    async def run(self) -> bool:
-        """Serve until the connection ends. True: it was aborted, or cannot be used; False: unmounted."""
+    async def run(self, resumed: Negotiated | None = None) -> bool:
+        """Serve until the connection ends. True: it was aborted, or cannot be used; False: unmounted.
+
+        `resumed`: what the daemon before has negotiated, whose connection this is.
+        """
+        resent = None if resumed is None else self._resume(resumed)
         async with trio.open_nursery() as self._nursery:
             trio.lowlevel.add_instrument(self._woken)
             try:
+                if resent is not None:
+                    self._take_over(resent)
                 await self._serve()
             except Ended as end:
                 return end.aborted
@@ -230,7 +239,7 @@ class Dispatcher:
                 except (Exception, GeneratorExit) as e:
                     self._failed(opcode, unique, e)
             if resumable:
-                self._resume()
+                self._resume_waiting()
             if woken.yes or perf_counter() > until:
                 break
         if not woken.yes:
@@ -278,21 +287,104 @@ class Dispatcher:
                 self.refused_because = str(e.strerror)
                 raise Ended(True) from None
             return
-        if negotiated is not None and Init.SETXATTR_EXT in negotiated.flags:
-            self._routes[wire.SETXATTR] = self._handlers.route_of_setxattr_ext()
-        self.negotiated = negotiated
         self._reply(wire.INIT, unique, reply)
+        self.negotiated = negotiated
         if negotiated is not None:
             with logged("the beginning of the connection"):
-                self._on_negotiated(negotiated)
+                self._begin(negotiated)
 
-    def resume(self, negotiated: Negotiated) -> None:
-        """Go on with a connection that another daemon has begun: the kernel gets no reply to INIT."""
+    def _begin(self, negotiated: Negotiated) -> Once | None:
+        """Both sides have agreed: get ready for the first request."""
+        self.negotiated = negotiated
         if Init.SETXATTR_EXT in negotiated.flags:
             self._routes[wire.SETXATTR] = self._handlers.route_of_setxattr_ext()
-        self.negotiated = negotiated
-        self._on_negotiated(negotiated)
-        os.write(self._fd, wire.OUT_HEADER.pack(OUT_SIZE, wire.NOTIFY_RESEND, 0))
+        once = self._on_negotiated(negotiated)
+        if once is not None:
+            self._routes.update(once.routes(self._routes))
+        return once
+
+    # Taking over
+
+    def _resume(self, negotiated: Negotiated) -> Resent | None:
+        """Go on with a connection that another daemon has begun: the kernel gets no reply to INIT."""
+        once = self._begin(negotiated)
+        if once is None or once.restored is None:
+            return None
+        return Resent(once, once.restored, self._handlers, self._routes)
+
+    def _take_over(self, resent: Resent) -> None:
+        """Answer what the daemon before has read and not answered, and what else has to be read to know that."""
+        self._ask_again()
+        requests = self._read_again()
+        self._in_turn = True
+        try:
+            for request in resent.in_order(requests):
+                self._answer_again(resent, request)
+                self._resume_waiting()
+        finally:
+            self._in_turn = False
+        resent.finish(requests)
+        run_deferred()
+
+    def _ask_again(self) -> None:
+        """Raises Ended where the kernel cannot send requests again: the callers of those could only wait for ever, so
+        the connection is given up."""
+        try:
+            os.write(self._fd, wire.OUT_HEADER.pack(OUT_SIZE, wire.NOTIFY_RESEND, 0))
+        except OSError as e:
+            if e.errno in THE_END:
+                raise Ended(e.errno == errno.ECONNABORTED) from None
+            self.refused_because = f"the kernel does not send requests again (Linux 6.9): {e.strerror}"
+            log.error("the mount cannot be taken over: %s", self.refused_because)
+            raise Ended(True) from None
+
+    def _read_again(self) -> list[Request]:
+        """All resent requests, and others that came before the last of them or just after."""
+        requests: list[Request] = []
+        buffer, into, _ = self._buffers
+        failed = 0
+        while not requests or not requests[-1].is_new:
+            try:
+                size = os.readv(self._fd, into)
+            except BlockingIOError:
+                break
+            except OSError as e:
+                failed = self._failed_again(e, failed)
+            else:
+                requests.append(request_of(buffer[:size]))
+        return requests
+
+    def _failed_again(self, e: OSError, failed: int) -> int:
+        """How many reads have failed by now."""
+        try:
+            _check_read(e)
+        except OSError:
+            log.error("a request could not be read: %s", e)
+            if failed == MAX_FAILED_READS:
+                raise Ended(True) from e
+            return failed + 1
+        return failed
+
+    def _answer_again(self, resent: Resent, request: Request) -> None:
+        """What the hot loop does."""
+        buffer, opcode, unique = request
+        size = len(buffer)
+        length, _, _, nodeid, uid, gid, pid, extensions, _ = wire.IN_HEADER.unpack_from(buffer.ljust(IN_SIZE, b"\0"))
+        handler, shortest = self._routes.get(opcode, NO_ROUTE)
+        end = size - extensions * 8
+        if length != size or end < shortest:
+            self._answer_without_handler(opcode, unique, size, memoryview(buffer))
+            return
+        ctx, body = make_caller((uid, gid, pid, 0, unique & ~RESENT)), memoryview(buffer)[IN_SIZE:end]
+        try:
+            work = resent.answer(opcode, nodeid, ctx, body) if request.is_resent else handler(nodeid, ctx, body)
+            if nodeid >= FOREIGN_IDS:
+                work = self._handlers.on_foreign(opcode, nodeid, work)
+        except Exception as e:
+            self._failed(opcode, unique, e)
+            return
+        self._counts["resent" if request.is_resent else "fast"] += 1
+        self._step(opcode, unique, work)
 
     # Waiting requests
 
@@ -312,10 +404,10 @@ class Dispatcher:
             self._nursery.start_soon(self._resume_soon)
 
     async def _resume_soon(self) -> None:
-        self._resume()
+        self._resume_waiting()
         run_deferred()
 
-    def _resume(self) -> None:
+    def _resume_waiting(self) -> None:
         """Go on with the handlers whose events have been set."""
         while self._resumable:
             unique = self._resumable.popleft()

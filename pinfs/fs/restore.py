@@ -44,6 +44,7 @@ class Restored:
     handles_by_unique: dict[int, Handle] = field(default_factory=dict)
     pins_by_unique: dict[int, Pin] = field(default_factory=dict)
     intents: dict[int, IntentRecord] = field(default_factory=dict)
+    intent_slots: dict[int, int] = field(default_factory=dict)
     executed: int = 0
     """The request that was executed last."""
     released: int = 0
@@ -307,3 +308,4 @@ class Restoration:
     def _intent(self, slot: int, body: bytes) -> None:
         record = records.unpack_intent(body)
         self.restored.intents[record.unique] = record
+        self.restored.intent_slots[record.unique] = slot

@@ -54,6 +54,8 @@ SINCE: Final = FIRST_OWN_WORD + 9
 """When the mount began."""
 LEFT: Final = FIRST_OWN_WORD + 10
 """When the daemon before handed over; 0: it did not, it died."""
+RELEASED_PIN: Final = FIRST_OWN_WORD + 11
+"""The id of the pin that RELEASED has released: its record may still be there."""
 
 INLINE_NAME: Final = 56  # bytes
 
@@ -351,13 +353,14 @@ def pack_text(id_: int, chain: int) -> bytes:
     return _TEXT.pack(id_, chain)
 
 
-DONE_WORD: Final = 12
-_INTENT: Final = Struct("<QQQQQQQQQQQQ")
+DONE_WORD: Final = 10
+_INTENT: Final = Struct("<QQQQQQQQQQ")
 
 
 class IntentRecord(NamedTuple):
-    """What a request is about to do, with what was there before: the inodes behind its names (0, 0: none), the size and
-    the time of change of its file. `at_ns`: when, by CLOCK_REALTIME. `done` 1: it has been done."""
+    """What a request is about to do, with what was there before: the inodes behind its names (0, 0: none), the size of
+    its file in bytes. `was_there` 1: the attribute that it sets or removes; of commands, bit i: the pin of the i-th.
+    `done` 1: it has been done."""
 
     unique: int
     chain: int
@@ -367,14 +370,12 @@ class IntentRecord(NamedTuple):
     other_device: int
     other_ino: int
     size: int
-    ctime_ns: int
-    at_ns: int
-    spare: int
+    was_there: int
     done: int
-
-    def pack(self) -> bytes:
-        return _INTENT.pack(*self)
 
 
 def unpack_intent(body: bytes) -> IntentRecord:
     return IntentRecord._make(_INTENT.unpack_from(body))
+
+
+pack_intent: Final = _INTENT.pack
