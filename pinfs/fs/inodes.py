@@ -200,7 +200,6 @@ class InodeTable:
         inode.fd = kept_fd
         if self.recorder is not None:
             self.recorder.inode(inode)
-            self.recorder.nameless(inode)
         return inode
 
     def key_of(self, st: os.stat_result) -> Key:
@@ -359,11 +358,14 @@ class InodeTable:
                 self.recorder.unlink(inode, parent, name)
             self._leave(parent)
         elif inode.name == name and inode.parent is parent:
-            inode.parent, inode.name = inode.links.pop() if inode.links else (None, None)
-            if inode.name is None:
+            other = inode.links.pop() if inode.links else None
+            inode.parent, inode.name = other or (None, None)
+            if other is None:
                 self.descriptors.nameless(inode)
             if self.recorder is not None:
-                self.recorder.renamed(inode)
+                self.recorder.renamed(inode)  # first: what is said twice is found
+                if other is not None:
+                    self.recorder.unlink(inode, *other)
             self._leave(parent)
 
     def move(self, inode: Inode, old: Name, new: Name) -> None:

@@ -9,6 +9,7 @@ A journal without room for a record is marked: this mount can no longer be taken
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -21,7 +22,16 @@ from pinfs.fs.handles import Handle
 from pinfs.fs.inodes import Inode
 from pinfs.fs.types import CallerLike
 from pinfs.journal import records
-from pinfs.journal.records import INLINE_LINK, INLINE_NAME, INLINE_PIN_NAME, Kind, pack_handle, pack_inode, pack_pin
+from pinfs.journal.records import (
+    INLINE_LINK,
+    INLINE_NAME,
+    INLINE_PIN_NAME,
+    HandleKind,
+    Kind,
+    pack_handle,
+    pack_inode,
+    pack_pin,
+)
 from pinfs.journal.slots import WORD_BITS, JournalFullError, Slots
 
 log = logging.getLogger("pinfs.journal")
@@ -56,6 +66,8 @@ class Recorder:
         self._pins: dict[int, int] = {}
         self._breaks: dict[int, int] = {}
         self._links: dict[tuple[Inode, Inode, bytes], int] = {}
+        self._directories: Counter[int] = Counter()
+        """Open handles of directories, by node id."""
         self._stored: set[int] = set()
         """Node ids of inodes of which the store has a descriptor."""
 
@@ -134,17 +146,21 @@ class Recorder:
     def renamed(self, inode: Inode) -> None:
         """It has lost a name. Where that was the last one and something still uses the inode, the store keeps it: the
         descriptors of a daemon that is killed are closed, and the file would be gone."""
-        self.inode(inode)
-        if inode.name is None:
+        if inode.name is not None:
+            self.inode(inode)
+        else:
+            if inode.slot:
+                self.slots.words[(inode.slot << WORD_BITS) + records.PARENT_WORD] = 0
             self.nameless(inode)
 
     def nameless(self, inode: Inode) -> None:
         """No name leads to it."""
-        file = inode.file
-        in_use = (file is not None and file.opens) or self._is_pinned(inode.nodeid)
+        file, nodeid = inode.file, inode.nodeid
+        if not ((file is not None and file.opens) or nodeid in self._directories or self._is_pinned(nodeid)):
+            return
         fd = inode.fd if inode.fd >= 0 or file is None else file.any_fd
-        if in_use and fd >= 0 and inode.nodeid not in self._stored and self.store.keep(_stored_name(inode), fd):
-            self._stored.add(inode.nodeid)
+        if fd >= 0 and nodeid not in self._stored and self.store.keep(_stored_name(inode), fd):
+            self._stored.add(nodeid)
 
     def link(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """It has one more name."""
@@ -194,11 +210,25 @@ class Recorder:
         )  # fmt: skip
         self.slots.words[records.LAST_HANDLE] = handle.number
         handle.slot = self.put(Kind.HANDLE, body)
+        if handle.record_kind is HandleKind.DIRECTORY:
+            self._directories[handle.inode.nodeid] += 1
+        if handle.inode.name is None:
+            self.nameless(handle.inode)
 
     def handle_closed(self, handle: Handle) -> None:
         """Its last reference is closed."""
         self.slots.free(handle.slot)
         handle.slot = 0
+        if handle.record_kind is HandleKind.DIRECTORY:
+            self._directories[handle.inode.nodeid] -= 1
+            if not self._directories[handle.inode.nodeid]:
+                del self._directories[handle.inode.nodeid]
+
+    def adopt_handle(self, handle: Handle, slot: int) -> None:
+        """The daemon before has opened it."""
+        handle.slot = slot
+        if handle.record_kind is HandleKind.DIRECTORY:
+            self._directories[handle.inode.nodeid] += 1
 
     # Pins
 
