@@ -21,10 +21,23 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from pinfs.bridge import wire
+from pinfs.bridge.connection import (
+    MAX_FAILED_READS,
+    NOT_AWAITED,
+    RESENT,
+    Ended,
+    NoResendError,
+    Request,
+    ask_again,
+    check_read,
+    in_order,
+    read_again,
+)
+from pinfs.bridge.gate import Gate
 from pinfs.bridge.handlers import NO_ROUTE, UNANSWERED, Handlers, Route, Work
 from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Negotiated, Requested, negotiate
 from pinfs.bridge.once import Once
-from pinfs.bridge.resent import RESENT, Request, Resent, request_of
+from pinfs.bridge.resent import Resent
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
 from pinfs.fs.inodes import FOREIGN_IDS
 from pinfs.fs.operations import Operations
@@ -41,30 +54,12 @@ TURN_MS: Final = 5
 TURN_WITH_TASKS_MS: Final = 1
 LARGE: Final = 4096  # bytes; from here on a second buffer for writev is cheaper than a copy
 
-MAX_FAILED_READS: Final = 50  # in a row, before the connection is given up
-FAILED_READ_S: Final = 0.1  # the pause after each
-
-# read(2) on /dev/fuse (fuse_dev_do_read). NO_REQUEST: there is none, or its caller gave up before we took it (ENOENT).
-# THE_END: unmounted (ENODEV) or aborted. What else there is (ENOMEM, EFAULT) has cost one request, which the kernel has
-# answered with EIO.
-NO_REQUEST: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT})
-THE_END: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
-
-# write(2) on /dev/fuse (fuse_dev_do_write). NOT_AWAITED: no caller waits for this reply any more (ENOENT), or the
-# connection is over. What else there is (EINVAL, ENOMEM, EFAULT) means a caller that got no reply, or EIO.
-NOT_AWAITED: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPERM})
+FAILED_READ_S: Final = 0.1  # the pause after each read that failed
 
 GIVES_LOOKUP: Final = frozenset(
     {wire.LOOKUP, wire.MKNOD, wire.MKDIR, wire.SYMLINK, wire.LINK, wire.CREATE, wire.TMPFILE}
 )
 GIVES_HANDLE: Final = frozenset({wire.OPEN, wire.CREATE, wire.TMPFILE, wire.OPENDIR})
-
-
-class Ended(Exception):
-    """The connection is over. `aborted`: not by an unmount."""
-
-    def __init__(self, aborted: bool) -> None:
-        self.aborted = aborted
 
 
 class _Woken(trio.abc.Instrument):
@@ -204,7 +199,7 @@ class Dispatcher:
             try:
                 size = readv(fd, into)
             except OSError as e:
-                _check_read(e)
+                check_read(e)
                 continue
             length, opcode, unique, nodeid, uid, gid, pid, extensions, _ = unpack(buffer)
             handler, shortest = route_of(opcode, NO_ROUTE)
@@ -310,15 +305,24 @@ class Dispatcher:
         once = self._begin(negotiated)
         if once is None or once.restored is None:
             return None
-        return Resent(once, once.restored, self._handlers, self._routes)
+        open_routes, gate = dict(self._routes), None
+        if once.pending is not None and once.pending.files:
+            gate = Gate(once.pending, self._ops)
+            self._routes.update((opcode, gate.before(opcode, route)) for opcode, route in open_routes.items())
+            once.pending.on_end = partial(self._routes.update, open_routes)
+        return Resent(once, once.restored, self._handlers, open_routes, gate)
 
     def _take_over(self, resent: Resent) -> None:
-        """Answer what the daemon before has read and not answered, and what else has to be read to know that."""
-        self._ask_again()
-        requests = self._read_again()
+        """Answer what the daemon before has read and not answered."""
+        try:
+            ask_again(self._fd)
+        except NoResendError as e:
+            self.refused_because = str(e)
+            raise Ended(True) from None
+        requests = read_again(self._fd, self._buffers[0])
         self._in_turn = True
         try:
-            for request in resent.in_order(requests):
+            for request in in_order(requests):
                 self._answer_again(resent, request)
                 self._resume_waiting()
         finally:
@@ -326,65 +330,29 @@ class Dispatcher:
         resent.finish(requests)
         run_deferred()
 
-    def _ask_again(self) -> None:
-        """Raises Ended where the kernel cannot send requests again: the callers of those could only wait for ever, so
-        the connection is given up."""
-        try:
-            os.write(self._fd, wire.OUT_HEADER.pack(OUT_SIZE, wire.NOTIFY_RESEND, 0))
-        except OSError as e:
-            if e.errno in THE_END:
-                raise Ended(e.errno == errno.ECONNABORTED) from None
-            self.refused_because = f"the kernel does not send requests again (Linux 6.9): {e.strerror}"
-            log.error("the mount cannot be taken over: %s", self.refused_because)
-            raise Ended(True) from None
-
-    def _read_again(self) -> list[Request]:
-        """All resent requests, and others that came before the last of them or just after."""
-        requests: list[Request] = []
-        buffer, into, _ = self._buffers
-        failed = 0
-        while not requests or not requests[-1].is_new:
-            try:
-                size = os.readv(self._fd, into)
-            except BlockingIOError:
-                break
-            except OSError as e:
-                failed = self._failed_again(e, failed)
-            else:
-                requests.append(request_of(buffer[:size]))
-        return requests
-
-    def _failed_again(self, e: OSError, failed: int) -> int:
-        """How many reads have failed by now."""
-        try:
-            _check_read(e)
-        except OSError:
-            log.error("a request could not be read: %s", e)
-            if failed == MAX_FAILED_READS:
-                raise Ended(True) from e
-            return failed + 1
-        return failed
-
     def _answer_again(self, resent: Resent, request: Request) -> None:
-        """What the hot loop does."""
+        """What the hot loop does, for one request that was read before it began."""
         buffer, opcode, unique = request
-        size = len(buffer)
-        length, _, _, nodeid, uid, gid, pid, extensions, _ = wire.IN_HEADER.unpack_from(buffer.ljust(IN_SIZE, b"\0"))
-        handler, shortest = self._routes.get(opcode, NO_ROUTE)
-        end = size - extensions * 8
-        if length != size or end < shortest:
+        route, size = self._routes.get(opcode, NO_ROUTE), len(buffer)
+        if size < IN_SIZE:
             self._answer_without_handler(opcode, unique, size, memoryview(buffer))
             return
+        length, _, _, nodeid, uid, gid, pid, extensions, _ = wire.IN_HEADER.unpack_from(buffer)
+        end = size - extensions * 8
+        if length != size or end < route.shortest:
+            self._answer_without_handler(opcode, unique, size, memoryview(buffer))
+            return
+        self._counts["resent" if request.is_resent else "fast"] += 1
         ctx, body = make_caller((uid, gid, pid, 0, unique & ~RESENT)), memoryview(buffer)[IN_SIZE:end]
         try:
-            work = resent.answer(opcode, nodeid, ctx, body) if request.is_resent else handler(nodeid, ctx, body)
+            handler = resent.handler(opcode, route) if request.is_resent else route.handler
+            work = handler(nodeid, ctx, body)
             if nodeid >= FOREIGN_IDS:
                 work = self._handlers.on_foreign(opcode, nodeid, work)
         except Exception as e:
             self._failed(opcode, unique, e)
-            return
-        self._counts["resent" if request.is_resent else "fast"] += 1
-        self._step(opcode, unique, work)
+        else:
+            self._step(opcode, unique, work)
 
     # Waiting requests
 
@@ -497,14 +465,6 @@ class Dispatcher:
                 fh, _, _ = wire.OPEN_OUT.unpack_from(body, len(body) - wire.OPEN_OUT.size)
                 release = self._ops.releasedir if opcode == wire.OPENDIR else self._ops.release
                 self._nursery.start_soon(_logged, release(fh), f"the release of handle {fh}")
-
-
-def _check_read(e: OSError) -> None:
-    """Returns where there is nothing to do; else raises Ended, or the error."""
-    if e.errno in THE_END:
-        raise Ended(e.errno == errno.ECONNABORTED) from None
-    if e.errno not in NO_REQUEST:
-        raise e
 
 
 async def _logged(work: Coroutine[Any, Any, None], what: str) -> None:

@@ -20,6 +20,7 @@ from pinfs.bridge.handlers import Handler, Route, Work
 from pinfs.fs.control import CONTROL_ID
 from pinfs.fs.inodes import FOREIGN_IDS, Inode
 from pinfs.fs.operations import Operations
+from pinfs.fs.pendingpins import PendingPins
 from pinfs.fs.pins import XATTR_CREATE
 from pinfs.fs.recorder import Recorder
 from pinfs.fs.restore import Parts, Restored
@@ -112,7 +113,9 @@ REPEATABLE: Final[dict[int, Repeatable]] = {
     wire.SETXATTR: _record("the pin; an attribute is set to the same again, with XATTR_CREATE by an intent"),
     wire.GETXATTR: _record("the release of a pin; else it only reads"),
     wire.LISTXATTR: _READS,
-    wire.REMOVEXATTR: _record("the release of a pin; of other attributes an intent: it was there before, and is not now"),
+    wire.REMOVEXATTR: _record(
+        "the release of a pin; of other attributes an intent: it was there before, and is not now"
+    ),
     wire.STATFS: _READS,
     wire.SYNCFS: _SYNCS,
     wire.DESTROY: _repeated("it does nothing"),
@@ -145,13 +148,22 @@ FactsOf = Callable[[int, memoryview], Facts | None]
 
 
 class Once:
-    """Writes the intents of one mount. `restored`: what the daemon before has left, where this one takes over."""
+    """Writes the intents of one mount. `restored`: what the daemon before has left, where this one takes over;
+    `pending`: the pins that it still restores."""
 
-    def __init__(self, recorder: Recorder, ops: Operations, parts: Parts, restored: Restored | None = None) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        ops: Operations,
+        parts: Parts,
+        restored: Restored | None = None,
+        pending: PendingPins | None = None,
+    ) -> None:
         self.recorder = recorder
         self.ops = ops
         self.parts = parts
         self.restored = restored
+        self.pending = pending
         self.pins = parts.guard.book.table.by_id
         self.plain: dict[int, Route] = {}
         """The routes without intents."""

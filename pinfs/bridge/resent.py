@@ -10,12 +10,23 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final
 
 from pinfs.bridge import wire
-from pinfs.bridge.handlers import Handlers, Route, sized
-from pinfs.bridge.once import MAKE_NAMES, MAX_NOTED_COMMANDS, MOVES_TAIL, NAMES_AT, Once, name_offset, pins_ended_by
-from pinfs.bridge.wire import IN_SIZE
+from pinfs.bridge.connection import RESENT, Request
+from pinfs.bridge.gate import Gate
+from pinfs.bridge.handlers import Handler, Handlers, Route, sized
+from pinfs.bridge.once import (
+    MAKE_NAMES,
+    MAX_NOTED_COMMANDS,
+    MOVES_TAIL,
+    NAMES_AT,
+    NOTHING_THERE,
+    Once,
+    name_offset,
+    pins_ended_by,
+)
 from pinfs.fs import ioctls
 from pinfs.fs.control import ControlHandle
 from pinfs.fs.directories import DirectoryHandle
@@ -25,53 +36,37 @@ from pinfs.fs.pins import RELEASED, XATTR_CREATE
 from pinfs.fs.restore import Restored
 from pinfs.fs.types import Caller, Entry, Opened, SetAttr, os_error
 from pinfs.interface.attributes import PREFIX
-from pinfs.journal.records import EXECUTED, RELEASED_PIN, IntentRecord
+from pinfs.journal.records import EXECUTED, IntentRecord, Kind
 from pinfs.linux import syscalls
 
-RESENT: Final = 1 << 63
-"""The bit of the number of a request that the kernel sends once more (FUSE_UNIQUE_RESEND)."""
 _WITHOUT_CREATING: Final = ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC)
 
 Answer = Coroutine[Any, Any, bytes | None]
 """The reply to a request that was executed; None: it was not, or may be executed again."""
 
 
-class Request(NamedTuple):
-    """A request in a buffer of its own."""
-
-    buffer: bytearray
-    opcode: int
-    unique: int
-
-    @property
-    def is_resent(self) -> bool:
-        return bool(self.unique & RESENT)
-
-    @property
-    def is_new(self) -> bool:
-        """Whether no resent one comes after it: the kernel puts those before all that have a caller who waits."""
-        return not self.is_resent and self.opcode not in (wire.FORGET, wire.BATCH_FORGET, wire.INTERRUPT)
-
-
-def request_of(buffer: bytearray) -> Request:
-    """What was read."""
-    opcode, unique = wire.IN_HEADER.unpack_from(buffer.ljust(IN_SIZE, b"\0"))[1:3]
-    return Request(buffer, opcode, unique)
+_EXECUTED: Final = 0
+"""In place of the opcode of an intent: the request was executed, as the journal said when this daemon began. Its word
+is overwritten by the next request."""
 
 
 class Resent:
-    """Answers resent requests. `routes`: the handlers of all others."""
+    """Answers resent requests. `routes`: of all others; `gate`: stands before files whose pins are not there yet."""
 
-    def __init__(self, once: Once, restored: Restored, handlers: Handlers, routes: dict[int, Route]) -> None:
+    def __init__(
+        self, once: Once, restored: Restored, handlers: Handlers, routes: dict[int, Route], gate: Gate | None = None
+    ) -> None:
         self._once = once
         self._restored = restored
         self._handlers = handlers
         self._routes = routes
+        self._gate = gate
         self._ops = once.ops
         self._parts = once.parts
         self._inodes = once.parts.inodes
-        self._slots = once.recorder.slots
-        self._released_pin = self._slots.words[RELEASED_PIN]
+        self._recorder = once.recorder
+        for unique in {restored.executed, restored.released} - {0}:
+            self._note_executed(unique)
         self._answers: dict[int, Callable[[int, Caller, memoryview], Answer]] = {
             wire.UNLINK: self._removed,
             wire.RMDIR: self._removed,
@@ -87,20 +82,22 @@ class Resent:
             wire.IOCTL: self._ioctl,
         }
 
-    def in_order(self, requests: Iterable[Request]) -> list[Request]:
-        """As they are to be answered: resent ones by number, but first the one that was executed, since the next
-        request to be executed takes its place in the journal; then all others as they came."""
-        ended = {self._restored.executed, self._restored.released}
-        resent = [request for request in requests if request.is_resent]
-        resent.sort(key=lambda request: (request.unique & ~RESENT not in ended, request.unique))
-        return resent + [request for request in requests if not request.is_resent]
+    def _note_executed(self, unique: int) -> None:
+        intents, slots = self._restored.intents, self._restored.intent_slots
+        intents[unique] = IntentRecord(unique, 0, _EXECUTED, *NOTHING_THERE, 1)
+        slots[unique] = self._recorder.put(Kind.INTENT, intents[unique].pack(), slots.get(unique, 0))
+
+    def handler(self, opcode: int, route: Route) -> Handler:
+        """What answers resent requests that would take this route."""
+        handler = partial(self.answer, opcode)
+        return handler if self._gate is None else self._gate.before(opcode, Route(handler, route.shortest)).handler
 
     async def answer(self, opcode: int, nodeid: int, ctx: Caller, body: memoryview) -> bytes | None:
         """The reply to a request with a route, executed now where it was not."""
         try:
             reply = await self._answer_of(opcode, nodeid, ctx, body)
             if reply is not None:
-                self._slots.words[EXECUTED] = ctx.unique
+                self._recorder.slots.words[EXECUTED] = ctx.unique
                 return reply
         finally:
             self._drop_intent(ctx.unique)
@@ -120,20 +117,21 @@ class Resent:
 
     def _drop_intent(self, unique: int) -> None:
         if slot := self._restored.intent_slots.pop(unique, 0):
-            self._slots.free(slot)
+            self._recorder.slots.free(slot)
 
     def _intent(self, ctx: Caller) -> IntentRecord | None:
         return self._restored.intents.get(ctx.unique)
 
     def _is_executed(self, ctx: Caller) -> bool:
-        return self._restored.executed == ctx.unique
+        intent = self._intent(ctx)
+        return intent is not None and intent.opcode == _EXECUTED
 
     # Names
 
     async def _made(self, opcode: int, nodeid: int, ctx: Caller, body: memoryview) -> bytes | None:
         """MKNOD, MKDIR, SYMLINK, LINK."""
         await self._once.reach(opcode, nodeid, body)
-        name, *target = body[NAMES_AT[opcode] :].tobytes().split(b"\0")
+        name = _name_at(body, NAMES_AT[opcode])
         if self._is_executed(ctx):
             return await self._entry(nodeid, ctx, name, is_counted=True)
         st = self._once.behind(nodeid, name) if self._intent(ctx) else None
@@ -234,8 +232,8 @@ class Resent:
         """Whether O_TRUNC has been executed. Else it is once more: other writers cannot tell when it was, as long as
         its caller waits for it."""
         intent, inode = self._intent(ctx), self._inodes.known(nodeid)
-        if self._is_executed(ctx) or intent is None or inode is None:
-            return self._is_executed(ctx)
+        if intent is None or inode is None:
+            return False
         return bool(intent.done) or self._inodes.stat(inode).st_size < intent.size
 
     async def _created(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes | None:
@@ -243,14 +241,14 @@ class Resent:
         handle, intent = self._handle(ctx), self._intent(ctx)
         if handle is not None:
             return self._creation(handle)
-        if intent is None and not self._is_executed(ctx):
+        if intent is None:
             return None
         await self._once.reach(wire.CREATE, nodeid, body)
         name = wire.name_of(body, NAMES_AT[wire.CREATE])
         st = self._once.behind(nodeid, name)
         if st is None or not stat.S_ISREG(st.st_mode):
             return None
-        if intent is None or not intent.was_there:
+        if not intent.was_there:
             return await self._open_created(nodeid, ctx, body)
         if not intent.done and st.st_size >= intent.size:
             return None
@@ -356,7 +354,7 @@ class Resent:
         """REMOVEXATTR."""
         name = wire.name_of(body)
         if name.startswith(PREFIX):
-            return b"" if self._is_released(ctx) else None
+            return b"" if self._is_executed(ctx) else None
         if self._is_executed(ctx):
             return b""
         intent, inode = self._intent(ctx), self._inodes.known(nodeid)
@@ -366,18 +364,9 @@ class Resent:
 
     # Pins
 
-    def _is_released(self, ctx: Caller) -> bool:
-        """Whether the request has released a pin. A pin whose record has outlived that is released here."""
-        if self._restored.released != ctx.unique:
-            return False
-        pin = self._once.pins.get(self._released_pin)
-        if pin is not None:
-            self._parts.guard.release(pin)
-        return True
-
     async def _released(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes | None:
         """GETXATTR, where it releases a pin."""
-        return sized(RELEASED, wire.GETXATTR_IN.unpack_from(body)[0]) if self._is_released(ctx) else None
+        return sized(RELEASED, wire.GETXATTR_IN.unpack_from(body)[0]) if self._is_executed(ctx) else None
 
     async def _ioctl(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes | None:
         """IOCTL."""
@@ -386,7 +375,7 @@ class Resent:
         if cmd == ioctls.PIN and pin is not None:
             wanted = ioctls.decode_pin(body[wire.IOCTL_IN.size :].tobytes())
             return wire.IOCTL_OUT.pack(0, 0, 0, 0) + wanted.answered(pin.id)[:out_size]
-        if cmd == ioctls.UNPIN and self._is_released(ctx):
+        if cmd == ioctls.UNPIN and self._is_executed(ctx):
             return wire.IOCTL_OUT.pack(0, 0, 0, 0)
         return None
 

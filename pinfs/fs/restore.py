@@ -89,6 +89,7 @@ class Restoration:
         self._found = found
         self._kept = kept
         self._processes: dict[ProcessId, Process | None] = {}
+        self._released_pin = self._slots.words[records.RELEASED_PIN]
 
     def _each(self, kind: Kind, restore: Callable[[int, bytes], None]) -> None:
         """Call `restore(slot, body)` for each record of a kind, oldest id first. One that is damaged costs what it
@@ -306,6 +307,8 @@ class Restoration:
 
     def _ended_by(self, pin: Pin, record: PinRecord) -> str | None:
         """Why a pin is not restored; None: its owner lives, and its process is watched from here on."""
+        if pin.id == self._released_pin:
+            return "holder"
         if self._parts.inodes.known(pin.inode) is None:
             self.restored.lose(f"pin {pin.id}", "its file is not known")
             return "death"

@@ -377,6 +377,9 @@ class IntentRecord(NamedTuple):
     was_there: int
     done: int
 
+    def pack(self) -> bytes:
+        return _INTENT.pack(*self)
+
 
 def unpack_intent(body: bytes) -> IntentRecord:
     return IntentRecord._make(_INTENT.unpack_from(body))
