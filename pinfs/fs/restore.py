@@ -27,7 +27,7 @@ from pinfs.fs.pendingpins import PendingPins
 from pinfs.fs.recorder import Recorder
 from pinfs.fs.uncached import UncachedFiles
 from pinfs.journal import records
-from pinfs.journal.records import HandleKind, HandleRecord, IntentRecord, Kind, PinRecord
+from pinfs.journal.records import HandleKind, HandleRecord, InodeRecord, IntentRecord, Kind, PinRecord
 from pinfs.journal.slots import WORD_BITS
 
 log = logging.getLogger("pinfs.journal")
@@ -88,6 +88,7 @@ class Restoration:
         self._slots = recorder.slots
         self._found = found
         self._kept = kept
+        self._unnamed: list[tuple[Inode, InodeRecord]] = []
         self._processes: dict[ProcessId, Process | None] = {}
         self._released_pin = self._slots.words[records.RELEASED_PIN]
 
@@ -108,7 +109,12 @@ class Restoration:
         """All inodes, with their names."""
         self._parts.inodes.taken_over_ns = time.time_ns()
         self._each(Kind.INODE, self._inode)
-        self._each(Kind.INODE, self._name)  # in a round of its own: a directory may come after what lies in it
+        for inode, record in self._unnamed:  # in a round of its own: a directory may come after what lies in it
+            parent = self._parts.inodes.known(record.parent)
+            if record.name_size and parent is not None:
+                name = self._text(record.chain, record.name, record.name_size)
+                self._parts.inodes.restore_name(inode, parent, name, is_first=True)
+        self._unnamed.clear()
         self._each(Kind.LINK, self._link)
         self._kept_descriptors()
 
@@ -117,14 +123,8 @@ class Restoration:
         key = record.ino if record.device == inodes.device else (record.device, record.ino)
         inode = inodes.restore(record.nodeid, key, record.kind << 12)
         inode.slot, inode.lookups = slot, record.lookups
+        self._unnamed.append((inode, record))
         self.restored.counts["inodes"] += 1
-
-    def _name(self, slot: int, body: bytes) -> None:
-        record, inodes = records.unpack_inode(body), self._parts.inodes
-        parent = inodes.known(record.parent)
-        if record.name_size and parent is not None:
-            name = self._text(record.chain, record.name, record.name_size)
-            inodes.restore_name(inodes.get(record.nodeid), parent, name, is_first=True)
 
     def _text(self, chain: int, inline: bytes, size: int) -> bytes:
         return self._slots.text(chain) if chain else inline[:size]

@@ -146,6 +146,7 @@ def _settle_memory() -> None:
     Requests and breaks leave no cycles behind. So what two searches have found in use counts as lasting, and is not
     searched again: reference counts still free it.
     """
+    gc.enable()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -293,6 +294,7 @@ class Daemon:
         """Before the first request: restore all that the daemon before knew."""
         assert self.left is not None
         began = time.monotonic()
+        gc.disable()  # what is built here lasts; `_settle_memory` switches it on again
         self.negotiated = negotiated.names
         if why := self.left.identity.passthrough_unavailable_because:
             self.passthrough.refuse(why)
