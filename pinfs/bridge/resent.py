@@ -22,7 +22,6 @@ from pinfs.bridge.once import (
     MAX_NOTED_COMMANDS,
     MOVES_TAIL,
     NAMES_AT,
-    NOTHING_THERE,
     Once,
     name_offset,
     pins_ended_by,
@@ -36,18 +35,13 @@ from pinfs.fs.pins import RELEASED, XATTR_CREATE
 from pinfs.fs.restore import Restored
 from pinfs.fs.types import Caller, Entry, Opened, SetAttr, os_error
 from pinfs.interface.attributes import PREFIX
-from pinfs.journal.records import EXECUTED, IntentRecord, Kind
+from pinfs.journal.records import EXECUTED, WAS_EXECUTED, IntentRecord
 from pinfs.linux import syscalls
 
 _WITHOUT_CREATING: Final = ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC)
 
 Answer = Coroutine[Any, Any, bytes | None]
 """The reply to a request that was executed; None: it was not, or may be executed again."""
-
-
-_EXECUTED: Final = 0
-"""In place of the opcode of an intent: the request was executed, as the journal said when this daemon began. Its word
-is overwritten by the next request."""
 
 
 class Resent:
@@ -65,8 +59,6 @@ class Resent:
         self._parts = once.parts
         self._inodes = once.parts.inodes
         self._recorder = once.recorder
-        for unique in {restored.executed, restored.released} - {0}:
-            self._note_executed(unique)
         self._answers: dict[int, Callable[[int, Caller, memoryview], Answer]] = {
             wire.UNLINK: self._removed,
             wire.RMDIR: self._removed,
@@ -81,11 +73,6 @@ class Resent:
             wire.REMOVEXATTR: self._removed_attribute,
             wire.IOCTL: self._ioctl,
         }
-
-    def _note_executed(self, unique: int) -> None:
-        intents, slots = self._restored.intents, self._restored.intent_slots
-        intents[unique] = IntentRecord(unique, 0, _EXECUTED, *NOTHING_THERE, 1)
-        slots[unique] = self._recorder.put(Kind.INTENT, intents[unique].pack(), slots.get(unique, 0))
 
     def handler(self, opcode: int, route: Route) -> Handler:
         """What answers resent requests that would take this route."""
@@ -124,7 +111,7 @@ class Resent:
 
     def _is_executed(self, ctx: Caller) -> bool:
         intent = self._intent(ctx)
-        return intent is not None and intent.opcode == _EXECUTED
+        return intent is not None and intent.opcode == WAS_EXECUTED
 
     # Names
 

@@ -54,8 +54,6 @@ SINCE: Final = FIRST_OWN_WORD + 9
 """When the mount began."""
 LEFT: Final = FIRST_OWN_WORD + 10
 """When the daemon before handed over; 0: it did not, it died."""
-RELEASED_PIN: Final = FIRST_OWN_WORD + 11
-"""The id of the pin that RELEASED has released: its record may still be there."""
 
 INLINE_NAME: Final = 56  # bytes
 
@@ -175,6 +173,9 @@ _PIN: Final = Struct("<QQQQQdQQIIQQQIBBBB16s")
 INLINE_PIN_NAME: Final = 16
 PINNED_WORD: Final = 3
 """The node id of the file."""
+UNIQUE_WORD: Final = 12
+RELEASED_BIT: Final = 1 << 63
+"""In UNIQUE_WORD: the rest is the number of the request that has released the pin, whose record is about to go."""
 DIRTY, HAS_NAME, HAS_PROXY, HAS_PROCESS = 1, 2, 4, 8
 
 
@@ -358,6 +359,8 @@ def pack_text(id_: int, chain: int) -> bytes:
 
 
 DONE_WORD: Final = 10
+WAS_EXECUTED: Final = 0
+"""In place of the opcode of an intent: the request was executed by a daemon before."""
 _INTENT: Final = Struct("<QQQQQQQQQQ")
 
 

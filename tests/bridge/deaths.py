@@ -167,12 +167,9 @@ class Lineage:
 
     async def serve(self, *, resumed: bool) -> None:
         """Serve, from the beginning or by taking over, until the kernel goes away."""
-        config = load([], None)
-        source_fd = os.open(self.source, os.O_PATH | os.O_DIRECTORY)
-        policies = PolicyBox(config.policies)
-        self.fs = assemble(source_fd, config, policies, NoPassthrough(), dict, 1 << 16)
+        self.assemble()
         counts: Counter[str] = Counter()
-        begin = self._resume if resumed else self._begin
+        begin = self.resume if resumed else self.begin
         dispatcher = Dispatcher(self.daemon_end.fileno(), self.fs.operations, Requested(), begin, counts)
         async with trio.open_nursery() as nursery:
             await nursery.start(self.fs.guard.run)
@@ -181,16 +178,24 @@ class Lineage:
             nursery.cancel_scope.cancel()
         self.fs.close()
 
+    def assemble(self) -> None:
+        """A file system that knows nothing yet."""
+        config = load([], None)
+        source_fd = os.open(self.source, os.O_PATH | os.O_DIRECTORY)
+        self.fs = assemble(source_fd, config, PolicyBox(config.policies), NoPassthrough(), dict, 1 << 16)
+
     def _record(self) -> Recorder:
         fs = self.fs
         recorder = Recorder(Slots(self.journal), self.store, fs.inodes.device, fs.guard.book.files.__contains__)
         fs.record(recorder)
         return recorder
 
-    def _begin(self, negotiated: Negotiated) -> Once:
+    def begin(self, negotiated: Negotiated) -> Once:
+        """For the first daemon."""
         return Once(self._record(), self.fs.operations, self.fs.parts)
 
-    def _resume(self, negotiated: Negotiated) -> Once:
+    def resume(self, negotiated: Negotiated) -> Once:
+        """For the next."""
         recorder = self._record()
         found = recorder.slots.load()
         restoration = Restoration(self.fs.parts, recorder, found, dict(self.store.fds))
@@ -233,8 +238,8 @@ class Lineage:
     def reply(self) -> Reply | None:
         """The next reply; None: the daemon has died instead."""
         while True:
-            ready, _, _ = select.select([self.kernel, self._pidfd], [], [], 20)
-            if self.kernel in ready:
+            ready, _, _ = select.select([self.kernel.fileno(), self._pidfd], [], [], 20)
+            if self.kernel.fileno() in ready:
                 message = self.kernel.recv(2 << 20)
                 _, error, unique = wire.OUT_HEADER.unpack_from(message)
                 if unique:

@@ -7,7 +7,8 @@ import errno
 import os
 import random
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import trio
 from bridge.deaths import (
+    NEGOTIATED,
     Lineage,
     Plan,
     Reply,
@@ -570,21 +572,74 @@ def test_death_before_the_reply(tmp_path: Path, case: Case) -> None:
     assert run_case(tmp_path, case, before_the_reply)
 
 
-def lines() -> list[int]:
-    """At which lines to die: all of them in a long run."""
-    return list(range(1, 2000))
+MOST_LINES = 280
+"""Of pinfs, that a request takes here; the rest of a take-over takes more."""
+IN_EACH_CASE = MOST_LINES if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 4
+
+
+def some_lines(case: Case, up_to: int) -> list[int]:
+    return random.Random(f"{seeds.SEED} {case}").sample(range(1, up_to), IN_EACH_CASE - 1)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_death_at_any_line(tmp_path: Path, case: Case) -> None:
-    number = 0
-    for number in lines():
-        source = tmp_path / str(number)
+    for line in some_lines(case, MOST_LINES):
+        source = tmp_path / str(line)
         source.mkdir()
-        try:
-            if not run_case(source, case, at_line(number)):
-                break
-        except BaseException as e:
-            e.add_note(f"died at line {number}")
-            raise
-    print(case, number)
+        with dying_at(line):
+            run_case(source, case, at_line(line))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_death_at_any_line_and_in_the_take_over_as_well(tmp_path: Path, case: Case) -> None:
+    second = some_lines(case, MOST_LINES)
+    random.Random(seeds.SEED).shuffle(second)
+    for first, then in zip(some_lines(case, MOST_LINES), second, strict=True):
+        source = tmp_path / f"{first}-{then}"
+        source.mkdir()
+        with dying_at(first, then):
+            run_case(source, case, at_line(first), at_line(then))
+
+
+@contextmanager
+def dying_at(*lines: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as e:
+        e.add_note(f"died at line {lines}")
+        raise
+
+
+# The table
+
+
+def opcodes() -> dict[str, int]:
+    """Those of the wire format: its only small numbers that are alone on their line."""
+    text = Path(wire.__file__).read_text()
+    listed = text[text.index("# Opcodes") : text.index("# Headers")]
+    return {line.split(":")[0]: int(line.split("=")[1]) for line in listed.splitlines() if "=" in line}
+
+
+def test_each_opcode_says_why_it_may_be_repeated() -> None:
+    assert REPEATABLE.keys() == set(opcodes().values())
+    assert Handlers(Canned(), lambda message: None).routes().keys() <= REPEATABLE.keys()  # type: ignore[arg-type]
+
+
+def test_the_documents_have_the_table() -> None:
+    named = {number: name for name, number in opcodes().items()}
+    rows = [f"| {named[opcode]} | {how.value} | {because} |" for opcode, (how, because) in REPEATABLE.items()]
+    text = (Path(__file__).parents[2] / "docs" / "survival.md").read_text()
+    assert not [row for row in rows if row not in text]
+
+
+def test_intents_are_around_what_has_one_by_the_table(tmp_path: Path) -> None:
+    async def wrapped() -> set[int]:
+        with lineage(tmp_path) as line:
+            line.assemble()
+            once = line.begin(NEGOTIATED)
+            routes = once.routes(Handlers(line.fs.operations, lambda message: None).routes())
+            line.fs.close()
+            return set(routes)
+
+    by_intent = {opcode for opcode, (how, because) in REPEATABLE.items() if "intent" in because or how is How.BY_INTENT}
+    assert trio.run(wrapped) == by_intent
