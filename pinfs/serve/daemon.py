@@ -26,6 +26,7 @@ from pinfs.bridge.mount import (
     users,
 )
 from pinfs.bridge.negotiate import Negotiated, Requested
+from pinfs.bridge.once import Once
 from pinfs.bridge.passthrough import Passthrough, stack_depth
 from pinfs.bridge.sealprobe import seal_unavailable_because
 from pinfs.bridge.transports import Bridged, Transport
@@ -249,11 +250,14 @@ class Daemon:
     def _recorder(self, slots: Slots) -> Recorder:
         return Recorder(slots, self.store, self.fs.inodes.device, self.fs.guard.book.files.__contains__)
 
-    def _keep(self, negotiated: Negotiated) -> None:
-        """Give the store all that the next daemon begins with."""
+    def _keep(self, negotiated: Negotiated) -> Once | None:
+        """Give the store all that the next daemon begins with. None: the mount ends with this daemon."""
         recorder = self.fs.recorder
         if recorder is None:
-            return
+            return None
+        if not negotiated.resends:
+            self._end_with_daemon("the kernel does not send requests again (Linux 6.9)")
+            return None
         identity = Identity(
             self.source,
             self.mountpoint,
@@ -266,9 +270,15 @@ class Daemon:
         write_text(recorder, TextId.IDENTITY, identity.to_json())
         kept = {SOURCE: self._source_fd, JOURNAL: self._journal_fd, CONNECTION: self._fd}
         if not all(self.store.keep(name, fd) for name, fd in kept.items()):
-            self.fs.record(None)
-            self.store.ended()
-            self.store.unavailable_because = "the store of descriptors has no room"
+            self._end_with_daemon("the store of descriptors has no room")
+            return None
+        return Once(recorder, self.fs.operations, self.fs.parts)
+
+    def _end_with_daemon(self, why: str) -> None:
+        log.info("the mount ends with this daemon: %s", why)
+        self.fs.record(None)
+        self.store.ended()
+        self.store.unavailable_because = why
 
     def _take_over(self, left: Left) -> Transport:
         """Go on with the connection of the daemon before. Nothing is mounted or locked again."""
@@ -285,7 +295,7 @@ class Daemon:
             left.identity.negotiated,
         )
 
-    def _on_resumed(self, negotiated: Negotiated) -> None:
+    def _on_resumed(self, negotiated: Negotiated) -> Once:
         """Before the first request: restore all that the daemon before knew."""
         assert self.left is not None
         began = time.monotonic()
@@ -298,11 +308,11 @@ class Daemon:
         recorder = self._recorder(self.left.slots)
         self.takeover = TakeOver(self.fs, recorder, self.left)
         self.takeover.begin(self._resume_seal)
-        self.transport.wake_pollers(self.takeover.restored.pollers)
         self.left.slots.words[TAKEOVERS] += 1
         why, since = self.left.ended(began)
         self.fs.life.history.add(takeover(why, since, self.takeover.restored.counts, self.takeover.restored.lost))
         self.fs.write_texts()
+        return Once(recorder, self.fs.operations, self.fs.parts, self.takeover.restored, self.takeover.pending)
 
     async def hand_over(self) -> None:
         """Leave the mount to the next daemon. Requests that wait are sent to that one again."""
@@ -341,7 +351,7 @@ class Daemon:
         self.fs.hub.read_limit = ReadLimit(PLAIN_READ_S, PLAIN_READERS)
         return transport
 
-    def _on_negotiated(self, negotiated: Negotiated) -> None:
+    def _on_negotiated(self, negotiated: Negotiated) -> Once | None:
         self.negotiated = negotiated.names
         log.info("negotiated (protocol 7.%d): %s", negotiated.kernel_minor, ", ".join(negotiated.names))
         if negotiated.passthrough:
@@ -350,7 +360,7 @@ class Daemon:
             self.passthrough.refuse(self._passthrough_unavailable_because())
         log.info("passthrough: %s", self.passthrough.unavailable_because or "yes")
         self._start_seal()
-        self._keep(negotiated)
+        return self._keep(negotiated)
 
     def _resume_seal(self) -> None:
         seal = self.fs.backing.seal
