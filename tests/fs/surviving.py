@@ -91,6 +91,8 @@ class Survivor(Bench):
         taken.begin(lambda: None)
         assert not taken.pending.files
         self.restored = taken.restored
+        for slot in self.restored.intent_slots.values():  # no kernel sends requests again
+            self.slots.free(slot)
         return self.restored
 
     def stop(self) -> None:
