@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -253,10 +254,10 @@ class Copies:
 
 
 def test_killed_at_random() -> None:
-    program = Path(__file__).with_name("torture.py")
-    done = subprocess.run(
-        [sys.executable, program, str(seeds.SEED), str(KILLS)], capture_output=True, text=True, check=False, timeout=100
-    )
+    program = [sys.executable, "-m", "journal.torture", str(seeds.SEED), str(KILLS)]
+    tests = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": tests}
+    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=100, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
 
@@ -399,10 +400,8 @@ def _use_up(fd: int) -> None:
     slots, found = reopened(fd)
     for slot_of in found.values():
         for slot in slot_of.values():
-            try:
+            with suppress(JournalError):
                 slots.text(slots.words[(slot << WORD_BITS) + 2])
-            except JournalError:
-                pass
             slots.free(slot)
     assert len(slots) == 0
     assert len({slots.put(1, record(id_)) for id_ in range(64)}) == 64

@@ -1,4 +1,4 @@
-"""Kills the writer of a journal again and again, and lets the next one go on: `python torture.py SEED KILLS`.
+"""Kills the writer of a journal again and again, and lets the next one go on: `python -m journal.torture SEED KILLS`.
 
 A program of its own with one thread, so that it may fork. AssertionError: what was found is neither what the writer had
 done, nor that with the step that it had begun.
@@ -12,13 +12,9 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NoReturn
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-
 from journal.work import State, Writer, after, next_step, state_of
-
 from pinfs.journal.slots import FIRST_OWN_WORD, Slots, new_journal_file
 
 LONGEST_S = 0.01
