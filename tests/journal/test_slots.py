@@ -32,6 +32,8 @@ from .work import Change, Free, Put, State, Step, Writer, after, next_step, stat
 
 KILLS = 60
 SMALL = HEAD_SLOTS + 64
+ROOMY = HEAD_SLOTS + 256
+"""Never filled by `next_step`."""
 CHAIN_BYTES = SLOT - 24
 
 
@@ -194,7 +196,7 @@ def test_a_machine_without_memory_is_told(fd: int, monkeypatch: pytest.MonkeyPat
 
 def test_killed_at_any_instruction(fd: int) -> None:
     """After each of its instructions the journal holds what it held before the step, or what it holds after it."""
-    slots = Slots(fd, max_slots=SMALL)
+    slots = Slots(fd, max_slots=ROOMY)
     writer, rng = Writer(slots), random.Random(seeds.SEED)
     state: State = {}
     steps: list[Step] = [
@@ -237,7 +239,7 @@ class Copies:
             sys.settrace(before)
         for image in dict.fromkeys(self._images):
             copy = new_journal_file()
-            os.ftruncate(copy, SMALL * SLOT)
+            os.ftruncate(copy, ROOMY * SLOT)
             os.pwrite(copy, image, 0)
             yield copy
 
@@ -249,7 +251,7 @@ class Copies:
         return self._at
 
     def _at(self, frame: FrameType, event: str, arg: Any) -> Any:
-        self._images.append(os.pread(self._fd, SMALL * SLOT, 0))
+        self._images.append(os.pread(self._fd, ROOMY * SLOT, 0))
         return self._at
 
 
