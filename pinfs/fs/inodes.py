@@ -200,7 +200,6 @@ class InodeTable:
         inode.fd = kept_fd
         if self.recorder is not None:
             self.recorder.inode(inode)
-            self.recorder.nameless(inode)
         return inode
 
     def key_of(self, st: os.stat_result) -> Key:

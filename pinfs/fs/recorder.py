@@ -8,6 +8,8 @@ A journal without room for a record is marked: this mount can no longer be taken
 """
 
 import logging
+import os
+import stat
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -56,8 +58,8 @@ class Recorder:
         self._pins: dict[int, int] = {}
         self._breaks: dict[int, int] = {}
         self._links: dict[tuple[Inode, Inode, bytes], int] = {}
-        self._stored: set[int] = set()
-        """Node ids of inodes of which the store has a descriptor."""
+        self._stored: dict[int, int] = {}
+        """The descriptors that the store has of inodes, by node id: duplicates of our own, which nothing else closes."""
 
     # Slots
 
@@ -139,12 +141,26 @@ class Recorder:
             self.nameless(inode)
 
     def nameless(self, inode: Inode) -> None:
-        """No name leads to it."""
+        """No name leads to it. A file is kept while it has handles or pins; a directory, which costs a walk that removes
+        a tree little, always: that it is open is not written where it lies."""
         file = inode.file
-        in_use = (file is not None and file.opens) or self._is_pinned(inode.nodeid)
+        if (file is not None and file.opens) or inode.kind == stat.S_IFDIR or self._is_pinned(inode.nodeid):
+            self._store(inode)
+
+    def _store(self, inode: Inode) -> None:
+        file = inode.file
         fd = inode.fd if inode.fd >= 0 or file is None else file.any_fd
-        if in_use and fd >= 0 and inode.nodeid not in self._stored and self.store.keep(_stored_name(inode), fd):
-            self._stored.add(inode.nodeid)
+        if fd < 0 or inode.nodeid in self._stored:
+            return
+        try:
+            fd = os.dup(fd)
+        except OSError as e:
+            log.warning("a file without a name would not survive the daemon: %s", e.strerror)
+            return
+        if self.store.keep(_stored_name(inode), fd):
+            self._stored[inode.nodeid] = fd
+        else:
+            os.close(fd)
 
     def link(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """It has one more name."""
@@ -164,18 +180,18 @@ class Recorder:
         inode.slot = 0
         for parent, name in inode.links or ():
             self.unlink(inode, parent, name)
-        if inode.nodeid in self._stored:
-            self._stored.discard(inode.nodeid)
+        if (fd := self._stored.pop(inode.nodeid, -1)) >= 0:
             self.store.drop(_stored_name(inode))
+            os.close(fd)
 
     # What the daemon before has written, and this one keeps
 
     def adopt_link(self, inode: Inode, parent: Inode, name: bytes, slot: int) -> None:
         self._links[inode, parent, name] = slot
 
-    def adopt_stored(self, inode: Inode) -> None:
-        """The store has a descriptor of this inode."""
-        self._stored.add(inode.nodeid)
+    def adopt_stored(self, inode: Inode, fd: int) -> None:
+        """The store has this descriptor of it, which is the recorder's from now on."""
+        self._stored[inode.nodeid] = fd
 
     def adopt_pin(self, pin_id: int, slot: int) -> None:
         self._pins[pin_id] = slot
@@ -194,6 +210,9 @@ class Recorder:
         )  # fmt: skip
         self.slots.words[records.LAST_HANDLE] = handle.number
         handle.slot = self.put(Kind.HANDLE, body)
+        inode = handle.inode
+        if inode.name is None and inode.slot:
+            self._store(inode)
 
     def handle_closed(self, handle: Handle) -> None:
         """Its last reference is closed."""

@@ -138,7 +138,7 @@ class Restoration:
                     self._recorder.store.drop(name)
                 else:
                     inode.fd, inode.life = os.dup(fd), None
-                    self._recorder.adopt_stored(inode)
+                    self._recorder.adopt_stored(inode, fd)
 
     # Handles
 

@@ -1,0 +1,69 @@
+"""A mount that outlives its daemon, whose daemon is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from support.mounts import force_umount, is_mounted, new_base, remove_tree, wait_mounted
+
+LIMIT_S = 30.0
+KEEPER = os.environ.get("KEEPER", "/tmp/kills/keeper.py")
+
+
+class Surviving:
+    def __init__(self, base: Path, options: Sequence[str], user: int = 0) -> None:
+        self.base = base
+        self.source, self.path = base / "source", base / "mnt"
+        for d in (self.source, self.path):
+            d.mkdir(exist_ok=True)
+            os.chown(d, user, user)
+        os.chown(base, user, user)
+        prefix = ["setpriv", "--pdeathsig", "KILL"]
+        if user:
+            prefix += [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+        with open(base / "keeper.log", "ab") as log:
+            self.keeper = subprocess.Popen(
+                [*prefix, sys.executable, KEEPER, str(self.source), str(self.path), ",".join(options), str(base)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            )
+        self.kills: list[float] = []
+        assert wait_mounted(self.path, self.keeper, LIMIT_S), self.log()
+        os.stat(self.path)
+
+    def daemon(self) -> int:
+        return int((self.base / "pid").read_text())
+
+    def kill(self) -> int:
+        pid = self.daemon()
+        self.kills.append(time.monotonic())
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def log(self) -> str:
+        return "".join((self.base / n).read_text(errors="replace") for n in ("log", "keeper.log", "fault") if (self.base / n).exists())
+
+    def stop(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.daemon(), signal.SIGTERM)
+        try:
+            self.keeper.wait(20)
+        except subprocess.TimeoutExpired:
+            self.keeper.kill()
+            force_umount(self.path)
+            self.keeper.wait()
+            raise AssertionError("does not end\n" + self.log()[-5000:])
+        assert not is_mounted(self.path)
+
+    def reap(self) -> None:
+        self.keeper.kill()
+        self.keeper.wait()
+        force_umount(self.path)
