@@ -26,6 +26,7 @@ class Names:
 
     def unlink(self, victim: Inode, directory: Inode, name: bytes) -> None:
         """unlink(2) of a name of `victim`."""
+        self._inodes.keep_for_the_next(victim, directory, name)
         with self._seal.lifted(victim):
             os.unlink(name, dir_fd=self._inodes.fd(directory))
             self._lose(victim, directory, name)

@@ -133,15 +133,18 @@ class Recorder:
         """Its backing file is registered with the kernel, or is no longer (0)."""
         self.slots.words[(inode.slot << WORD_BITS) + records.BACKING_ID_WORD] = backing_id
 
-    def renamed(self, inode: Inode) -> None:
-        """It has lost a name. Where that was the last one and something still uses the inode, the store keeps it: the
-        descriptors of a daemon that is killed are closed, and the file would be gone."""
+    def lost_name(self, inode: Inode) -> None:
+        """The name by which it was reached is no longer; one of its links has taken the place. Where there was none and
+        something still uses the inode, the store keeps it: the descriptors of a daemon that is killed are closed, and
+        the file would be gone."""
         self.inode(inode)
-        if inode.name is None:
+        if inode.parent is None or inode.name is None:
             self.nameless(inode)
+        else:
+            self.unlink(inode, inode.parent, inode.name)
 
     def nameless(self, inode: Inode) -> None:
-        """No name leads to it. A file is kept while it has handles or pins; a directory, which costs a walk that removes
+        """No name leads to it, or none will after the call that comes next. A file is kept while it has handles or pins; a directory, which costs a walk that removes
         a tree little, always: that it is open is not written where it lies."""
         file = inode.file
         if (file is not None and file.opens) or inode.kind == stat.S_IFDIR or self._is_pinned(inode.nodeid):

@@ -123,10 +123,10 @@ class Restoration:
     def _link(self, slot: int, body: bytes) -> None:
         record, inodes = records.unpack_link(body), self._parts.inodes
         inode, parent = inodes.known(record.nodeid), inodes.known(record.parent)
-        if inode is None or parent is None:
+        name = self._text(record.chain, record.name, record.name_size)
+        if inode is None or parent is None or (inode.parent is parent and inode.name == name):
             self._slots.free(slot)
             return
-        name = self._text(record.chain, record.name, record.name_size)
         inodes.restore_name(inode, parent, name, is_first=inode.name is None)
         self._recorder.adopt_link(inode, parent, name, slot)
 

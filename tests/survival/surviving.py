@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pinfs.journal.records import Kind
+from pinfs.journal.slots import Slots, new_journal_file
 from support.mounts import force_umount, is_mounted, new_base, remove_tree, wait_mounted
 
 LIMIT_S = 30.0
@@ -67,3 +70,19 @@ class Surviving:
         self.keeper.kill()
         self.keeper.wait()
         force_umount(self.path)
+
+
+def journal_of(pid: int) -> dict[str, dict[int, bytes]]:
+    """The records of a daemon's journal, by kind and id."""
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        if "pinfs-journal" in os.readlink(fd):
+            copy = new_journal_file()
+            with open(fd, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                os.ftruncate(copy, size)
+                used = struct.unpack_from("<Q", os.pread(file.fileno(), 24, 0), 16)[0]
+                os.pwrite(copy, os.pread(file.fileno(), used * 128, 0), 0)
+            slots = Slots(copy)
+            os.close(copy)
+            return {Kind(kind).name: {i: slots.body(s) for i, s in found.items()} for kind, found in slots.load().items()}
+    raise AssertionError
