@@ -206,16 +206,16 @@ class Recorder:
 
     def handle(self, handle: Handle, caller: CallerLike) -> None:
         """It is open."""
+        inode = handle.inode
+        if inode.name is None and inode.slot:
+            self._store(inode)
         unique = getattr(caller, "unique", 0)
         body = pack_handle(
-            handle.number, 0, handle.inode.nodeid, unique, 0, handle.flags, handle.record_kind, 0, caller.uid,
+            handle.number, 0, inode.nodeid, unique, 0, handle.flags, handle.record_kind, 0, caller.uid,
             0, 0, 0, 0, 0,
         )  # fmt: skip
         self.slots.words[records.LAST_HANDLE] = handle.number
         handle.slot = self.put(Kind.HANDLE, body)
-        inode = handle.inode
-        if inode.name is None and inode.slot:
-            self._store(inode)
 
     def handle_closed(self, handle: Handle) -> None:
         """Its last reference is closed."""

@@ -296,6 +296,13 @@ class Restoration:
         self._recorder.adopt_break(pin.id, slot)
         self.restored.counts["breaks"] += 1
 
+    def unreferenced(self) -> None:
+        """Drop inodes that the daemon before had just found, or was about to drop, when it ended."""
+        inodes = self._parts.inodes
+        for inode in list(inodes):
+            if not inode.lookups and inodes.known(inode.nodeid) is inode:
+                inodes.drop_if_unreferenced(inode)
+
     # Requests
 
     def requests(self) -> None:

@@ -296,6 +296,7 @@ class Daemon:
         restoration.handles()
         restoration.pins()
         fs.backing.seal.resumed()
+        restoration.unreferenced()
         restoration.requests()
         self.restored = restoration.restored
         self.left.slots.words[TAKEOVERS] += 1

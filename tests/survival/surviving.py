@@ -39,7 +39,17 @@ class Surviving:
             )
         self.kills: list[float] = []
         assert wait_mounted(self.path, self.keeper, LIMIT_S), self.log()
-        os.stat(self.path)
+        self.as_user = prefix[3:] and ["setpriv", *prefix[3:]]
+        self.read("status")
+
+    def read(self, name: str) -> str:
+        """A file of the control directory."""
+        return self.run("cat", str(self.path / ".pinfs" / name))
+
+    def run(self, *command: str, text: str = "") -> str:
+        """As the user whose mount it is."""
+        done = subprocess.run([*self.as_user, *command], check=True, input=text, text=True, capture_output=True, timeout=LIMIT_S)
+        return done.stdout
 
     def daemon(self) -> int:
         return int((self.base / "pid").read_text())
