@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeVar
 
 from pinfs.core.owners import HandleId
@@ -111,6 +112,10 @@ class HandleTable:
         if handle is None or not isinstance(handle, kind):
             raise os_error(errno.EBADF)
         return handle
+
+    def all(self) -> Iterable[Handle]:
+        """Every open handle."""
+        return self._handles.values()
 
     def find(self, fh: int) -> Handle | None:
         """The handle of a number; None: it is closed."""

@@ -364,11 +364,14 @@ class InodeTable:
                 self.recorder.unlink(inode, parent, name)
             self._leave(parent)
         elif inode.name == name and inode.parent is parent:
-            inode.parent, inode.name = inode.links.pop() if inode.links else (None, None)
-            if inode.name is None:
+            other = inode.links.pop() if inode.links else None
+            inode.parent, inode.name = other or (None, None)
+            if other is None:
                 self.descriptors.nameless(inode)
             if self.recorder is not None:
-                self.recorder.lost_name(inode)
+                self.recorder.renamed(inode)  # first: what is said twice is found
+                if other is not None:
+                    self.recorder.unlink(inode, *other)
             self._leave(parent)
 
     def move(self, inode: Inode, old: Name, new: Name) -> None:

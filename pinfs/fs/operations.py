@@ -95,6 +95,14 @@ class Operations:
         self._inodes.looked_up(inode)
         return make_entry((inode.nodeid, st))
 
+    def known_by_name(self, parent: int, name: bytes) -> int | None:
+        """The node id that a name leads to, if it is known; None also where it cannot be looked at."""
+        directory = self._known(parent)
+        with suppress(OSError):
+            inode = None if directory is None else self._inodes.find_name((directory, name))
+            return None if inode is None else inode.nodeid
+        return None
+
     def forget(self, forgets: Iterable[tuple[int, int]]) -> None:
         """Take (node id, count) from the lookup counts. Never fails."""
         for nodeid, nlookup in forgets:

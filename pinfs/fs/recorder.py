@@ -9,8 +9,8 @@ A journal without room for a record is marked: this mount can no longer be taken
 
 import logging
 import os
-import stat
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -23,7 +23,16 @@ from pinfs.fs.handles import Handle
 from pinfs.fs.inodes import Inode
 from pinfs.fs.types import CallerLike
 from pinfs.journal import records
-from pinfs.journal.records import INLINE_LINK, INLINE_NAME, INLINE_PIN_NAME, Kind, pack_handle, pack_inode, pack_pin
+from pinfs.journal.records import (
+    INLINE_LINK,
+    INLINE_NAME,
+    INLINE_PIN_NAME,
+    HandleKind,
+    Kind,
+    pack_handle,
+    pack_inode,
+    pack_pin,
+)
 from pinfs.journal.slots import WORD_BITS, JournalFullError, Slots
 
 log = logging.getLogger("pinfs.journal")
@@ -58,8 +67,10 @@ class Recorder:
         self._pins: dict[int, int] = {}
         self._breaks: dict[int, int] = {}
         self._links: dict[tuple[Inode, Inode, bytes], int] = {}
+        self._directories: Counter[int] = Counter()
+        """Open handles of directories, by node id."""
         self._stored: dict[int, int] = {}
-        """The descriptors that the store has of inodes, by node id: duplicates of our own, which nothing else closes."""
+        """What the store has of inodes, by node id: duplicates of our own, so that nothing else closes them."""
 
     # Slots
 
@@ -133,21 +144,20 @@ class Recorder:
         """Its backing file is registered with the kernel, or is no longer (0)."""
         self.slots.words[(inode.slot << WORD_BITS) + records.BACKING_ID_WORD] = backing_id
 
-    def lost_name(self, inode: Inode) -> None:
-        """The name by which it was reached is no longer; one of its links has taken the place. Where there was none and
-        something still uses the inode, the store keeps it: the descriptors of a daemon that is killed are closed, and
-        the file would be gone."""
-        self.inode(inode)
-        if inode.parent is None or inode.name is None:
-            self.nameless(inode)
+    def renamed(self, inode: Inode) -> None:
+        """It has lost a name. Where that was the last one and something still uses the inode, the store keeps it: the
+        descriptors of a daemon that is killed are closed, and the file would be gone."""
+        if inode.name is not None:
+            self.inode(inode)
         else:
-            self.unlink(inode, inode.parent, inode.name)
+            if inode.slot:
+                self.slots.words[(inode.slot << WORD_BITS) + records.PARENT_WORD] = 0
+            self.nameless(inode)
 
     def nameless(self, inode: Inode) -> None:
-        """No name leads to it, or none will after the call that comes next. A file is kept while it has handles or pins; a directory, which costs a walk that removes
-        a tree little, always: that it is open is not written where it lies."""
-        file = inode.file
-        if (file is not None and file.opens) or inode.kind == stat.S_IFDIR or self._is_pinned(inode.nodeid):
+        """No name leads to it, or none will after the call that comes next."""
+        file, nodeid = inode.file, inode.nodeid
+        if (file is not None and file.opens) or nodeid in self._directories or self._is_pinned(nodeid):
             self._store(inode)
 
     def _store(self, inode: Inode) -> None:
@@ -216,11 +226,23 @@ class Recorder:
         )  # fmt: skip
         self.slots.words[records.LAST_HANDLE] = handle.number
         handle.slot = self.put(Kind.HANDLE, body)
+        if handle.record_kind is HandleKind.DIRECTORY:
+            self._directories[inode.nodeid] += 1
 
     def handle_closed(self, handle: Handle) -> None:
         """Its last reference is closed."""
         self.slots.free(handle.slot)
         handle.slot = 0
+        if handle.record_kind is HandleKind.DIRECTORY:
+            self._directories[handle.inode.nodeid] -= 1
+            if not self._directories[handle.inode.nodeid]:
+                del self._directories[handle.inode.nodeid]
+
+    def adopt_handle(self, handle: Handle, slot: int) -> None:
+        """The daemon before has opened it."""
+        handle.slot = slot
+        if handle.record_kind is HandleKind.DIRECTORY:
+            self._directories[handle.inode.nodeid] += 1
 
     # Pins
 

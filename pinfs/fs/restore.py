@@ -6,6 +6,7 @@ reached by its name and must have been born before the take-over, or by the desc
 
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,13 +23,17 @@ from pinfs.fs.backing import Backing
 from pinfs.fs.directories import DirectoryHandle
 from pinfs.fs.handles import FileHandle, Handle, HandleTable
 from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.pendingpins import PendingPins
 from pinfs.fs.recorder import Recorder
 from pinfs.fs.uncached import UncachedFiles
 from pinfs.journal import records
-from pinfs.journal.records import HandleKind, HandleRecord, IntentRecord, Kind, PinRecord
+from pinfs.journal.records import HandleKind, HandleRecord, InodeRecord, IntentRecord, Kind, PinRecord
+from pinfs.journal.slots import WORD_BITS
 
 log = logging.getLogger("pinfs.journal")
 
+AT_ONCE: Final = 4096
+"""Pins that are restored before the first request is answered."""
 MAX_LOST: Final = 64
 """How much of what is lost is named."""
 _REOPENED_WITHOUT: Final = os.O_TRUNC | os.O_CREAT | os.O_EXCL
@@ -72,15 +77,17 @@ class Parts:
 
 
 class Restoration:
-    """One take-over. `kept`: the descriptors that outlived the daemon, by name; they stay the caller's."""
+    """One take-over. `kept`: the descriptors that outlived the daemon, by name. Those of inodes are taken over."""
 
     def __init__(self, parts: Parts, recorder: Recorder, found: Records, kept: Mapping[str, int]) -> None:
         self.restored = Restored()
+        self.pending = PendingPins(self._restore_pending, self._file_is_complete)
         self._parts = parts
         self._recorder = recorder
         self._slots = recorder.slots
         self._found = found
         self._kept = kept
+        self._unnamed: list[tuple[Inode, InodeRecord]] = []
         self._processes: dict[ProcessId, Process | None] = {}
 
     def _each(self, kind: Kind, restore: Callable[[int, bytes], None]) -> None:
@@ -98,8 +105,14 @@ class Restoration:
 
     def inodes(self) -> None:
         """All inodes, with their names."""
+        self._parts.inodes.taken_over_ns = time.time_ns()
         self._each(Kind.INODE, self._inode)
-        self._each(Kind.INODE, self._name)  # in a round of its own: a directory may come after what lies in it
+        for inode, record in self._unnamed:  # in a round of its own: a directory may come after what lies in it
+            parent = self._parts.inodes.known(record.parent)
+            if record.name_size and parent is not None:
+                name = self._text(record.chain, record.name, record.name_size)
+                self._parts.inodes.restore_name(inode, parent, name, is_first=True)
+        self._unnamed.clear()
         self._each(Kind.LINK, self._link)
         self._kept_descriptors()
 
@@ -108,14 +121,8 @@ class Restoration:
         key = record.ino if record.device == inodes.device else (record.device, record.ino)
         inode = inodes.restore(record.nodeid, key, record.kind << 12)
         inode.slot, inode.lookups = slot, record.lookups
+        self._unnamed.append((inode, record))
         self.restored.counts["inodes"] += 1
-
-    def _name(self, slot: int, body: bytes) -> None:
-        record, inodes = records.unpack_inode(body), self._parts.inodes
-        parent = inodes.known(record.parent)
-        if record.name_size and parent is not None:
-            name = self._text(record.chain, record.name, record.name_size)
-            inodes.restore_name(inodes.get(record.nodeid), parent, name, is_first=True)
 
     def _text(self, chain: int, inline: bytes, size: int) -> bytes:
         return self._slots.text(chain) if chain else inline[:size]
@@ -136,6 +143,7 @@ class Restoration:
                 inode = self._parts.inodes.known(int(name[1:]))
                 if inode is None:
                     self._recorder.store.drop(name)
+                    os.close(fd)
                 else:
                     inode.fd, inode.life = os.dup(fd), None
                     self._recorder.adopt_stored(inode, fd)
@@ -152,7 +160,7 @@ class Restoration:
         record = records.unpack_handle(body)
         handle = self._opened(record)
         if handle is not None:
-            handle.slot = slot
+            self._recorder.adopt_handle(handle, slot)
             self._parts.handles.restore(handle, record.fh)
             self.restored.counts["handles"] += 1
             if record.unique:
@@ -199,10 +207,42 @@ class Restoration:
     # Pins
 
     def pins(self) -> None:
-        """Pins and their breaks. Those of owners that have ended go."""
-        self._each(Kind.PIN, self._pin)
-        self._parts.guard.book.table.count_on(self._slots.words[records.LAST_PIN])
-        self._each(Kind.BREAK, self._break)
+        """Pins and their breaks. Those of owners that have ended go. With very many of them, those of a file come when
+        it is first asked for, or in the background (`pending`)."""
+        book = self._parts.guard.book
+        book.table.count_on(self._slots.words[records.LAST_PIN])
+        pins = self._found.get(Kind.PIN, {})
+        self._free_breaks_without(pins)
+        if len(pins) <= AT_ONCE:
+            self._each(Kind.PIN, self._pin)
+        else:
+            files = self._slots_by_file(pins)
+            for nodeid in files:
+                book.files.of(nodeid)  # it is pinned, also before its pins are here
+            self.pending.begin(files)
+
+    def _slots_by_file(self, pins: Mapping[int, int]) -> dict[int, list[int]]:
+        files: dict[int, list[int]] = {}
+        words = self._slots.words
+        for _, slot in sorted(pins.items()):
+            files.setdefault(words[(slot << WORD_BITS) + records.PINNED_WORD], []).append(slot)
+        return files
+
+    def _restore_pending(self, slot: int) -> None:
+        try:
+            self._pin(slot, self._slots.body(slot))
+        except Exception as e:
+            self.restored.lose("a pin", e)
+            self._slots.free(slot)
+
+    def _file_is_complete(self, nodeid: int) -> None:
+        """Its pins are here; perhaps none is left, as their holders have ended."""
+        self._parts.guard.book.files.drop_if_empty(nodeid)
+
+    def _free_breaks_without(self, pins: Mapping[int, int]) -> None:
+        for pin_id, slot in self._found.get(Kind.BREAK, {}).items():
+            if pin_id not in pins:
+                self._slots.free(slot)
 
     def _pin(self, slot: int, body: bytes) -> None:
         book, record = self._parts.guard.book, records.unpack_pin(body)
@@ -214,6 +254,8 @@ class Restoration:
             self.restored.counts["pins"] += 1
             if record.unique:
                 self.restored.pins_by_unique[record.unique] = pin
+            if slot_of_break := self._found.get(Kind.BREAK, {}).get(pin.id):
+                self._break(pin, slot_of_break)
         else:
             self._slots.free(slot)
             self.restored.counts["pins ended"] += 1
@@ -252,7 +294,8 @@ class Restoration:
         """The process, if it still lives. Looked up once, however many pins it has."""
         if process_id is None:
             return None
-        if process_id not in self._processes:
+        known = self._processes.get(process_id)
+        if process_id not in self._processes or (known is not None and not known.alive):
             process = self._parts.holders.process_of(process_id.pid)
             is_same = process is not None and process.id == process_id
             self._processes[process_id] = process if is_same else None
@@ -274,12 +317,8 @@ class Restoration:
             return "death"
         return None
 
-    def _break(self, slot: int, body: bytes) -> None:
-        book, record = self._parts.guard.book, records.unpack_break(body)
-        pin = book.table.by_id.get(record.pin_id)
-        if pin is None:
-            self._slots.free(slot)
-            return
+    def _break(self, pin: Pin, slot: int) -> None:
+        book, record = self._parts.guard.book, records.unpack_break(self._slots.body(slot))
         on_timeout, errno_name = record.on_timeout.decode().split()
         policy = replace(
             self._parts.guard.policy_for(self._parts.inodes.path_of(pin.inode)),

@@ -58,6 +58,8 @@ LEFT: Final = FIRST_OWN_WORD + 10
 INLINE_NAME: Final = 56  # bytes
 
 LOOKUPS_WORD: Final = 3
+PARENT_WORD: Final = 4
+"""0: the inode has no name (any more)."""
 BACKING_ID_WORD: Final = 7
 _INODE: Final = Struct("<QQQQQQQBBH4x56s")
 
@@ -169,6 +171,8 @@ pack_handle: Final = _HANDLE.pack
 
 _PIN: Final = Struct("<QQQQQdQQIIQQQIBBBB16s")
 INLINE_PIN_NAME: Final = 16
+PINNED_WORD: Final = 3
+"""The node id of the file."""
 DIRTY, HAS_NAME, HAS_PROXY, HAS_PROCESS = 1, 2, 4, 8
 
 

@@ -34,6 +34,7 @@ from pinfs.config.policies import PolicyBox
 from pinfs.core.policy import PolicyError
 from pinfs.enforce.holders import raise_descriptor_limit
 from pinfs.fs.events import ReadLimit
+from pinfs.fs.pendingpins import PendingPins
 from pinfs.fs.recorder import Recorder
 from pinfs.fs.restore import Restoration, Restored
 from pinfs.fs.seallist import list_path
@@ -144,6 +145,7 @@ def _settle_memory() -> None:
     Requests and breaks leave no cycles behind. So what two searches have found in use counts as lasting, and is not
     searched again: reference counts still free it.
     """
+    gc.enable()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -173,6 +175,7 @@ class Daemon:
         self.store = store
         self.left = left
         self.restored: Restored | None = None
+        self.pending: PendingPins | None = None
         self.ending = False
         self.passthrough = Passthrough()
         self.bridge_unavailable_because = ""
@@ -281,6 +284,7 @@ class Daemon:
         """Before the first request: restore all that the daemon before knew."""
         assert self.left is not None
         began = time.monotonic()
+        gc.disable()  # what is built here lasts; `_settle_memory` switches it on again
         self.negotiated = negotiated.names
         if why := self.left.identity.passthrough_unavailable_because:
             self.passthrough.refuse(why)
@@ -289,19 +293,27 @@ class Daemon:
         fs = self.fs
         recorder = self._recorder(self.left.slots)
         fs.record(recorder)
-        fs.inodes.taken_over_ns = time.time_ns()
         restoration = Restoration(fs.parts, recorder, self.left.found, self.left.kept)
         restoration.inodes()
         self._resume_seal()
         restoration.handles()
         restoration.pins()
-        fs.backing.seal.resumed()
+        self.pending = restoration.pending
+        if not self.pending.files:
+            fs.backing.seal.resumed()
         restoration.unreferenced()
         restoration.requests()
         self.restored = restoration.restored
         self.left.slots.words[TAKEOVERS] += 1
         counts = ", ".join(f"{what} {count}" for what, count in self.restored.counts.items())
         log.info("taken over in %.0f ms: %s", (time.monotonic() - began) * 1e3, counts)
+
+    async def finish_restoring(self) -> None:
+        """The rest of very many pins."""
+        if self.pending is not None and self.pending.files:
+            await self.pending.run()
+            self.fs.backing.seal.resumed()
+            log.info("all pins are restored: %d", len(self.fs.guard.book.table))
 
     async def hand_over(self) -> None:
         """Leave the mount to the next daemon. Requests that wait are sent to that one again."""
@@ -384,6 +396,7 @@ class Daemon:
         _settle_memory()
         self.manager.tell("READY=1", f"STATUS={self.status_line()}")
         nursery.start_soon(self.manager.keep_telling, self.status_line)
+        nursery.start_soon(self.finish_restoring)
 
     # Its state
 
