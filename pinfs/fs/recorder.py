@@ -67,6 +67,7 @@ class Recorder:
         self._pins: dict[int, int] = {}
         self._breaks: dict[int, int] = {}
         self._links: dict[tuple[Inode, Inode, bytes], int] = {}
+        self._renaming: list[int] = []
         self._directories: Counter[int] = Counter()
         """Open handles of directories, by node id."""
         self._stored: dict[int, int] = {}
@@ -177,15 +178,29 @@ class Recorder:
 
     def link(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """It has one more name."""
+        self._links[inode, parent, name] = self._put_name(Kind.LINK, inode, parent, name)
+
+    def _put_name(self, kind: Kind, inode: Inode, parent: Inode, name: bytes) -> int:
         size = len(name)
         chain = self.put_text(name) if size > INLINE_LINK else 0
         record = records.LinkRecord(self.serial(), chain, inode.nodeid, parent.nodeid, size, name)
-        self._links[inode, parent, name] = self.put(Kind.LINK, record.pack())
+        return self.put(kind, record.pack())
 
     def unlink(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """It has lost one of these names."""
         if slot := self._links.pop((inode, parent, name), 0):
             self.slots.free(slot)
+
+    def renaming(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """The call that comes next gives it this name: where the daemon is killed before the table says so, what is
+        open of it, or below it, is found all the same."""
+        self._renaming.append(self._put_name(Kind.RENAMING, inode, parent, name))
+
+    def rename_ended(self) -> None:
+        """The table says what has come of it."""
+        while self._renaming:
+            if slot := self._renaming.pop():
+                self.slots.free(slot)
 
     def inode_dropped(self, inode: Inode) -> None:
         """It has left the table."""

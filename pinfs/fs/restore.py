@@ -29,6 +29,7 @@ from pinfs.fs.uncached import UncachedFiles
 from pinfs.journal import records
 from pinfs.journal.records import HandleKind, HandleRecord, InodeRecord, IntentRecord, Kind, PinRecord
 from pinfs.journal.slots import WORD_BITS
+from pinfs.runtime.errors import logged
 
 log = logging.getLogger("pinfs.journal")
 
@@ -115,6 +116,8 @@ class Restoration:
         self._unnamed.clear()
         self._each(Kind.LINK, self._link)
         self._kept_descriptors()
+        with logged("a rename that was under way"):
+            self._renamed()
 
     def _inode(self, slot: int, body: bytes) -> None:
         record, inodes = records.unpack_inode(body), self._parts.inodes
@@ -136,6 +139,26 @@ class Restoration:
             return
         inodes.restore_name(inode, parent, name, is_first=inode.name is None)
         self._recorder.adopt_link(inode, parent, name, slot)
+
+    def _renamed(self) -> None:
+        """The table learns of a call that the daemon before had made, and could not write down any more."""
+        inodes, moves = self._parts.inodes, []
+        for slot in self._found.get(Kind.RENAMING, {}).values():
+            record = records.unpack_link(self._slots.body(slot))
+            inode, parent = inodes.known(record.nodeid), inodes.known(record.parent)
+            if inode is None or parent is None or inode.parent is None or inode.name is None:
+                continue
+            old, new = (inode.parent, inode.name), (parent, self._text(record.chain, record.name, record.name_size))
+            if new != old and inodes.find_name(new) is inode and inodes.find_name(old) is not inode:
+                moves.append((inode, old, new))
+        moved = [inode for inode, _, _ in moves]
+        for inode, old, new in moves:
+            for other in list(inodes) if len(moves) == 1 else ():  # two change places; one takes it from another
+                if other not in moved:
+                    inodes.drop_name(other, *new)
+            inodes.move(inode, old, new)
+        for slot in self._found.get(Kind.RENAMING, {}).values():
+            self._slots.free(slot)
 
     def _kept_descriptors(self) -> None:
         for name, fd in self._kept.items():

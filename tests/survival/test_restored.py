@@ -202,7 +202,8 @@ async def test_after_any_requests(written: Written, number: int) -> None:
 
 
 class Instructions:
-    """Calls `at` at each instruction of the writing of records that has changed the journal, while a call runs."""
+    """Calls `at` while a call runs: as each function that writes records begins, and after each instruction of them
+    that has changed the journal."""
 
     FILES = (slots_module.__file__, recorder_module.__file__)
 
@@ -220,6 +221,7 @@ class Instructions:
     def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
         if frame.f_code.co_filename not in self.FILES:
             return None
+        self._check()
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._step
 
@@ -227,12 +229,15 @@ class Instructions:
         image = os.pread(self._journal, ROOM * SLOT, 0)
         if image != self._seen:
             self._seen = image
-            sys.settrace(None)
-            try:
-                self._at()
-            finally:
-                sys.settrace(self._enter)
+            self._check()
         return self._step
+
+    def _check(self) -> None:
+        sys.settrace(None)
+        try:
+            self._at()
+        finally:
+            sys.settrace(self._enter)
 
 
 async def test_killed_at_any_instruction(written: Written) -> None:
