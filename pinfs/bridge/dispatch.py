@@ -21,8 +21,23 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from pinfs.bridge import wire
+from pinfs.bridge.connection import (
+    MAX_FAILED_READS,
+    NOT_AWAITED,
+    RESENT,
+    Ended,
+    NoResendError,
+    Request,
+    ask_again,
+    check_read,
+    in_order,
+    read_again,
+)
+from pinfs.bridge.gate import Gate
 from pinfs.bridge.handlers import NO_ROUTE, UNANSWERED, Handlers, Route, Work
 from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Negotiated, Requested, negotiate
+from pinfs.bridge.once import Once
+from pinfs.bridge.resent import Resent
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
 from pinfs.fs.inodes import FOREIGN_IDS
 from pinfs.fs.operations import Operations
@@ -39,30 +54,12 @@ TURN_MS: Final = 5
 TURN_WITH_TASKS_MS: Final = 1
 LARGE: Final = 4096  # bytes; from here on a second buffer for writev is cheaper than a copy
 
-MAX_FAILED_READS: Final = 50  # in a row, before the connection is given up
-FAILED_READ_S: Final = 0.1  # the pause after each
-
-# read(2) on /dev/fuse (fuse_dev_do_read). NO_REQUEST: there is none, or its caller gave up before we took it (ENOENT).
-# THE_END: unmounted (ENODEV) or aborted. What else there is (ENOMEM, EFAULT) has cost one request, which the kernel has
-# answered with EIO.
-NO_REQUEST: Final = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT})
-THE_END: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
-
-# write(2) on /dev/fuse (fuse_dev_do_write). NOT_AWAITED: no caller waits for this reply any more (ENOENT), or the
-# connection is over. What else there is (EINVAL, ENOMEM, EFAULT) means a caller that got no reply, or EIO.
-NOT_AWAITED: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN, errno.EPERM})
+FAILED_READ_S: Final = 0.1  # the pause after each read that failed
 
 GIVES_LOOKUP: Final = frozenset(
     {wire.LOOKUP, wire.MKNOD, wire.MKDIR, wire.SYMLINK, wire.LINK, wire.CREATE, wire.TMPFILE}
 )
 GIVES_HANDLE: Final = frozenset({wire.OPEN, wire.CREATE, wire.TMPFILE, wire.OPENDIR})
-
-
-class Ended(Exception):
-    """The connection is over. `aborted`: not by an unmount."""
-
-    def __init__(self, aborted: bool) -> None:
-        self.aborted = aborted
 
 
 class _Woken(trio.abc.Instrument):
@@ -86,8 +83,9 @@ class _Waiting(NamedTuple):
 class Dispatcher:
     """Serves one connection. `fd` must not block; it stays the caller's.
 
-    `on_negotiated` is called once, when the kernel has the reply to INIT. `counts` counts requests by the path they
-    took: fast, or parked.
+    `on_negotiated` is called once, when the kernel has the reply to INIT, and returns what makes sure that requests are
+    executed once (None: the mount ends with its daemon). `counts` counts requests by the path they took: fast, parked,
+    or sent again by the kernel.
     """
 
     def __init__(
@@ -95,7 +93,7 @@ class Dispatcher:
         fd: int,
         ops: Operations,
         requested: Requested,
-        on_negotiated: Callable[[Negotiated], None],
+        on_negotiated: Callable[[Negotiated], Once | None],
         counts: Counter[str],
     ) -> None:
         self.negotiated: Negotiated | None = None
@@ -136,11 +134,17 @@ class Dispatcher:
 
     # The loop
 
-    async def run(self) -> bool:
-        """Serve until the connection ends. True: it was aborted, or cannot be used; False: unmounted."""
+    async def run(self, resumed: Negotiated | None = None) -> bool:
+        """Serve until the connection ends. True: it was aborted, or cannot be used; False: unmounted.
+
+        `resumed`: what the daemon before has negotiated, whose connection this is.
+        """
+        resent = None if resumed is None else self._resume(resumed)
         async with trio.open_nursery() as self._nursery:
             trio.lowlevel.add_instrument(self._woken)
             try:
+                if resent is not None:
+                    self._take_over(resent)
                 await self._serve()
             except Ended as end:
                 return end.aborted
@@ -195,7 +199,7 @@ class Dispatcher:
             try:
                 size = readv(fd, into)
             except OSError as e:
-                _check_read(e)
+                check_read(e)
                 continue
             length, opcode, unique, nodeid, uid, gid, pid, extensions, _ = unpack(buffer)
             handler, shortest = route_of(opcode, NO_ROUTE)
@@ -230,7 +234,7 @@ class Dispatcher:
                 except (Exception, GeneratorExit) as e:
                     self._failed(opcode, unique, e)
             if resumable:
-                self._resume()
+                self._resume_waiting()
             if woken.yes or perf_counter() > until:
                 break
         if not woken.yes:
@@ -278,21 +282,77 @@ class Dispatcher:
                 self.refused_because = str(e.strerror)
                 raise Ended(True) from None
             return
-        if negotiated is not None and Init.SETXATTR_EXT in negotiated.flags:
-            self._routes[wire.SETXATTR] = self._handlers.route_of_setxattr_ext()
-        self.negotiated = negotiated
         self._reply(wire.INIT, unique, reply)
+        self.negotiated = negotiated
         if negotiated is not None:
             with logged("the beginning of the connection"):
-                self._on_negotiated(negotiated)
+                self._begin(negotiated)
 
-    def resume(self, negotiated: Negotiated) -> None:
-        """Go on with a connection that another daemon has begun: the kernel gets no reply to INIT."""
+    def _begin(self, negotiated: Negotiated) -> Once | None:
+        """Both sides have agreed: get ready for the first request."""
+        self.negotiated = negotiated
         if Init.SETXATTR_EXT in negotiated.flags:
             self._routes[wire.SETXATTR] = self._handlers.route_of_setxattr_ext()
-        self.negotiated = negotiated
-        self._on_negotiated(negotiated)
-        os.write(self._fd, wire.OUT_HEADER.pack(OUT_SIZE, wire.NOTIFY_RESEND, 0))
+        once = self._on_negotiated(negotiated)
+        if once is not None:
+            self._routes.update(once.routes(self._routes))
+        return once
+
+    # Taking over
+
+    def _resume(self, negotiated: Negotiated) -> Resent | None:
+        """Go on with a connection that another daemon has begun: the kernel gets no reply to INIT."""
+        once = self._begin(negotiated)
+        if once is None or once.restored is None:
+            return None
+        open_routes, gate = dict(self._routes), None
+        if once.pending is not None and once.pending.files:
+            gate = Gate(once.pending, self._ops)
+            self._routes.update((opcode, gate.before(opcode, route)) for opcode, route in open_routes.items())
+            once.pending.on_end = partial(self._routes.update, open_routes)
+        return Resent(once, once.restored, self._handlers, open_routes, gate)
+
+    def _take_over(self, resent: Resent) -> None:
+        """Answer what the daemon before has read and not answered."""
+        try:
+            ask_again(self._fd)
+        except NoResendError as e:
+            self.refused_because = str(e)
+            raise Ended(True) from None
+        requests = read_again(self._fd, self._buffers[0])
+        self._in_turn = True
+        try:
+            for request in in_order(requests):
+                self._answer_again(resent, request)
+                self._resume_waiting()
+        finally:
+            self._in_turn = False
+        resent.finish(requests)
+        run_deferred()
+
+    def _answer_again(self, resent: Resent, request: Request) -> None:
+        """What the hot loop does, for one request that was read before it began."""
+        buffer, opcode, unique = request
+        route, size = self._routes.get(opcode, NO_ROUTE), len(buffer)
+        if size < IN_SIZE:
+            self._answer_without_handler(opcode, unique, size, memoryview(buffer))
+            return
+        length, _, _, nodeid, uid, gid, pid, extensions, _ = wire.IN_HEADER.unpack_from(buffer)
+        end = size - extensions * 8
+        if length != size or end < route.shortest:
+            self._answer_without_handler(opcode, unique, size, memoryview(buffer))
+            return
+        self._counts["resent" if request.is_resent else "fast"] += 1
+        ctx, body = make_caller((uid, gid, pid, 0, unique & ~RESENT)), memoryview(buffer)[IN_SIZE:end]
+        try:
+            handler = resent.handler(opcode, route) if request.is_resent else route.handler
+            work = handler(nodeid, ctx, body)
+            if nodeid >= FOREIGN_IDS:
+                work = self._handlers.on_foreign(opcode, nodeid, work)
+        except Exception as e:
+            self._failed(opcode, unique, e)
+        else:
+            self._step(opcode, unique, work)
 
     # Waiting requests
 
@@ -312,10 +372,10 @@ class Dispatcher:
             self._nursery.start_soon(self._resume_soon)
 
     async def _resume_soon(self) -> None:
-        self._resume()
+        self._resume_waiting()
         run_deferred()
 
-    def _resume(self) -> None:
+    def _resume_waiting(self) -> None:
         """Go on with the handlers whose events have been set."""
         while self._resumable:
             unique = self._resumable.popleft()
@@ -405,14 +465,6 @@ class Dispatcher:
                 fh, _, _ = wire.OPEN_OUT.unpack_from(body, len(body) - wire.OPEN_OUT.size)
                 release = self._ops.releasedir if opcode == wire.OPENDIR else self._ops.release
                 self._nursery.start_soon(_logged, release(fh), f"the release of handle {fh}")
-
-
-def _check_read(e: OSError) -> None:
-    """Returns where there is nothing to do; else raises Ended, or the error."""
-    if e.errno in THE_END:
-        raise Ended(e.errno == errno.ECONNABORTED) from None
-    if e.errno not in NO_REQUEST:
-        raise e
 
 
 async def _logged(work: Coroutine[Any, Any, None], what: str) -> None:

@@ -137,15 +137,16 @@ class Handlers:
     async def create(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         flags, mode, umask, open_flags = wire.CREATE_IN.unpack_from(body)
         name, kill = wire.name_of(body, 16), bool(open_flags & wire.OPEN_KILL_SUIDGID)
-        return self._created(
+        return self.created(
             *await self._ops.create(nodeid, name, mode, flags, _with_umask(ctx, umask), kill_suidgid=kill)
         )
 
     async def tmpfile(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
-        return self._created(*await self._ops.tmpfile(nodeid, mode, flags, _with_umask(ctx, umask)))
+        return self.created(*await self._ops.tmpfile(nodeid, mode, flags, _with_umask(ctx, umask)))
 
-    def _created(self, opened: Opened, entry: Entry) -> bytes:
+    def created(self, opened: Opened, entry: Entry) -> bytes:
+        """The reply to CREATE and TMPFILE."""
         return wire.entry_out(entry, self._entry_valid, self._valid(entry.nodeid)) + wire.open_out(opened)
 
     async def read(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
@@ -248,12 +249,12 @@ class Handlers:
 
     async def getxattr(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         size, _ = wire.GETXATTR_IN.unpack_from(body)
-        return _sized(await self._ops.getxattr(nodeid, wire.name_of(body, 8), ctx, size), size)
+        return sized(await self._ops.getxattr(nodeid, wire.name_of(body, 8), ctx, size), size)
 
     async def listxattr(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         size, _ = wire.GETXATTR_IN.unpack_from(body)
         names = await self._ops.listxattr(nodeid, ctx)
-        return _sized(b"".join([name + b"\0" for name in names]), size)
+        return sized(b"".join([name + b"\0" for name in names]), size)
 
     async def removexattr(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         await self._ops.removexattr(nodeid, wire.name_of(body), ctx)
@@ -373,7 +374,7 @@ def _name_and_value(text: memoryview, size: int) -> tuple[bytes, bytes]:
     return name, value
 
 
-def _sized(value: bytes, size: int) -> bytes:
+def sized(value: bytes, size: int) -> bytes:
     """The reply to GETXATTR and LISTXATTR: the value, or how large it is when the caller only asks. ERANGE."""
     if not size:
         return wire.GETXATTR_OUT.pack(len(value), 0)

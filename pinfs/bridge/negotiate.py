@@ -37,6 +37,7 @@ class Init(IntFlag):
     SETXATTR_EXT = 1 << 29
     INIT_EXT = 1 << 30
     PASSTHROUGH = 1 << 37
+    HAS_RESEND = 1 << 39
 
 
 # What pinfs always wants, and why. What is not here stays off:
@@ -65,6 +66,7 @@ WANTED: Final = (
     | Init.HANDLE_KILLPRIV_V2  # else every write first asks for the attribute security.capability
     | Init.SETXATTR_EXT  # else the kernel does not tell when an ACL set by its owner costs the set-group-id bit
     | Init.INIT_EXT
+    | Init.HAS_RESEND  # what a daemon that died had read comes to the next one again, with a bit in its number
 )
 
 MAX_BACKGROUND: Final = 64  # read-ahead and asynchronous direct I/O under way; the kernel's default of 12 is for disks
@@ -91,6 +93,11 @@ class Negotiated:
     @property
     def passthrough(self) -> bool:
         return bool(self.flags & Init.PASSTHROUGH)
+
+    @property
+    def resends(self) -> bool:
+        """Whether another daemon can take over: the kernel sends requests again (Linux 6.9)."""
+        return bool(self.offered & Init.HAS_RESEND)
 
     @property
     def names(self) -> list[str]:

@@ -10,6 +10,7 @@ import trio
 
 from pinfs.bridge.dispatch import Dispatcher
 from pinfs.bridge.negotiate import Negotiated, Requested
+from pinfs.bridge.once import Once
 from pinfs.fs.operations import Operations
 from pinfs.runtime.errors import logged
 
@@ -34,15 +35,15 @@ class Transport(Protocol):
 
 
 class Bridged:
-    """The dispatcher, which answers every opcode. `on_negotiated` is told the outcome of INIT; `resumed`: that of the
-    daemon before, whose connection this one takes over."""
+    """The dispatcher, which answers every opcode. `on_negotiated` is told the outcome of INIT, as that of `Dispatcher`;
+    `resumed`: that of the daemon before, whose connection this one takes over."""
 
     def __init__(
         self,
         fd: int,
         ops: Operations,
         requested: Requested,
-        on_negotiated: Callable[[Negotiated], None],
+        on_negotiated: Callable[[Negotiated], Once | None],
         counts: Counter[str],
         resumed: Negotiated | None = None,
     ) -> None:
@@ -56,20 +57,20 @@ class Bridged:
     def unusable_because(self) -> str:
         return self._dispatcher.refused_because
 
-    def _negotiated(self, negotiated: Negotiated) -> None:
+    def _negotiated(self, negotiated: Negotiated) -> Once | None:
+        once = None
         if self._resumed is not None:
-            self._on_negotiated(negotiated)
+            once = self._on_negotiated(negotiated)
         else:
             with logged("the beginning of the connection"):
-                self._on_negotiated(negotiated)
+                once = self._on_negotiated(negotiated)
         self.usable = True
         self._on_usable()
+        return once
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         self._on_usable = task_status.started
-        if self._resumed is not None:
-            self._dispatcher.resume(self._resumed)
-        aborted = await self._dispatcher.run()
+        aborted = await self._dispatcher.run(self._resumed)
         if self.usable:
             log.info("the connection was aborted" if aborted else "unmounted")
         else:

@@ -74,6 +74,8 @@ class Cut:
     call: Call = field(init=False)
     ended: trio.Event = field(default_factory=trio.Event)
     errno: int = 0
+    unique: int = 0
+    """The number of the breaker's request; 0: not known."""
     mapped_by: tuple[Mapper, ...] = ()
     reserved: AbstractContextManager[None] | None = None
     """Of a call that does not come back: its range stays reserved until it does."""
@@ -116,6 +118,8 @@ class Cuts:
         self.search = search_in_thread
         self.around: Callable[[int], AbstractContextManager[None]] = lambda inode: nullcontext()
         """What a call on this file is surrounded by, from its start to its end, however late that is."""
+        self.on_done: Callable[[int], None] = lambda unique: None
+        """Called with the number of a request as soon as its removal is known to be done, here or in a thread."""
         self._book = book
         self._deliver = deliver
         self._stats = stats
@@ -138,8 +142,9 @@ class Cuts:
         """Calls that no signal brings back: their breakers are answered, their ranges reserved, until they end."""
         return sum(cut.reserved is not None for cut in self)
 
-    async def run(self, removal: Removal, fd: int, call: Callable[[int], None]) -> None:
-        """Make `call`, the one on the backing that completes `removal`, in a thread, on a duplicate of `fd`.
+    async def run(self, removal: Removal, fd: int, call: Callable[[int], None], unique: int = 0) -> None:
+        """Make `call`, the one on the backing that completes `removal`, in a thread, on a duplicate of `fd`. `unique`:
+        the number of the request.
 
         OSError: what the call raises; EBUSY (policy `errno`), the event `refused` with why = `kernel`: it met its
         deadline, or too many run already; EBUSY (`shutdown`): the mount ends. A breaker that is interrupted gets EINTR
@@ -147,7 +152,7 @@ class Cuts:
         """
         if self._closing or self._is_full(removal.request.uid):
             await self._wait_for_room(removal)
-        cut = self._start(removal, fd, call)
+        cut = self._start(removal, fd, call, unique)
         result = cut.call.wait(0 if self._is_held(removal.inode, cut.since) else AT_ONCE_S)
         if result is None:
             await park()
@@ -207,9 +212,9 @@ class Cuts:
     def _is_full(self, uid: int) -> bool:
         return len(self) >= MAX_CUTS or self._of_uid[uid] >= MAX_CUTS_PER_USER
 
-    def _start(self, removal: Removal, fd: int, call: Callable[[int], None]) -> Cut:
+    def _start(self, removal: Removal, fd: int, call: Callable[[int], None], unique: int) -> Cut:
         now = trio.current_time()
-        cut = Cut(removal, now)
+        cut = Cut(removal, now, unique=unique)
         cut.scope.deadline = now + self._limit_s(removal, now)
         cut.around = self.around(removal.inode)
         cut.around.__enter__()
@@ -237,6 +242,8 @@ class Cuts:
     def _end(self, cut: Cut, result: Result) -> None:
         with logged("the end of a removal in the kernel"):
             cut.errno = result if isinstance(result, int) else errno_of(result, cut.removal.request.op)
+            if not cut.errno:
+                self.on_done(cut.unique)
             cut.ended.set()
             del cut.call  # it refers to the cut: no cycle is left behind
             self._leave(cut)

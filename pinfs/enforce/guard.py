@@ -152,15 +152,16 @@ class Guard:
 
         `takes`: else it takes no bytes away (a file grows), and asks no pin. OSError: as `removal` and `Cuts.run`.
         """
+        unique = getattr(call.caller, "unique", 0)
         if not takes:
             request = self._request(call, self._process(call.caller))
             policy = self._policies.current.for_path(request.path)
-            await self.cuts.run(Removal(call.inode, call.start, call.end, request, policy), fd, cut)
+            await self.cuts.run(Removal(call.inode, call.start, call.end, request, policy), fd, cut, unique)
             return
         removal = await self._ask(call, reserve=True)
         assert removal is not None
         try:
-            await self.cuts.run(removal, fd, cut)
+            await self.cuts.run(removal, fd, cut, unique)
         finally:
             self.book.finish(removal, trio.current_time())
 

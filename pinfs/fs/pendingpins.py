@@ -19,6 +19,8 @@ class PendingPins:
     def __init__(self, restore: Callable[[int], None], complete: Callable[[int], None]) -> None:
         self.files: dict[int, deque[int]] = {}
         """The slots of the pins that are still to come, by node id: whether a file is in it is the way to ask."""
+        self.on_end: Callable[[], None] = lambda: None
+        """Called when nothing is to come any more."""
         self._restore = restore
         self._complete = complete
         self._waiters: dict[int, list[OneShot]] = {}
@@ -48,6 +50,7 @@ class PendingPins:
             if nodeid not in self.files:
                 self._wake(nodeid)
             await trio.lowlevel.checkpoint()
+        self.on_end()
 
     def _restore_some(self, nodeid: int) -> None:
         slots = self.files[nodeid]

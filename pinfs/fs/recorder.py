@@ -290,6 +290,7 @@ class Recorder:
         """It is no longer; `unique`: the request that released it, 0: none did."""
         if slot := self._pins.pop(pin.id, 0):
             if unique:
+                self.slots.words[(slot << WORD_BITS) + records.UNIQUE_WORD] = unique | records.RELEASED_BIT
                 self.slots.words[records.RELEASED] = unique
             self.slots.free(slot)
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from pinfs.core.ranges import END
-from pinfs.enforce.guard import Guard, RemovalCall
+from pinfs.enforce.guard import Breaker, Guard, RemovalCall
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FileHandle
 from pinfs.fs.inodes import Inode, InodeTable, Name, stale
@@ -69,12 +69,14 @@ class Removals:
         if not may_wait and not self.is_guarded(inode):
             with self._seal.lifted(inode), self._set_ids.keeping(inode):
                 os.truncate(self._backing.to_cut(inode), size)
+            self._done(caller)
             return
         with self._backing.writing(inode) as fd:
             takes = size < os.fstat(fd).st_size
             if not may_wait and (not takes or self._guard.is_free(inode.nodeid, size, END)):
                 with self._seal.lifted(inode), self._set_ids.keeping_of(fd):
                     os.ftruncate(fd, size)
+                self._done(caller)
                 return
             cut = partial(self._ftruncate, size)
             call = RemovalCall(
@@ -106,6 +108,7 @@ class Removals:
             if taken is None and not may_wait:
                 with self._seal.lifted(inode):
                     cut(fd)
+                self._done(caller)
             else:
                 call = RemovalCall(
                     inode.nodeid,
@@ -135,6 +138,10 @@ class Removals:
             async with self._guard.removal(call):
                 with self._seal.lifted(inode):
                     cut(fd)
+                self._done(call.caller)
+
+    def _done(self, caller: Breaker) -> None:
+        self._guard.cuts.on_done(getattr(caller, "unique", 0))
 
     def _check_may_shrink(self, inode: Inode, attributes: int) -> None:
         """EPERM: the file has become append-only or immutable since it was opened (do_ftruncate(), vfs_fallocate())."""

@@ -50,10 +50,7 @@ class Restored:
     handles_by_unique: dict[int, Handle] = field(default_factory=dict)
     pins_by_unique: dict[int, Pin] = field(default_factory=dict)
     intents: dict[int, IntentRecord] = field(default_factory=dict)
-    executed: int = 0
-    """The request that was executed last."""
-    released: int = 0
-    """The request that released a pin last."""
+    intent_slots: dict[int, int] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
 
@@ -326,6 +323,9 @@ class Restoration:
 
     def _ended_by(self, pin: Pin, record: PinRecord) -> str | None:
         """Why a pin is not restored; None: its owner lives, and its process is watched from here on."""
+        if record.unique & records.RELEASED_BIT:
+            self._was_executed(record.unique & ~records.RELEASED_BIT)
+            return "holder"
         if self._parts.inodes.known(pin.inode) is None:
             self.restored.lose(f"pin {pin.id}", "its file is not known")
             return "death"
@@ -369,10 +369,19 @@ class Restoration:
 
     def requests(self) -> None:
         """What the answers to resent requests need."""
-        words = self._slots.words
-        self.restored.executed, self.restored.released = words[records.EXECUTED], words[records.RELEASED]
         self._each(Kind.INTENT, self._intent)
+        words = self._slots.words
+        for unique in {words[records.EXECUTED], words[records.RELEASED]} - {0}:
+            self._was_executed(unique)
 
     def _intent(self, slot: int, body: bytes) -> None:
         record = records.unpack_intent(body)
         self.restored.intents[record.unique] = record
+        self.restored.intent_slots[record.unique] = slot
+
+    def _was_executed(self, unique: int) -> None:
+        """Known until the request has been answered: the words are overwritten by the next one that is executed."""
+        restored = self.restored
+        record = restored.intents[unique] = IntentRecord(unique, 0, records.WAS_EXECUTED, 0, 0, 0, 0, 0, 0, 1)
+        old = restored.intent_slots.get(unique, 0)
+        restored.intent_slots[unique] = self._recorder.put(Kind.INTENT, record.pack(), old)

@@ -174,6 +174,9 @@ _PIN: Final = Struct("<QQQQQdQQIIQQQIBBBB16s")
 INLINE_PIN_NAME: Final = 16
 PINNED_WORD: Final = 3
 """The node id of the file."""
+UNIQUE_WORD: Final = 12
+RELEASED_BIT: Final = 1 << 63
+"""In UNIQUE_WORD: the rest is the number of the request that has released the pin, whose record is about to go."""
 DIRTY, HAS_NAME, HAS_PROXY, HAS_PROCESS = 1, 2, 4, 8
 
 
@@ -356,13 +359,16 @@ def pack_text(id_: int, chain: int) -> bytes:
     return _TEXT.pack(id_, chain)
 
 
-DONE_WORD: Final = 12
-_INTENT: Final = Struct("<QQQQQQQQQQQQ")
+DONE_WORD: Final = 10
+WAS_EXECUTED: Final = 0
+"""In place of the opcode of an intent: the request was executed by a daemon before."""
+_INTENT: Final = Struct("<QQQQQQQQQQ")
 
 
 class IntentRecord(NamedTuple):
-    """What a request is about to do, with what was there before: the inodes behind its names (0, 0: none), the size and
-    the time of change of its file. `at_ns`: when, by CLOCK_REALTIME. `done` 1: it has been done."""
+    """What a request is about to do, with what was there before: the inodes behind its names (0, 0: none), the size of
+    its file in bytes. `was_there` 1: the attribute that it sets or removes; of commands, bit i: the pin of the i-th.
+    `done` 1: it has been done."""
 
     unique: int
     chain: int
@@ -372,9 +378,7 @@ class IntentRecord(NamedTuple):
     other_device: int
     other_ino: int
     size: int
-    ctime_ns: int
-    at_ns: int
-    spare: int
+    was_there: int
     done: int
 
     def pack(self) -> bytes:
@@ -383,3 +387,6 @@ class IntentRecord(NamedTuple):
 
 def unpack_intent(body: bytes) -> IntentRecord:
     return IntentRecord._make(_INTENT.unpack_from(body))
+
+
+pack_intent: Final = _INTENT.pack

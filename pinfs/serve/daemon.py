@@ -26,6 +26,7 @@ from pinfs.bridge.mount import (
     users,
 )
 from pinfs.bridge.negotiate import Negotiated, Requested
+from pinfs.bridge.once import Once
 from pinfs.bridge.passthrough import Passthrough, stack_depth
 from pinfs.bridge.sealprobe import seal_unavailable_because
 from pinfs.bridge.transports import Bridged, Transport
@@ -244,11 +245,14 @@ class Daemon:
     def _recorder(self, slots: Slots) -> Recorder:
         return Recorder(slots, self.store, self.fs.inodes.device, self.fs.guard.book.files.__contains__)
 
-    def _keep(self, negotiated: Negotiated) -> None:
-        """Give the store all that the next daemon begins with."""
+    def _keep(self, negotiated: Negotiated) -> Once | None:
+        """Give the store all that the next daemon begins with. None: the mount ends with this daemon."""
         recorder = self.fs.recorder
         if recorder is None:
-            return
+            return None
+        if not negotiated.resends:
+            self._end_with_daemon("the kernel does not send requests again (Linux 6.9)")
+            return None
         identity = Identity(
             self.source,
             self.mountpoint,
@@ -261,9 +265,15 @@ class Daemon:
         write_text(recorder, TextId.IDENTITY, identity.to_json())
         kept = {SOURCE: self._source_fd, JOURNAL: self._journal_fd, CONNECTION: self._fd}
         if not all(self.store.keep(name, fd) for name, fd in kept.items()):
-            self.fs.record(None)
-            self.store.ended()
-            self.store.unavailable_because = "the store of descriptors has no room"
+            self._end_with_daemon("the store of descriptors has no room")
+            return None
+        return Once(recorder, self.fs.operations, self.fs.parts)
+
+    def _end_with_daemon(self, why: str) -> None:
+        log.info("the mount ends with this daemon: %s", why)
+        self.fs.record(None)
+        self.store.ended()
+        self.store.unavailable_because = why
 
     def _take_over(self, left: Left) -> Transport:
         """Go on with the connection of the daemon before. Nothing is mounted or locked again."""
@@ -280,7 +290,7 @@ class Daemon:
             left.identity.negotiated,
         )
 
-    def _on_resumed(self, negotiated: Negotiated) -> None:
+    def _on_resumed(self, negotiated: Negotiated) -> Once:
         """Before the first request: restore all that the daemon before knew."""
         assert self.left is not None
         began = time.monotonic()
@@ -307,6 +317,7 @@ class Daemon:
         self.left.slots.words[TAKEOVERS] += 1
         counts = ", ".join(f"{what} {count}" for what, count in self.restored.counts.items())
         log.info("taken over in %.0f ms: %s", (time.monotonic() - began) * 1e3, counts)
+        return Once(recorder, fs.operations, fs.parts, restoration.restored, restoration.pending)
 
     async def finish_restoring(self) -> None:
         """The rest of very many pins."""
@@ -352,7 +363,7 @@ class Daemon:
         self.fs.hub.read_limit = ReadLimit(PLAIN_READ_S, PLAIN_READERS)
         return transport
 
-    def _on_negotiated(self, negotiated: Negotiated) -> None:
+    def _on_negotiated(self, negotiated: Negotiated) -> Once | None:
         self.negotiated = negotiated.names
         log.info("negotiated (protocol 7.%d): %s", negotiated.kernel_minor, ", ".join(negotiated.names))
         if negotiated.passthrough:
@@ -361,7 +372,7 @@ class Daemon:
             self.passthrough.refuse(self._passthrough_unavailable_because())
         log.info("passthrough: %s", self.passthrough.unavailable_because or "yes")
         self._start_seal()
-        self._keep(negotiated)
+        return self._keep(negotiated)
 
     def _resume_seal(self) -> None:
         seal = self.fs.backing.seal

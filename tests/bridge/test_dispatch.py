@@ -192,7 +192,7 @@ async def test_callers_and_arguments_arrive() -> None:
     ops = Canned()
     async with dispatching(ops) as (kernel, _):
         await kernel.ask(wire.MKDIR, wire.MKDIR_IN.pack(0o755, 0o027) + b"dir\0", nodeid=9)
-    assert ops.calls == [("mkdir", (9, b"dir", 0o755, (1, 2, 3, 0o027)))]
+    assert ops.calls == [("mkdir", (9, b"dir", 0o755, (1, 2, 3, 0o027, 2)))]
 
 
 async def test_a_write_of_a_mebibyte() -> None:
