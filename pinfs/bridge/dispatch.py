@@ -305,7 +305,6 @@ class Dispatcher:
         once = self._begin(negotiated)
         if once is None or once.restored is None:
             return None
-        self.wake_pollers(once.restored.pollers)
         open_routes, gate = dict(self._routes), None
         if once.pending is not None and once.pending.files:
             gate = Gate(once.pending, self._ops)

@@ -345,6 +345,12 @@ class InodeTable:
         """Before `name` in `parent` goes: make sure that the inode can be reached without it."""
         if inode.fd < 0 and inode.file is None and self._only_name(inode, parent, name):
             self.fd(inode)
+        self.keep_for_the_next(inode, parent, name)
+
+    def keep_for_the_next(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """The same for the daemon that takes over when this one is killed as soon as the name has gone."""
+        if self.recorder is not None and inode.kind == stat.S_IFREG and self._only_name(inode, parent, name):
+            self.recorder.nameless(inode)
 
     @staticmethod
     def _only_name(inode: Inode, parent: Inode, name: bytes) -> bool:

@@ -26,6 +26,7 @@ class Names:
 
     def unlink(self, victim: Inode, directory: Inode, name: bytes) -> None:
         """unlink(2) of a name of `victim`."""
+        self._inodes.keep_for_the_next(victim, directory, name)
         with self._seal.lifted(victim):
             os.unlink(name, dir_fd=self._inodes.fd(directory))
             self._lose(victim, directory, name)
@@ -34,6 +35,20 @@ class Names:
         """renameat2(2). `moved` is the inode behind `old`, `victim` the one behind `new`; None if it is not known."""
         if victim is not None and victim is not moved:
             self._inodes.keep_reachable(victim, *new)
+        recorder = self._inodes.recorder
+        if recorder is None:
+            self._rename(old, new, flags, moved, victim)
+            return
+        try:
+            if moved is not None:
+                recorder.renaming(moved, *new)
+            if victim is not None and flags & syscalls.RENAME_EXCHANGE:
+                recorder.renaming(victim, *old)
+            self._rename(old, new, flags, moved, victim)
+        finally:
+            recorder.rename_ended()
+
+    def _rename(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
         old_fd = os.dup(self._inodes.fd(old[0]))  # the next line may close the table's own
         try:
             with self._seal.lifted(moved), self._seal.lifted(victim):

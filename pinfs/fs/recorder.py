@@ -8,6 +8,7 @@ A journal without room for a record is marked: this mount can no longer be taken
 """
 
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -66,10 +67,11 @@ class Recorder:
         self._pins: dict[int, int] = {}
         self._breaks: dict[int, int] = {}
         self._links: dict[tuple[Inode, Inode, bytes], int] = {}
+        self._renaming: list[int] = []
         self._directories: Counter[int] = Counter()
         """Open handles of directories, by node id."""
-        self._stored: set[int] = set()
-        """Node ids of inodes of which the store has a descriptor."""
+        self._stored: dict[int, int] = {}
+        """What the store has of inodes, by node id: duplicates of our own, so that nothing else closes them."""
 
     # Slots
 
@@ -154,25 +156,51 @@ class Recorder:
             self.nameless(inode)
 
     def nameless(self, inode: Inode) -> None:
-        """No name leads to it."""
+        """No name leads to it, or none will after the call that comes next."""
         file, nodeid = inode.file, inode.nodeid
-        if not ((file is not None and file.opens) or nodeid in self._directories or self._is_pinned(nodeid)):
-            return
+        if (file is not None and file.opens) or nodeid in self._directories or self._is_pinned(nodeid):
+            self._store(inode)
+
+    def _store(self, inode: Inode) -> None:
+        file = inode.file
         fd = inode.fd if inode.fd >= 0 or file is None else file.any_fd
-        if fd >= 0 and nodeid not in self._stored and self.store.keep(_stored_name(inode), fd):
-            self._stored.add(nodeid)
+        if fd < 0 or inode.nodeid in self._stored:
+            return
+        try:
+            fd = os.dup(fd)
+        except OSError as e:
+            log.warning("a file without a name would not survive the daemon: %s", e.strerror)
+            return
+        if self.store.keep(_stored_name(inode), fd):
+            self._stored[inode.nodeid] = fd
+        else:
+            os.close(fd)
 
     def link(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """It has one more name."""
+        self._links[inode, parent, name] = self._put_name(Kind.LINK, inode, parent, name)
+
+    def _put_name(self, kind: Kind, inode: Inode, parent: Inode, name: bytes) -> int:
         size = len(name)
         chain = self.put_text(name) if size > INLINE_LINK else 0
         record = records.LinkRecord(self.serial(), chain, inode.nodeid, parent.nodeid, size, name)
-        self._links[inode, parent, name] = self.put(Kind.LINK, record.pack())
+        return self.put(kind, record.pack())
 
     def unlink(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """It has lost one of these names."""
         if slot := self._links.pop((inode, parent, name), 0):
             self.slots.free(slot)
+
+    def renaming(self, inode: Inode, parent: Inode, name: bytes) -> None:
+        """The call that comes next gives it this name: where the daemon is killed before the table says so, what is
+        open of it, or below it, is found all the same."""
+        self._renaming.append(self._put_name(Kind.RENAMING, inode, parent, name))
+
+    def rename_ended(self) -> None:
+        """The table says what has come of it."""
+        while self._renaming:
+            if slot := self._renaming.pop():
+                self.slots.free(slot)
 
     def inode_dropped(self, inode: Inode) -> None:
         """It has left the table."""
@@ -180,18 +208,18 @@ class Recorder:
         inode.slot = 0
         for parent, name in inode.links or ():
             self.unlink(inode, parent, name)
-        if inode.nodeid in self._stored:
-            self._stored.discard(inode.nodeid)
+        if (fd := self._stored.pop(inode.nodeid, -1)) >= 0:
             self.store.drop(_stored_name(inode))
+            os.close(fd)
 
     # What the daemon before has written, and this one keeps
 
     def adopt_link(self, inode: Inode, parent: Inode, name: bytes, slot: int) -> None:
         self._links[inode, parent, name] = slot
 
-    def adopt_stored(self, inode: Inode) -> None:
-        """The store has a descriptor of this inode."""
-        self._stored.add(inode.nodeid)
+    def adopt_stored(self, inode: Inode, fd: int) -> None:
+        """The store has this descriptor of it, which is the recorder's from now on."""
+        self._stored[inode.nodeid] = fd
 
     def adopt_pin(self, pin_id: int, slot: int) -> None:
         self._pins[pin_id] = slot
@@ -203,17 +231,18 @@ class Recorder:
 
     def handle(self, handle: Handle, caller: CallerLike) -> None:
         """It is open."""
+        inode = handle.inode
+        if inode.name is None and inode.slot:
+            self._store(inode)
         unique = getattr(caller, "unique", 0)
         body = pack_handle(
-            handle.number, 0, handle.inode.nodeid, unique, 0, handle.flags, handle.record_kind, 0, caller.uid,
+            handle.number, 0, inode.nodeid, unique, 0, handle.flags, handle.record_kind, 0, caller.uid,
             0, 0, 0, 0, 0, 0, 0, 0,
         )  # fmt: skip
         self.slots.words[records.LAST_HANDLE] = handle.number
         handle.slot = self.put(Kind.HANDLE, body)
         if handle.record_kind is HandleKind.DIRECTORY:
-            self._directories[handle.inode.nodeid] += 1
-        if handle.inode.name is None and handle.inode.slot:  # not the root
-            self.nameless(handle.inode)
+            self._directories[inode.nodeid] += 1
 
     def handle_closed(self, handle: Handle) -> None:
         """Its last reference is closed."""

@@ -29,6 +29,7 @@ from pinfs.fs.uncached import UncachedFiles
 from pinfs.journal import records
 from pinfs.journal.records import HandleKind, HandleRecord, InodeRecord, IntentRecord, Kind, PinRecord
 from pinfs.journal.slots import WORD_BITS
+from pinfs.runtime.errors import logged
 
 log = logging.getLogger("pinfs.journal")
 
@@ -76,7 +77,7 @@ class Parts:
 
 
 class Restoration:
-    """One take-over. `kept`: the descriptors that outlived the daemon, by name; they stay the caller's."""
+    """One take-over. `kept`: the descriptors that outlived the daemon, by name. Those of inodes are taken over."""
 
     def __init__(self, parts: Parts, recorder: Recorder, found: Records, kept: Mapping[str, int]) -> None:
         self.restored = Restored()
@@ -114,6 +115,8 @@ class Restoration:
         self._unnamed.clear()
         self._each(Kind.LINK, self._link)
         self._kept_descriptors()
+        with logged("a rename that was under way"):
+            self._renamed()
 
     def _inode(self, slot: int, body: bytes) -> None:
         record, inodes = records.unpack_inode(body), self._parts.inodes
@@ -129,15 +132,32 @@ class Restoration:
     def _link(self, slot: int, body: bytes) -> None:
         record, inodes = records.unpack_link(body), self._parts.inodes
         inode, parent = inodes.known(record.nodeid), inodes.known(record.parent)
-        if inode is None or parent is None:
-            self._slots.free(slot)
-            return
         name = self._text(record.chain, record.name, record.name_size)
-        if inode.name == name and inode.parent is parent:  # the name that it is reached by, in one of two steps
+        if inode is None or parent is None or (inode.parent is parent and inode.name == name):
             self._slots.free(slot)
             return
         inodes.restore_name(inode, parent, name, is_first=inode.name is None)
         self._recorder.adopt_link(inode, parent, name, slot)
+
+    def _renamed(self) -> None:
+        """The table learns of a call that the daemon before had made, and could not write down any more."""
+        inodes, moves = self._parts.inodes, []
+        for slot in self._found.get(Kind.RENAMING, {}).values():
+            record = records.unpack_link(self._slots.body(slot))
+            inode, parent = inodes.known(record.nodeid), inodes.known(record.parent)
+            if inode is None or parent is None or inode.parent is None or inode.name is None:
+                continue
+            old, new = (inode.parent, inode.name), (parent, self._text(record.chain, record.name, record.name_size))
+            if new != old and inodes.find_name(new) is inode and inodes.find_name(old) is not inode:
+                moves.append((inode, old, new))
+        moved = [inode for inode, _, _ in moves]
+        for inode, old, new in moves:
+            for other in list(inodes) if len(moves) == 1 else ():  # two change places; one takes it from another
+                if other not in moved:
+                    inodes.drop_name(other, *new)
+            inodes.move(inode, old, new)
+        for slot in self._found.get(Kind.RENAMING, {}).values():
+            self._slots.free(slot)
 
     def _kept_descriptors(self) -> None:
         for name, fd in self._kept.items():
@@ -145,9 +165,10 @@ class Restoration:
                 inode = self._parts.inodes.known(int(name[1:]))
                 if inode is None:
                     self._recorder.store.drop(name)
+                    os.close(fd)
                 else:
                     inode.fd, inode.life = os.dup(fd), None
-                    self._recorder.adopt_stored(inode)
+                    self._recorder.adopt_stored(inode, fd)
 
     # Handles
 
@@ -338,6 +359,13 @@ class Restoration:
         book.breaks.restore(breaking, deadline)
         self._recorder.adopt_break(pin.id, slot)
         self.restored.counts["breaks"] += 1
+
+    def unreferenced(self) -> None:
+        """Drop inodes that the daemon before had just found, or was about to drop, when it ended."""
+        inodes = self._parts.inodes
+        for inode in list(inodes):
+            if not inode.lookups and inodes.known(inode.nodeid) is inode:
+                inodes.drop_if_unreferenced(inode)
 
     # Requests
 

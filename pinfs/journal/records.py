@@ -28,6 +28,7 @@ class Kind(IntEnum):
     LINE = 9
     TEXT = 10
     INTENT = 11
+    RENAMING = 12
 
 
 # Words of the first page.
@@ -99,7 +100,7 @@ INLINE_LINK: Final = 80
 
 
 class LinkRecord(NamedTuple):
-    """One more name of an inode (a hard link)."""
+    """One more name of an inode: a hard link, or (RENAMING) the name that a call under way gives it."""
 
     serial: int
     chain: int

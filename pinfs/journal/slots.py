@@ -15,7 +15,6 @@ The file is sparse; memory is reserved for it a chunk at a time, so that a machi
 import mmap
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import Final
 
@@ -103,11 +102,11 @@ class Slots:
 
     def put(self, kind: int, body: bytes) -> int:
         """Write a record, and return its slot. `body` begins with the id and the first slot of its chain (0: none).
-        JournalFullError."""
+        JournalFullError: the chain is freed as well."""
         try:
             slot = self._free.pop()
         except IndexError:
-            slot = self._more()
+            slot = self._more(kind, body)
         at = (slot << SLOT_BITS) + 8
         self._map[at : at + len(body)] = body
         sequence = self._sequence = self._sequence + 256
@@ -145,20 +144,29 @@ class Slots:
         return slot
 
     def _free_chain(self, slot: int) -> None:
-        while slot:
+        """Each slot only once, and none that is not of a chain, however damaged the journal is."""
+        while self._is_chained(slot):
             word = slot << WORD_BITS
             following = self.words[word + 1]
             self.words[word] = 0
             self._free.append(slot)
             slot = following
 
-    def _more(self) -> int:
-        """Take another chunk into use; one slot of it."""
+    def _is_chained(self, slot: int) -> bool:
+        return HEAD_SLOTS <= slot < self.words[_USED_WORD] and self.words[slot << WORD_BITS] & 0xFF == CHAIN
+
+    def _more(self, kind: int, body: bytes) -> int:
+        """Take another chunk into use; one slot of it, for this record."""
         used = self.words[_USED_WORD]
         end = min(used + CHUNK_SLOTS, self._max_slots)
-        if used >= end:
-            raise JournalFullError(f"all {self._max_slots} slots are in use")
-        _reserve(self._fd, used, end)
+        try:
+            if used >= end:
+                raise JournalFullError(f"all {self._max_slots} slots are in use")
+            _reserve(self._fd, used, end)
+        except JournalFullError:
+            if kind != CHAIN:
+                self._free_chain(int.from_bytes(body[8:16], "little"))
+            raise
         self.words[_USED_WORD] = end
         self._free.extend(range(end - 1, used, -1))
         return used
@@ -169,10 +177,10 @@ class Slots:
         """What the chain that begins with this slot holds. Raises JournalError."""
         parts: list[bytes] = []
         while slot:
-            if not HEAD_SLOTS <= slot < self.words[_USED_WORD] or len(parts) > MAX_TEXT // _CHAIN_DATA:
+            if not self._is_chained(slot):
                 raise JournalError("the journal is damaged: a chain leads nowhere")
-            if self.words[slot << WORD_BITS] & 0xFF != CHAIN:
-                raise JournalError("the journal is damaged: a chain is torn")
+            if len(parts) > MAX_TEXT // _CHAIN_DATA:
+                raise JournalError("the journal is damaged: a chain goes in a circle")
             at = (slot << SLOT_BITS) + 8
             slot, size = _CHAIN_HEAD.unpack_from(self._map, at)
             at += _CHAIN_HEAD.size
@@ -200,7 +208,8 @@ class Slots:
                 if other != slot and commits[other - HEAD_SLOTS] < commit:
                     slots[id_] = slot
         in_use = {slot for slots in kinds.values() for slot in slots.values()}
-        in_use.update(self._chained(chains[slot - HEAD_SLOTS] for slot in tuple(in_use)))
+        for slot in tuple(in_use):
+            self._add_chain(in_use, chains[slot - HEAD_SLOTS])
         self._free = [slot for slot in range(used - 1, HEAD_SLOTS - 1, -1) if slot not in in_use]
         for slot in self._free:
             if commits[slot - HEAD_SLOTS]:
@@ -211,12 +220,10 @@ class Slots:
         """One word of each slot."""
         return self.words[(HEAD_SLOTS << WORD_BITS) + word : used << WORD_BITS : 1 << WORD_BITS].tolist()
 
-    def _chained(self, first_slots: Iterable[int]) -> Iterator[int]:
-        for first in first_slots:
-            slot = first
-            while HEAD_SLOTS <= slot < self.words[_USED_WORD] and self.words[slot << WORD_BITS] & 0xFF == CHAIN:
-                yield slot
-                slot = self.words[(slot << WORD_BITS) + 1]
+    def _add_chain(self, in_use: set[int], slot: int) -> None:
+        while slot not in in_use and self._is_chained(slot):
+            in_use.add(slot)
+            slot = self.words[(slot << WORD_BITS) + 1]
 
 
 def _reserve(fd: int, first: int, end: int) -> None:

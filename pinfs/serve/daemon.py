@@ -308,6 +308,7 @@ class Daemon:
         recorder = self._recorder(self.left.slots)
         self.takeover = TakeOver(self.fs, recorder, self.left)
         self.takeover.begin(self._resume_seal)
+        self.transport.wake_pollers(self.takeover.restored.pollers)
         self.left.slots.words[TAKEOVERS] += 1
         why, since = self.left.ended(began)
         self.fs.life.history.add(takeover(why, since, self.takeover.restored.counts, self.takeover.restored.lost))

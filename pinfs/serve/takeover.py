@@ -167,6 +167,7 @@ class TakeOver:
         readers.handles()  # before the pins: readers are told of those that have ended
         readers.book()
         state.pins()
+        state.unreferenced()
         state.requests()
         self.pending = state.pending
         if not self.pending.files:

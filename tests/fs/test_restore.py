@@ -84,7 +84,8 @@ class Generations:
         found = slots.load()
         recorder = self._recorder(slots)
         self.fs.record(recorder)
-        restoration = Restoration(self.fs.parts, recorder, found, dict(self.store.fds))
+        received = {name: os.dup(fd) for name, fd in self.store.fds.items()}
+        restoration = Restoration(self.fs.parts, recorder, found, received)
         restoration.inodes()
         restoration.handles()
         restoration.pins()
