@@ -39,6 +39,7 @@ from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
 from pinfs.runtime import descriptors
 from pinfs.runtime.errors import logged
 from pinfs.serve.assembly import FileSystem, assemble
+from pinfs.serve.descriptorstore import DescriptorStore
 from pinfs.serve.notify import Notifier
 from pinfs.serve.scrape import MetricsPort, NoPort
 
@@ -47,11 +48,17 @@ log = logging.getLogger("pinfs.daemon")
 PLAIN_READ_S: Final = 10.0  # what a read of events may wait without the bridge, where nothing can interrupt it
 PLAIN_READERS: Final = 32  # such reads at a time
 UNMOUNT_S: Final = 5.0  # what a plain unmount may take before the mount is detached
+HANDED_OVER: Final = 14  # the exit status of a daemon that has left its mount to the next (docs/exit-codes.md)
 GC_THRESHOLDS: Final = (5_000, 3, 1_000_000)  # young objects are searched, a few at a time; all of them never
 
 
 async def serve(
-    config: Config, source: str, mountpoint: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    config: Config,
+    source: str,
+    mountpoint: str,
+    *,
+    store: DescriptorStore | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Mount `source` on `mountpoint` and serve it until it is unmounted or a signal ends it.
 
@@ -59,11 +66,15 @@ async def serve(
     """
     _require_known_machine()
     async with AsyncExitStack() as stack:
+        if store is not None:
+            if store.inherited():
+                raise MountError("this version cannot take over a mount")
+            stack.callback(store.ended)
         source_fd = open_source(source)
         stack.callback(os.close, source_fd)
         point = check_mountpoint(mountpoint, source_fd, replace_stale=config.mount.replace_stale)
         check_not_nested(os.path.realpath(source))
-        daemon = Daemon(config, os.path.realpath(source), source_fd, point)
+        daemon = Daemon(config, os.path.realpath(source), source_fd, point, store)
         stack.callback(daemon.fs.close)
         scraped = daemon.metrics_port()
         stack.callback(scraped.close)
@@ -74,6 +85,8 @@ async def serve(
         stack.callback(transport.close)
         nursery = await stack.enter_async_context(_cancelled_at_end())
         nursery.start_soon(daemon.handle_signals, signals)
+        if store is not None:
+            nursery.start_soon(store.run, daemon.hand_over)
         nursery.start_soon(scraped.run)
         await nursery.start(daemon.fs.guard.run)
         await nursery.start(daemon.fs.backing.seal.run)
@@ -125,8 +138,11 @@ def _keep_survivors(phase: str, info: dict[str, int]) -> None:
 class Daemon:
     """One mount while it is served: what was negotiated, its state, its end."""
 
-    def __init__(self, config: Config, source: str, source_fd: int, mountpoint: str) -> None:
+    def __init__(
+        self, config: Config, source: str, source_fd: int, mountpoint: str, store: DescriptorStore | None = None
+    ) -> None:
         self.config = config
+        self.store = store
         self.source = source
         self.mountpoint = mountpoint
         self.passthrough = Passthrough()
@@ -138,8 +154,9 @@ class Daemon:
             signal.SIGINT: self.end,
             signal.SIGHUP: self.reload,
             signal.SIGUSR1: self.log_report,
+            signal.SIGUSR2: self.ask_to_hand_over,
         }
-        self.manager = Notifier(os.environ)
+        self.manager = Notifier(os.environ, store, config.mount.watchdog)
         self._since = time.monotonic()
         self._source_fd = source_fd
         self._fd = -1
@@ -161,6 +178,8 @@ class Daemon:
         self._device = device_of(self.mountpoint)
         if self._device is not None:
             self.fs.guard.mount_device = self._device
+        if self.store is not None:
+            self._keep(self.store)
         if options.bridge == "off":
             return self._without_bridge()
         requested = Requested(
@@ -170,6 +189,12 @@ class Daemon:
             poll=options.poll,
         )
         return Bridged(self._fd, self.fs.operations, requested, self._on_negotiated, self.fs.stats.requests)
+
+    def _keep(self, store: DescriptorStore) -> None:
+        store.keep("fuse", self._fd)
+        store.keep("source", self._source_fd)
+        if self._device is not None:
+            store.mounted(self.mountpoint, self._device)
 
     def _without_bridge(self) -> Transport:
         poll, acls = self.config.mount.poll, has_acls(self._source_fd)
@@ -223,6 +248,8 @@ class Daemon:
         """Tell the log and systemd that the mount is usable."""
         log.info("%s is mounted on %s", self.source, self.mountpoint)
         _settle_memory()
+        if self.store is not None:
+            self.store.ready(self.config.mount.watchdog)
         self.manager.tell("READY=1", f"STATUS={self.status_line()}")
         nursery.start_soon(self.manager.keep_telling, self.status_line)
 
@@ -251,6 +278,7 @@ class Daemon:
             "waiting": book.waiting,
             "evictions": len(self.fs.backing.evictions),
             "descriptors": descriptors.in_use(),
+            "survives": self.store.status() if self.store else None,
         }
 
     def metrics_port(self) -> MetricsPort | NoPort:
@@ -284,6 +312,21 @@ class Daemon:
         log.info("\n".join(["state and tasks", *state, *_task_tree(trio.lowlevel.current_root_task())]))
 
     # Its end
+
+    async def ask_to_hand_over(self) -> None:
+        """Have the next daemon started; it takes over when this one has left."""
+        if self.store is None:
+            log.warning("nothing would take over (survive=off): this daemon goes on")
+        else:
+            self.store.ask_to_hand_over()
+
+    async def hand_over(self) -> None:
+        """Leave the mount to the next daemon: nothing is unmounted, unsealed or released."""
+        log.info("handing over %s", self.mountpoint)
+        if self.store is not None:
+            await self.store.barrier()
+        logging.shutdown()
+        os._exit(HANDED_OVER)
 
     async def end(self) -> None:
         """Answer waiting breakers, unmount, stop serving. What still uses the mount gets ENOTCONN then."""
