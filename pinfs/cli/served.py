@@ -5,12 +5,20 @@ from collections.abc import Iterator
 from pinfs.cli.findings import Finding, ok, warn
 from pinfs.cli.mounts import mounts
 from pinfs.observe.asking import NoAnswerError
+from pinfs.observe.daemons import keepers, keeps_nothing
 from pinfs.observe.mounts import Mount
 
 
 def check_mounts() -> Iterator[Finding]:
-    """One finding for each mount."""
-    return map(_mount, mounts())
+    """One finding for each mount, and for each keeper that has none."""
+    yield from map(_mount, mounts())
+    for pid in keepers():
+        if keeps_nothing(pid):
+            yield warn(
+                "keeper",
+                f"pid {pid} keeps a mount that is not there: detached and still in use, or in another mount namespace",
+                f"kill {pid}, if nothing is to use that mount any more",
+            )
 
 
 def _mount(mount: Mount) -> Finding:

@@ -72,12 +72,16 @@ def _succeeds(command: list[bytes]) -> bool:
 
 def _top_device(point: bytes) -> int:
     """The device number (os.makedev) of what is mounted on `point`, by the table of mounts; -1: nothing is."""
-    for char in b"\\ \t\n#":  # as mangle_path writes them; the backslash first
-        point = point.replace(bytes([char]), b"\\%03o" % char)
     found = -1
     with open("/proc/self/mountinfo", "rb") as table:
         for fields in (line.split(b" ") for line in table):
-            if fields[4] == point:
+            if _unescaped(fields[4]) == point:
                 major, minor = fields[2].split(b":")
                 found = os.makedev(int(major), int(minor))
     return found
+
+
+def _unescaped(field: bytes) -> bytes:
+    """Without the octal digits that stand for space, tab, newline and backslash (seq_path)."""
+    first, *rest = field.split(b"\\")
+    return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
