@@ -2,7 +2,6 @@
 
 import errno
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 
 from pinfs.cli import logs
 from pinfs.cli.exitcodes import ExitCode
+from pinfs.cli.installation import program
 from pinfs.cli.mounts import error_of, mount_on
 from pinfs.cli.verb import Verb, fail
 from pinfs.observe.asking import NoAnswerError
@@ -18,9 +18,6 @@ from pinfs.observe.wording import printable
 if TYPE_CHECKING:
     from pinfs.config.options import Config
     from pinfs.serve.kept import Kept
-
-PROGRAM = Path(__file__).with_name("__main__.py")
-"""`pinfs` of this tree, for a Python that need not find it."""
 
 
 @click.command(
@@ -121,10 +118,11 @@ def _kept(config: "Config", source: str, mountpoint: str, target: logs.Target, h
     paths = {"--policy": config.policy_file, "--log-file": how["log_file"]}
     options += [word for name, path in paths.items() if path for word in (name, os.path.abspath(path))]
     options += [name for name in ("--json-log", "--verbose", "--quiet") if how[name.strip("-").replace("-", "_")]]
-    words = [sys.executable, str(PROGRAM), "mount", "--kept", "--log", target.value, *options, "--"]
+    places = (os.path.abspath(source), os.path.abspath(mountpoint))
     to_syslog = target in (logs.Target.JOURNAL, logs.Target.SYSLOG)
     return Kept(
-        argv=(*words, os.path.abspath(source), os.path.abspath(mountpoint)),
+        program=program(),
+        words=("mount", "--kept", "--log", target.value, *options, "--", *places),
         mountpoint=os.path.abspath(mountpoint),
         log=os.path.abspath(how["log_file"]) if how["log_file"] else "syslog" if to_syslog else "stderr",
         log_level=config.mount.log_level,

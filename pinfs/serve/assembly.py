@@ -10,7 +10,7 @@ from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.fs.backing import Backing, BackingRegistry
 from pinfs.fs.control import Control
-from pinfs.fs.controlfiles import Sources
+from pinfs.fs.controlfiles import Sources, UpgradeFile
 from pinfs.fs.events import EventHub
 from pinfs.fs.handles import HandleTable
 from pinfs.fs.inodes import InodeTable
@@ -35,6 +35,7 @@ class FileSystem:
     inodes: InodeTable
     backing: Backing
     metrics: Families
+    upgrade: UpgradeFile
 
     def close(self) -> None:
         """Lift all seals, and let go of all descriptors."""
@@ -89,9 +90,10 @@ def assemble(
         gauges = Gauges.of(guard, inodes, backing, holders, passthrough=not passthrough.unavailable_because)
         return list(families(stats, book, gauges))
 
-    control = Control(
-        Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status, guard.cuts.shown).files()
-    )
+    upgrade = UpgradeFile()
+    shown = guard.cuts.shown
+    sources = Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status, shown, upgrade)
+    control = Control(sources.files())
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout)
     operations = Operations(inodes, backing, guard, verbs, control, timeouts)
-    return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics)
+    return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics, upgrade)

@@ -166,6 +166,8 @@ class Daemon:
             os.dup(source_fd), config, self.policies, self.passthrough, self.status, raise_descriptor_limit()
         )
         self.fs.backing.lower_privileges()
+        if store is not None:
+            self.fs.upgrade.request = store.ask_to_hand_over
 
     # Its beginning
 

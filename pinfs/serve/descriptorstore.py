@@ -58,6 +58,9 @@ class Link(Protocol):
     def fileno(self) -> int:
         """To be polled for POLLOUT; -1: cannot be."""
 
+    def close(self) -> None:
+        """Send and receive no more."""
+
 
 @dataclass(slots=True, frozen=True)
 class Predecessor:
@@ -87,6 +90,8 @@ class DescriptorStore:
         self._link = link
         self._inheritance = inheritance or Inheritance()
         self._held = dict(self._inheritance.descriptors)
+        self.words: tuple[str, ...] = ()
+        """What follows the program in the next daemon's command."""
         self._settings: dict[str, str] = {}
         """The last value of each own assignment (PINFS_ARGV...), for another keeper."""
         self._outbox: deque[tuple[str, str]] = deque()
@@ -171,7 +176,7 @@ class DescriptorStore:
         """Assignments that only a keeper of pinfs knows (pinfs/keeper/keeper.py); another one is told them as well."""
         self._settings |= settings
         if self.is_own:
-            self._send("\n".join(f"{key}={value}" for key, value in settings.items()))
+            self._send(_lines(settings))
 
     def mounted(self, mountpoint: str, device: int) -> None:
         """Tell what is to be detached when no daemon can take over. `device`: as os.makedev."""
@@ -182,23 +187,25 @@ class DescriptorStore:
         self.set(WATCHDOG_USEC=str(int(watchdog_s * 1e6)), READY="1")
 
     def ended(self) -> None:
-        """The mount is over: nothing is held any more, and nothing takes over."""
+        """The mount is over: nothing is held any more, and nothing takes over. Call it when `run` has been left."""
         self._is_over = True
         self._outbox.clear()
         self._last_word(["PINFS_ENDED=1", *(f"FDSTOREREMOVE=1\nFDNAME={name}" for name in self._held)])
         self._held.clear()
+        self._link.close()
 
-    def ask_to_hand_over(self, argv: Sequence[str] = ()) -> None:
-        """Have the next daemon started, by `argv` if given. `run` calls `on_leave` when it waits for this one's end.
+    def ask_to_hand_over(self, program: Sequence[str] = ()) -> None:
+        """Have the next daemon started; `run` calls `on_leave` when it is ready to take over. `program`: the words that
+        run another `pinfs`.
 
-        A service manager starts the next one only after that, by the unit's own command.
+        A service manager starts the next one only after this one's end, by the unit's own command.
         """
         self.upgrade_refused = ""
         if not self.is_own:
             self._leave.set()
             return
-        if argv:
-            self.set(PINFS_ARGV=encoded(argv))
+        if program:
+            self._send(f"PINFS_ARGV={encoded([*program, *self.words])}")
         self._send("PINFS_HANDOVER=1")
 
     def status(self) -> dict[str, Any]:
@@ -224,7 +231,7 @@ class DescriptorStore:
                     self._on_message(await self._link.receive())
                 except StoreLostError as lost:
                     if self._is_over or not await self._renewed(str(lost)):
-                        return
+                        break
 
     async def _leave_when_asked(self, on_leave: Callable[[], Awaitable[None]]) -> None:
         await self._leave.wait()
@@ -247,7 +254,8 @@ class DescriptorStore:
             log.error("the mount will not outlive this daemon: %s", lost)
             return False
         self._outbox.clear()
-        self._outbox.append(("\n".join(f"{key}={value}" for key, value in self._settings.items()), ""))
+        if self._settings:
+            self._outbox.append((_lines(self._settings), ""))
         self._outbox.extend(("FDSTORE=1\nFDPOLL=0", name) for name in self._held)
         self._news.set()
         return True
@@ -262,6 +270,8 @@ class DescriptorStore:
                     await self._link.wait_writable()
 
     def _send(self, text: str, name: str = "") -> None:
+        if self.lost_because:
+            return
         self._outbox.append((text, name))
         self._flush()
         if self._outbox:
@@ -329,11 +339,18 @@ class ManagerLink:
     def fileno(self) -> int:
         return -1
 
+    def close(self) -> None:
+        """Each message has a socket of its own."""
+
 
 def _sendmsg(sending: socket.socket, text: str, fds: Sequence[int], address: str | None = None) -> None:
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     to = () if address is None else (address,)
     sending.sendmsg([text.encode(errors="replace")], ancillary, socket.MSG_NOSIGNAL, *to)
+
+
+def _lines(settings: Mapping[str, str]) -> str:
+    return "\n".join(f"{key}={value}" for key, value in settings.items())
 
 
 def encoded(argv: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NoReturn
@@ -42,8 +43,10 @@ LISTEN_FDS_START: Final = 3  # sd_listen_fds(3)
 class Kept:
     """What a keeper has to know of its mount."""
 
-    argv: tuple[str, ...]
-    """The command of the next daemon."""
+    program: tuple[str, ...]
+    """The words that run `pinfs`."""
+    words: tuple[str, ...]
+    """Those that follow, to serve this mount once more."""
     mountpoint: str
     log: str
     """`stderr`, `syslog`, or a file's path."""
@@ -133,6 +136,9 @@ class KeeperLink:
     def fileno(self) -> int:
         return self._sock.fileno()
 
+    def close(self) -> None:
+        self._sock.close()
+
 
 def parsed(data: bytes) -> dict[str, str]:
     """The assignments of a message."""
@@ -168,7 +174,9 @@ def _become_keeper(kept: Kept, sock: socket.socket, daemon: int) -> NoReturn:
 
 def _told(store: DescriptorStore, kept: Kept) -> DescriptorStore:
     spare = str(int(kept.spare))
-    store.set(PINFS_ARGV=encoded(kept.argv), PINFS_DEATHS=str(kept.max_deaths), PINFS_SPARE=spare)
+    argv = encoded([*kept.program, *kept.words])
+    store.words = kept.words
+    store.set(PINFS_ARGV=argv, PINFS_DEATHS=str(kept.max_deaths), PINFS_SPARE=spare)
     return store
 
 
@@ -193,10 +201,12 @@ def wait_for_turn(environ: MutableMapping[str, str], kept: Kept) -> DescriptorSt
 
 def _received(sock: socket.socket, link: KeeperLink) -> Inheritance:
     inheritance = Inheritance()
-    sock.send(b"SPARE=1")
+    with suppress(ConnectionError):
+        sock.send(b"SPARE=1")
     while True:
-        data, fds, _, _ = socket.recv_fds(sock, MAX_MESSAGE, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        data, fds = _recv_fds(sock)
         if not data:
+            sock.close()
             raise SystemExit(0)
         said = parsed(data)
         link.greeted(said)
@@ -206,6 +216,17 @@ def _received(sock: socket.socket, link: KeeperLink) -> Inheritance:
                 died_at_s = int(said["DIED_NS"]) / 1e9
                 inheritance.predecessor = Predecessor(said["WHY"], died_at_s, said["REFUSED"])
                 return inheritance
+
+
+def _recv_fds(sock: socket.socket) -> tuple[bytes, "array.array[int]"]:
+    """socket.recv_fds, but processes that are started do not inherit them (it ignores its flags)."""
+    fds = array.array("i")
+    space = socket.CMSG_SPACE(MAX_FDS * fds.itemsize)
+    data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, raw in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
+    return data, fds
 
 
 def manager_store(environ: MutableMapping[str, str]) -> DescriptorStore | None:

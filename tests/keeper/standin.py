@@ -77,7 +77,8 @@ class StandIn:
             waiter.unregister(self.keeper)
             self.tell({"EOF": 1})
             return
-        said: dict[str, object] = dict(line.split("=", 1) for line in data.decode().split("\n"))
+        said: dict[str, object] = {}
+        said.update(line.partition("=")[::2] for line in data.decode().split("\n"))
         if "TAKE" in said and self.manner == "die":
             os._exit(9)
         names = str(said.get("FDNAMES", "")).split(":")

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from keeper.conftest import Bench, Daemon
 
+from keeper.conftest import Bench, Daemon
 from pinfs.keeper import log as keeper_log
 from pinfs.keeper.system import _top_device
 
