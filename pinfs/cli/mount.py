@@ -97,7 +97,8 @@ def _config(how: dict[str, Any]) -> "Config":
 
     levels = {"log_level=debug": how["verbose"], "log_level=warning": how["quiet"]}
     try:
-        config = load([*how["options"], *(level for level, wanted in levels.items() if wanted)], how["policy_file"])
+        options = [*how["options"], *(level for level, wanted in levels.items() if wanted)]
+        config = load(options, how["policy_file"], takes_over=how["kept"])
     except (OptionError, PolicyError) as error:
         fail(str(error), ExitCode.BAD_POLICY)
     for warning in warnings_of(how["options"]):

@@ -15,7 +15,7 @@ from typing import Any
 
 from pinfs.config.foreign import REFUSED, WITHOUT_EFFECT
 from pinfs.config.policies import read_policy
-from pinfs.core.policy import CHOICES, LIMITS, MAX_SECONDS, SECONDS, PolicySet, policy_from_mapping
+from pinfs.core.policy import CHOICES, LIMITS, MAX_SECONDS, SECONDS, PolicyError, PolicySet, policy_from_mapping
 
 
 class OptionError(ValueError):
@@ -78,14 +78,21 @@ class Config:
         return read_policy(self.policy_file, self.overrides)
 
 
-def load(options: Sequence[str], policy_file: Path | None) -> Config:
+def load(options: Sequence[str], policy_file: Path | None, *, takes_over: bool = False) -> Config:
     """Check all `-o` strings and read the policy file (`policy_file`, or else `-o policy=FILE`).
 
-    Raises OptionError, PolicyError.
+    `takes_over`: for a mount that is there already, whose policy in force comes from the daemon before. A policy file
+    that has become unusable is then no reason to fail. Raises OptionError, PolicyError.
     """
     mount, overrides, named_file = parse_options(options)
     file = policy_file or named_file
-    return Config(mount, read_policy(file, overrides), file, overrides)
+    try:
+        policies = read_policy(file, overrides)
+    except PolicyError:
+        if not takes_over:
+            raise
+        policies = read_policy(None, overrides)
+    return Config(mount, policies, file, overrides)
 
 
 def split_options(text: str) -> Iterator[str]:
