@@ -13,7 +13,7 @@ import logging
 import os
 import select
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from time import perf_counter
 from typing import Any, Final, NamedTuple
@@ -34,7 +34,7 @@ from pinfs.bridge.connection import (
     read_again,
 )
 from pinfs.bridge.gate import Gate
-from pinfs.bridge.handlers import NO_ROUTE, UNANSWERED, Handlers, Route, Work
+from pinfs.bridge.handlers import NO_ROUTE, UNANSWERED, Handlers, PollWake, Route, Work
 from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Negotiated, Requested, negotiate
 from pinfs.bridge.once import Once
 from pinfs.bridge.resent import Resent
@@ -353,6 +353,11 @@ class Dispatcher:
             self._failed(opcode, unique, e)
         else:
             self._step(opcode, unique, work)
+
+    def wake_pollers(self, numbers: Iterable[int]) -> None:
+        """Programs that poll these files look again. `numbers`: the kernel's (kh)."""
+        for kh in numbers:
+            PollWake(self._to_kernel, kh)()
 
     # Waiting requests
 

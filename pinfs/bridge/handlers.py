@@ -31,6 +31,22 @@ class Route(NamedTuple):
     shortest: int
 
 
+class PollWake:
+    """Wakes the pollers of the file that the kernel numbers `kh`, so that it asks again.
+
+    The kernel takes no inode's lock then (fuse_notify_poll_wakeup): it may be called inside any handler.
+    """
+
+    __slots__ = ("_notify", "kh")
+
+    def __init__(self, notify: Callable[[bytes], None], kh: int) -> None:
+        self._notify = notify
+        self.kh = kh
+
+    def __call__(self) -> None:
+        self._notify(wire.OUT_HEADER.pack(wire.OUT_SIZE + 8, wire.NOTIFY_POLL, 0) + wire.U64.pack(self.kh))
+
+
 class Handlers:
     """The handlers of one mount. `notify` writes an unsolicited message to the kernel."""
 
@@ -151,13 +167,14 @@ class Handlers:
 
     async def read(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
-        return await self._ops.read(fh, offset, size)
+        return await self._ops.read(fh, offset, size, ctx[4])
 
     async def write(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         fh, offset, size, flags, *_ = wire.WRITE_IN.unpack_from(body)
         data = _exactly(body[wire.WRITE_IN.size :], size)
         kill = bool(flags & wire.WRITE_KILL_SUIDGID)
-        return wire.WRITE_OUT.pack(await self._ops.write(fh, offset, data, kill_suidgid=kill), 0)
+        written = await self._ops.write(fh, offset, data, kill_suidgid=kill, unique=ctx[4])
+        return wire.WRITE_OUT.pack(written, 0)
 
     async def release(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         await self._ops.release(wire.RELEASE_IN.unpack_from(body)[0])
@@ -198,13 +215,8 @@ class Handlers:
 
     async def poll(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         fh, kh, flags, events = wire.POLL_IN.unpack_from(body)
-        wake = self._wake(kh) if flags & wire.POLL_SCHEDULE_NOTIFY else None
+        wake = PollWake(self._notify, kh) if flags & wire.POLL_SCHEDULE_NOTIFY else None
         return wire.POLL_OUT.pack(await self._ops.poll(fh, events, wake), 0)
-
-    def _wake(self, kh: int) -> Callable[[], None]:
-        """Only wakes pollers (fuse_notify_poll_wakeup takes no inode's lock): allowed inside any handler."""
-        message = wire.OUT_HEADER.pack(wire.OUT_SIZE + 8, wire.NOTIFY_POLL, 0) + wire.U64.pack(kh)
-        return lambda: self._notify(message)
 
     # Directories
 

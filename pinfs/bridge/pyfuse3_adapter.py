@@ -9,7 +9,7 @@ import logging
 import os
 import select
 import signal
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import update_wrapper
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
@@ -321,6 +321,9 @@ class Plain:
         while not self._poll.poll(0):  # POLLERR: the connection is over
             await trio.sleep(WATCH_S)
         serving.cancel()
+
+    def wake_pollers(self, numbers: Iterable[int]) -> None:
+        """pyfuse3 takes no connection over."""
 
     def close(self) -> None:
         """Let go of the connection: libfuse closes the descriptor."""

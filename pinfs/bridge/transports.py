@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import trio
@@ -29,6 +29,9 @@ class Transport(Protocol):
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Serve until the connection ends. Started when it is usable, or has ended before it was."""
+
+    def wake_pollers(self, numbers: Iterable[int]) -> None:
+        """Programs that poll the files with these numbers of the kernel look again."""
 
     def close(self) -> None:
         """Let go of the connection; what is still under way is answered ENOTCONN by the kernel."""
@@ -56,6 +59,9 @@ class Bridged:
     @property
     def unusable_because(self) -> str:
         return self._dispatcher.refused_because
+
+    def wake_pollers(self, numbers: Iterable[int]) -> None:
+        self._dispatcher.wake_pollers(numbers)
 
     def _negotiated(self, negotiated: Negotiated) -> Once | None:
         once = None

@@ -4,7 +4,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pinfs.cli.output import listing_options, print_json, print_table
 from pinfs.cli.verb import Verb, fail, failure_of
 from pinfs.observe.asking import ask
 from pinfs.observe.mounts import Mount
-from pinfs.observe.wording import in_kernel_text
+from pinfs.observe.wording import in_kernel_text, lost_texts
 
 Pin = dict[str, Any]
 
@@ -124,18 +124,22 @@ def ls(
 
     Only root sees the holders of other users' pins. LENGTH "end": up to the end of the file, wherever that moves. STATE
     "breaking": a breaker waits for this pin, until DEADLINE at most. Below the table: removals that the kernel keeps
-    waiting, for pages that a device or a program holds without a pin.
+    waiting, for pages that a device or a program holds without a pin, and what was lost when a daemon was replaced.
 
     A table on a terminal, JSON in a pipe; --table and --json decide otherwise.
     """
     pins, errors = ([pin for path in paths for pin in _pins_at(path)], []) if paths else pins_of_all()
-    in_kernel = removals_in_kernel(paths, {error.filename for error in errors})
+    statuses = list(_statuses(paths, {error.filename for error in errors}))
+    in_kernel = [removal | {"mount": mount.point} for mount, one in statuses for removal in one.get("in_kernel", ())]
     if as_json:
         print_json({"v": 1, "pins": pins, "in_kernel": in_kernel})
     else:
         print_pins(pins, columns, headings=not noheadings, limit=limit)
         for removal in in_kernel:
             click.echo(in_kernel_text(removal | {"path": _path(removal)}), err=True)
+        for mount, one in statuses:
+            for lost in lost_texts(one.get("last_takeover")):
+                click.echo(f"{mount.point}: lost when the daemon was replaced: {lost}", err=True)
     for error in errors:
         failure_of(error).show()
     ctx.exit(of_errno(errors[0].errno) if errors else ExitCode.OK)
@@ -182,14 +186,12 @@ def pins_of_file(path: str, mount: Mount) -> list[Pin]:
     return [pin for pin in mount.pins() if pin["inode"] == inode]
 
 
-def removals_in_kernel(paths: Iterable[str], silent: Collection[str]) -> list[dict[str, Any]]:
-    """The removals that wait in the kernel, of the mounts of `paths`, or of all mounts but those that are silent."""
-    found: list[dict[str, Any]] = []
+def _statuses(paths: Iterable[str], silent: Collection[str]) -> Iterator[tuple[Mount, dict[str, Any]]]:
+    """The status of each of the mounts of `paths`, or of all mounts but those that are silent."""
     for mount in dict.fromkeys(locate(path)[0] for path in paths) or mounts():
         if mount.point not in silent:
             with suppress(OSError):  # it has ended meanwhile
-                found += [removal | {"mount": mount.point} for removal in mount.status().get("in_kernel", ())]
-    return found
+                yield mount, mount.status()
 
 
 def pins_of_all() -> tuple[list[Pin], list[OSError]]:

@@ -1,25 +1,40 @@
 """The findings of `pinfs doctor` about the mounts of this machine."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from pinfs.cli.findings import Finding, ok, warn
 from pinfs.cli.mounts import mounts
 from pinfs.observe.asking import NoAnswerError
 from pinfs.observe.mounts import Mount
+from pinfs.observe.wording import life_text, lost_texts
 
 
 def check_mounts() -> Iterator[Finding]:
-    """One finding for each mount."""
-    return map(_mount, mounts())
+    """Findings for each mount."""
+    for mount in mounts():
+        yield from _mount(mount)
 
 
-def _mount(mount: Mount) -> Finding:
+def _mount(mount: Mount) -> Iterator[Finding]:
     try:
-        polled = mount.status().get("poll", True)
+        status = mount.status()
     except NoAnswerError as error:
-        return warn(mount.point, error.why, error.fix)
+        yield warn(mount.point, error.why, error.fix)
+        return
     except OSError as error:
-        return warn(mount.point, f"is stale: {error.strerror}", f"pinfs umount {mount.point}")
-    if polled:
-        return ok(mount.point, "answers poll(2); files on it are slow through io_uring (poll=off: the other way round)")
-    return ok(mount.point, "poll=off: files are fast through io_uring; poll(2) reports neither POLLPRI nor events")
+        yield warn(mount.point, f"is stale: {error.strerror}", f"pinfs umount {mount.point}")
+        return
+    yield _polled(mount.point, status)
+    if text := life_text(status):
+        yield _life(mount.point, text, lost_texts(status.get("last_takeover")))
+
+
+def _polled(point: str, status: dict[str, Any]) -> Finding:
+    if status.get("poll", True):
+        return ok(point, "answers poll(2); files on it are slow through io_uring (poll=off: the other way round)")
+    return ok(point, "poll=off: files are fast through io_uring; poll(2) reports neither POLLPRI nor events")
+
+
+def _life(point: str, text: str, lost: list[str]) -> Finding:
+    return warn(point, text, "programs that had these open get errors: start them again") if lost else ok(point, text)

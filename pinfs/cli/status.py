@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -12,7 +12,7 @@ from pinfs.cli.mounts import mount_of, mounts
 from pinfs.cli.output import listing_options, print_json, print_json_line, print_table
 from pinfs.cli.verb import Verb, fail
 from pinfs.observe.mounts import COUNTED, Mount
-from pinfs.observe.wording import in_kernel_text
+from pinfs.observe.wording import in_kernel_text, survival_text, takeover_text
 
 Status = dict[str, Any]
 
@@ -71,6 +71,10 @@ def look_at(mount: Mount) -> Status:
                 "exit_code": int(of_errno(error.errno))}  # fmt: skip
 
 
+_SAID: Final = {"survives": survival_text, "last_takeover": takeover_text}
+"""Values of several parts, in words."""
+
+
 def _table(found: list[Status]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     rows: list[tuple[str, ...]] = []
     for one in found:
@@ -95,6 +99,8 @@ def _rows(one: Status) -> Iterator[tuple[str, str]]:
 
 
 def _words(key: str, value: Any) -> str:
+    if key in _SAID:
+        return _SAID[key](value)
     if key == "uptime_s":
         return str(timedelta(seconds=round(value)))
     if isinstance(value, bool):

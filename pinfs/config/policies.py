@@ -107,6 +107,21 @@ class PolicyBox:
         self._started_with = policies
         self.last_error = ""
         """Why the last replacement was refused; '' after one that was not."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after each replacement, and after one that was refused."""
+
+    def state(self) -> dict[str, Any]:
+        """All that there is to it, as JSON values."""
+        return {
+            "current": _plain(self.current),
+            "started_with": _plain(self._started_with),
+            "last_error": self.last_error,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with what another daemon had in force. Raises PolicyError, KeyError: nothing has changed."""
+        current, started_with = (policy_from_mapping(state[key]) for key in ("current", "started_with"))
+        self.current, self._started_with, self.last_error = current, started_with, str(state["last_error"])
 
     def replace(self, text: str, origin: str) -> None:
         """Put a TOML policy in force. Raises PolicyError, and then the old one stays in force.
@@ -119,14 +134,23 @@ class PolicyBox:
         """Put in force what `read` gives: the policy file once more. Raises PolicyError as `replace` does."""
         self._install(read, origin)
         self._started_with = self.current
+        self.on_change()
 
     def _install(self, make: Callable[[], PolicySet], origin: str) -> None:
         try:
             new = make()
         except PolicyError as error:
             self.last_error = str(error)
+            self.on_change()
             log.warning("policy from %s refused, the old one stays in force: %s", origin, error)
             raise
         for change in self.current.changed(new) or ["nothing changed"]:
             log.info("policy from %s: %s", origin, change)
         self.current, self.last_error = new, ""
+        self.on_change()
+
+
+def _plain(policies: PolicySet) -> dict[str, Any]:
+    """As `policy_from_mapping` takes it."""
+    rules = [{"path": rule.path, **rule.overrides} for rule in policies.rules]
+    return {**policies.own_values, "rule": rules}

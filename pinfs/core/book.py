@@ -51,7 +51,7 @@ class PinBook:
 
     `emit` hears each event, in order, and must not call back. `is_dead`: whether a process has ended; what it has left
     may still be about. `ended`: how many pins have ended, by reason: holder, death, close, root, policy, kill. `on_end`
-    is called with each pin that has just ended; `files.on_failure` hears what it raises.
+    is called with each pin that has just ended, after its event; `files.on_failure` hears what it raises.
 
     `subscribed`: a reader is there for pins that come and go undisturbed. There is none nearly always, and then no
     events are made of that: they would be a third of what a pin costs.
@@ -370,7 +370,7 @@ class PinBook:
         """Take a removal out of the queue, and leave an orphan for its breaks."""
         has_orphan = not removal.exempt and self._first_breaking(removal, now) is not None
         if has_orphan:
-            self._watch_or_cool_down(self.reservations.leave_orphan(removal), now)
+            self.watch_or_cool_down(self.reservations.leave_orphan(removal), now)
         if not has_orphan or self.notifying.is_crowded(removal.inode):
             self.notifying.drop(removal)
         self._take_from_queue(removal)
@@ -388,16 +388,17 @@ class PinBook:
             if isinstance(waiter, Removal) and waiter.turn is Turn.WAITING:
                 self._advance(waiter, now)
             elif isinstance(waiter, Orphan) and waiter.breaks_pins:
-                self._watch_or_cool_down(waiter, now)
+                self.watch_or_cool_down(waiter, now)
 
-    def _watch_or_cool_down(self, orphan: Orphan, now: float) -> None:
+    def watch_or_cool_down(self, orphan: Orphan, now: float) -> None:
+        """An orphan waits for the next break in its range; where there is none, its cool-down begins."""
         breaking = self._first_breaking(orphan, now)
         if breaking is not None:
             orphan.watch(breaking)
         elif orphan.process is not None and self.is_dead(orphan.process):
             self.reservations.remove(orphan)
         else:
-            self.deadlines.set(orphan, now + COOL_DOWN_S)
+            self.reservations.cool_down(orphan, now + COOL_DOWN_S)
 
     def _first_breaking(self, waiter: Removal | Orphan, now: float) -> Break | None:
         """A break that has to end before the waiter can go on. Where all notified holders have answered, the next are
@@ -469,13 +470,13 @@ class PinBook:
         breaking = pin.breaking
         self.table.remove(pin)
         self.ended[by] += 1
+        if self.subscribed or breaking is not None or kind != "released":
+            self._emit(BookEvent(kind, now, pin, breaking=breaking, by=by))
         if self.on_end is not None:
             try:
                 self.on_end(pin)
             except Exception as e:  # this is in the middle of a decision, which must not be left half done
                 self.files.on_failure(f"after the end of pin {pin.id}", e)
-        if self.subscribed or breaking is not None or kind != "released":
-            self._emit(BookEvent(kind, now, pin, breaking=breaking, by=by))
         self.files.drop_if_empty(pin.inode)
         if breaking is not None:
             self.breaks.end(breaking)

@@ -1,6 +1,7 @@
 """Reserved ranges, their order, and what breakers that gave up leave behind (SPEC 3.1, 3.7)."""
 
 import errno
+from collections.abc import Callable
 from typing import Final
 
 from pinfs.core.deadlines import Deadlines
@@ -12,10 +13,20 @@ MAX_ORPHANS_PER_FILE: Final = 64
 """With more, they become one that spans them all: reserving a little more beats remembering without end."""
 
 
+def _ignore(orphan: Orphan) -> None:
+    """No callback is set."""
+
+
 class Reservations:
-    """Keeps new pins out of ranges, and knows which removal comes before which."""
+    """Keeps new pins out of ranges, and knows which removal comes before which.
+
+    `on_orphan` is called with each orphan that is left, and again when its cool-down begins; `on_orphan_gone` with each
+    that is over.
+    """
 
     def __init__(self, files: Files, deadlines: Deadlines) -> None:
+        self.on_orphan: Callable[[Orphan], None] = _ignore
+        self.on_orphan_gone: Callable[[Orphan], None] = _ignore
         self._files = files
         self._deadlines = deadlines
         self._last_order = 0
@@ -34,6 +45,7 @@ class Reservations:
             self._deadlines.drop(reservation)
             reservation.unwatch()
             file.orphans = tuple(orphan for orphan in file.orphans if orphan is not reservation)
+            self.on_orphan_gone(reservation)
         self._files.drop_if_empty(reservation.inode)
 
     def latest_before(self, removal: Removal) -> Removal | None:
@@ -53,15 +65,28 @@ class Reservations:
         file = self._files[removal.inode]
         orphan = Orphan(removal.inode, removal.start, removal.end, removal.request.process)
         crowded = len(file.orphans) >= MAX_ORPHANS_PER_FILE
-        for other in file.orphans:
-            if crowded or (other.start < removal.end and removal.start < other.end):
-                orphan.start, orphan.end = min(orphan.start, other.start), max(orphan.end, other.end)
-                if other.process != removal.request.process:
-                    orphan.process = None
-                self.remove(other)
-        self.add(orphan)
-        file.orphans += (orphan,)
+        merged = [
+            other for other in file.orphans if crowded or (other.start < removal.end and removal.start < other.end)
+        ]
+        for other in merged:
+            orphan.start, orphan.end = min(orphan.start, other.start), max(orphan.end, other.end)
+            if other.process != removal.request.process:
+                orphan.process = None
+        self.restore_orphan(orphan)
+        self.on_orphan(orphan)
+        for other in merged:
+            self.remove(other)
         return orphan
+
+    def restore_orphan(self, orphan: Orphan) -> None:
+        """From now on it is in force."""
+        self.add(orphan)
+        self._files[orphan.inode].orphans += (orphan,)
+
+    def cool_down(self, orphan: Orphan, deadline: float) -> None:
+        """No pin in it is breaking any more: it is over at `deadline`."""
+        self._deadlines.set(orphan, deadline)
+        self.on_orphan(orphan)
 
     def drop_orphans(self, removal: Removal) -> None:
         """A removal has had the turn that these orphans kept; no pin is left there to break."""

@@ -4,7 +4,7 @@ The kernel queues truncates of one file out of the daemon's sight. Without this 
 deadline each, one after the other.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Final
 
@@ -14,10 +14,18 @@ from pinfs.core.pins import Pin
 SWEPT_ABOVE: Final = 64
 
 
+def _ignore(owner: Owner, until: float | None) -> None:
+    """No callback is set."""
+
+
 class SilentHolders:
-    """Owners of pins with the time, in seconds, until which each is not notified again."""
+    """Owners of pins with the time, in seconds, until which each is not notified again.
+
+    `on_change` hears of each time that is set, and (None) of each owner that is not silent any more.
+    """
 
     def __init__(self) -> None:
+        self.on_change: Callable[[Owner, float | None], None] = _ignore
         self._until: dict[Owner, float] = {}
 
     def __len__(self) -> int:
@@ -28,12 +36,23 @@ class SilentHolders:
         if until <= now:
             return
         if len(self._until) >= SWEPT_ABOVE:
-            self._until = {other: end for other, end in self._until.items() if end > now}
+            self.sweep(now)
         self._until[owner] = max(until, self._until.get(owner, until))
+        self.on_change(owner, self._until[owner])
+
+    def restore(self, owner: Owner, until: float) -> None:
+        """An owner that was silent before this table was made."""
+        self._until[owner] = until
+
+    def sweep(self, now: float) -> None:
+        """Drop those whose time is over."""
+        for owner in [owner for owner, end in self._until.items() if end <= now]:
+            self.forget(owner)
 
     def forget(self, owner: Owner) -> None:
         """The owner has ended."""
-        self._until.pop(owner, None)
+        if self._until.pop(owner, None) is not None:
+            self.on_change(owner, None)
 
     def has(self, owner: Owner, now: float) -> bool:
         return bool(self._until) and self._until.get(owner, now) > now

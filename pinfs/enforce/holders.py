@@ -131,6 +131,10 @@ class Holders:
             process = self._all.get(process_id.pid)
         return process if process is not None and process.id == process_id else None
 
+    def knows(self, process_id: ProcessId) -> bool:
+        """Whether it holds something or is watched: `on_forgotten` will tell when that is over."""
+        return process_id in self._holding
+
     def comm_of(self, process_id: ProcessId) -> str | None:
         """The name of its program as ps shows it, or as last seen once it has ended; None where it is not known."""
         process = self._holding.get(process_id) or self.find(process_id)

@@ -6,26 +6,33 @@ import math
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
-from typing import Final, Protocol
+from collections.abc import Callable
+from functools import partial
+from struct import Struct
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from pinfs.core.owners import ProcessId
 from pinfs.fs.directories import DT_DIR, DT_REG, Add
 from pinfs.fs.events import EventQueue, ReadLimit
 from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_NONSEEKABLE, FOPEN_STREAM, ByteHandle, Handle, Wake
 from pinfs.fs.inodes import ROOT_ID, Inode, stale
+from pinfs.fs.linerecords import LineRecords
 from pinfs.fs.types import CallerLike, Entry, SetAttr
 from pinfs.interface.names import CONTROL
-from pinfs.journal.records import HandleKind
+from pinfs.journal import records
+from pinfs.journal.records import HandleKind, HandleRecord
 from pinfs.runtime.parking import OneShot, park
+
+if TYPE_CHECKING:
+    from pinfs.fs.streamrecords import StreamRecords
 
 log = logging.getLogger("pinfs.control")
 
 CONTROL_NAME: Final = CONTROL.encode()
 CONTROL_ID: Final = 1 << 62  # node ids of the directory and, counting on, its files
 MAX_COMMANDS_BYTES: Final = 64 << 10
-MAX_READ: Final = 16 << 10  # bytes of a stream in one read: longer ones would hold up all other requests
 MAX_CHANNELS: Final = 4096
 MAX_CHANNELS_PER_USER: Final = 512  # root excepted: one user must not take them all
 MAX_LISTS_PER_USER: Final = 16  # root excepted: each list of a million pins takes 10 MB while it is read
@@ -40,18 +47,43 @@ class ControlFile(Protocol):
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> "ControlHandle": ...
 
+    def restore(self, inode: Inode, record: HandleRecord, recorded: bytes) -> "ControlHandle":
+        """What was open in the daemon before; `recorded`: as `ControlHandle.recorded`."""
+
 
 class ControlHandle(ByteHandle):
-    """An open control file. Reads and writes go by the kernel's page cache."""
+    """An open control file. Reads and writes go by the kernel's page cache.
 
-    __slots__ = ()
+    `unique`: the number of the request, which is the same when the next daemon gets it again; 0: not known.
+    """
+
+    __slots__ = ("records",)
     fopen_flags = FOPEN_DIRECT_IO
+    lines: "LineRecords | None" = None
 
-    async def read(self, offset: int, size: int) -> bytes:
+    def __init__(self, inode: Inode, flags: int) -> None:
+        super().__init__(inode, flags)
+        self.records: StreamRecords | None = None
+        """Writes down what changes; None: the mount does not outlive the daemon."""
+
+    async def read(self, offset: int, size: int, unique: int = 0) -> bytes:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
-    async def write(self, offset: int, data: bytes) -> int:
+    async def write(self, offset: int, data: bytes, unique: int = 0) -> int:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    @property
+    def process(self) -> ProcessId | None:
+        """Whose events it shows; None: of no process."""
+        return None
+
+    def recorded(self) -> bytes:
+        """What its record holds besides: a text, or where its reader is."""
+        return b""
+
+    def begin_records(self, streams: "StreamRecords") -> None:
+        """From now on write down what changes."""
+        self.records = streams
 
     def poll(self, wake: Wake | None) -> int:
         return POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
@@ -70,41 +102,11 @@ class Snapshot(ControlHandle):
         super().__init__(inode, flags)
         self._text = text
 
-    async def read(self, offset: int, size: int) -> bytes:
+    async def read(self, offset: int, size: int, unique: int = 0) -> bytes:
         return self._text[offset : offset + size]
 
-
-class Stream(ControlHandle):
-    """Lines that are made as they are read, from the first to the last. `on_close` is called when the reader has
-    gone."""
-
-    __slots__ = ("_at", "_lines", "_on_close", "_rest")
-    record_kind = HandleKind.PINS
-    fopen_flags = FOPEN_DIRECT_IO | FOPEN_NONSEEKABLE
-
-    def __init__(self, inode: Inode, flags: int, lines: Iterator[bytes], on_close: Callable[[], None]) -> None:
-        super().__init__(inode, flags)
-        self._lines = lines
-        self._on_close = on_close
-        self._rest = b""
-        self._at = 0
-
-    async def read(self, offset: int, size: int) -> bytes:
-        """ESPIPE: not where the last read ended."""
-        if offset != self._at:
-            raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
-        size = min(size, MAX_READ)
-        parts, room = [self._rest], size - len(self._rest)
-        while room > 0 and (line := next(self._lines, b"")):
-            parts.append(line)
-            room -= len(line)
-        text = b"".join(parts)
-        self._rest = text[size:]
-        self._at += min(len(text), size)
-        return text[:size]
-
-    def close(self) -> None:
-        self._on_close()
+    def recorded(self) -> bytes:
+        return self._text
 
 
 def check_read_only(flags: int) -> None:
@@ -124,6 +126,12 @@ class TextFile:
         check_read_only(flags)
         return Snapshot(inode, flags, self._text(ctx))
 
+    def restore(self, inode: Inode, record: HandleRecord, recorded: bytes) -> ControlHandle:
+        return Snapshot(inode, record.flags, recorded)
+
+
+_TEXT_SIZE: Final = Struct("<Q")
+
 
 class PolicyHandle(Snapshot):
     """Reads the policy in force; a write is a new one, whole."""
@@ -131,20 +139,29 @@ class PolicyHandle(Snapshot):
     __slots__ = ("_apply", "_written")
     record_kind = HandleKind.POLICY
 
-    def __init__(self, inode: Inode, flags: int, text: bytes, apply: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, inode: Inode, flags: int, text: bytes, apply: Callable[[bytes], None], written: bytes = b""
+    ) -> None:
         super().__init__(inode, flags, text)
         self._apply = apply
-        self._written = b""
+        self._written = written
 
-    async def write(self, offset: int, data: bytes) -> int:
-        """EINVAL: not a policy; the old one stays in force and the log says why. EFBIG: beyond 64 KiB."""
-        if offset != len(self._written):
-            self._written = b""
-        if len(self._written) + len(data) > MAX_COMMANDS_BYTES:
+    async def write(self, offset: int, data: bytes, unique: int = 0) -> int:
+        """EINVAL: not a policy; the old one stays in force and the log says why. EFBIG: beyond 64 KiB.
+
+        The same write again makes no difference: the next daemon may get it once more.
+        """
+        before = self._written[:offset] if offset <= len(self._written) else b""
+        if len(before) + len(data) > MAX_COMMANDS_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        self._written += data
+        self._written = before + data
+        if self.records is not None:
+            self.records.changed(self)
         self._apply(self._written)
         return len(data)
+
+    def recorded(self) -> bytes:
+        return _TEXT_SIZE.pack(len(self._text)) + self._text + self._written
 
 
 class PolicyFile:
@@ -152,12 +169,20 @@ class PolicyFile:
 
     mode = 0o644
 
-    def __init__(self, text: Callable[[], bytes], apply: Callable[[bytes, CallerLike], None]) -> None:
+    def __init__(self, text: Callable[[], bytes], apply: Callable[[bytes, int], None]) -> None:
         self._text = text
         self._apply = apply
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
-        return PolicyHandle(inode, flags, self._text(), lambda text: self._apply(text, ctx))
+        return PolicyHandle(inode, flags, self._text(), partial(self._replace, ctx.uid))
+
+    def restore(self, inode: Inode, record: HandleRecord, recorded: bytes) -> ControlHandle:
+        (size,) = _TEXT_SIZE.unpack_from(recorded)
+        text, written = recorded[_TEXT_SIZE.size :][:size], recorded[_TEXT_SIZE.size + size :]
+        return PolicyHandle(inode, record.flags, text, partial(self._replace, record.uid), written)
+
+    def _replace(self, uid: int, text: bytes) -> None:
+        self._apply(text, uid)
 
 
 class Channel(Protocol):
@@ -165,7 +190,11 @@ class Channel(Protocol):
 
     queue: EventQueue
 
-    async def command(self, line: str) -> None:
+    @property
+    def process(self) -> ProcessId | None:
+        """Whose events come; None: those of all pins."""
+
+    async def command(self, line: str, unique: int) -> None:
         """EBADF: takes no commands. Else as each command says."""
 
     def close(self) -> None:
@@ -175,7 +204,7 @@ class Channel(Protocol):
 class ChannelHandle(ControlHandle):
     """A stream of events, and the way back for commands."""
 
-    __slots__ = ("_channel", "_ended", "_queue", "_read_limit", "_readers", "_wakes")
+    __slots__ = ("_channel", "_commanded", "_ended", "_queue", "_read_limit", "_readers", "_wakes", "lines")
     record_kind = HandleKind.CHANNEL
     fopen_flags = FOPEN_DIRECT_IO | FOPEN_NONSEEKABLE | FOPEN_STREAM
 
@@ -188,7 +217,31 @@ class ChannelHandle(ControlHandle):
         self._readers: list[OneShot] = []
         """Reads that wait."""
         self._ended = False
+        self._commanded = (0, 0)
+        """The write that was under way when the daemon before ended, and how many of its lines it had done."""
+        self.lines: LineRecords | None = None
+        """Writes down the lines that wait; None: the mount does not outlive the daemon."""
         self._queue.on_news = self._wake_readers
+
+    @property
+    def process(self) -> ProcessId | None:
+        return self._channel.process
+
+    def begin_records(self, streams: "StreamRecords") -> None:
+        """From now on write down what changes: lines wait for their reader in the journal as well."""
+        self.records = streams
+        self.lines = LineRecords(streams, self.number)
+        self._queue.write_down(self.lines)
+
+    def restore(self, record: HandleRecord) -> None:
+        """Go on where the reader of the daemon before was."""
+        self._ended = bool(record.ended)
+        self._commanded = (record.commanded_by, record.commanded)
+
+    def restore_lines(self, lines: LineRecords, waiting: list[bytes]) -> None:
+        """Lines that have not been taken."""
+        self.lines = lines
+        self._queue.restore(lines, waiting)
 
     def _wake_readers(self) -> None:
         readers, self._readers = self._readers, []
@@ -198,18 +251,20 @@ class ChannelHandle(ControlHandle):
         for wake in wakes:
             wake()
 
-    async def read(self, offset: int, size: int) -> bytes:
+    async def read(self, offset: int, size: int, unique: int = 0) -> bytes:
         """Whole lines, waiting for the first. EAGAIN: none, and O_NONBLOCK. EINVAL: the first does not fit.
 
         Nothing, once `end` was written: close(2) does not end a read that waits in another thread.
         """
+        if self.lines is not None and (again := self.lines.again(unique)):
+            return again
         while not self._queue:
             if self._ended:
                 return b""
             if self.nonblocking:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             await self._wait()
-        lines = self._queue.take(size)
+        lines = self._queue.take(size, unique)
         if lines is None:
             raise OSError(errno.EINVAL, "buffer too small for an event")
         return lines
@@ -236,8 +291,9 @@ class ChannelHandle(ControlHandle):
         if not reader.is_set:
             raise OSError(errno.EINTR, os.strerror(errno.EINTR))
 
-    async def write(self, offset: int, data: bytes) -> int:
-        """Commands, one a line. The first that fails ends the write with its errno; those before it stand."""
+    async def write(self, offset: int, data: bytes, unique: int = 0) -> int:
+        """Commands, one a line. The first that fails ends the write with its errno; those before it stand, and are not
+        done once more for the same request."""
         if not self.writable:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if len(data) > MAX_COMMANDS_BYTES:
@@ -248,13 +304,26 @@ class ChannelHandle(ControlHandle):
             raise OSError(errno.EINVAL, "not a command") from None
         if not lines:
             raise OSError(errno.EINVAL, "not a command")
-        for line in lines:
-            if line == "end":
-                self._ended = True
-                self._wake_readers()
-            else:
-                await self._channel.command(line)
+        commanded_by, commanded = self._commanded
+        done = commanded if unique and unique == commanded_by else 0
+        self._note(records.COMMANDED_WORD, done)
+        self._note(records.COMMANDED_BY_WORD, unique)
+        for number, line in enumerate(lines[done:], done + 1):
+            await self._command(line, unique)
+            self._note(records.COMMANDED_WORD, number)
         return len(data)
+
+    async def _command(self, line: str, unique: int) -> None:
+        if line == "end":
+            self._ended = True
+            self._note(records.ENDED_WORD, 1)
+            self._wake_readers()
+        else:
+            await self._channel.command(line, unique)
+
+    def _note(self, word: int, value: int) -> None:
+        if self.records is not None:
+            self.records.set_word(self.slot, word, value)
 
     def poll(self, wake: Wake | None) -> int:
         if self._queue:
@@ -267,6 +336,8 @@ class ChannelHandle(ControlHandle):
         """The queue must not refer to the handle any more: a cycle would keep both, for no search finds it (see
         serve.daemon about the garbage collector)."""
         self._queue.on_news = _ignore
+        if self.lines is not None:
+            self.lines.closed()
         self._channel.close()
 
 
@@ -282,7 +353,10 @@ class ControlDirectory(Handle):
 
 
 class Control:
-    """The directory itself: names, attributes, and opening."""
+    """The directory itself: names, attributes, and opening.
+
+    Node ids count on in the order of `files`: the next daemon goes on with them, so new files come last.
+    """
 
     def __init__(self, files: dict[bytes, ControlFile]) -> None:
         self.root = Inode(CONTROL_ID, 0, stat.S_IFDIR)
@@ -331,6 +405,13 @@ class Control:
         if nodeid == CONTROL_ID:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         return self._file(nodeid).open(Inode(nodeid, 0, stat.S_IFREG), flags, ctx)
+
+    def restore(self, record: HandleRecord, recorded: bytes) -> Handle:
+        """What was open in the daemon before. ESTALE: there is no such file any more. OSError: as opening it."""
+        if record.kind == HandleKind.CONTROL_DIRECTORY:
+            return self.open_directory(record.nodeid)
+        inode = Inode(record.nodeid, 0, stat.S_IFREG)
+        return self._file(record.nodeid).restore(inode, record, recorded)
 
     def open_directory(self, nodeid: int) -> Handle:
         if nodeid != CONTROL_ID:

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,28 +20,38 @@ from pinfs.fs.control import (
     ControlFile,
     ControlHandle,
     PolicyFile,
-    Stream,
     TextFile,
     check_read_only,
 )
 from pinfs.fs.events import EventHub, EventQueue, to_line
 from pinfs.fs.inodes import Inode
+from pinfs.fs.pinlist import PinList, PinLister
 from pinfs.fs.pins import PinVerbs
-from pinfs.fs.types import CallerLike
+from pinfs.fs.types import Caller, CallerLike
+from pinfs.journal.records import HandleRecord
 from pinfs.runtime.stats import Stats
 
 
 @dataclass(slots=True, eq=False)
 class EventChannel:
-    """The events of one process's own pins; commands go the other way, with the credentials of the open."""
+    """The events of one process's own pins; commands go the other way, with the credentials of the open.
+
+    `is_watched`: the process lives, as far as is known, and is watched.
+    """
 
     file: "EventsFile"
     process: ProcessId
     caller: CallerLike
     queue: EventQueue
+    is_watched: bool = True
 
-    async def command(self, line: str) -> None:
-        await self.file.verbs.command(line, self.caller)
+    async def command(self, line: str, unique: int) -> None:
+        caller = Caller(self.caller.uid, self.caller.gid, self.caller.pid, 0, unique)
+        try:
+            await self.file.verbs.command(line, caller)
+        except FileNotFoundError:
+            if not (unique and unique == self.file.verbs.released_before and line.startswith(("release ", "revoke "))):
+                raise  # else the daemon before did it, and was killed before its answer
 
     def close(self) -> None:
         self.file.closed(self)
@@ -76,11 +86,29 @@ class EventsFile:
         self._open[ctx.uid] += 1
         return ChannelHandle(inode, flags, self._hub.read_limit, channel)
 
+    def restore(self, inode: Inode, record: HandleRecord, recorded: bytes) -> ControlHandle:
+        """The process may have ended: whatever else has the handle open reads what is left."""
+        process_id = ProcessId(record.pid, record.start_time, self._holders.namespace, record.incarnation)
+        process = self._holders.process_of(record.pid)
+        is_watched = process is not None and process.id == process_id
+        if process is not None and is_watched:
+            try:
+                self._holders.hold(process)
+            except ProcessLookupError:
+                is_watched = False
+        caller = Caller(record.uid, 0, record.pid)
+        channel = EventChannel(self, process_id, caller, self._hub.restore_channel(process_id), is_watched)
+        self._open[record.uid] += 1
+        handle = ChannelHandle(inode, record.flags, self._hub.read_limit, channel)
+        handle.restore(record)
+        return handle
+
     def closed(self, channel: EventChannel) -> None:
         """The reader of a channel has gone."""
         _count_down(self._open, channel.caller.uid)
         self._hub.close_channel(channel.process, channel.queue)
-        self._holders.drop(channel.process)
+        if channel.is_watched:
+            self._holders.drop(channel.process)
 
 
 @dataclass(slots=True, eq=False)
@@ -89,8 +117,9 @@ class TraceChannel:
 
     hub: EventHub
     queue: EventQueue
+    process: None = None
 
-    async def command(self, line: str) -> None:
+    async def command(self, line: str, unique: int) -> None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def close(self) -> None:
@@ -107,6 +136,14 @@ class TraceFile:
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
         check_read_only(flags)
+        return self._handle(inode, flags)
+
+    def restore(self, inode: Inode, record: HandleRecord, recorded: bytes) -> ControlHandle:
+        handle = self._handle(inode, record.flags)
+        handle.restore(record)
+        return handle
+
+    def _handle(self, inode: Inode, flags: int) -> ChannelHandle:
         return ChannelHandle(inode, flags, self._hub.read_limit, TraceChannel(self._hub, self._hub.open_trace()))
 
 
@@ -127,14 +164,21 @@ class PinsFile:
         if uid and self._open[uid] >= MAX_LISTS_PER_USER:
             self._stats.limit_reached["pin_lists"] += 1
             raise OSError(errno.EMFILE, "too many lists of pins")
-        self._open[uid] += 1
-        return Stream(inode, flags, self._lines(uid), partial(_count_down, self._open, uid))
+        return self._list(inode, flags, uid)
 
-    def _lines(self, uid: int) -> Iterator[bytes]:
-        for pin_id in self._verbs.all_ids():  # as they are at the first read
-            shown = self._verbs.shown(pin_id, uid)
-            if shown is not None:
-                yield to_line(shown)
+    def restore(self, inode: Inode, record: HandleRecord, recorded: bytes) -> ControlHandle:
+        pins = self._list(inode, record.flags, record.uid)
+        pins.restore(recorded)
+        return pins
+
+    def _list(self, inode: Inode, flags: int, uid: int) -> PinList:
+        self._open[uid] += 1
+        lister = PinLister(self._verbs.all_ids, partial(self._line, uid), partial(_count_down, self._open, uid))
+        return PinList(inode, flags, lister)
+
+    def _line(self, uid: int, pin_id: int) -> bytes:
+        shown = self._verbs.shown(pin_id, uid)
+        return b"" if shown is None else to_line(shown)
 
 
 def _count_down(counts: Counter[int], uid: int) -> None:
@@ -172,9 +216,9 @@ class Sources:
     def _status(self, ctx: CallerLike) -> bytes:
         return to_line({"v": 1, **self.status(), "in_kernel": self.in_kernel(ctx.uid)})
 
-    def _replace_policy(self, text: bytes, ctx: CallerLike) -> None:
+    def _replace_policy(self, text: bytes, uid: int) -> None:
         """EINVAL: not a policy."""
         try:
-            self.policies.replace(text.decode(errors="replace"), f"uid {ctx.uid}")
+            self.policies.replace(text.decode(errors="replace"), f"uid {uid}")
         except PolicyError as e:
             raise OSError(errno.EINVAL, str(e)) from e

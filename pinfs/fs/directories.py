@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Generator
 from contextlib import closing
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 import trio
@@ -23,10 +23,15 @@ from pinfs.fs.types import Entry, make_entry
 from pinfs.journal.records import HandleKind
 from pinfs.runtime.parking import park
 
+if TYPE_CHECKING:
+    from pinfs.fs.streamrecords import StreamRecords
+
 DT_UNKNOWN: Final = 0
 DT_DIR: Final = stat.S_IFDIR >> 12
 DT_REG: Final = stat.S_IFREG >> 12
 DT_LNK: Final = stat.S_IFLNK >> 12
+UNKNOWN_INO: Final = 0xFFFFFFFF
+"""In the place of st_ino where only the name is known, as in libfuse: with 0, readdir(3) would skip it."""
 SLICE: Final = 1024
 """Names that are read or returned in one go, which takes some milliseconds: other requests come between."""
 
@@ -46,15 +51,21 @@ SHARED_FROM: Final = 256  # names
 
 
 class DirectoryHandle(Handle):
-    """An open directory: its own descriptor on the backing, and the snapshot."""
+    """An open directory: its own descriptor on the backing, and the snapshot.
 
-    __slots__ = ("fd", "names")
+    `was_listed_to`: at this offset the listing of the daemon before ended; it has left no names. `is_with_keeper`: the
+    names outlive the daemon in a file of their own.
+    """
+
+    __slots__ = ("fd", "is_with_keeper", "names", "was_listed_to")
     record_kind = HandleKind.DIRECTORY
 
     def __init__(self, inode: Inode, flags: int, fd: int) -> None:
         super().__init__(inode, flags)
         self.fd = fd
         self.names: Snapshot | None = None
+        self.is_with_keeper = False
+        self.was_listed_to = 0
 
     async def take_snapshot(self) -> Snapshot:
         """All names but the dots, as they are now. Others have their turn between the slices of a large directory."""
@@ -80,6 +91,8 @@ class DirectoryReader:
         self._submounts = submounts
         self._slow_names = submounts.names
         self._is_hidden = is_hidden
+        self.records: StreamRecords | None = None
+        """Writes down snapshots; None: the mount does not outlive the daemon."""
         self._snapshots: WeakValueDictionary[int, Snapshot] = WeakValueDictionary()
         """The latest large snapshot of each directory, while a handle has it."""
 
@@ -88,25 +101,63 @@ class DirectoryReader:
 
         With `plus` each name but the dots comes with its entry, which counts as a lookup.
         """
-        directory = handle.inode
-        names = handle.names if offset else None
-        if names is None:
-            names = handle.names = self._shared(directory.nodeid, await handle.take_snapshot())
-        if offset < 2 and not self._add_dots(directory, offset, add):
+        if offset and handle.names is None and offset >= handle.was_listed_to > 0:
             return
-        first = max(offset - 2, 0)
+        names = handle.names if offset else None
+        is_new = names is None
+        if names is None:
+            names = handle.names = self._shared(handle.inode.nodeid, await handle.take_snapshot())
+            handle.was_listed_to = 0
+        if offset < 2 and not self._add_dots(handle.inode, offset, add):
+            given = 0
+        else:
+            given = self._add_names(handle, names, max(offset - 2, 0), plus, add)
+        if is_new and self.records is not None:
+            await self._write_down(self.records, handle, names, given)
+
+    def _add_names(self, handle: DirectoryHandle, names: Snapshot, first: int, plus: bool, add: Add) -> int:
+        """Returns how many of the names have been given by now."""
+        directory = handle.inode
         may_hide = directory.nodeid == ROOT_ID
         with_entries = plus and not self._submounts.may_hang(directory.nodeid)
-        for position in range(first, min(first + SLICE, len(names))):  # the kernel asks for more
-            name, ino, kind = names[position]
+        end = min(first + SLICE, len(names))  # the kernel asks for more
+        for position in range(first, end):
+            listed = names[position]
+            name, ino, kind = listed
             if may_hide and self._is_hidden(ROOT_ID, name):
                 continue
-            next_offset = position + 3
-            what = self._looked_up(directory, names[position]) if with_entries else (ino, kind)
-            if what is not None and not add(name, next_offset, what):
+            if ino == UNKNOWN_INO and not (with_entries and name not in self._slow_names):
+                found = _found(handle.fd, name)
+                if found is None:
+                    continue
+                ino, kind = found
+            what = self._looked_up(directory, listed) if with_entries else (ino, kind)
+            if what is not None and not add(name, position + 3, what):
                 if isinstance(what, Entry):
                     self._inodes.forget(what.nodeid, 1)
-                return
+                return position
+        return end
+
+    async def _write_down(self, records: "StreamRecords", handle: DirectoryHandle, names: Snapshot, given: int) -> None:
+        """The next daemon goes on with a listing that is longer than one reply."""
+        records.no_snapshot(handle)
+        if given < len(names):
+            await records.snapshot(handle, names)
+        else:
+            records.listed(handle, len(names) + 2)
+
+    def restore_snapshot(self, handle: DirectoryHandle, names: bytes, listed_to: int) -> None:
+        """What the daemon before had begun to list: `names`, each with a NUL behind it, or `listed_to` as
+        `was_listed_to`."""
+        handle.was_listed_to = listed_to
+        if names:
+            handle.names = Snapshot((name, UNKNOWN_INO, DT_UNKNOWN) for name in names[:-1].split(b"\0"))
+
+    def closed(self, handle: DirectoryHandle) -> None:
+        """Its last reference was closed."""
+        handle.close()
+        if self.records is not None:
+            self.records.directory_closed(handle)
 
     def _shared(self, nodeid: int, names: Snapshot) -> Snapshot:
         if len(names) < SHARED_FROM:
@@ -140,6 +191,17 @@ class DirectoryReader:
             return listed[1:]
         self._inodes.looked_up(inode)
         return make_entry((inode.nodeid, st))
+
+
+def _found(fd: int, name: bytes) -> tuple[int, int] | None:
+    """st_ino and d_type of a name in a directory; None: it was removed."""
+    try:
+        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return UNKNOWN_INO, DT_UNKNOWN
+    return st.st_ino, st.st_mode >> 12
 
 
 def _slices(fd: int) -> Generator[list[Listed], None, None]:

@@ -5,7 +5,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -14,7 +14,11 @@ from pinfs.core.owners import ProcessId
 from pinfs.core.pins import Pin
 from pinfs.core.ranges import END
 from pinfs.fs.describe import shown_path, unix_time
+from pinfs.fs.linerecords import LineRecords, overflow_line
 from pinfs.runtime.stats import Stats
+
+if TYPE_CHECKING:
+    from pinfs.fs.streamrecords import StreamRecords
 
 MAX_QUEUED: Final = 16384  # lines that a reader may be behind,
 MAX_QUEUED_BYTES: Final = 4 << 20  # and bytes
@@ -38,6 +42,8 @@ class EventQueue:
 
     def __init__(self, stats: Stats) -> None:
         self.on_news: Callable[[], None] = _ignore
+        self._records: LineRecords | None = None
+        """Writes the lines down; None: the mount does not outlive the daemon."""
         self._lines: deque[bytes] = deque()
         self._bytes = 0
         self._lost = 0
@@ -46,22 +52,24 @@ class EventQueue:
     def __bool__(self) -> bool:
         return bool(self._lines or self._lost)
 
-    def put(self, line: bytes) -> None:
+    def put(self, line: bytes, seq: int) -> None:
+        """Add the line with this number."""
         while self._lines and (len(self._lines) >= MAX_QUEUED or self._bytes + len(line) > MAX_QUEUED_BYTES):
             self._bytes -= len(self._lines.popleft())
             self._lost += 1
             self._stats.events_lost += 1
+            if self._records is not None:
+                self._records.dropped(overflow_line(self._lost))
         self._lines.append(line)
         self._bytes += len(line)
+        if self._records is not None:
+            self._records.added(line, seq)
         self.on_news()
 
-    def take(self, size: int) -> bytes | None:
-        """As many whole lines as fit into `size` bytes; None: not even the first one fits."""
+    def take(self, size: int, unique: int = 0) -> bytes | None:
+        """As many whole lines as fit into `size` bytes, for the request `unique`; None: not even the first one fits."""
         if self._lost:
-            overflow = to_line({"v": 1, "event": "overflow", "lost": self._lost})
-            self._lines.appendleft(overflow)
-            self._bytes += len(overflow)
-            self._lost = 0
+            self._queue_loss()
         taken: list[bytes] = []
         room = size
         while self._lines and len(self._lines[0]) <= room:
@@ -70,7 +78,29 @@ class EventQueue:
         self._bytes -= size - room
         if not taken and self._lines:
             return None
+        if self._records is not None and taken:
+            self._records.taken(len(taken), unique)
         return b"".join(taken)
+
+    def _queue_loss(self) -> None:
+        overflow = overflow_line(self._lost)
+        self._lines.appendleft(overflow)
+        self._bytes += len(overflow)
+        self._lost = 0
+        if self._records is not None:
+            self._records.loss_queued()
+
+    def write_down(self, records: LineRecords) -> None:
+        """From now on the lines that wait are in the journal as well."""
+        self._records = records
+        for line in self._lines:
+            records.added(line, 0)
+
+    def restore(self, records: LineRecords, lines: list[bytes]) -> None:
+        """Lines that the journal has already."""
+        self._records = records
+        self._lines.extend(lines)
+        self._bytes += sum(map(len, lines))
 
 
 @dataclass(slots=True)
@@ -106,6 +136,8 @@ class EventHub:
         self._last_seq: dict[ProcessId, int] = {}
         """The last number of each process's stream, until `forget`."""
         self._trace_seq = 0
+        self.records: StreamRecords | None = None
+        """Writes down which numbers were given; None: the mount does not outlive the daemon."""
 
     # Channels
 
@@ -116,10 +148,24 @@ class EventHub:
             breaking = pin.breaking
             if breaking is not None and breaking.seq:
                 event = BookEvent("break", breaking.since, pin, breaking=breaking)
-                queue.put(self._line(breaking.seq, event, traced=False))
+                queue.put(self._line(breaking.seq, event, traced=False), 0)
+        self._add_channel(process, queue)
+        return queue
+
+    def _add_channel(self, process: ProcessId, queue: EventQueue) -> None:
         self._channels.setdefault(process, []).append(queue)
         self._report_subscribers()
+
+    def restore_channel(self, process: ProcessId) -> EventQueue:
+        """The channel of a reader that goes on reading."""
+        queue = EventQueue(self._stats)
+        self._add_channel(process, queue)
         return queue
+
+    def restore_numbers(self, last_seq: dict[ProcessId, int], trace_seq: int) -> None:
+        """Go on after these numbers."""
+        self._last_seq.update(last_seq)
+        self._trace_seq = trace_seq
 
     def open_trace(self) -> EventQueue:
         """A stream of all events."""
@@ -141,7 +187,8 @@ class EventHub:
 
     def forget(self, process: ProcessId) -> None:
         """The process has ended, or holds nothing for long: its next event is number 1 again."""
-        self._last_seq.pop(process, None)
+        if self._last_seq.pop(process, None) is not None and self.records is not None:
+            self.records.forget_sequence(process)
 
     def _report_subscribers(self) -> None:
         self.on_subscribers(bool(self._channels or self._traces))
@@ -157,7 +204,9 @@ class EventHub:
             self._trace_seq += 1
             line = self._line(self._trace_seq, event, traced=True)
             for queue in self._traces:
-                queue.put(line)
+                queue.put(line, self._trace_seq)
+            if self.records is not None:
+                self.records.trace_sequence(self._trace_seq)
 
     def _tell_holder(self, event: BookEvent, process: ProcessId) -> None:
         queues = self._channels.get(process)
@@ -169,7 +218,9 @@ class EventHub:
         if queues:
             line = self._line(seq, event, traced=False)
             for queue in queues:
-                queue.put(line)
+                queue.put(line, seq)
+        if self.records is not None:
+            self.records.sequence(process, seq)
 
     def _line(self, seq: int, event: BookEvent, *, traced: bool) -> bytes:
         body: Json = {"v": 1, "seq": seq, "event": event.kind}

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeVar
 from pinfs.core.owners import HandleId
 from pinfs.fs.inodes import Inode
 from pinfs.fs.types import CallerLike, os_error
-from pinfs.journal.records import HandleKind
+from pinfs.journal.records import POLLED_WORD, HandleKind
 
 if TYPE_CHECKING:
+    from pinfs.fs.control import ControlHandle
     from pinfs.fs.recorder import Recorder
+    from pinfs.fs.streamrecords import StreamRecords
 
 FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_KEEP_CACHE: Final = 1 << 1
@@ -82,6 +84,8 @@ class HandleTable:
     def __init__(self) -> None:
         self.recorder: Recorder | None = None
         """Writes down which handles are open; None: the mount does not outlive the daemon."""
+        self.streams: StreamRecords | None = None
+        """The same for control files, with what their readers have been given."""
         self._handles: dict[int, Handle] = {}
         self._last = 0
 
@@ -96,6 +100,20 @@ class HandleTable:
         if self.recorder is not None:
             self.recorder.handle(handle, caller)
         return number
+
+    def add_control(self, handle: "ControlHandle", caller: CallerLike) -> int:
+        """The same for a control file."""
+        handle.number = HandleId(self._last + 1)
+        self._last = handle.number
+        self._handles[handle.number] = handle
+        if self.streams is not None:
+            self.streams.opened(handle, caller)
+        return handle.number
+
+    def polled(self, handle: Handle, wake: Wake) -> None:
+        """A poll(2) waits for `wake`: the next daemon has to wake it, as the kernel does not ask again by itself."""
+        if self.streams is not None:
+            self.streams.set_word(handle.slot, POLLED_WORD, getattr(wake, "kh", 0))
 
     def restore(self, handle: Handle, number: int) -> None:
         """A handle that the daemon before had opened."""

@@ -74,7 +74,7 @@ class Operations:
         self._names = Names(inodes, backing)
         self._opens = Opens(inodes, backing, pins.handles, self.uncached, self.attr_timeout_s)
         self._copies = Copies(backing, guard)
-        self._directories = DirectoryReader(inodes, control.owns, self.submounts)
+        self.directories = DirectoryReader(inodes, control.owns, self.submounts)
 
     # Names
 
@@ -253,7 +253,7 @@ class Operations:
         inode = self._known(nodeid)
         if inode is None:
             handle = self._control.open(nodeid, flags, ctx)
-            return Opened(self.handles.add(handle, ctx), handle.fopen_flags, 0)
+            return Opened(self.handles.add_control(handle, ctx), handle.fopen_flags, 0)
         self._backing.close_idle_if_moved(inode)
         try:
             self._backing.open(inode, flags)
@@ -300,20 +300,22 @@ class Operations:
             self._opens.abandon(inode)
             raise
 
-    async def read(self, fh: int, offset: int, size: int) -> bytes:
-        """pread(2), for files that the kernel does not read by itself."""
+    async def read(self, fh: int, offset: int, size: int, unique: int = 0) -> bytes:
+        """pread(2), for files that the kernel does not read by itself. `unique`: the number of the request."""
         handle = self.handles.get(fh, ByteHandle)
         if isinstance(handle, ControlHandle):
-            return await handle.read(offset, size)
+            return await handle.read(offset, size, unique)
         if self._in_kernel:
             await self._removals.until_unlocked(handle.inode)
         return os.pread(self._backing.reader(handle.inode), size, offset)
 
-    async def write(self, fh: int, offset: int, data: bytes | memoryview, *, kill_suidgid: bool = False) -> int:
-        """pwrite(2). Never asks the guard: data changes in place (SPEC 2)."""
+    async def write(
+        self, fh: int, offset: int, data: bytes | memoryview, *, kill_suidgid: bool = False, unique: int = 0
+    ) -> int:
+        """pwrite(2). Never asks the guard: data changes in place (SPEC 2). `unique`: the number of the request."""
         handle = self.handles.get(fh, ByteHandle)
         if isinstance(handle, ControlHandle):
-            return await handle.write(offset, bytes(data))
+            return await handle.write(offset, bytes(data), unique)
         if self._in_kernel:
             await self._removals.until_unlocked(handle.inode)
         if kill_suidgid:
@@ -371,6 +373,8 @@ class Operations:
     async def poll(self, fh: int, events: int, wake: Wake | None) -> int:
         """poll(2): POLLPRI while a pin of this handle is being broken. `wake` is called once, when that may change."""
         handle = self.handles.get(fh, ByteHandle)
+        if wake is not None:
+            self.handles.polled(handle, wake)
         if isinstance(handle, ControlHandle):
             return handle.poll(wake)
         assert isinstance(handle, FileHandle)
@@ -407,13 +411,13 @@ class Operations:
             return
         if not isinstance(handle, DirectoryHandle):
             raise os_error(errno.EBADF)
-        await self._directories.read(handle, offset, plus, add)
+        await self.directories.read(handle, offset, plus, add)
 
     async def releasedir(self, fh: int) -> None:
         """closedir(3)."""
         handle = self.handles.pop(fh)
         if isinstance(handle, DirectoryHandle):
-            handle.close()
+            self.directories.closed(handle)
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """fsync(2) of a directory."""

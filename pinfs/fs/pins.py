@@ -61,6 +61,8 @@ class PinVerbs:
         """Writes down which pins there are; None: the mount does not outlive the daemon."""
         self._released_by = 0
         """The request that releases a pin right now."""
+        self.released_before = 0
+        """The request by which a pin was released last, before this daemon took over."""
         self._admins = {0, os.geteuid()}
         self._pid_namespace = pid_namespace("self")
         self._echoes: OrderedDict[tuple[int, ProcessId | None, bytes], None] = OrderedDict()
@@ -194,9 +196,12 @@ class PinVerbs:
             await self._flush(inode)
             if self._table.by_id.get(pin.id) is not pin:
                 return  # it went away meanwhile: released all the same
+        self._let_go(self._guard.release, pin, ctx)
+
+    def _let_go(self, end: Callable[[Pin], None], pin: Pin, ctx: CallerLike) -> None:
         self._released_by = getattr(ctx, "unique", 0)
         try:
-            self._guard.release(pin)
+            end(pin)
         finally:
             self._released_by = 0
 
@@ -345,7 +350,7 @@ class PinVerbs:
                 pin = self._commanded(number, ctx)
                 if ctx.uid not in self._admins:
                     _fail(errno.EPERM)
-                self._guard.revoke(pin)
+                self._let_go(self._guard.revoke, pin, ctx)
             case _:
                 _fail(errno.EINVAL, f"unknown command {line!r}")
 

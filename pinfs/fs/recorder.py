@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import trio
 
 from pinfs.core.events import BookEvent
-from pinfs.core.owners import Owner, ProcessId
+from pinfs.core.owners import ProcessId
 from pinfs.core.pins import Break, Mode, Pin
 from pinfs.fs.handles import Handle
 from pinfs.fs.inodes import Inode
@@ -237,7 +237,7 @@ class Recorder:
         unique = getattr(caller, "unique", 0)
         body = pack_handle(
             handle.number, 0, inode.nodeid, unique, 0, handle.flags, handle.record_kind, 0, caller.uid,
-            0, 0, 0, 0, 0,
+            0, 0, 0, 0, 0, 0, 0, 0,
         )  # fmt: skip
         self.slots.words[records.LAST_HANDLE] = handle.number
         handle.slot = self.put(Kind.HANDLE, body)
@@ -306,7 +306,7 @@ class Recorder:
         elif event.kind == "kill":
             self._kill(breaking)
         elif event.kind in _OVER:
-            self._break_over(event, breaking)
+            self._break_over(breaking)
 
     def _break_begun(self, breaking: Break) -> None:
         policy = breaking.policy
@@ -330,18 +330,9 @@ class Recorder:
             self.slots.words[(slot << WORD_BITS) + records.KILLED_WORD] = 1
             self.extended(breaking)
 
-    def _break_over(self, event: BookEvent, breaking: Break) -> None:
+    def _break_over(self, breaking: Break) -> None:
         if slot := self._breaks.pop(breaking.pin.id, 0):
             self.slots.free(slot)
-        if event.why == "timeout":
-            self._silent(breaking.pin.owner, event.now + breaking.policy.retry_after)
-
-    def _silent(self, owner: Owner, until: float) -> None:
-        process, handle = (owner, 0) if isinstance(owner, ProcessId) else (_NOBODY, owner)
-        record = records.SilentRecord(
-            self.serial(), 0, self.ns(until), handle, process.pid, process.start_time, process.incarnation
-        )
-        self.put(Kind.SILENT, record.pack())
 
 
 def _stored_name(inode: Inode) -> str:

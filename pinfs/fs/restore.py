@@ -51,6 +51,8 @@ class Restored:
     pins_by_unique: dict[int, Pin] = field(default_factory=dict)
     intents: dict[int, IntentRecord] = field(default_factory=dict)
     intent_slots: dict[int, int] = field(default_factory=dict)
+    pollers: list[int] = field(default_factory=list)
+    """The kernel's numbers of polled files: it asks again when those who wait are woken."""
     counts: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
 

@@ -130,10 +130,13 @@ class HandleKind(IntEnum):
     POLICY = 8
 
 
-_HANDLE: Final = Struct("<QQQQQIIIIQQQQQ")
+_HANDLE: Final = Struct("<QQQQQIIIIQQQQQQQQ")
 TAKEN_BY_WORD: Final = 9
 TAKEN_TO_WORD: Final = 10
 POLLED_WORD: Final = 11
+ENDED_WORD: Final = 13
+COMMANDED_BY_WORD: Final = 14
+COMMANDED_WORD: Final = 15
 
 
 class HandleRecord(NamedTuple):
@@ -141,8 +144,12 @@ class HandleRecord(NamedTuple):
     reply.
 
     Of an event channel: `uid` has opened it, for the process (`pid`, `start_time`, `incarnation`); the request
-    `taken_by` was the last that took lines from it, up to the one with the serial `taken_to`. `polled`: a poll(2) waits
-    (the kernel's number of the file, kh; 0: none).
+    `taken_by` was the last that took lines from it, up to the one with the serial `taken_to`. `ended` 1: its reader has
+    written `end`. `commanded`: as many lines of the request `commanded_by`, the last that wrote to it, are done.
+
+    Of a directory: `taken_to` is the offset at which its listing ended in one reply, 0: it did not; else the names lie
+    in the chain, or in a file of their own. Of a control file the chain holds its text, or where its reader is.
+    `polled`: the kernel's number of the file, kh, where it has been polled; else 0.
     """
 
     fh: int
@@ -159,6 +166,9 @@ class HandleRecord(NamedTuple):
     taken_to: int
     polled: int
     pid: int
+    ended: int
+    commanded_by: int
+    commanded: int
 
     def pack(self) -> bytes:
         return _HANDLE.pack(*self)
@@ -169,6 +179,13 @@ def unpack_handle(body: bytes) -> HandleRecord:
 
 
 pack_handle: Final = _HANDLE.pack
+_CHAIN: Final = Struct("<Q")
+
+
+def with_chain(body: bytes, chain: int) -> bytes:
+    """The record of a handle with another chain."""
+    return body[:8] + _CHAIN.pack(chain) + body[16:]
+
 
 _PIN: Final = Struct("<QQQQQdQQIIQQQIBBBB16s")
 INLINE_PIN_NAME: Final = 16
@@ -318,15 +335,20 @@ def unpack_stream(body: bytes) -> StreamRecord:
     return StreamRecord._make(_STREAM.unpack_from(body))
 
 
-_LINE: Final = Struct("<QQQ")
+_LINE: Final = Struct("<QQQQ")
 
 
 class LineRecord(NamedTuple):
-    """A line of events that the reader of a handle has not taken; the line itself is the chain."""
+    """A line of events that the reader of a handle has not taken; the line itself is the chain.
+
+    `seq`: its number. A line whose stream has not reached this number was being told when the daemon ended: it counts
+    for nothing. 0: it has no number (lines were lost).
+    """
 
     serial: int
     chain: int
     fh: int
+    seq: int
 
     def pack(self) -> bytes:
         return _LINE.pack(*self)
@@ -344,7 +366,7 @@ class TextId(IntEnum):
     INIT = 2
     """The body of the kernel's INIT request."""
     POLICY = 3
-    """The policy that was written at run time, TOML."""
+    """JSON: the policy in force, with what it began with, and why the last one was refused."""
     STATS = 4
     """JSON: the counters."""
     SEALS = 5
@@ -353,6 +375,17 @@ class TextId(IntEnum):
 
 
 _TEXT: Final = Struct("<QQ")
+
+
+class TextRecord(NamedTuple):
+    """A text, which is the chain."""
+
+    id: int
+    chain: int
+
+
+def unpack_text(body: bytes) -> TextRecord:
+    return TextRecord._make(_TEXT.unpack_from(body))
 
 
 def pack_text(id_: int, chain: int) -> bytes:

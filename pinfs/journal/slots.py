@@ -89,6 +89,11 @@ class Slots:
         """Slots in use, those of chains included."""
         return self.words[_USED_WORD] - HEAD_SLOTS - len(self._free)
 
+    @property
+    def reserved(self) -> int:
+        """Slots that memory is reserved for, those of the first page included."""
+        return self.words[_USED_WORD]
+
     def close(self) -> None:
         self.words.release()
         self._map.close()

@@ -1,8 +1,9 @@
 """What happens to pins, in words for people, without characters that a terminal or a page would obey. Pure."""
 
+import time
 import unicodedata
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 EventJson = dict[str, Any]
 """An event of `.pinfs/events` or a pin of `.pinfs/pins`, parsed (docs/interfaces.md)."""
@@ -76,6 +77,43 @@ def in_kernel_text(removal: EventJson) -> str:
     words += [] if removal["interruptible"] else ["and cannot be interrupted"]
     mapped_by = [f"{_process(by)} ({by['pinned_bytes']} bytes pinned)" for by in removal.get("mapped_by", ())]
     return " ".join(words) + (f"; mapped by {printable(', '.join(mapped_by))}" if mapped_by else "")
+
+
+def survival_text(survives: EventJson) -> str:
+    """`survives` of `.pinfs/status`: whether the mount outlives its daemon."""
+    if why := survives.get("unavailable_because"):
+        return f"no: {printable(why)}"
+    return f"yes, kept by {survives['keeper']} (journal: {survives['records']} records)"
+
+
+def life_text(status: EventJson) -> str:
+    """`.pinfs/status` in a sentence: whether the mount outlives its daemon, and whether it has."""
+    survives = status.get("survives")
+    if survives is None:  # of an older daemon
+        return ""
+    if why := survives.get("unavailable_because"):
+        text = f"ends with its daemon: {printable(why)}"
+    else:
+        text = f"outlives its daemon (kept by {survives['keeper']})"
+    if last := status.get("last_takeover"):
+        text += f"; daemons replaced: {status['takeovers']}, the last: {takeover_text(last)}"
+    return text
+
+
+def takeover_text(last: EventJson) -> str:
+    """`last_takeover` of `.pinfs/status`: when, why, how long callers waited, what is lost."""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(last["at"]))
+    words = f"{at}, the daemon before {_ENDED.get(last['why'], last['why'])}, pause {last['pause_ms']:.0f} ms"
+    lost = lost_texts(last)
+    return f"{words}; not restored: {'; '.join(lost)}" if lost else words
+
+
+def lost_texts(last: EventJson | None) -> list[str]:
+    """What the last take-over could not restore."""
+    return [] if last is None else [printable(text) for text in last.get("not_restored", ())]
+
+
+_ENDED: Final = {"died": "died", "handed over": "has handed over", "hung": "did not answer"}
 
 
 def _process(process: EventJson) -> str:

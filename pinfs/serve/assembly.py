@@ -1,11 +1,14 @@
 """Putting the rooms together: everything of one mount but the kernel's side and the clockwork of its tasks."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pinfs.config.options import Config
 from pinfs.config.policies import PolicyBox
+from pinfs.core.owners import Owner
+from pinfs.core.removals import Orphan
 from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.fs.backing import Backing, BackingRegistry
@@ -19,9 +22,14 @@ from pinfs.fs.pins import PinVerbs
 from pinfs.fs.recorder import Recorder
 from pinfs.fs.restore import Parts
 from pinfs.fs.seal import Seal
+from pinfs.fs.streamrecords import StreamRecords
+from pinfs.fs.streamrestore import StreamParts
 from pinfs.fs.types import Timeouts
+from pinfs.journal.records import TextId
 from pinfs.runtime.descriptors import budget
 from pinfs.runtime.stats import Stats
+from pinfs.serve.counters import KeptCounters
+from pinfs.serve.history import History, Life
 from pinfs.serve.metrics import Families, Family, Gauges, families, render
 
 
@@ -38,14 +46,58 @@ class FileSystem:
     backing: Backing
     metrics: Families
     verbs: PinVerbs
+    control: Control
+    policies: PolicyBox
+    counters: KeptCounters
+    life: Life
 
     recorder: Recorder | None = None
+    streams: StreamRecords | None = None
 
     def record(self, recorder: Recorder | None) -> None:
         """From now on write down what the next daemon needs; None: no longer."""
         self.recorder = recorder
         self.inodes.recorder = self.verbs.recorder = self.verbs.handles.recorder = recorder
         self.guard.record = (lambda event: None) if recorder is None else recorder.event
+        streams = self.streams = None if recorder is None else StreamRecords(recorder)
+        self.verbs.handles.streams = self.hub.records = self.operations.directories.records = streams
+        self.counters.streams = streams
+        hears = _NobodyHears() if streams is None else streams
+        book = self.guard.book
+        book.silent.on_change = hears.silent
+        book.reservations.on_orphan, book.reservations.on_orphan_gone = hears.orphan, hears.orphan_gone
+        self.policies.on_change = self._write_policy
+
+    def _write_policy(self) -> None:
+        if self.streams is not None:
+            self.streams.text(TextId.POLICY, json.dumps(self.policies.state()).encode())
+
+    def write_texts(self) -> None:
+        """Write down the policy, the counters and the history, which change seldom."""
+        self._write_policy()
+        self.counters.write()
+        if self.streams is not None:
+            self.streams.text(TextId.HISTORY, self.life.history.to_json())
+
+    @property
+    def stream_parts(self) -> StreamParts:
+        """What a take-over restores readers of control files into."""
+        operations, book = self.operations, self.guard.book
+        return StreamParts(
+            self.control, operations.directories, operations.handles, self.hub, self.verbs, book, self.holders
+        )
+
+    def restore_texts(self, texts: Mapping[TextId, bytes], lose: Callable[[str, object], None]) -> None:
+        """The policy, the counters and the history of the daemon before. What cannot be read is told to `lose`."""
+        if TextId.HISTORY in texts:
+            self.life.history = History.from_json(texts[TextId.HISTORY])
+        restores = {TextId.POLICY: self.policies.restore, TextId.STATS: self.counters.restore}
+        for id_, restore in restores.items():
+            try:
+                if id_ in texts:
+                    restore(json.loads(texts[id_]))
+            except (ValueError, LookupError, TypeError, AttributeError) as e:
+                lose(id_.name.lower(), e)
 
     @property
     def parts(self) -> Parts:
@@ -61,6 +113,19 @@ class FileSystem:
         ):  # else closing could wait for a call that no signal ends; the process's end does it
             self.inodes.close()
         self.holders.close()
+
+
+class _NobodyHears:
+    """Stands for the records of a mount that does not outlive its daemon."""
+
+    def silent(self, owner: Owner, until: float | None) -> None:
+        pass
+
+    def orphan(self, orphan: Orphan) -> None:
+        pass
+
+    def orphan_gone(self, orphan: Orphan) -> None:
+        pass
 
 
 def assemble(
@@ -102,13 +167,18 @@ def assemble(
 
     book.files.on_empty = unpinned
 
+    life, counters = Life(), KeptCounters(stats, holders, book)
+
     def metrics() -> list[Family]:
+        counters.write()
         gauges = Gauges.of(guard, inodes, backing, holders, passthrough=not passthrough.unavailable_because)
-        return list(families(stats, book, gauges))
+        return list(families(stats, book, gauges, life))
 
     control = Control(
         Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status, guard.cuts.shown).files()
     )
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout)
     operations = Operations(inodes, backing, guard, verbs, control, timeouts)
-    return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics, verbs)
+    return FileSystem(
+        operations, guard, holders, hub, stats, inodes, backing, metrics, verbs, control, policies, counters, life
+    )

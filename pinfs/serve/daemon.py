@@ -35,9 +35,7 @@ from pinfs.config.policies import PolicyBox
 from pinfs.core.policy import PolicyError
 from pinfs.enforce.holders import raise_descriptor_limit
 from pinfs.fs.events import ReadLimit
-from pinfs.fs.pendingpins import PendingPins
 from pinfs.fs.recorder import Recorder
-from pinfs.fs.restore import Restoration, Restored
 from pinfs.fs.seallist import list_path
 from pinfs.journal.records import TAKEOVERS, TextId
 from pinfs.journal.slots import JournalFullError, Slots
@@ -45,6 +43,7 @@ from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
 from pinfs.runtime import descriptors
 from pinfs.runtime.errors import logged
 from pinfs.serve.assembly import FileSystem, assemble
+from pinfs.serve.history import takeover
 from pinfs.serve.notify import Notifier
 from pinfs.serve.scrape import MetricsPort, NoPort
 from pinfs.serve.takeover import (
@@ -55,8 +54,10 @@ from pinfs.serve.takeover import (
     Identity,
     Left,
     NoStore,
+    TakeOver,
     left_in,
     new_journal,
+    survival,
     write_text,
 )
 
@@ -97,7 +98,6 @@ async def serve(
         stack.push(daemon.on_failure)
         nursery = await stack.enter_async_context(_cancelled_at_end())
         nursery.start_soon(daemon.handle_signals, signals)
-        nursery.start_soon(scraped.run)
         await nursery.start(daemon.fs.guard.run)
         await nursery.start(daemon.fs.backing.seal.run)
         await nursery.start(daemon.fs.holders.run)
@@ -106,6 +106,10 @@ async def serve(
             async with trio.open_nursery() as serving:
                 await serving.start(transport.run)
                 if transport.usable and not daemon.lost(transport):
+                    nursery.start_soon(
+                        scraped.run
+                    )  # not before: a daemon that takes over has its counters from then on
+                    nursery.start_soon(daemon.fs.counters.run)
                     daemon.announce(nursery)
                     task_status.started()
                 else:
@@ -175,8 +179,7 @@ class Daemon:
         self.mountpoint = mountpoint
         self.store = store
         self.left = left
-        self.restored: Restored | None = None
-        self.pending: PendingPins | None = None
+        self.takeover: TakeOver | None = None
         self.ending = False
         self.passthrough = Passthrough()
         self.bridge_unavailable_because = ""
@@ -198,6 +201,7 @@ class Daemon:
         self.fs: FileSystem = assemble(
             os.dup(source_fd), config, self.policies, self.passthrough, self.status, raise_descriptor_limit()
         )
+        self.fs.life.survival = lambda: survival(self.store, self.fs.recorder)
         self.fs.backing.lower_privileges()
 
     # Its beginning
@@ -241,6 +245,7 @@ class Daemon:
             self.store.unavailable_because = f"there is no journal: {e}"
             return
         self.fs.record(self._recorder(slots))
+        self.fs.write_texts()
 
     def _recorder(self, slots: Slots) -> Recorder:
         return Recorder(slots, self.store, self.fs.inodes.device, self.fs.guard.book.files.__contains__)
@@ -300,31 +305,15 @@ class Daemon:
             self.passthrough.refuse(why)
         else:
             self.passthrough.use(self._fd)
-        fs = self.fs
         recorder = self._recorder(self.left.slots)
-        fs.record(recorder)
-        restoration = Restoration(fs.parts, recorder, self.left.found, self.left.kept)
-        restoration.inodes()
-        self._resume_seal()
-        restoration.handles()
-        restoration.pins()
-        self.pending = restoration.pending
-        if not self.pending.files:
-            fs.backing.seal.resumed()
-        restoration.unreferenced()
-        restoration.requests()
-        self.restored = restoration.restored
+        self.takeover = TakeOver(self.fs, recorder, self.left)
+        self.takeover.begin(self._resume_seal)
+        self.transport.wake_pollers(self.takeover.restored.pollers)
         self.left.slots.words[TAKEOVERS] += 1
-        counts = ", ".join(f"{what} {count}" for what, count in self.restored.counts.items())
-        log.info("taken over in %.0f ms: %s", (time.monotonic() - began) * 1e3, counts)
-        return Once(recorder, fs.operations, fs.parts, restoration.restored, restoration.pending)
-
-    async def finish_restoring(self) -> None:
-        """The rest of very many pins."""
-        if self.pending is not None and self.pending.files:
-            await self.pending.run()
-            self.fs.backing.seal.resumed()
-            log.info("all pins are restored: %d", len(self.fs.guard.book.table))
+        why, since = self.left.ended(began)
+        self.fs.life.history.add(takeover(why, since, self.takeover.restored.counts, self.takeover.restored.lost))
+        self.fs.write_texts()
+        return Once(recorder, self.fs.operations, self.fs.parts, self.takeover.restored, self.takeover.pending)
 
     async def hand_over(self) -> None:
         """Leave the mount to the next daemon. Requests that wait are sent to that one again."""
@@ -407,7 +396,8 @@ class Daemon:
         _settle_memory()
         self.manager.tell("READY=1", f"STATUS={self.status_line()}")
         nursery.start_soon(self.manager.keep_telling, self.status_line)
-        nursery.start_soon(self.finish_restoring)
+        if self.takeover is not None:
+            nursery.start_soon(self.takeover.finish)
 
     # Its state
 
@@ -434,6 +424,7 @@ class Daemon:
             "waiting": book.waiting,
             "evictions": len(self.fs.backing.evictions),
             "descriptors": descriptors.in_use(),
+            **self.fs.life.shown(),
         }
 
     def metrics_port(self) -> MetricsPort | NoPort:

@@ -17,6 +17,7 @@ from pinfs.fs.backing import Backing
 from pinfs.fs.inodes import InodeTable
 from pinfs.runtime.descriptors import in_use
 from pinfs.runtime.stats import Histogram, Stats
+from pinfs.serve.history import Life
 
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 Families = Callable[[], list[Family]]
@@ -74,7 +75,7 @@ _GAUGES = {
 }
 
 
-def families(stats: Stats, book: PinBook, gauges: Gauges) -> Iterator[Family]:
+def families(stats: Stats, book: PinBook, gauges: Gauges, life: Life) -> Iterator[Family]:
     """All that is measured, as it is now."""
     for name, text in _GAUGES.items():
         yield GaugeMetricFamily(f"pinfs_{name}", text, value=getattr(gauges, name))
@@ -93,6 +94,12 @@ def families(stats: Stats, book: PinBook, gauges: Gauges) -> Iterator[Family]:
     yield _by("limit_reached", "Limits met", ("limit",), {(k,): n for k, n in stats.limit_reached.items()})
     yield _by("requests", "Requests by path: fast, or parked", ("path",), {(k,): n for k, n in stats.requests.items()})
     yield _histogram("break_seconds", "From the notice of a break to its answer", stats.break_seconds)
+    for name, text, value in life.survival().gauges():
+        yield GaugeMetricFamily(f"pinfs_{name}", text, value=value)
+    yield _total("takeovers", "Daemons that have taken over from the one before", life.history.takeovers)
+    yield _histogram(
+        "takeover_seconds", "From the end of a daemon to the first answer of the next", life.history.pauses
+    )
 
 
 def _total(name: str, text: str, value: int) -> CounterMetricFamily:

@@ -1,19 +1,25 @@
 """A mount that outlives its daemon (SPEC 13): what is kept for the next one, and what that one begins with."""
 
 import json
+import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol
 
 from pinfs.bridge.mount import MountError
 from pinfs.bridge.negotiate import Init, Negotiated
 from pinfs.fs.recorder import Recorder
-from pinfs.fs.restore import Records
+from pinfs.fs.restore import Records, Restoration
+from pinfs.fs.streamrestore import StreamRestoration
 from pinfs.journal import records
 from pinfs.journal.records import Kind, TextId
 from pinfs.journal.slots import JournalError, Slots, new_journal_file
+from pinfs.serve.assembly import FileSystem
+from pinfs.serve.history import Survival
+
+log = logging.getLogger("pinfs.daemon")
 
 CONNECTION: Final = "fuse"
 SOURCE: Final = "source"
@@ -26,6 +32,8 @@ class DescriptorStore(Protocol):
 
     unavailable_because: str
     """Why the mount ends with its daemon; empty: it does not."""
+    keeper: str
+    """Who keeps them: pinfs, systemd."""
 
     def inherited(self) -> Mapping[str, int]:
         """What the daemon before has kept, by name; empty for the first."""
@@ -45,6 +53,8 @@ class DescriptorStore(Protocol):
 
 class NoStore:
     """The mount ends with its daemon."""
+
+    keeper = ""
 
     def __init__(self, unavailable_because: str = "the daemon is in the foreground") -> None:
         self.unavailable_because = unavailable_because
@@ -103,6 +113,13 @@ class Left:
     def source_fd(self) -> int:
         return self.kept[SOURCE]
 
+    def ended(self, began: float) -> tuple[str, float]:
+        """Why the daemon before ended, and when, in seconds of CLOCK_MONOTONIC. `began`: this one took over; a daemon
+        that died has not left the time."""
+        left_ns = self.slots.words[records.LEFT]
+        self.slots.words[records.LEFT] = 0
+        return ("handed over", left_ns / 1e9) if left_ns else ("died", began)
+
 
 def left_in(store: DescriptorStore) -> Left | None:
     """What is to be taken over; None: this is the first daemon. MountError: it cannot be taken over."""
@@ -124,6 +141,56 @@ def _json(slots: Slots, found: Records, text: TextId) -> dict[str, Any]:
     slot = found[Kind.TEXT][text]
     value: dict[str, Any] = json.loads(slots.text(slots.words[(slot << 4) + 2]))
     return value
+
+
+class TakeOver:
+    """Fills the tables of a file system with what the daemon before knew; `recorder` writes from then on.
+
+    `restored`: what was found, and what the answers to resent requests need.
+    """
+
+    def __init__(self, fs: FileSystem, recorder: Recorder, left: Left) -> None:
+        fs.record(recorder)
+        assert fs.streams is not None
+        self._fs = fs
+        self._state = Restoration(fs.parts, recorder, left.found, left.kept)
+        self.restored = self._state.restored
+        self._readers = StreamRestoration(fs.stream_parts, fs.streams, left.found, self.restored, left.kept)
+
+    def begin(self, resume_seal: Callable[[], None]) -> None:
+        """Before the first request. Some of very many pins are left for `finish`."""
+        state, readers, fs = self._state, self._readers, self._fs
+        fs.restore_texts(readers.texts(), self.restored.lose)
+        state.inodes()
+        resume_seal()
+        state.handles()
+        readers.handles()  # before the pins: readers are told of those that have ended
+        readers.book()
+        state.pins()
+        state.unreferenced()
+        state.requests()
+        self.pending = state.pending
+        if not self.pending.files:
+            self._settle()
+
+    async def finish(self) -> None:
+        """The rest of very many pins."""
+        if self.pending.files:
+            await self.pending.run()
+            self._settle()
+            log.info("all pins are restored: %d", len(self._fs.guard.book.table))
+
+    def _settle(self) -> None:
+        self._readers.settle()
+        self._fs.backing.seal.resumed()
+
+
+def survival(store: DescriptorStore, recorder: Recorder | None) -> Survival:
+    """What `.pinfs/status` says of it."""
+    if recorder is None:
+        return Survival(None, store.unavailable_because or "nothing is written down", None)
+    why = store.unavailable_because or recorder.broken_because
+    return Survival(None if store.unavailable_because else store.keeper, why, recorder.slots)
 
 
 def new_journal() -> tuple[int, Slots]:

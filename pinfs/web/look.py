@@ -16,7 +16,7 @@ from typing import Final
 
 from pinfs.client.relay import answers_poll
 from pinfs.observe.mounts import Mount
-from pinfs.observe.wording import describe, differences
+from pinfs.observe.wording import describe, differences, life_text
 from pinfs.web import picture
 from pinfs.web.picture import MAX_PINS, Json, text
 
@@ -46,9 +46,9 @@ class Look:
         """The whole picture; for a mount that does not answer, one with the key `error`."""
         shown: Json = {"v": 1, "at": time.time(), "mount": text(self._mount.point)}
         try:
-            status = {
-                key: text(value) if isinstance(value, str) else value for key, value in self._mount.status().items()
-            }
+            told = self._mount.status()
+            status = {key: text(value) if isinstance(value, str) else value for key, value in told.items()}
+            status |= {"last_takeover": None, "survives": None, "life": life_text(told)}
             state = {"status": status, "counters": self._mount.counters()}
             return shown | state | self._contents()
         except OSError as error:

@@ -146,11 +146,11 @@ class Double:
         self.lookups[st.st_ino] += 1
         return self.opened(st.st_ino, fd), Entry(st.st_ino, st)
 
-    async def read(self, fh, offset, size) -> bytes:
+    async def read(self, fh, offset, size, unique=0) -> bytes:
         self.calls["read"] += 1
         return os.pread(self.handles[fh][0], size, offset)
 
-    async def write(self, fh, offset, data, *, kill_suidgid=False) -> int:
+    async def write(self, fh, offset, data, *, kill_suidgid=False, unique=0) -> int:
         self.calls["write"] += 1
         self.calls["kill_suidgid"] += kill_suidgid
         return os.pwrite(self.handles[fh][0], data, offset)

@@ -200,7 +200,7 @@ async def test_a_write_of_a_mebibyte() -> None:
     data = os.urandom(1 << 20)
     written = []
 
-    async def write(fh, offset, data, *, kill_suidgid):
+    async def write(fh, offset, data, *, kill_suidgid, unique):
         written.append((fh, offset, bytes(data), kill_suidgid))
         return len(data)
 
@@ -216,7 +216,7 @@ async def test_a_large_read_arrives_whole() -> None:
     ops = Canned()
     data = os.urandom(1 << 20)
 
-    async def read(fh, offset, size):
+    async def read(fh, offset, size, unique):
         return data
 
     ops.read = read
@@ -265,7 +265,7 @@ async def test_a_parked_write_keeps_its_data() -> None:
     ops = Canned()
     seen = []
 
-    async def write(fh, offset, data, *, kill_suidgid):
+    async def write(fh, offset, data, *, kill_suidgid, unique):
         ops.park_in = "gate"
         await ops.gate_passed()
         seen.append(bytes(data))
@@ -728,7 +728,7 @@ async def test_a_reply_that_the_kernel_does_not_take_is_eio(by: str) -> None:
     """EINVAL, ENOMEM or EFAULT of write(2), where the caller may still wait; here it is EMSGSIZE."""
     ops = Canned()
 
-    async def read(fh, offset, size):
+    async def read(fh, offset, size, unique):
         if by == "park_in":
             await park()
         return bytes(64 << 20)
@@ -866,3 +866,11 @@ async def test_an_interrupted_request_leaves_no_cycle_behind() -> None:
             assert held[0]() is None
     finally:
         gc.enable()
+
+
+async def test_pollers_are_woken_by_the_numbers_of_their_files() -> None:
+    async with dispatching(Canned()) as (kernel, dispatcher):
+        dispatcher.wake_pollers([7, 9])
+        for kh in (7, 9):
+            message = await kernel.receive()
+            assert (message.unique, message.error, message.body) == (0, wire.NOTIFY_POLL, wire.U64.pack(kh))

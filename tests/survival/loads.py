@@ -209,13 +209,20 @@ class Data(Load):
         self.rng.choice(steps)()
         offset = self.rng.randrange(self.SIZE)
         found = os.pread(self.fd, 3 * BLOCK, offset)
-        check(found == self.bytes[offset : offset + 3 * BLOCK], "wrong bytes from", offset, self._difference(found, offset))
+        check(
+            found == self.bytes[offset : offset + 3 * BLOCK],
+            "wrong bytes from",
+            offset,
+            self._difference(found, offset),
+        )
         check(os.fstat(self.fd).st_size == len(self.bytes), "the size is", os.fstat(self.fd).st_size, len(self.bytes))
 
     def _difference(self, found: bytes, offset: int) -> str:
         wanted = self.bytes[offset : offset + 3 * BLOCK]
-        at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
-        return f"at {offset + at}: {found[at:at + 8].hex()}, wanted {wanted[at:at + 8].hex()} ({len(found)}, {len(wanted)})"
+        at = next(
+            (i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted))
+        )
+        return f"at {offset + at}: {found[at : at + 8].hex()}, wanted {wanted[at : at + 8].hex()} ({len(found)}, {len(wanted)})"
 
     def _write(self) -> None:
         offset = self.rng.randrange(self.SIZE)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import struct
 import signal
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+from support.mounts import force_umount, is_mounted, wait_mounted
 
 from pinfs.journal.records import Kind
 from pinfs.journal.slots import Slots, new_journal_file
-from support.mounts import force_umount, is_mounted, new_base, remove_tree, wait_mounted
 
 LIMIT_S = 30.0
 KEEPER = os.environ.get("KEEPER", "/tmp/kills/keeper.py")
@@ -34,7 +35,10 @@ class Surviving:
         with open(base / "keeper.log", "ab") as log:
             self.keeper = subprocess.Popen(
                 [*prefix, sys.executable, KEEPER, str(self.source), str(self.path), ",".join(options), str(base)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
                 env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
             )
         self.kills: list[float] = []
@@ -48,7 +52,9 @@ class Surviving:
 
     def run(self, *command: str, text: str = "") -> str:
         """As the user whose mount it is."""
-        done = subprocess.run([*self.as_user, *command], check=True, input=text, text=True, capture_output=True, timeout=LIMIT_S)
+        done = subprocess.run(
+            [*self.as_user, *command], check=True, input=text, text=True, capture_output=True, timeout=LIMIT_S
+        )
         return done.stdout
 
     def daemon(self) -> int:
@@ -62,7 +68,11 @@ class Surviving:
         return pid
 
     def log(self) -> str:
-        return "".join((self.base / n).read_text(errors="replace") for n in ("log", "keeper.log", "fault") if (self.base / n).exists())
+        return "".join(
+            (self.base / n).read_text(errors="replace")
+            for n in ("log", "keeper.log", "fault")
+            if (self.base / n).exists()
+        )
 
     def stop(self) -> None:
         with suppress(ProcessLookupError):
@@ -94,5 +104,7 @@ def journal_of(pid: int) -> dict[str, dict[int, bytes]]:
                 os.pwrite(copy, os.pread(file.fileno(), used * 128, 0), 0)
             slots = Slots(copy)
             os.close(copy)
-            return {Kind(kind).name: {i: slots.body(s) for i, s in found.items()} for kind, found in slots.load().items()}
+            return {
+                Kind(kind).name: {i: slots.body(s) for i, s in found.items()} for kind, found in slots.load().items()
+            }
     raise AssertionError

@@ -161,7 +161,8 @@ function policy({ values: own, rules, more: count }) {
 function footer({ status, sees_all, read }) {
   const seen = sees_all ? "" : " Holders of other users' pins are not shown, and breaks only if they last a second.";
   const part = read < status.pins ? ` Files and holders are those of the first ${number(read)} pins.` : "";
-  return [`${status.source}, served by process ${status.pid} (pinfs ${status.version}).${part}${seen}`];
+  const life = status.life ? ` The mount ${status.life}.` : "";
+  return [`${status.source}, served by process ${status.pid} (pinfs ${status.version}).${life}${part}${seen}`];
 }
 
 function notice(text) {
