@@ -7,8 +7,8 @@ of the backing's own handle, which is noted when the inode is interned (`Inode.l
 
 A handle is what a client says: it never leads where no name leads. What the backing opens by number counts only if the
 walk from the source's root, name by name as lookups go, arrives at the same inode; the path that the kernel has for it
-is a hint, and so is the name by which it was last known. For an inode without either the source has to be a whole file
-system: then all that has a name lies inside.
+is a hint, and so is the name by which it was last known, or which a search of the source finds. For an inode without
+one the source has to be a whole file system: then all that has a name lies inside.
 """
 
 import os
@@ -21,19 +21,27 @@ from zlib import crc32
 import trio
 
 from pinfs.fs.control import CONTROL_ID, Control
+from pinfs.fs.directories import SLICE
 from pinfs.fs.inodes import FOREIGN_IDS, ROOT_ID, Inode, InodeTable, stale
 from pinfs.fs.lives import settled_ctime_ns
 from pinfs.fs.nonblocking import AT_ONCE
+from pinfs.fs.search import Found, names_below
 from pinfs.fs.submounts import Submounts
 from pinfs.fs.types import Entry, make_entry
 from pinfs.linux import filehandles, mountinfo
+from pinfs.linux.filesystems import BTRFS_MAGIC
+from pinfs.linux.syscalls import file_system_magic
 from pinfs.runtime.parking import park
 
 DOTS: Final = frozenset({b".", b".."})
 MAX_REMEMBERED: Final = 100_000
-"""Inodes that were dropped, with their last names; some 300 bytes each."""
+"""Inodes that were dropped or met by a search, with their last names; some 300 bytes each."""
+SEARCH_EVERY_S: Final = 60.0
+"""A search takes a second at most, of a thread."""
 RENAMES: Final = 3
 """How often a path is read again that names were changed in meanwhile."""
+BTRFS_FIRST_FREE_OBJECTID: Final = 256
+"""The number of each subvolume's root."""
 _OPENS: Final = trio.CapacityLimiter(4)
 """Threads: the kernel may search the directories above an inode for its name, and read them from a disk."""
 
@@ -81,6 +89,9 @@ class Exports:
         """By node id, the latest last."""
         self._nameless: set[Inode] = set()
         """Found by handle; no name is known."""
+        self._searching = trio.Lock()
+        self._searched = -SEARCH_EVERY_S
+        """When the last search ended."""
         inodes.exports = self
         inodes.descriptors.by_handle = self._nameless
 
@@ -112,8 +123,11 @@ class Exports:
         self._nameless.discard(inode)
         if inode.nodeid >= FOREIGN_IDS or (parent is None and not (is_nameless and handle)):
             return
-        self._last.pop(inode.nodeid, None)
-        self._last[inode.nodeid] = _Last(handle, 0 if parent is None else parent.nodeid, inode.name)
+        self._remember(inode.nodeid, _Last(handle, 0 if parent is None else parent.nodeid, inode.name))
+
+    def _remember(self, nodeid: int, last: _Last) -> None:
+        self._last.pop(nodeid, None)
+        self._last[nodeid] = last
         if len(self._last) > MAX_REMEMBERED:
             del self._last[next(iter(self._last))]
 
@@ -166,17 +180,27 @@ class Exports:
         await park()
         fd = await trio.to_thread.run_sync(self._open_by_number, nodeid, limiter=_OPENS)
         try:
-            st = os.fstat(fd)
-            is_directory = stat.S_ISDIR(st.st_mode)
-            if (st.st_dev, st.st_ino) != (self._inodes.device, nodeid) or not st.st_nlink:
-                raise stale()
-            if is_directory or as_directory:
-                inode = self._by_path(nodeid, fd) if is_directory else None
-            else:
-                inode = self._by_path(nodeid, fd) or await self._by_last_name(nodeid, fd) or self._by_handle(st, fd)
-        finally:
+            inode = await self._inode_of(nodeid, fd, as_directory=as_directory)
+        except BaseException:
             os.close(fd)
-        if inode is None:
+            raise
+        if inode.fd < 0:
+            self._inodes.descriptors.keep(inode, fd)
+        else:
+            os.close(fd)
+        return inode
+
+    async def _inode_of(self, nodeid: int, fd: int, *, as_directory: bool) -> Inode:
+        """The inode that `fd` was opened for by its number, if it is reached from the source's root. ESTALE."""
+        st = os.fstat(fd)
+        if (st.st_dev, st.st_ino) != (self._inodes.device, nodeid) or not st.st_nlink:
+            raise stale()
+        inode = self._inodes.known(nodeid) or self._by_path(nodeid, fd)
+        if inode is None and not stat.S_ISDIR(st.st_mode) and not as_directory:
+            inode = await self._by_last_name(nodeid, fd) or self._by_handle(st, fd)
+            if inode is None and await self._search():
+                inode = await self._by_last_name(nodeid, fd)
+        if inode is None or inode.life != filehandles.handle_of(fd) or (as_directory and inode.kind != stat.S_IFDIR):
             raise stale()
         return inode
 
@@ -211,6 +235,24 @@ class Exports:
             directory = self._inodes.known(last.parent) or await self._find(last.parent, as_directory=True)
             return self._arrive(directory, last.name, nodeid, fd)
         return None
+
+    async def _search(self) -> bool:
+        """Learn the names of the source, up to the limit. False: that was done a short time ago."""
+        if self._handle_by_number is None:  # then a handle is known, and with it the last name
+            return False
+        async with self._searching:
+            if trio.current_time() < self._searched + SEARCH_EVERY_S:
+                return False
+            for number, found in enumerate(await trio.to_thread.run_sync(self._names, limiter=_OPENS)):
+                parent = ROOT_ID if found.parent == self._inodes.root.key else found.parent
+                self._remember(found.ino, _Last(None, parent, found.name))
+                if not number % SLICE:
+                    await trio.lowlevel.checkpoint()
+            self._searched = trio.current_time()
+            return True
+
+    def _names(self) -> list[Found]:
+        return list(names_below(self._directory_fd, MAX_REMEMBERED, frozenset(self._slow_names)))
 
     def _by_handle(self, st: os.stat_result, fd: int) -> Inode | None:
         """Without a name, where all of the file system lies below the source."""
@@ -265,6 +307,7 @@ class Exports:
 
 def _is_whole_file_system(directory_fd: int) -> bool:
     """Whether a directory is the root of its file system, so that all of the file system lies below."""
-    path, device = os.readlink(f"/proc/self/fd/{directory_fd}"), os.fstat(directory_fd).st_dev
-    roots = {entry.root for entry in mountinfo.mounts() if (entry.point, entry.dev) == (path, device)}
-    return roots == {"/"}
+    if file_system_magic(directory_fd) == BTRFS_MAGIC:  # or of its subvolume, which has a device of its own
+        return os.fstat(directory_fd).st_ino == BTRFS_FIRST_FREE_OBJECTID
+    mount = mountinfo.mount_of(directory_fd)
+    return mount is not None and (mount.root, mount.point) == ("/", os.readlink(f"/proc/self/fd/{directory_fd}"))
