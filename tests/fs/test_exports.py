@@ -7,19 +7,22 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from support import mounts
 from support.disks import Disks
+from trio.testing import MockClock
 
 from pinfs.config.options import load
 from pinfs.config.policies import PolicyBox
-from pinfs.fs import exports
+from pinfs.fs import exports, search
 from pinfs.fs.backing import NoPassthrough
 from pinfs.fs.exports import Exports
 from pinfs.fs.inodes import FOREIGN_IDS, ROOT_ID
-from pinfs.fs.types import SetAttr
+from pinfs.fs.search import Found
+from pinfs.fs.types import Entry, SetAttr
 from pinfs.linux import syscalls
 from pinfs.serve.assembly import assemble
 
@@ -66,7 +69,7 @@ def source(request: pytest.FixtureRequest, disks: Disks, base: Path) -> Path:
         top.mkdir()
         syscalls.mount("whole", str(top), "tmpfs", 0, "")
         request.addfinalizer(lambda: mounts.umount(top, mounts.MNT_DETACH))
-    path = top / below
+    path: Path = top / below
     path.mkdir(exist_ok=True)
     return path
 
@@ -221,10 +224,16 @@ class TestAfterARestart:
             assert await is_stale(after, wanted)
 
     @pytest.mark.parametrize("source", ["ext4/below"], indirect=True)
-    async def test_one_search_a_minute(self, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_one_search_a_minute(
+        self, source: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+    ) -> None:
         searches = []
-        names_below = exports.names_below
-        monkeypatch.setattr(exports, "names_below", lambda *args: searches.append(args) or names_below(*args))
+
+        def names_below(*args: Any) -> Iterator[Found]:
+            searches.append(args)
+            return search.names_below(*args)
+
+        monkeypatch.setattr(exports, "names_below", names_below)
         tree(source)
         (source.parent / "outside").write_text("secret")
         async with serving(source) as before:
@@ -409,9 +418,14 @@ class TestGenerations:
         bench.fs.backing.close_idle(bench.fs.inodes.get(entry.nodeid))
         seen.append(generation((await bench.ops.lookup(ROOT_ID, b"link", ME)).nodeid))
         directory = (await bench.ops.opendir(ROOT_ID, ME)).fh
-        listed = []
-        await bench.ops.readdir(directory, 0, True, lambda *entry: listed.append(entry) or True)
+
+        def add(name: bytes, offset: int, what: Entry | tuple[int, int]) -> bool:
+            seen.append(generation(what.nodeid)) if isinstance(what, Entry) else None
+            return True
+
+        await bench.ops.readdir(directory, 0, True, add)
         await bench.ops.releasedir(directory)
+        assert len(seen) == 6
         assert set(seen) == {first} != {0}
         assert generation(ROOT_ID) == 0
 

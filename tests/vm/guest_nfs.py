@@ -19,13 +19,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from guest import HERE, PUNCH_HOLE_KEEP_SIZE, Child, libc, run
+from vm.guest import HERE, PUNCH_HOLE_KEEP_SIZE, Child, libc, run
 
 SOURCE, MOUNT, DEVICE = "/src", "/mnt", "/dev/vdb"
 CLIENTS = {"4.2": "/c4", "3": "/c3"}
 BREAK_TIMEOUT_S = 6
 SIZE = 65536
 THREADS = 4
+GRACE_S = 10
 
 
 def say(what: str, **seen: object) -> None:
@@ -40,7 +41,10 @@ def set_up() -> None:
         os.makedirs(directory, exist_ok=True)
     run("mount", DEVICE, SOURCE)
     run("mount", "-t", "nfsd", "nfsd", "/proc/fs/nfsd")
+    os.makedirs("/run/rpc_pipefs")
+    run("mount", "-t", "rpc_pipefs", "sunrpc", "/run/rpc_pipefs")
     run("rpcbind", "-w")
+    run("nfsdcld")  # remembers the clients of NFS 4 for the grace period after a restart
 
 
 def serve(*options: str) -> subprocess.Popen[bytes]:
@@ -57,9 +61,8 @@ def export() -> None:
 
 
 def start_nfsd() -> None:
-    run("rpc.nfsd", "--grace-time", "10", "--lease-time", "10", str(THREADS))
-    run("rpc.mountd")
-    Path("/proc/fs/nfsd/v4_end_grace").write_text("Y")
+    export()
+    run("rpc.nfsd", "--grace-time", str(GRACE_S), "--lease-time", str(GRACE_S), str(THREADS))
 
 
 def mount_clients() -> None:
@@ -92,7 +95,7 @@ class Pinned:
         os.setxattr(fd, "user.pinfs.pin.p", value.encode())
         os.write(self._ready[1], b"x")
         os.read(self._told[0], 1)
-        os.removexattr(fd, "user.pinfs.pin.p")
+        os.getxattr(fd, "user.pinfs.release.p")  # removexattr(2) waits for the lock that a waiting truncate has
 
     def release(self) -> str:
         os.write(self._told[1], b"x")
@@ -144,6 +147,19 @@ def deny() -> None:
             say("deny", client=version, op=op, ended=ended, took_s=client.took_s,
                 kept=is_whole(pinned.fd), holder=pinned.release(),
                 afterwards=Child(partial(call, f"{point}/pinned")).wait(30))  # fmt: skip
+
+
+def errnos() -> None:
+    """Which refusals the kernel's log has a warning of (WARN_ONCE in nfserrno()): the silent ones first."""
+    for number in ("ETXTBSY", "EBUSY"):
+        Path(MOUNT, ".pinfs/policy").write_text(f'errno = "{number}"\n')
+        for version, point in CLIENTS.items():
+            file("pinned")
+            pinned = Pinned("pinned", f"0:{SIZE}")
+            ended = Child(partial(os.truncate, f"{point}/pinned", 0)).wait(60)
+            log = subprocess.run(["dmesg"], check=True, capture_output=True, text=True).stdout
+            say("errno", client=version, errno=number, ended=ended, warned="nfsd: non-standard errno" in log,
+                holder=pinned.release())  # fmt: skip
 
 
 def lease() -> None:
@@ -266,23 +282,25 @@ def main() -> None:
     daemon.wait(20)
     daemon = serve("nfs_export=on", f"break_timeout={BREAK_TIMEOUT_S}")
     say("status", **json.loads(Path(MOUNT, ".pinfs/status").read_text()))
-    export()
+    run("rpc.mountd")
     start_nfsd()
     mount_clients()
+    for point in CLIENTS.values():
+        Path(point, "other").write_text("other")  # after the server's grace period
     say("ready")
-    for part in (deny, lease, interrupt, crowd, removed_on_the_server, pins_of_clients):
+    for part in (errnos, deny, lease, interrupt, crowd, removed_on_the_server, pins_of_clients):
         part()
     forgotten(drop_caches, "forgotten")
 
     def restart() -> None:
         nonlocal daemon
+        run("rpc.nfsd", "0")
         run("exportfs", "-ua")
-        run("exportfs", "-f")
         run("umount", MOUNT)
         daemon.wait(20)
         drop_caches()
         daemon = serve("nfs_export=on", f"break_timeout={BREAK_TIMEOUT_S}")
-        export()
+        start_nfsd()
 
     forgotten(restart, "restarted")
     say("log", text=Path("/run/pinfs.log").read_text())
