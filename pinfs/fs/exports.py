@@ -11,6 +11,7 @@ is a hint, and so is the name by which it was last known, or which a search of t
 one the source has to be a whole file system: then all that has a name lies inside.
 """
 
+import math
 import os
 import secrets
 import stat
@@ -197,9 +198,10 @@ class Exports:
             raise stale()
         inode = self._inodes.known(nodeid) or self._by_path(nodeid, fd)
         if inode is None and not stat.S_ISDIR(st.st_mode) and not as_directory:
-            inode = await self._by_last_name(nodeid, fd) or self._by_handle(st, fd)
-            if inode is None and await self._search():
-                inode = await self._by_last_name(nodeid, fd)
+            inode = await self._by_last_name(nodeid, fd)
+            if inode is None:
+                await self._search()
+                inode = await self._by_last_name(nodeid, fd) or self._by_handle(st, fd)
         if inode is None or inode.life != filehandles.handle_of(fd) or (as_directory and inode.kind != stat.S_IFDIR):
             raise stale()
         return inode
@@ -236,20 +238,21 @@ class Exports:
             return self._arrive(directory, last.name, nodeid, fd)
         return None
 
-    async def _search(self) -> bool:
-        """Learn the names of the source, up to the limit. False: that was done a short time ago."""
+    async def _search(self) -> None:
+        """Learn the names of the source, up to the limit, unless that was done a short time ago."""
         if self._handle_by_number is None:  # then a handle is known, and with it the last name
-            return False
+            return
         async with self._searching:
             if trio.current_time() < self._searched + SEARCH_EVERY_S:
-                return False
-            for number, found in enumerate(await trio.to_thread.run_sync(self._names, limiter=_OPENS)):
+                return
+            names = await trio.to_thread.run_sync(self._names, limiter=_OPENS)
+            for number, found in enumerate(names):
                 parent = ROOT_ID if found.parent == self._inodes.root.key else found.parent
                 self._remember(found.ino, _Last(None, parent, found.name))
                 if not number % SLICE:
                     await trio.lowlevel.checkpoint()
-            self._searched = trio.current_time()
-            return True
+            not_all_and_not_needed = self._is_whole and len(names) == MAX_REMEMBERED
+            self._searched = math.inf if not_all_and_not_needed else trio.current_time()
 
     def _names(self) -> list[Found]:
         return list(names_below(self._directory_fd, MAX_REMEMBERED, frozenset(self._slow_names)))

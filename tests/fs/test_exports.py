@@ -208,6 +208,7 @@ class TestAfterARestart:
         async with serving(source) as after:
             assert [await find(after, wanted) for wanted in reversed(handles)] == [h[0] for h in reversed(handles)]
             assert await data_of(after, handles[2][0]) == b"data"
+            assert after.fs.inodes.path_of(handles[2][0]) == "d/e/file"
             await after.pin(handles[2][0], "p", "0:4")
             with pytest.raises(OSError) as refused:
                 await after.truncate(handles[2][0], 0)
@@ -250,8 +251,9 @@ class TestAfterARestart:
             assert len(searches) == 2
 
     @pytest.mark.parametrize("source", ["ext4"], indirect=True)
-    async def test_a_file_without_a_known_name(self, source: Path) -> None:
+    async def test_a_file_without_a_known_name(self, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where all of the file system lies below, a name is not needed to know that the file does."""
+        monkeypatch.setattr(exports, "MAX_REMEMBERED", 0)
         for n in range(40):
             (source / f"file{n}").write_text(f"data{n}")
         async with serving(source) as before:

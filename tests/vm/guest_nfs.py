@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -270,6 +271,21 @@ def pins_of_clients() -> None:
         say("remote_pin", client=version, ended=ended, pins=pins)
 
 
+def read_control(path: str) -> None:
+    """Around the client's page cache, which takes a file of size 0 for empty."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    if not os.preadv(fd, [mmap.mmap(-1, 4096)], 0):
+        raise OSError(errno.ENODATA, "read")
+
+
+def control_files() -> None:
+    for version, point in CLIENTS.items():
+        for name in ("status", "pins", "events", "trace"):
+            cached = Child(partial(os.stat, f"{point}/.pinfs/{name}")).wait(20)
+            read = Child(partial(read_control, f"{point}/.pinfs/{name}"))
+            say("control", client=version, name=name, stat=cached, ended=read.wait(20), took_s=read.took_s)
+
+
 def main() -> None:
     set_up()
     daemon = serve("nfs_export=off")
@@ -288,7 +304,7 @@ def main() -> None:
     for point in CLIENTS.values():
         Path(point, "other").write_text("other")  # after the server's grace period
     say("ready")
-    for part in (errnos, deny, lease, interrupt, crowd, removed_on_the_server, pins_of_clients):
+    for part in (errnos, deny, lease, interrupt, crowd, removed_on_the_server, pins_of_clients, control_files):
         part()
     forgotten(drop_caches, "forgotten")
 

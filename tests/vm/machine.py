@@ -14,7 +14,9 @@ from vm.image import image
 
 Seen = list[dict[str, Any]]
 BOOT_LIMIT_S = 900
-RUN = "PYTHONPATH=/host/src:/host/src/tests PYTHONDONTWRITEBYTECODE=1 python3 /host/src/tests/vm/{} > /host/seen 2> /host/errors\n"
+RUN = """export PYTHONPATH=/host/src:/host/src/tests PYTHONDONTWRITEBYTECODE=1
+python3 /host/src/tests/vm/{} > /host/seen 2> /host/errors
+"""
 APPEND = "console=ttyS0 root=/dev/vda rw init=/sbin/vm-init quiet panic=-1 mitigations=off nokaslr no_timer_check"
 
 
@@ -37,10 +39,10 @@ def boot(kernel: str, base: Path, program: str, *devices: str, machine: str = "q
     built, share = image(), _share(base / "host", program)
     command = [
         "nice", "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-M", machine, "-m", memory,
-        *devices, "-kernel", f"{built.path}/vmlinuz-{kernel}",
-        "-initrd", f"{built.path}/initrd-{kernel}", "-append", APPEND, "-drive", f"file={built.root},format=raw,if=virtio,snapshot=on",
+        "-kernel", f"{built.path}/vmlinuz-{kernel}", "-initrd", f"{built.path}/initrd-{kernel}", "-append", APPEND,
+        "-drive", f"file={built.root},format=raw,if=virtio,snapshot=on",
         "-virtfs", f"local,path={share},mount_tag=host,security_model=none,id=host",
-        "-nic", "none", "-nographic", "-no-reboot",
+        "-nic", "none", "-nographic", "-no-reboot", *devices,
     ]  # fmt: skip
     console = base / "console"
     with console.open("wb") as log:
