@@ -97,6 +97,12 @@ class TestClient:
     def test_a_handle_of_a_removed_file_never_shows_another(self, seen: Seen, client: str) -> None:
         assert one(seen, what="removed", client=client)["ended"] in ("ESTALE", "ENODATA")
 
+    def test_events_take_no_thread_of_the_server(self, seen: Seen, client: str) -> None:
+        files = {one_file["name"]: one_file for one_file in of(seen, what="control", client=client)}
+        assert sorted(files) == ["events", "pins", "status", "trace"]
+        assert (files["events"]["ended"], files["trace"]["ended"]) == ("EACCES", "EACCES")
+        assert max(one_file["took_s"] for one_file in files.values()) < PROMPT_S
+
     def test_clients_cannot_pin(self, seen: Seen, client: str) -> None:
         tried = one(seen, what="remote_pin", client=client)
         assert (tried["ended"], tried["pins"]) == ("ENOTSUP", [])
