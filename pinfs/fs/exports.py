@@ -160,11 +160,13 @@ class Exports:
                 return Entry(nodeid, self._control.stat(nodeid))
             name = b"."
         inode = self._inodes.known(nodeid) or await self._find(nodeid)
-        if name == b"..":
-            inode = self._above(inode)
-        st = self._inodes.stat(inode)
-        inode.lookups += 1
-        return make_entry((inode.nodeid, st))
+        try:
+            wanted = self._above(inode) if name == b".." else inode
+            st = self._inodes.stat(wanted)
+            wanted.lookups += 1
+        finally:
+            self._inodes.drop_if_unreferenced(inode)
+        return make_entry((wanted.nodeid, st))
 
     def _above(self, inode: Inode) -> Inode:
         """The directory that a directory lies in, also after it was moved behind pinfs."""
@@ -202,7 +204,10 @@ class Exports:
             if inode is None:
                 await self._search()
                 inode = await self._by_last_name(nodeid, fd) or self._by_handle(st, fd)
-        if inode is None or inode.life != filehandles.handle_of(fd) or (as_directory and inode.kind != stat.S_IFDIR):
+        if inode is None:
+            raise stale()
+        if inode.life != filehandles.handle_of(fd) or (as_directory and inode.kind != stat.S_IFDIR):
+            self._inodes.drop_if_unreferenced(inode)
             raise stale()
         return inode
 
@@ -287,9 +292,8 @@ class Exports:
         reached = directory
         try:
             st = self._stat(directory, name)
-            if st.st_ino == nodeid and filehandles.handle_of(self._inodes.fd(directory), name) == filehandles.handle_of(
-                fd
-            ):
+            here = filehandles.handle_of(self._inodes.fd(directory), name)
+            if st.st_ino == nodeid and here == filehandles.handle_of(fd):
                 reached = self._inodes.intern(directory, name, st)
             if reached.nodeid != nodeid:
                 raise stale()

@@ -44,9 +44,9 @@ class Inode:
 
     `lookups` is the kernel's lookup count. `children` counts the names in this directory by which inodes of the table
     are reached: it stays in the table for them. `links` holds further names (hard links), None for nearly every inode.
-    `life` tells it from another inode with its number (`life_of`). None: the daemon has a descriptor, so that there is
-    no other, or never had one, and the kernel caches neither data nor names of it. With the time of change `ctime_ns`
-    it is the same inode; with `data_ctime_ns` the pages that the kernel caches are right.
+    `life` tells it from another inode with its number (`life_of`; `Exports` notes all). None: the daemon has a
+    descriptor, so there is no other, or never had one, and the kernel caches neither data nor names of it. With the
+    time of change `ctime_ns` it is the same inode; with `data_ctime_ns` the pages that the kernel caches are right.
     """
 
     __slots__ = (
