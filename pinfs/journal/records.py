@@ -56,6 +56,9 @@ SINCE: Final = FIRST_OWN_WORD + 9
 LEFT: Final = FIRST_OWN_WORD + 10
 """When the daemon before handed over; 0: it did not, it died."""
 
+EXPORT_GENERATION: Final = FIRST_OWN_WORD + 11
+"""The generation of inodes whose node ids are of this mount only (mount option `nfs_export`)."""
+
 INLINE_NAME: Final = 56  # bytes
 
 LOOKUPS_WORD: Final = 3
