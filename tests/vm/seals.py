@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import pinfs
 from vm.machine import HERE, PAGE, Child, Held, Mount, is_quiet, run, waits
 
 PIN = "user.pinfs.pin.seal"
@@ -74,7 +75,7 @@ def deadline(mount: Mount) -> None:
     before = case.seen()
     breaker = case.truncate()
     during, beside = case.seen(), is_sealed(case.beside)
-    pinned = Child(partial(os.setxattr, case.path, f"{PIN}.late", b"4096:4096")).wait(5)
+    pinned = Child(partial(pinfs.pin, case.path, PAGE, PAGE, owner="handle")).wait(5)
     chmod = Child(partial(os.chmod, case.path, 0o640))
     longest = mount.longest_stat_s(breaker)
     ended = breaker.wait(60)
