@@ -76,14 +76,12 @@ def deadline(mount: Mount) -> None:
     breaker = case.truncate()
     during, beside = case.seen(), is_sealed(case.beside)
     pinned = Child(partial(pinfs.pin, case.path, PAGE, PAGE, owner="handle")).wait(5)
-    chmod = Child(partial(os.chmod, case.path, 0o640))
     longest = mount.longest_stat_s(breaker)
     ended = breaker.wait(60)
     after = case.seen()
     events = [event for event in _events(trace) if event["event"] == "refused"]
     mount.say("seal deadline", before=before, during=during, beside=beside, pinned=pinned, longest_stat_s=longest,
               ended=ended, took_s=breaker.took_s, after=after, why=[event["why"] for event in events],
-              chmod=chmod.wait(30), after_chmod=case.seen(), mode=os.stat(case.below).st_mode & 0o777,
               behind=Child(partial(os.truncate, case.below, LEFT)).wait(5), holder=case.held.let_go(),
               afterwards=Child(case.cut).wait(30), in_the_end=case.seen(), lifted_s=_released(case))  # fmt: skip
     os.close(trace)
@@ -108,10 +106,12 @@ def interrupt(mount: Mount) -> None:
     case = Case(mount, "interrupted.sealed")
     breaker = case.truncate()
     during = case.seen()
+    chmod = Child(partial(os.chmod, case.path, 0o640))  # it waits for the inode's lock
     os.kill(breaker.pid, signal.SIGINT)
     ended = breaker.wait(30)
     mount.until(is_quiet)
-    mount.say("seal interrupt", during=during, ended=ended, after=case.seen(), holder=case.held.let_go())
+    mount.say("seal interrupt", during=during, ended=ended, chmod=chmod.wait(30), after=case.seen(),
+              mode=os.stat(case.below).st_mode & 0o777, holder=case.held.let_go())  # fmt: skip
 
 
 def let_go(mount: Mount) -> None:
