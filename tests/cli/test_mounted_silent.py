@@ -149,10 +149,20 @@ def mute(base: Path, root: None) -> Iterator[tuple[Path, int]]:
                 force_umount(point)
 
 
+@contextmanager
+def unmounted_at_the_end(point: Path) -> Iterator[None]:
+    """So that what waits for the mount ends, also where the test fails."""
+    try:
+        yield
+    finally:
+        if is_mounted(point):
+            force_umount(point)
+
+
 def test_no_verb_hangs_on_a_daemon_that_hangs(mute: tuple[Path, int]) -> None:
     """Calls that wait for it have been taken, and cannot be killed; what the verbs left behind ends with the mount."""
     point, pid = mute
-    with subprocess.Popen(["stat", "-f", str(point)], stderr=subprocess.PIPE) as waiting:
+    with subprocess.Popen(["stat", "-f", str(point)], stderr=subprocess.PIPE) as waiting, unmounted_at_the_end(point):
         check_verbs(point, pid, "S")
         result = pinfs("umount", "--force", point / ".")
         assert (result.returncode, is_mounted(point)) == (0, False)
