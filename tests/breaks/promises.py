@@ -7,12 +7,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from support.actor import eventually
-from support.mounts import Mount, new_base, remove_tree, umount
+from support.mounts import Mount, is_mounted, new_base, remove_tree, umount
 
 from breaks import acts
 from breaks.removals import PAGES, REMOVALS, SOURCE, FileHandle, get_ready, lay_out, perform
@@ -87,7 +87,13 @@ def file_system(kind: str, base: Path) -> Iterator[Path]:
     try:
         yield disk
     finally:
+        eventually(lambda: _is_unmounted(disk))  # the kernel lets go of an io_uring a moment after its process
+
+
+def _is_unmounted(disk: Path) -> bool:
+    with suppress(OSError):
         umount(disk)
+    return not is_mounted(disk)
 
 
 def results(kind: str) -> Results:
