@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from vm.machine import (
+from vm.guest_base import (
     PAGE,
     PMEM,
     SIZE,
@@ -31,8 +31,8 @@ from vm.machine import (
     set_up,
     waits,
 )
-from vm.seals import seals
-from vm.slow import SLOW_DEVICE, resume, set_up_device, suspend
+from vm.guest_seals import seals
+from vm.guest_slow import SLOW_DEVICE, resume, set_up_device, suspend
 
 PUNCH_HOLE_KEEP_SIZE = 3
 

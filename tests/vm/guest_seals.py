@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import pinfs
-from vm.machine import HERE, PAGE, Child, Held, Mount, is_quiet, run, waits
+from vm.guest_base import HERE, PAGE, Child, Held, Mount, is_quiet, run, waits
 
 PIN = "user.pinfs.pin.seal"
 FIRST_PAGE = f"0:{PAGE},mode=deny".encode()

@@ -7,7 +7,7 @@ import fcntl
 import os
 import struct
 
-from vm.machine import run
+from vm.guest_base import run
 
 SLOW_DEVICE = "/dev/dm-0"
 _NAME = b"slow"
