@@ -18,6 +18,7 @@ from pathlib import Path
 from vm.guest_base import (
     PAGE,
     PMEM,
+    PUNCH_HOLE_KEEP_SIZE,
     SIZE,
     Child,
     Held,
@@ -33,8 +34,6 @@ from vm.guest_base import (
 )
 from vm.guest_seals import seals
 from vm.guest_slow import SLOW_DEVICE, resume, set_up_device, suspend
-
-PUNCH_HOLE_KEEP_SIZE = 3
 
 
 def punch(path: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parents[2]
 PAGE, SIZE = 4096, 65536
 BREAK_TIMEOUT_S = 8
+PUNCH_HOLE_KEEP_SIZE = 3
 PMEM = {"ext4": "/dev/pmem0", "xfs": "/dev/pmem1"}
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,6 +48,7 @@ class Child:
     def __init__(self, call: Callable[[], object]) -> None:
         self.began = time.monotonic()
         self.ended: str | None = None
+        self.took_s = float("inf")
         sys.stdout.flush()
         self.pid = os.fork()
         if not self.pid:
