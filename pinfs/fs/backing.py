@@ -11,7 +11,7 @@ from typing import Final, Protocol, TypeVar
 import trio
 
 from pinfs.fs.evictions import Evictions
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inodes import O_PATH_NOFOLLOW, Inode, InodeTable, Name
 from pinfs.fs.openfile import OpenFile
 from pinfs.fs.seal import Seal
 from pinfs.fs.types import CallerLike, os_error
@@ -213,9 +213,23 @@ class Backing:
             inode.file = None
             file.close(self._inodes.descriptors.close_fd)
 
-    def close_descriptor(self, fd: int) -> None:
-        """Close a descriptor of a backing file, perhaps its last one."""
-        self._inodes.descriptors.close_fd(fd)
+    @property
+    def close_descriptor(self) -> Callable[[int], None]:
+        """Closes a descriptor of a backing file, perhaps its last one."""
+        return self._inodes.descriptors.close_fd
+
+    def outliving_name(self, name: Name) -> AbstractContextManager[None]:
+        """Inside of it a name may go: the last close of the inode behind it happens at the end, as that of others.
+
+        An inode that nothing has open would be evicted by unlink(2) and rename(2) themselves, on the event loop.
+        """
+        if self.close_descriptor is os.close:
+            return _AS_WE_ARE
+        try:
+            fd = os.open(name[1], O_PATH_NOFOLLOW, dir_fd=self._inodes.fd(name[0]))
+        except OSError:  # what it is, the call itself will tell
+            return _AS_WE_ARE
+        return _Open(fd, self.close_descriptor)
 
     def passthrough_id(self, inode: Inode) -> int:
         """The backing id of an open inode, one for all its handles (fuse_inode_uncached_io_start()); 0: none."""
@@ -240,14 +254,9 @@ class Backing:
         """EBADF: there is no handle."""
         return _valid(inode.file.any_fd if inode.file else -1)
 
-    def to_cut(self, inode: Inode) -> int | bytes:
-        """For truncate(2): a descriptor that is open for writing, or a path."""
-        if inode.file is not None and inode.file.writer >= 0:
-            return inode.file.writer
-        return self._inodes.magic_path(inode)
-
     def writing(self, inode: Inode) -> "_Writing":
         """A descriptor to cut the file with: that of its handles, or a temporary one (truncate(2) needs no handle).
+        EAGAIN: another process has a lease on the file.
 
         Inside of it the file counts one handle more: a breaker may wait there, while the last handle closes.
         """
@@ -358,6 +367,21 @@ class _Writing:
             self._backing.close_descriptor(self._fd)
         else:
             self._backing.release(self._inode)
+
+
+class _Open:
+    """A descriptor that is closed at the end."""
+
+    __slots__ = ("_close", "_fd")
+
+    def __init__(self, fd: int, close: Callable[[int], None]) -> None:
+        self._fd = fd
+        self._close = close
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self._close(self._fd)
 
 
 class _AsCaller:

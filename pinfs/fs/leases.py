@@ -44,10 +44,10 @@ async def after_lease(act: Callable[[], T], path_fd: int, flags: int) -> T:
 
 
 def _open_and_close(waiting: list[int], access: int) -> None:
-    """open(2) that waits. What else it may fail with, `act` will tell."""
+    """open(2) that waits. What else it may fail with, `act` will tell. O_APPEND: the file may be sealed."""
     path_fd = waiting.pop()  # this thread's now: the task that waits for it may leave
     with suppress(OSError):
-        os.close(os.open(b"/proc/self/fd/%d" % path_fd, access | os.O_CLOEXEC))
+        os.close(os.open(b"/proc/self/fd/%d" % path_fd, access | os.O_APPEND | os.O_CLOEXEC))
     os.close(path_fd)
 
 

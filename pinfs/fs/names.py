@@ -27,8 +27,13 @@ class Names:
     def unlink(self, victim: Inode, directory: Inode, name: bytes) -> None:
         """unlink(2) of a name of `victim`."""
         with self._seal.lifted(victim):
-            os.unlink(name, dir_fd=self._inodes.fd(directory))
+            self.unlink_unknown(directory, name)
             self._lose(victim, directory, name)
+
+    def unlink_unknown(self, directory: Inode, name: bytes) -> None:
+        """unlink(2) of a name whose inode the table need not know."""
+        with self._backing.outliving_name((directory, name)):
+            os.unlink(name, dir_fd=self._inodes.fd(directory))
 
     def rename(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
         """renameat2(2). `moved` is the inode behind `old`, `victim` the one behind `new`; None if it is not known."""
@@ -36,7 +41,7 @@ class Names:
             self._inodes.keep_reachable(victim, *new)
         old_fd = os.dup(self._inodes.fd(old[0]))  # the next line may close the table's own
         try:
-            with self._seal.lifted(moved), self._seal.lifted(victim):
+            with self._seal.lifted(moved), self._seal.lifted(victim), self._backing.outliving_name(new):
                 syscalls.renameat2(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
         finally:
             os.close(old_fd)

@@ -146,7 +146,7 @@ class Operations:
         if self._in_kernel:
             await self._removals.until_unlocked(victim)
         if victim is None:
-            os.unlink(name, dir_fd=self._inodes.fd(directory))
+            self._names.unlink_unknown(directory, name)
         elif self._removals.takes_all(victim):
             async with self._removals.unlink(victim, (directory, name), ctx):
                 self._removals.check_still_there(victim, (directory, name))
@@ -319,12 +319,16 @@ class Operations:
         """The last reference to a handle was closed: its pins go with it (SPEC 4). EBADF: no such handle."""
         handle = self.handles.pop(fh)
         if isinstance(handle, FileHandle):
-            self._pins.handle_closed(handle)
-            while handle.inode.nodeid in self._in_kernel:  # close(2) may need the lock, and nothing waits for it here
-                with suppress(OSError):
-                    await self._removals.until_unlocked(handle.inode)
-            self._backing.release(handle.inode)
-            self._inodes.drop_if_unreferenced(handle.inode)
+            try:  # each step, whatever becomes of those before it: the number is gone, and nothing leads here again
+                self._pins.handle_closed(handle)
+                while handle.inode.nodeid in self._in_kernel:  # close(2) may need the lock, and nothing waits for it
+                    with suppress(OSError):
+                        await self._removals.until_unlocked(handle.inode)
+            finally:
+                try:
+                    self._backing.release(handle.inode)
+                finally:
+                    self._inodes.drop_if_unreferenced(handle.inode)
         elif isinstance(handle, ControlHandle):
             handle.close()
 

@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
 from typing import Final
 
@@ -16,7 +16,8 @@ from pinfs.core.ranges import END
 from pinfs.enforce.guard import Guard, RemovalCall
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FileHandle
-from pinfs.fs.inodes import Inode, InodeTable, Name, stale
+from pinfs.fs.inodes import O_PATH_NOFOLLOW, Inode, InodeTable, Name, stale
+from pinfs.fs.leases import after_lease
 from pinfs.fs.set_ids import SetIds
 from pinfs.fs.types import CallerLike, os_error
 from pinfs.linux import syscalls
@@ -66,11 +67,12 @@ class Removals:
     ) -> None:
         """truncate(2) to `size` bytes. `op` names the call in events; `nonblock`: of an open with O_NONBLOCK."""
         may_wait = self._backing.may_wait(inode)
-        if not may_wait and not self.is_guarded(inode):
+        straight = not may_wait and not self.is_guarded(inode)
+        if straight and inode.file is not None and inode.file.writer >= 0:
             with self._seal.lifted(inode), self._set_ids.keeping(inode):
-                os.truncate(self._backing.to_cut(inode), size)
+                os.ftruncate(inode.file.writer, size)
             return
-        with self._backing.writing(inode) as fd:
+        with await self._writing(inode, nonblock) as fd:
             takes = size < os.fstat(fd).st_size
             if not may_wait and (not takes or self._guard.is_free(inode.nodeid, size, END)):
                 with self._seal.lifted(inode), self._set_ids.keeping_of(fd):
@@ -89,6 +91,16 @@ class Removals:
                 nonblock=nonblock or (handle is not None and handle.nonblocking),
             )
             await self._take(inode, call, fd, cut, takes=takes, may_wait=may_wait)
+
+    async def _writing(self, inode: Inode, nonblock: bool) -> AbstractContextManager[int]:
+        """`Backing.writing`, outside the event loop while another process gives up its lease: truncate(2) waits for
+        that as open(2) does, but has no O_NONBLOCK. EAGAIN: as `after_lease`."""
+        try:
+            return self._backing.writing(inode)
+        except BlockingIOError:
+            path_fd = self._inodes.open(inode, O_PATH_NOFOLLOW)
+            flags = os.O_WRONLY | (os.O_NONBLOCK if nonblock else 0)
+            return await after_lease(partial(self._backing.writing, inode), path_fd, flags)
 
     def _ftruncate(self, size: int, fd: int) -> None:
         with self._set_ids.keeping_of(fd):
