@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Generator
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -73,6 +73,9 @@ class DirectoryHandle(Handle):
 class DirectoryReader:
     """Answers readdir. Names for which `is_hidden(nodeid of the directory, name)` holds are left out."""
 
+    with_entries = True
+    """Whether names come with their entries where the kernel asks for these: each is a look at the source."""
+
     def __init__(self, inodes: InodeTable, is_hidden: Callable[[int, bytes], bool], submounts: Submounts) -> None:
         self._inodes = inodes
         self._submounts = submounts
@@ -89,12 +92,12 @@ class DirectoryReader:
         directory = handle.inode
         names = handle.names if offset else None
         if names is None:
-            names = handle.names = self._shared(directory.nodeid, await handle.take_snapshot())
+            names = handle.names = self._shared(directory.nodeid, await self.snapshot_of(handle))
         if offset < 2 and not self._add_dots(directory, offset, add):
             return
         first = max(offset - 2, 0)
         may_hide = directory.nodeid == ROOT_ID
-        with_entries = plus and not self._submounts.may_hang(directory.nodeid)
+        with_entries = plus and self.with_entries and not self._submounts.may_hang(directory.nodeid)
         for position in range(first, min(first + SLICE, len(names))):  # the kernel asks for more
             name, ino, kind = names[position]
             if may_hide and self._is_hidden(ROOT_ID, name):
@@ -106,6 +109,10 @@ class DirectoryReader:
                     self._inodes.forget(what.nodeid, 1)
                 return
 
+    async def snapshot_of(self, handle: DirectoryHandle) -> Snapshot:
+        """All names of a directory, as they are now."""
+        return await handle.take_snapshot()
+
     def _shared(self, nodeid: int, names: Snapshot) -> Snapshot:
         if len(names) < SHARED_FROM:
             return names
@@ -116,9 +123,8 @@ class DirectoryReader:
         return names
 
     def _add_dots(self, directory: Inode, offset: int, add: Add) -> bool:
-        own = self._inodes.stat(directory).st_ino
-        parent = directory.parent
-        above = own if parent is None else self._inodes.stat(parent).st_ino
+        own = _ino(directory)
+        above = own if directory.parent is None else _ino(directory.parent)
         if offset == 0 and not add(b".", 1, (own, DT_DIR)):
             return False
         return add(b"..", 2, (above, DT_DIR))
@@ -138,6 +144,15 @@ class DirectoryReader:
             return listed[1:]
         inode.lookups += 1
         return make_entry((inode.nodeid, st))
+
+
+def _ino(inode: Inode) -> int:
+    return inode.key if isinstance(inode.key, int) else inode.key[1]
+
+
+def snapshot(fd: int) -> Snapshot:
+    """All names of a directory but the dots."""
+    return Snapshot(chain.from_iterable(_slices(fd)))
 
 
 def _slices(fd: int) -> Generator[list[Listed], None, None]:

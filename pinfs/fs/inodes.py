@@ -175,6 +175,17 @@ class InodeTable:
             self._add_name(inode, parent, name, st.st_nlink)
         return inode
 
+    def intern_found(self, name: Name, st: os.stat_result, life: bytes) -> Inode:
+        """`intern` of what a thread has found and keeps open, without a system call. `life`: its `life_of`."""
+        inode = self.find(st)
+        if inode is None:
+            inode = self._add(st)
+        elif inode.life not in (None, life) and inode.fd < 0 and inode.file is None:
+            inode = self._add_again(inode, st)
+        if inode.name != name[1] or inode.parent is not name[0]:
+            self._add_name(inode, *name, st.st_nlink)
+        return inode
+
     def intern_nameless(self, st: os.stat_result, fd: int) -> Inode:
         """The inode of an O_TMPFILE, reached by a duplicate of `fd`. EMFILE.
 
@@ -240,7 +251,7 @@ class InodeTable:
 
     def _add_again(self, old: Inode, st: os.stat_result) -> Inode:
         """The number of `old` was used again: the new inode gets its own node id, and no name leads to `old` now."""
-        for parent, name in tuple(self._names(old)):
+        for parent, name in tuple(self.names_of(old)):
             self.drop_name(old, parent, name)
         if isinstance(old.key, int):
             self._reserved_inos.add(old.key)
@@ -417,7 +428,7 @@ class InodeTable:
                 return os.open(b"/proc/self/fd/%d" % inode.fd, flags & ~os.O_NOFOLLOW | AT_ONCE)
             except OSError as e:
                 raise open_error(e) from e
-        for parent, name in self._names(inode):
+        for parent, name in self.names_of(inode):
             try:
                 fd = os.open(name, flags | os.O_NOFOLLOW | AT_ONCE, dir_fd=self.fd(parent))
             except (FileNotFoundError, NotADirectoryError):
@@ -430,7 +441,7 @@ class InodeTable:
         raise stale()
 
     @staticmethod
-    def _names(inode: Inode) -> Iterable[Name]:
+    def names_of(inode: Inode) -> Iterable[Name]:
         if inode.parent is None or inode.name is None:
             return inode.links or ()
         return ((inode.parent, inode.name), *(inode.links or ()))
@@ -460,7 +471,7 @@ class InodeTable:
         return self._stat_by_name(inode) is not None
 
     def _stat_by_name(self, inode: Inode) -> os.stat_result | None:
-        for parent, name in self._names(inode):
+        for parent, name in self.names_of(inode):
             try:
                 st = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
                 if self.key_of(st) == inode.key and (inode.life is None or self._is_same(inode, st, (parent, name))):

@@ -28,7 +28,7 @@ class Names:
         """unlink(2) of a name of `victim`."""
         with self._seal.lifted(victim):
             self.unlink_unknown(directory, name)
-            self._lose(victim, directory, name)
+            self.lose(victim, directory, name)
 
     def unlink_unknown(self, directory: Inode, name: bytes) -> None:
         """unlink(2) of a name whose inode the table need not know."""
@@ -45,16 +45,21 @@ class Names:
                 syscalls.renameat2(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
         finally:
             os.close(old_fd)
+        self.renamed(old, new, flags, moved, victim)
+
+    def renamed(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
+        """After a rename: have the table follow."""
         if victim is moved:  # neither is known, or both are names of one inode, with which rename(2) does nothing
             return
         if victim is not None and not flags & syscalls.RENAME_EXCHANGE:
-            self._lose(victim, *new)
+            self.lose(victim, *new)
         if moved is not None:
             self._inodes.move(moved, old, new)
         if victim is not None and flags & syscalls.RENAME_EXCHANGE:
             self._inodes.move(victim, new, old)
 
-    def _lose(self, inode: Inode, directory: Inode, name: bytes) -> None:
+    def lose(self, inode: Inode, directory: Inode, name: bytes) -> None:
+        """After an unlink: have the table follow."""
         self._inodes.drop_name(inode, directory, name)
         if inode.name is None:
             self._backing.close_idle(inode)

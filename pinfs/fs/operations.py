@@ -87,7 +87,7 @@ class Operations:
             directory = self._inodes.get(parent)
         if name in self._slow_names:
             await self.submounts.reach_name(directory, name)
-        return self._entry(directory, _component(name))
+        return self._entry(directory, component(name))
 
     def _entry(self, directory: Inode, name: bytes) -> Entry:
         st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
@@ -185,7 +185,7 @@ class Operations:
             self._names.rename(old, new, flags, moved, victim)
 
     def _writable_directory(self, parent: int, name: bytes) -> Inode:
-        _component(name)
+        component(name)
         directory = self._known(parent)
         if directory is None or name == CONTROL_NAME:
             if self._control.owns(parent, name):
@@ -351,6 +351,8 @@ class Operations:
         if not handle.writable:
             raise os_error(errno.EBADF)
         await self._removals.fallocate(handle, mode, offset, length, ctx)
+        if ctx.uid:  # the request does not say whether the caller may keep the bits
+            self._set_ids.drop(handle.inode)
 
     async def copy_file_range(
         self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int, ctx: CallerLike
@@ -477,7 +479,7 @@ class Operations:
                 os.removexattr(self._inodes.handle(inode), name)
 
 
-def _component(name: bytes) -> bytes:
+def component(name: bytes) -> bytes:
     """One component of a path, as the kernel sends it. EINVAL: anything else, which could lead out of the source."""
     if b"/" in name or name in (b"", b".", b".."):
         raise os_error(errno.EINVAL)

@@ -16,6 +16,7 @@ from pinfs.fs.handles import HandleTable
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.operations import Operations
 from pinfs.fs.pins import PinVerbs
+from pinfs.fs.remote import RemoteOperations
 from pinfs.fs.seal import Seal
 from pinfs.fs.types import Timeouts
 from pinfs.runtime.descriptors import budget
@@ -69,7 +70,8 @@ def assemble(
     hub.breaking_of = book.breaks.of_process
     holders.on_forgotten = hub.forget
     backing = Backing(inodes, passthrough, share, seal)
-    backing.evictions.any_may_wait = lambda: guard.cuts.left_alone > 0
+    stalls = backing.threads is not None
+    backing.evictions.any_may_wait = lambda: stalls or guard.cuts.left_alone > 0
     guard.cuts.around = lambda nodeid: seal.cutting(inodes.known(nodeid))
     verbs = PinVerbs(guard, holders, inodes, backing, HandleTable())
     guard.on_handle_event = verbs.on_handle_event
@@ -93,5 +95,6 @@ def assemble(
         Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status, guard.cuts.shown).files()
     )
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout)
-    operations = Operations(inodes, backing, guard, verbs, control, timeouts)
+    make = Operations if backing.threads is None else RemoteOperations
+    operations = make(inodes, backing, guard, verbs, control, timeouts)
     return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics)

@@ -201,7 +201,10 @@ class Daemon:
     def _start_seal(self) -> None:
         passthrough = not self.passthrough.unavailable_because
         depth = stack_depth(self._source_fd)
-        unavailable = seal_unavailable_because(self._source_fd, passthrough=passthrough, stack_depth=depth)
+        if self.fs.backing.threads is None:
+            unavailable = seal_unavailable_because(self._source_fd, passthrough=passthrough, stack_depth=depth)
+        else:  # ioctls of seals are made on the event loop
+            unavailable = "the source is served by another program or machine"
         seal = self.fs.backing.seal
         seal.start(unavailable, list_path(self._source_fd), self.source)
         log.info("seal: %s", seal.unavailable_because or "yes")
@@ -250,6 +253,7 @@ class Daemon:
             "pins": len(book.table),
             "waiting": book.waiting,
             "evictions": len(self.fs.backing.evictions),
+            "source_calls": None if self.fs.backing.threads is None else len(self.fs.backing.threads),
             "descriptors": descriptors.in_use(),
         }
 
