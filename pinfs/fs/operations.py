@@ -46,6 +46,9 @@ class Operations:
     `Removals` says.
     """
 
+    needs_entries = False
+    """Whether each name of a listing that is asked for with entries has to have one (pyfuse3 cannot do without)."""
+
     def __init__(
         self,
         inodes: InodeTable,

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pinfs.enforce.guard import Guard
 from pinfs.fs import fileflags
@@ -27,7 +27,7 @@ from pinfs.fs.backing import Backing
 from pinfs.fs.control import CONTROL_NAME, Control, ControlHandle
 from pinfs.fs.copying import Place
 from pinfs.fs.creating import Created, create_file, is_there, masked
-from pinfs.fs.directories import DirectoryHandle, DirectoryReader, Snapshot, snapshot
+from pinfs.fs.directories import Add, DirectoryHandle, DirectoryReader, Snapshot, snapshot
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle
 from pinfs.fs.inodes import ROOT_ID, Inode, InodeTable, Name
 from pinfs.fs.leases import with_patience
@@ -42,7 +42,9 @@ from pinfs.runtime.threads import Threads
 
 T = TypeVar("T")
 
-ROOT = Caller(0, 0, 0)
+ROOT: Final = Caller(0, 0, 0)
+SOME: Final = 64
+"""Names that are looked up for one request, where entries are needed."""
 
 
 class _Directories(DirectoryReader):
@@ -392,6 +394,32 @@ class RemoteOperations(Operations):
         fd = await self._reaching.call(inode, self._backing.open_directory, undo=self._close)
         fh = self.handles.add(DirectoryHandle(inode, os.O_RDONLY, fd))
         return Opened(fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
+
+    async def readdir(self, fh: int, offset: int, plus: bool, add: Add) -> None:
+        handle = self.handles.get(fh, Handle)
+        if not plus or not self.needs_entries or not isinstance(handle, DirectoryHandle):
+            await super().readdir(fh, offset, plus, add)
+            return
+        listed: list[tuple[bytes, int, Entry | tuple[int, int]]] = []
+
+        def collect(name: bytes, next_offset: int, what: Entry | tuple[int, int]) -> bool:
+            listed.append((name, next_offset, what))
+            return len(listed) < SOME
+
+        await super().readdir(fh, offset, False, collect)
+        for name, next_offset, what in listed:
+            entry = what if name in (b".", b"..") else await self._looked_up(handle.inode, name)
+            if entry is not None and not add(name, next_offset, entry):
+                if isinstance(entry, Entry):
+                    self.forget([(entry.nodeid, 1)])
+                return
+
+    async def _looked_up(self, directory: Inode, name: bytes) -> Entry | None:
+        """None: it was removed, or cannot be looked at."""
+        try:
+            return self._entry_of((directory, name), await self._reaching.look((directory, name)))
+        except OSError:
+            return None
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         handle = self.handles.get(fh, Handle)

@@ -75,7 +75,8 @@ async def open_gate_on_signal(double: Double) -> None:
             double.gate.set()
 
 
-async def main(source: str, mountpoint: str) -> None:
+async def main(*words: str) -> None:
+    source, mountpoint = words
     fd = mount.mount("stalling", mountpoint, mount.MountFlags(allow_other=True))
     double = Stalling(source)
     transport = Bridged(fd, cast(Operations, double), Requested(passthrough=False), lambda _: None, Counter())
