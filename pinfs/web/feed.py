@@ -5,8 +5,9 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
-from typing import Final, TypeVar
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from pinfs.web.look import AGE_S, AskedLook, Look
 
@@ -79,16 +80,21 @@ class Feed:
 
 async def _in_thread(call: Callable[[], T]) -> T:
     """Run `call` in a daemon thread: asyncio waits for its own threads at the end, and a mount may never answer."""
-    future: Future[T] = Future()
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
 
     def run() -> None:
         try:
-            result = call()
+            answer = partial(_unless_done, future, future.set_result, call())
         except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
+            answer = partial(_unless_done, future, future.set_exception, error)
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(answer)
 
-    future.set_running_or_notify_cancel()
     threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wrap_future(future)
+    return await future
+
+
+def _unless_done(future: asyncio.Future[T], answer: Callable[[Any], None], what: object) -> None:
+    if not future.done():  # cancelled
+        answer(what)
