@@ -321,7 +321,7 @@ class Backing:
     def may_wait(self, inode: Inode) -> bool:
         """Whether the kernel may make a call wait without limit that cuts this file (`cuts_may_wait`)."""
         key = inode.key
-        if type(key) is int:
+        if type(key) is int or self.threads is not None:
             return self._source_may_wait
         device = self._inodes.stat(inode).st_dev
         known = self._may_wait.get(device)

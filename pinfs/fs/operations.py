@@ -46,6 +46,8 @@ class Operations:
     `Removals` says.
     """
 
+    in_threads = False
+    """Whether most requests wait for threads: the dispatcher waits for these and for the kernel alike then."""
     needs_entries = False
     """Whether each name of a listing that is asked for with entries has to have one (pyfuse3 cannot do without)."""
 

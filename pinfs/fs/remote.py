@@ -9,9 +9,9 @@ against inodes before they are used. What a thread works on are views (`fs/reach
 open (`_using`). The kernel keeps calls apart that change the same directory or file, and forgets no inode while a
 request for it is under way. An interrupted call may still be done: its outcome enters the table then (`undo`).
 
-Calls that stay on the event loop, as they need no server, or come right after a thread has been answered for the same
-file: the size of a file that is pinned; the open before the flush of a dirty pin that no handle has open; statx(2) and
-device numbers of a submount that is met for the first time; what the mount itself begins with.
+Calls that stay on the event loop, right after a thread has been answered for the same file: the size of a file that is
+pinned or whose pin is moved; the open before the flush of a dirty pin that no handle has open. And all that a mount
+begins with, as there are no requests so far.
 """
 
 import errno
@@ -62,6 +62,8 @@ class _Directories(DirectoryReader):
 
 class RemoteOperations(Operations):
     """`Operations` with the calls on the source in threads. Raises OSError as those do."""
+
+    in_threads = True
 
     def __init__(
         self,
