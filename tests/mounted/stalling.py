@@ -1,5 +1,6 @@
 """A FUSE file system that answers late: stalling.py SOURCE MOUNTPOINT passes SOURCE through, but for what has a name
-that begins with `slow-OPERATION`. That operation on it waits for SIGUSR1, whatever signals its callers get."""
+that begins with `slow-OPERATION`. That operation on it waits for SIGUSR1, whatever signals its callers get. The
+file SOURCE.stalls is there as soon as one does."""
 
 from __future__ import annotations
 
@@ -40,6 +41,7 @@ class Stalling(Double):
     def __init__(self, source: str) -> None:
         super().__init__(source, timeout_s=0.0)
         self.names: dict[int, str] = {}
+        self.marker = f"{source}.stalls"
 
     def entry(self, parent: int, name: bytes) -> Any:
         entry = super().entry(parent, name)
@@ -49,6 +51,7 @@ class Stalling(Double):
     async def stall(self, operation: str, name: str) -> None:
         if name.startswith(f"slow-{operation}"):
             await park()
+            os.close(os.open(self.marker, os.O_CREAT | os.O_WRONLY))
             with trio.CancelScope(shield=True):
                 await self.gate.wait()
 
