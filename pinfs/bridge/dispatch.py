@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from pinfs.bridge import wire
+from pinfs.bridge.exporting import ExportHandlers
 from pinfs.bridge.handlers import NO_ROUTE, UNANSWERED, Handlers, Route, Work
 from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Negotiated, Requested, negotiate
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
@@ -106,7 +107,7 @@ class Dispatcher:
         self._ops = ops
         self._requested = requested
         self._on_negotiated = on_negotiated
-        self._handlers = Handlers(ops, self._to_kernel)
+        self._handlers = (ExportHandlers if requested.nfs_export else Handlers)(ops, self._to_kernel)
         self._routes = self._handlers.routes()
         self._routes[wire.INTERRUPT] = Route(self._interrupt, IN_SIZE + 8)
         if not requested.poll:

@@ -27,7 +27,8 @@ from pinfs.fs.control import (
 from pinfs.fs.events import EventHub, EventQueue, to_line
 from pinfs.fs.inodes import Inode
 from pinfs.fs.pins import PinVerbs
-from pinfs.fs.types import CallerLike
+from pinfs.fs.types import CallerLike, os_error
+from pinfs.linux.proc import is_kernel_thread
 from pinfs.runtime.stats import Stats
 
 
@@ -60,7 +61,9 @@ class EventsFile:
         self._open: Counter[int] = Counter()  # by uid
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
-        """EPERM: the daemon cannot see the process (another pid namespace). EMFILE: too many channels are open."""
+        """EPERM: the daemon cannot see the process (another pid namespace). EMFILE: too many channels are open. EACCES:
+        the caller is an NFS server."""
+        _must_be_a_program(ctx)
         process = self._holders.process_of(ctx.pid)
         if process is None:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -107,6 +110,7 @@ class TraceFile:
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
         check_read_only(flags)
+        _must_be_a_program(ctx)
         return ChannelHandle(inode, flags, self._hub.read_limit, TraceChannel(self._hub, self._hub.open_trace()))
 
 
@@ -135,6 +139,12 @@ class PinsFile:
             shown = self._verbs.shown(pin_id, uid)
             if shown is not None:
                 yield to_line(shown)
+
+
+def _must_be_a_program(caller: CallerLike) -> None:
+    """EACCES for the kernel's NFS server: a few reads of its clients would wait for events in all of its threads."""
+    if is_kernel_thread(caller.pid):
+        raise os_error(errno.EACCES)
 
 
 def _count_down(counts: Counter[int], uid: int) -> None:

@@ -16,13 +16,16 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pinfs.fs.inodefds import InodeDescriptors
 from pinfs.fs.lives import life_of, settled_ctime_ns
 from pinfs.fs.nonblocking import AT_ONCE, open_error
 from pinfs.fs.openfile import OpenFile
 from pinfs.fs.types import os_error
+
+if TYPE_CHECKING:
+    from pinfs.fs.exports import Exports
 
 ROOT_ID: Final = 1
 FOREIGN_IDS: Final = 1 << 63  # node ids of files on other devices below the source
@@ -41,9 +44,9 @@ class Inode:
 
     `lookups` is the kernel's lookup count. `children` counts the names in this directory by which inodes of the table
     are reached: it stays in the table for them. `links` holds further names (hard links), None for nearly every inode.
-    `life` tells it from another inode with its number (`life_of`). None: the daemon has a descriptor, so that there is
-    no other, or never had one, and the kernel caches neither data nor names of it. With the time of change `ctime_ns`
-    it is the same inode; with `data_ctime_ns` the pages that the kernel caches are right.
+    `life` tells it from another inode with its number (`life_of`; `Exports` notes all). None: the daemon has a
+    descriptor, so there is no other, or never had one, and the kernel caches neither data nor names of it. With the
+    time of change `ctime_ns` it is the same inode; with `data_ctime_ns` the pages that the kernel caches are right.
     """
 
     __slots__ = (
@@ -123,6 +126,7 @@ class InodeTable:
         """Called with an inode that has an open backing file, but that the kernel does not know any more."""
         self.on_dropped: Callable[[int], None] = lambda nodeid: None
         """Called with the node id of an inode that the table no longer holds."""
+        self.exports: Exports | None = None
         self.descriptors = InodeDescriptors(max_descriptors, is_pinned, self._note_life)
         self._closable = self.descriptors.closable
 
@@ -168,39 +172,32 @@ class InodeTable:
         """The inode that stat(2) found behind `name` in `parent`, new or known. Does not count as a lookup."""
         inode = self.find(st)
         if inode is None:
-            inode = self._add(st)
+            inode = self.add(st)
         elif inode.life is not None and not self._is_same(inode, st, (parent, name)):
-            inode = self._add_again(inode, st)
+            inode = self.add_again(inode, st)
         if inode.name != name or inode.parent is not parent:
-            self._add_name(inode, parent, name, st.st_nlink)
-        return inode
-
-    def intern_found(self, name: Name, st: os.stat_result, life: bytes) -> Inode:
-        """`intern` of what a thread has found and keeps open, without a system call. `life`: its `life_of`."""
-        inode = self.find(st)
-        if inode is None:
-            inode = self._add(st)
-        elif inode.life not in (None, life) and inode.fd < 0 and inode.file is None:
-            inode = self._add_again(inode, st)
-        if inode.name != name[1] or inode.parent is not name[0]:
-            self._add_name(inode, *name, st.st_nlink)
+            if self.exports is not None:
+                self.exports.named(inode, st, self.fd(parent), name)
+            self.add_name(inode, parent, name, st.st_nlink)
         return inode
 
     def intern_nameless(self, st: os.stat_result, fd: int) -> Inode:
-        """The inode of an O_TMPFILE, reached by a duplicate of `fd`. EMFILE.
+        """The inode of an O_TMPFILE (or one that was found by handle), reached by a duplicate of `fd`. EMFILE.
 
         The kernel may still know its number from a file that was removed behind pinfs.
         """
         kept_fd = os.dup(fd)
         old = self.find(st)
-        inode = self._add(st) if old is None else self._add_again(old, st)
+        inode = self.add(st) if old is None else self.add_again(old, st)
         inode.fd = kept_fd
+        if self.exports is not None:
+            self.exports.named(inode, st, fd)
         return inode
 
     def key_of(self, st: os.stat_result) -> Key:
         return st.st_ino if st.st_dev == self.device else (st.st_dev, st.st_ino)
 
-    def _add(self, st: os.stat_result) -> Inode:
+    def add(self, st: os.stat_result) -> Inode:
         key = self.key_of(st)
         nodeid = key if isinstance(key, int) and key not in self._reserved_inos else self._foreign_id(key)
         inode = self._by_id[nodeid] = Inode(nodeid, key, stat.S_IFMT(st.st_mode))
@@ -249,13 +246,13 @@ class InodeTable:
             inode.life = life_of(fd)
             inode.ctime_ns = settled_ctime_ns(os.fstat(fd))
 
-    def _add_again(self, old: Inode, st: os.stat_result) -> Inode:
+    def add_again(self, old: Inode, st: os.stat_result) -> Inode:
         """The number of `old` was used again: the new inode gets its own node id, and no name leads to `old` now."""
         for parent, name in tuple(self.names_of(old)):
             self.drop_name(old, parent, name)
         if isinstance(old.key, int):
             self._reserved_inos.add(old.key)
-        return self._add(st)
+        return self.add(st)
 
     def _foreign_id(self, key: Key) -> int:
         nodeid = self._foreign[key] = self._next_foreign
@@ -264,8 +261,8 @@ class InodeTable:
 
     # Names: each name of an inode keeps its directory in the table.
 
-    def _add_name(self, inode: Inode, parent: Inode, name: bytes, nlink: int) -> None:
-        if inode is self.root:
+    def add_name(self, inode: Inode, parent: Inode, name: bytes, nlink: int) -> None:
+        if inode is self.root or (inode.name == name and inode.parent is parent):
             return
         if inode.name is not None and nlink > 1 and inode.kind != stat.S_IFDIR:
             self._add_link(inode, parent, name)
@@ -332,7 +329,7 @@ class InodeTable:
         """The inode was renamed."""
         new[0].children += 1  # first, so that a directory that is left and entered again is not dropped between
         self.drop_name(inode, *old)
-        self._add_name(inode, *new, nlink=1 if inode.name is None else 2)
+        self.add_name(inode, *new, nlink=1 if inode.name is None else 2)
         self._leave(new[0])
 
     # Lookup counts
@@ -364,6 +361,8 @@ class InodeTable:
         """Take an inode out of the table. Returns the directories that have one child fewer now."""
         del self._by_id[inode.nodeid]
         self.on_dropped(inode.nodeid)
+        if self.exports is not None:
+            self.exports.dropped(inode)
         if self._foreign.get(inode.key) == inode.nodeid:
             del self._foreign[inode.key]
         if inode.key in self._reserved_inos and inode.key not in (ROOT_ID, self._root_ino):
@@ -438,6 +437,8 @@ class InodeTable:
             if self._is_open_as(inode, fd):
                 return fd
             os.close(fd)
+        if inode.name is None and self.exports is not None:
+            return self.exports.open(inode, flags)
         raise stale()
 
     @staticmethod
@@ -453,9 +454,11 @@ class InodeTable:
         if inode.fd >= 0:
             return os.fstat(inode.fd)
         st = self._stat_by_name(inode)
-        if st is None:
-            raise stale()
-        return st
+        if st is not None:
+            return st
+        if inode.name is None:
+            return os.fstat(self.fd(inode))
+        raise stale()
 
     def size(self, inode: Inode) -> int:
         """st_size, in bytes, of an inode that is about to be pinned, which keeps a descriptor from now on.

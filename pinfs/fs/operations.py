@@ -20,6 +20,7 @@ from pinfs.fs.backing import Backing
 from pinfs.fs.control import CONTROL_NAME, Control, ControlDirectory, ControlHandle
 from pinfs.fs.copying import Copies, Place
 from pinfs.fs.directories import Add, DirectoryHandle, DirectoryReader
+from pinfs.fs.exports import Exports
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle, Wake
 from pinfs.fs.inodes import ROOT_ID, Inode, InodeTable
 from pinfs.fs.names import Names
@@ -80,6 +81,7 @@ class Operations:
         self._opens = Opens(inodes, backing, pins.handles, self.uncached, self.attr_timeout_s)
         self._copies = Copies(backing, guard)
         self._directories = DirectoryReader(inodes, control.owns, self.submounts)
+        self.exports: Exports | None = None
 
     # Names
 
@@ -480,7 +482,7 @@ class Operations:
         else:
             if self._in_kernel:
                 await self._removals.until_unlocked(inode)
-            with self._seal.lifted(inode):
+            with self._seal.lifted(inode), self._set_ids.keeping_without(name, inode, ctx):
                 os.removexattr(self._inodes.handle(inode), name)
 
 

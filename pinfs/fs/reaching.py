@@ -80,8 +80,14 @@ class Reaching:
         )
 
     def intern(self, name: Name, found: Found) -> Inode:
-        """The inode of what `look` has found, which keeps the descriptor. Does not count as a lookup."""
-        inode = self._inodes.intern_found(name, found.st, found.life)
+        """`InodeTable.intern` of what `look` has found, without a system call. The inode keeps the descriptor."""
+        table, st = self._inodes, found.st
+        inode = table.find(st)
+        if inode is None:
+            inode = table.add(st)
+        elif inode.life not in (None, found.life) and inode.fd < 0 and inode.file is None:
+            inode = table.add_again(inode, st)
+        table.add_name(inode, *name, st.st_nlink)
         self._keep(inode, found)
         return inode
 
@@ -104,7 +110,9 @@ class Reaching:
         if inode.fd >= 0:
             found.close()
             return
-        inode.life, inode.ctime_ns = found.life, settled_ctime_ns(found.st)
+        if inode.life is None:
+            inode.life = found.life
+        inode.ctime_ns = settled_ctime_ns(found.st)
         self._inodes.descriptors.keep(inode, found.fd)
 
     async def reach(self, inode: Inode) -> None:
@@ -135,9 +143,9 @@ class Reaching:
                 self._keep(inode, found)
                 return
             found.close()
-        if inode.file is None:
+        if inode.file is None and (inode.name is not None or self._inodes.exports is None):
             raise stale()
-        self._inodes.fd(inode)  # its backing file is open: no server is asked
+        self._inodes.fd(inode)  # by its backing file, which is open: no server is asked; or by its handle
 
 
 def _view(inode: Inode) -> Inode:

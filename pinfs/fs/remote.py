@@ -474,7 +474,12 @@ class RemoteOperations(Operations):
         if name.startswith(PREFIX):
             await self._pins.remove(inode, name, ctx)
         else:
-            await self._reaching.call(inode, lambda view: os.removexattr(self._inodes.magic_path(view), name))
+
+            def call(view: Inode) -> None:
+                with self._set_ids.keeping_without(name, view, ctx):
+                    os.removexattr(self._inodes.magic_path(view), name)
+
+            await self._reaching.call(inode, call)
 
 
 def _is_written(inode: Inode) -> bool:

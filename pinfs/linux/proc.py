@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 _STATUS: Final = re.compile(rb"Name:\t(.*)\n(?:.*\n)*?Tgid:\t(\d+)\n(?:.*\n)*?Uid:\t(\d+)\t(\d+)\t(\d+)\t")
+_PF_KTHREAD: Final = 0x00200000  # linux/sched.h
 _PINNED: Final = re.compile(rb"^VmPin:\s+(\d+) kB$", re.MULTILINE)
+_GROUPS: Final = re.compile(rb"^Groups:\t((?:\d+ )*)", re.MULTILINE)
 _INNERMOST: Final = re.compile(rb"^NSpid:.*\t(\d+)$", re.MULTILINE)
 
 
@@ -61,6 +63,15 @@ def read_state(pid: int) -> tuple[str | None, int]:
     return fields[0].decode(), int(fields[11]) + int(fields[12])
 
 
+def is_kernel_thread(pid: int) -> bool:
+    """Whether a process is a thread of the kernel, such as those of its NFS server (PF_KTHREAD in field 9 of
+    proc_pid_stat(5)). False where it cannot be seen."""
+    try:
+        return bool(int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[6]) & _PF_KTHREAD)
+    except OSError:
+        return False
+
+
 def read_comm(pid: int) -> str | None:
     """The name of the program as ps shows it; None when there is no such process."""
     try:
@@ -82,6 +93,14 @@ def pinned_bytes(pid: int) -> int:
         match = _PINNED.search(_read(f"/proc/{pid}/status"))
         return 0 if match is None else int(match[1]) * 1024
     return 0
+
+
+def supplementary_groups(tid: int) -> frozenset[int]:
+    """Of a thread; empty where it cannot be seen."""
+    with contextlib.suppress(OSError):
+        match = _GROUPS.search(_read(f"/proc/{tid}/status"))
+        return frozenset() if match is None else frozenset(map(int, match[1].split()))
+    return frozenset()
 
 
 def processes() -> Iterator[int]:

@@ -17,9 +17,14 @@ STATES: Final = {"T": "stopped", "t": "traced", "D": "waits in the kernel", "Z":
 
 def daemon_pid(mount: Mount) -> int | None:
     """The number of the daemon's process; None where it is not visible: it has ended, it belongs to another user, or
-    it runs in another pid namespace."""
+    it runs in another pid namespace.
+
+    The kernel uses the number of a connection again when its mount has gone, also while a daemon hangs that served it:
+    of several processes that of this source is the one.
+    """
     connection = connection_of(mount)
-    return next((pid for pid in processes() if _serves(pid, connection, mount.source)), None)
+    serving = [pid for pid in processes() if _serves(pid, connection, mount.source)]
+    return next((pid for pid in serving if mount.source in dict(_descriptors(pid)).values()), next(iter(serving), None))
 
 
 def connection_of(mount: Mount) -> int | None:

@@ -12,6 +12,7 @@ from pinfs.fs.backing import Backing, BackingRegistry
 from pinfs.fs.control import Control
 from pinfs.fs.controlfiles import Sources
 from pinfs.fs.events import EventHub
+from pinfs.fs.exports import Exports
 from pinfs.fs.handles import HandleTable
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.operations import Operations
@@ -45,6 +46,8 @@ class FileSystem:
         ):  # else closing could wait for a call that no signal ends; the process's end does it
             self.inodes.close()
         self.holders.close()
+        if self.operations.exports is not None:
+            self.operations.exports.close()
 
 
 def assemble(
@@ -97,4 +100,6 @@ def assemble(
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout)
     make = Operations if backing.threads is None else RemoteOperations
     operations = make(inodes, backing, guard, verbs, control, timeouts)
+    if config.mount.nfs_export:
+        operations.exports = Exports(inodes, control, operations.submounts)
     return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics)

@@ -7,8 +7,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from support.actor import Actors
 
-from pinfs.linux.proc import processes, read_comm, used_paths
+from pinfs.linux.proc import is_kernel_thread, processes, read_comm, supplementary_groups, used_paths
 from pinfs.linux.syscalls import file_system_magic, is_thread_of, queue_signal, umount2
 
 
@@ -18,6 +19,13 @@ def test_processes_are_those_that_live() -> None:
         child.kill()
     assert child.pid not in set(processes())
     assert read_comm(child.pid) is None
+
+
+def test_threads_of_the_kernel_are_told_from_programs() -> None:
+    assert not is_kernel_thread(os.getpid())
+    assert not is_kernel_thread(0)
+    if read_comm(2) == "kthreadd":  # in the initial pid namespace
+        assert is_kernel_thread(2)
 
 
 def test_what_keeps_a_mount_busy(tmp_path: Path) -> None:
@@ -55,6 +63,12 @@ def test_a_signal_to_a_process_that_has_ended() -> None:
         assert not queue_signal(pidfd, signal.SIGIO, 1)
     finally:
         os.close(pidfd)
+
+
+def test_groups_of_a_process(root: None, actors: Actors) -> None:
+    assert supplementary_groups(actors.actor(uid=1000, gid=1000, groups=(7, 42000)).pid) == {7, 42000}
+    assert supplementary_groups(actors.actor(uid=1000, gid=1000).pid) == frozenset()
+    assert supplementary_groups(0) == frozenset()
 
 
 def test_file_systems_tell_their_kind() -> None:
