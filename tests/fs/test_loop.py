@@ -9,7 +9,7 @@ import inspect
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ class Watch:
 
 
 @pytest.fixture
-async def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for kind in ("calls_may_stall", "cuts_may_wait"):
         monkeypatch.setattr(backing_module, kind, lambda fd: True)
     mask = os.umask(0o022)
