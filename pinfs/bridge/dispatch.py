@@ -116,6 +116,7 @@ class Dispatcher:
         """Requests whose handlers wait for events, by their numbers."""
         self._resumable: deque[int] = deque()
         """Those of them whose events have been set."""
+        self._turn_with_tasks_ms = 0 if ops.in_threads else TURN_WITH_TASKS_MS
         self._in_turn = False
         self._woken = _Woken()
         self._poll = select.poll()
@@ -182,7 +183,7 @@ class Dispatcher:
         self._woken.yes = False
         try:
             with fast_path:
-                return self._answer_requests(TURN_WITH_TASKS_MS if self._tasks else TURN_MS)
+                return self._answer_requests(self._turn_with_tasks_ms if self._tasks else TURN_MS)
         finally:
             self._in_turn = False
 

@@ -289,7 +289,7 @@ class Handlers:
 
     def on_foreign(self, opcode: int, nodeid: int, work: Work) -> Work:
         """For requests on node ids from FOREIGN_IDS up: a file system that does not answer holds up its own only."""
-        if opcode in NEVER_WAIT or not self._ops.submounts.may_hang(nodeid):
+        if opcode in NEVER_WAIT or self._ops.in_threads or not self._ops.submounts.may_hang(nodeid):
             return work
         return self._after_answer(nodeid, work)
 

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Generator
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
@@ -86,6 +86,9 @@ class DirectoryHandle(Handle):
 class DirectoryReader:
     """Answers readdir. Names for which `is_hidden(nodeid of the directory, name)` holds are left out."""
 
+    with_entries = True
+    """Whether names come with their entries where the kernel asks for these: each is a look at the source."""
+
     def __init__(self, inodes: InodeTable, is_hidden: Callable[[int, bytes], bool], submounts: Submounts) -> None:
         self._inodes = inodes
         self._submounts = submounts
@@ -106,7 +109,7 @@ class DirectoryReader:
         names = handle.names if offset else None
         is_new = names is None
         if names is None:
-            names = handle.names = self._shared(handle.inode.nodeid, await handle.take_snapshot())
+            names = handle.names = self._shared(handle.inode.nodeid, await self.snapshot_of(handle))
             handle.was_listed_to = 0
         if offset < 2 and not self._add_dots(handle.inode, offset, add):
             given = 0
@@ -119,7 +122,7 @@ class DirectoryReader:
         """Returns how many of the names have been given by now."""
         directory = handle.inode
         may_hide = directory.nodeid == ROOT_ID
-        with_entries = plus and not self._submounts.may_hang(directory.nodeid)
+        with_entries = plus and self.with_entries and not self._submounts.may_hang(directory.nodeid)
         end = min(first + SLICE, len(names))  # the kernel asks for more
         for position in range(first, end):
             listed = names[position]
@@ -159,6 +162,10 @@ class DirectoryReader:
         if self.records is not None:
             self.records.directory_closed(handle)
 
+    async def snapshot_of(self, handle: DirectoryHandle) -> Snapshot:
+        """All names of a directory, as they are now."""
+        return await handle.take_snapshot()
+
     def _shared(self, nodeid: int, names: Snapshot) -> Snapshot:
         if len(names) < SHARED_FROM:
             return names
@@ -169,9 +176,8 @@ class DirectoryReader:
         return names
 
     def _add_dots(self, directory: Inode, offset: int, add: Add) -> bool:
-        own = self._inodes.stat(directory).st_ino
-        parent = directory.parent
-        above = own if parent is None else self._inodes.stat(parent).st_ino
+        own = _ino(directory)
+        above = own if directory.parent is None else _ino(directory.parent)
         if offset == 0 and not add(b".", 1, (own, DT_DIR)):
             return False
         return add(b"..", 2, (above, DT_DIR))
@@ -202,6 +208,15 @@ def _found(fd: int, name: bytes) -> tuple[int, int] | None:
     except OSError:
         return UNKNOWN_INO, DT_UNKNOWN
     return st.st_ino, st.st_mode >> 12
+
+
+def _ino(inode: Inode) -> int:
+    return inode.key if isinstance(inode.key, int) else inode.key[1]
+
+
+def snapshot(fd: int) -> Snapshot:
+    """All names of a directory but the dots."""
+    return Snapshot(chain.from_iterable(_slices(fd)))
 
 
 def _slices(fd: int) -> Generator[list[Listed], None, None]:

@@ -184,13 +184,13 @@ class InodeTable:
         """The inode that stat(2) found behind `name` in `parent`, new or known. Does not count as a lookup."""
         inode = self.find(st)
         if inode is None:
-            inode = self._add(st)
+            inode = self.add(st)
         elif inode.life is not None and not self._is_same(inode, st, (parent, name)):
-            inode = self._add_again(inode, st)
+            inode = self.add_again(inode, st)
         if inode.name != name or inode.parent is not parent:
             if self.exports is not None:
                 self.exports.named(inode, st, self.fd(parent), name)
-            self._add_name(inode, parent, name, st.st_nlink)
+            self.add_name(inode, parent, name, st.st_nlink)
         return inode
 
     def intern_nameless(self, st: os.stat_result, fd: int) -> Inode:
@@ -200,7 +200,7 @@ class InodeTable:
         """
         kept_fd = os.dup(fd)
         old = self.find(st)
-        inode = self._add(st) if old is None else self._add_again(old, st)
+        inode = self.add(st) if old is None else self.add_again(old, st)
         inode.fd = kept_fd
         if self.recorder is not None:
             self.recorder.inode(inode)
@@ -211,7 +211,7 @@ class InodeTable:
     def key_of(self, st: os.stat_result) -> Key:
         return st.st_ino if st.st_dev == self.device else (st.st_dev, st.st_ino)
 
-    def _add(self, st: os.stat_result) -> Inode:
+    def add(self, st: os.stat_result) -> Inode:
         key = self.key_of(st)
         nodeid = key if isinstance(key, int) and key not in self._reserved_inos else self._foreign_id(key)
         inode = self._by_id[nodeid] = Inode(nodeid, key, stat.S_IFMT(st.st_mode))
@@ -284,13 +284,13 @@ class InodeTable:
             inode.life = life_of(fd)
             inode.ctime_ns = settled_ctime_ns(os.fstat(fd))
 
-    def _add_again(self, old: Inode, st: os.stat_result) -> Inode:
+    def add_again(self, old: Inode, st: os.stat_result) -> Inode:
         """The number of `old` was used again: the new inode gets its own node id, and no name leads to `old` now."""
-        for parent, name in tuple(self._names(old)):
+        for parent, name in tuple(self.names_of(old)):
             self.drop_name(old, parent, name)
         if isinstance(old.key, int):
             self._reserved_inos.add(old.key)
-        return self._add(st)
+        return self.add(st)
 
     def _foreign_id(self, key: Key) -> int:
         nodeid = self._foreign[key] = self._next_foreign
@@ -299,8 +299,8 @@ class InodeTable:
 
     # Names: each name of an inode keeps its directory in the table.
 
-    def _add_name(self, inode: Inode, parent: Inode, name: bytes, nlink: int) -> None:
-        if inode is self.root:
+    def add_name(self, inode: Inode, parent: Inode, name: bytes, nlink: int) -> None:
+        if inode is self.root or (inode.name == name and inode.parent is parent):
             return
         if inode.name is not None and nlink > 1 and inode.kind != stat.S_IFDIR:
             self._add_link(inode, parent, name)
@@ -383,11 +383,11 @@ class InodeTable:
     def move(self, inode: Inode, old: Name, new: Name) -> None:
         """The inode was renamed."""
         if inode.name == old[1] and inode.parent is old[0]:
-            self._add_name(inode, *new, nlink=1)  # in one step, so that no record ever says that it has no name
+            self.add_name(inode, *new, nlink=1)  # in one step, so that no record ever says that it has no name
             return
         new[0].children += 1  # first, so that a directory that is left and entered again is not dropped between
         self.drop_name(inode, *old)
-        self._add_name(inode, *new, nlink=1 if inode.name is None else 2)
+        self.add_name(inode, *new, nlink=1 if inode.name is None else 2)
         self._leave(new[0])
 
     # Lookup counts
@@ -496,7 +496,7 @@ class InodeTable:
                 return os.open(b"/proc/self/fd/%d" % inode.fd, flags & ~os.O_NOFOLLOW | AT_ONCE)
             except OSError as e:
                 raise open_error(e) from e
-        for parent, name in self._names(inode):
+        for parent, name in self.names_of(inode):
             try:
                 fd = os.open(name, flags | os.O_NOFOLLOW | AT_ONCE, dir_fd=self.fd(parent))
             except (FileNotFoundError, NotADirectoryError):
@@ -511,7 +511,7 @@ class InodeTable:
         raise stale()
 
     @staticmethod
-    def _names(inode: Inode) -> Iterable[Name]:
+    def names_of(inode: Inode) -> Iterable[Name]:
         if inode.parent is None or inode.name is None:
             return inode.links or ()
         return ((inode.parent, inode.name), *(inode.links or ()))
@@ -543,7 +543,7 @@ class InodeTable:
         return self._stat_by_name(inode) is not None
 
     def _stat_by_name(self, inode: Inode) -> os.stat_result | None:
-        for parent, name in self._names(inode):
+        for parent, name in self.names_of(inode):
             try:
                 st = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
                 if self.key_of(st) == inode.key and (inode.life is None or self._is_same(inode, st, (parent, name))):

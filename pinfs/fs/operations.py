@@ -47,6 +47,11 @@ class Operations:
     `Removals` says.
     """
 
+    in_threads = False
+    """Whether most requests wait for threads: the dispatcher waits for these and for the kernel alike then."""
+    needs_entries = False
+    """Whether each name of a listing that is asked for with entries has to have one (pyfuse3 cannot do without)."""
+
     def __init__(
         self,
         inodes: InodeTable,
@@ -89,7 +94,7 @@ class Operations:
             directory = self._inodes.get(parent)
         if name in self._slow_names:
             await self.submounts.reach_name(directory, name)
-        return self._entry(directory, _component(name))
+        return self._entry(directory, component(name))
 
     def _entry(self, directory: Inode, name: bytes) -> Entry:
         st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
@@ -156,7 +161,7 @@ class Operations:
         if self._in_kernel:
             await self._removals.until_unlocked(victim)
         if victim is None:
-            os.unlink(name, dir_fd=self._inodes.fd(directory))
+            self._names.unlink_unknown(directory, name)
         elif self._removals.takes_all(victim):
             async with self._removals.unlink(victim, (directory, name), ctx):
                 self._removals.check_still_there(victim, (directory, name))
@@ -195,7 +200,7 @@ class Operations:
             self._names.rename(old, new, flags, moved, victim)
 
     def _writable_directory(self, parent: int, name: bytes) -> Inode:
-        _component(name)
+        component(name)
         directory = self._known(parent)
         if directory is None or name == CONTROL_NAME:
             if self._control.owns(parent, name):
@@ -331,12 +336,16 @@ class Operations:
         """The last reference to a handle was closed: its pins go with it (SPEC 4). EBADF: no such handle."""
         handle = self.handles.pop(fh)
         if isinstance(handle, FileHandle):
-            self._pins.handle_closed(handle)
-            while handle.inode.nodeid in self._in_kernel:  # close(2) may need the lock, and nothing waits for it here
-                with suppress(OSError):
-                    await self._removals.until_unlocked(handle.inode)
-            self._backing.release(handle.inode)
-            self._inodes.drop_if_unreferenced(handle.inode)
+            try:  # each step, whatever becomes of those before it: the number is gone, and nothing leads here again
+                self._pins.handle_closed(handle)
+                while handle.inode.nodeid in self._in_kernel:  # close(2) may need the lock, and nothing waits for it
+                    with suppress(OSError):
+                        await self._removals.until_unlocked(handle.inode)
+            finally:
+                try:
+                    self._backing.release(handle.inode)
+                finally:
+                    self._inodes.drop_if_unreferenced(handle.inode)
         elif isinstance(handle, ControlHandle):
             handle.close()
 
@@ -359,6 +368,8 @@ class Operations:
         if not handle.writable:
             raise os_error(errno.EBADF)
         await self._removals.fallocate(handle, mode, offset, length, ctx)
+        if ctx.uid:  # the request does not say whether the caller may keep the bits
+            self._set_ids.drop(handle.inode)
 
     async def copy_file_range(
         self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int, ctx: CallerLike
@@ -487,7 +498,7 @@ class Operations:
                 os.removexattr(self._inodes.handle(inode), name)
 
 
-def _component(name: bytes) -> bytes:
+def component(name: bytes) -> bytes:
     """One component of a path, as the kernel sends it. EINVAL: anything else, which could lead out of the source."""
     if b"/" in name or name in (b"", b".", b".."):
         raise os_error(errno.EINVAL)

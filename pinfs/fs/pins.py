@@ -214,13 +214,9 @@ class PinVerbs:
         """Write a device's bytes to the backing: what the kernel does when it unpins pages that it has dirtied."""
         fd = self._inodes.open(inode, os.O_RDONLY) if inode.file is None else os.dup(inode.file.any_fd)
         try:
-            if self._backing.in_memory:
-                os.fdatasync(fd)
-            else:
-                await park()
-                await trio.to_thread.run_sync(os.fdatasync, fd)
+            await self._backing.off_thread(os.fdatasync, fd)
         finally:
-            os.close(fd)
+            self._backing.close_descriptor(fd)
 
     def _listing(self, inode: Inode, ctx: CallerLike) -> bytes:
         """All pins of the file as JSON, as many as an attribute can hold (64 KiB)."""

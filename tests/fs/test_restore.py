@@ -114,7 +114,7 @@ def state(fs: FileSystem) -> dict[str, object]:
             inode.kind,
             inode.lookups,
             inode.children,
-            {(parent.nodeid, name) for parent, name in fs.inodes._names(inode)},
+            {(parent.nodeid, name) for parent, name in fs.inodes.names_of(inode)},
         )
         for inode in fs.inodes
     }
