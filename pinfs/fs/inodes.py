@@ -386,12 +386,12 @@ class InodeTable:
 
     # Lookup counts
 
-    def looked_up(self, inode: Inode) -> None:
+    def looked_up(self, inode: Inode, unique: int = 0) -> None:
         """The kernel gets one more reference, with an entry. Written down before the entry goes out: with a count that
-        is too low the kernel would have an inode that the next daemon does not know."""
+        is too low the kernel would have an inode that the next daemon does not know. `unique`: see the recorder's."""
         inode.lookups += 1
         if inode.slot and self.recorder is not None:
-            self.recorder.lookups(inode)
+            self.recorder.looked_up(inode, unique)
 
     def forget(self, nodeid: int, nlookup: int) -> None:
         """The kernel drops `nlookup` of the references that it got with entries."""

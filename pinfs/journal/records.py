@@ -55,6 +55,12 @@ SINCE: Final = FIRST_OWN_WORD + 9
 """When the mount began."""
 LEFT: Final = FIRST_OWN_WORD + 10
 """When the daemon before handed over; 0: it did not, it died."""
+COUNTED_BY: Final = FIRST_OWN_WORD + 11
+"""The number of the request that counted lookups last; its reply may not have been written."""
+COUNTED: Final = FIRST_OWN_WORD + 12
+"""How many: of each the node id and the lookup count before, from FIRST_COUNTED on."""
+FIRST_COUNTED: Final = FIRST_OWN_WORD + 13
+MAX_COUNTED: Final = 200
 
 INLINE_NAME: Final = 56  # bytes
 

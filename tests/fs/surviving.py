@@ -86,7 +86,8 @@ class Survivor(Bench):
         self.stop()
         self.slots = Slots(self.journal)
         self._make()
-        left = Left(dict(self.store.kept), self.slots, self.slots.load(), IDENTITY)
+        received = {name: os.dup(fd) for name, fd in self.store.kept.items()}  # as the keeper gives them
+        left = Left(received, self.slots, self.slots.load(), IDENTITY)
         taken = TakeOver(self.fs, self._recorder(), left)
         taken.begin(lambda: None)
         assert not taken.pending.files
