@@ -13,7 +13,7 @@ from typing import Final
 PACKAGE: Final = Path(__file__).parents[1] / "pinfs"
 PICTURE: Final = Path(__file__).parent / "images" / "rooms.svg"
 FLOORS: Final = (
-    ("core", "linux"),
+    ("core", "keeper", "linux"),
     ("interface",),
     ("client", "journal", "runtime"),
     ("config", "observe"),
@@ -30,6 +30,7 @@ means the client."""
 ROOMS: Final = {  # where each stands in the picture (column, and what it is for; the floor is its row)
     "core": (0, "pins, breaks, policy: pure"),
     "linux": (1, "system calls, /proc, mounts"),
+    "keeper": (2, "outlives the daemon"),
     "interface": (2, "the structs of pinfs.h"),
     "client": (2, "what programs import"),
     "runtime": (1, "waiting, errors, counters"),
@@ -62,7 +63,7 @@ def imported(source: str) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module == "pinfs":
             yield from (f"pinfs.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and not node.level:  # else it is of the same room
             yield str(node.module)
 
 

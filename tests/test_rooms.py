@@ -8,10 +8,12 @@ from pathlib import Path
 from types import ModuleType
 
 DOCS = Path(__file__).parents[1] / "docs"
-PLAIN = {"core", "linux", "interface", "client"}
+PLAIN = {"core", "keeper", "linux", "interface", "client"}
 """Rooms that import the standard library and pinfs only. Programs load them with `import pinfs`, all but core, which
 knows neither clock nor event loop."""
 EXCEPTIONS = {("client/trio.py", "trio")}
+ALONE = {"keeper"}
+"""Rooms that are programs of their own and load nothing of pinfs."""
 
 
 def _loaded() -> ModuleType:
@@ -50,6 +52,14 @@ def test_the_lower_rooms_need_the_standard_library_only() -> None:
         if (str(path.relative_to(rooms.PACKAGE)), module) not in EXCEPTIONS
     ]
     assert not forbidden
+
+
+def test_a_program_of_its_own_loads_nothing_of_pinfs() -> None:
+    assert not [
+        f"{path} imports {module}"
+        for path, here, module in rooms.imports()
+        if here in ALONE and module.split(".")[0] == "pinfs"
+    ]
 
 
 def test_every_room_is_on_a_floor() -> None:

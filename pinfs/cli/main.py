@@ -16,6 +16,7 @@ from pinfs.cli.verb import VerbGroup
 VERBS = {
     "mount": "pinfs.cli.mount",
     "umount": "pinfs.cli.umount",
+    "upgrade": "pinfs.cli.upgrade",
     "pin": "pinfs.cli.pin",
     "ls": "pinfs.cli.ls",
     "watch": "pinfs.cli.watch",

@@ -1,6 +1,7 @@
 """`pinfs mount`: serve a directory as a pinfs."""
 
 import errno
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ import click
 
 from pinfs.cli import logs
 from pinfs.cli.exitcodes import ExitCode
+from pinfs.cli.installation import program
 from pinfs.cli.mounts import error_of, mount_on
 from pinfs.cli.verb import Verb, fail
 from pinfs.observe.asking import NoAnswerError
@@ -15,6 +17,7 @@ from pinfs.observe.wording import printable
 
 if TYPE_CHECKING:
     from pinfs.config.options import Config
+    from pinfs.serve.kept import Kept
 
 
 @click.command(
@@ -50,8 +53,9 @@ mount -t fuse.pinfs /srv/models /mnt/models -o break_timeout=10
 @click.option("--json-log", is_flag=True, help="Log one JSON object a record.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more (log_level=debug).")
 @click.option("-q", "--quiet", is_flag=True, help="Log warnings and errors only (log_level=warning).")
+@click.option("--kept", is_flag=True, hidden=True, help="Started by a keeper: take over a mount when it is time.")
 @click.option("--fake", is_flag=True, hidden=True, help="Check everything but do not mount, as mount -f.")
-def mount(source: str, mountpoint: str, background: bool, fake: bool, **how: Any) -> None:
+def mount(source: str, mountpoint: str, fake: bool, **how: Any) -> None:
     """Mount the directory SOURCE on MOUNTPOINT, and serve it until it is unmounted.
 
     SIGTERM and SIGINT unmount, after waiting breakers have been answered. SIGHUP reads the policy again, SIGUSR1 writes
@@ -63,9 +67,11 @@ def mount(source: str, mountpoint: str, background: bool, fake: bool, **how: Any
     config = _config(how)
     if fake:
         return
-    _check_free(mountpoint)
-    _log(config.mount.log_level, background, how)
-    _serve(config, source, mountpoint, background)
+    if not how["kept"]:
+        _check_free(mountpoint)
+    target = _target(how)
+    logs.setup(target, how["log_file"], config.mount.log_level, as_json=how["json_log"])
+    _serve(config, source, mountpoint, _kept(config, source, mountpoint, target, how), how)
 
 
 def _check_free(mountpoint: str) -> None:
@@ -91,7 +97,8 @@ def _config(how: dict[str, Any]) -> "Config":
 
     levels = {"log_level=debug": how["verbose"], "log_level=warning": how["quiet"]}
     try:
-        config = load([*how["options"], *(level for level, wanted in levels.items() if wanted)], how["policy_file"])
+        options = [*how["options"], *(level for level, wanted in levels.items() if wanted)]
+        config = load(options, how["policy_file"], takes_over=how["kept"])
     except (OptionError, PolicyError) as error:
         fail(str(error), ExitCode.BAD_POLICY)
     for warning in warnings_of(how["options"]):
@@ -99,19 +106,42 @@ def _config(how: dict[str, Any]) -> "Config":
     return config
 
 
-def _log(level: str, background: bool, how: dict[str, Any]) -> None:
-    default = logs.background_target() if background else logs.Target.STDERR
-    target = logs.Target(how["target"]) if how["target"] else default
-    logs.setup(target, how["log_file"], level, as_json=how["json_log"])
+def _target(how: dict[str, Any]) -> logs.Target:
+    default = logs.background_target() if how["background"] else logs.Target.STDERR
+    return logs.Target(how["target"]) if how["target"] else default
 
 
-def _serve(config: "Config", source: str, mountpoint: str, background: bool) -> None:
+def _kept(config: "Config", source: str, mountpoint: str, target: logs.Target, how: dict[str, Any]) -> "Kept":
+    """What a keeper has to know: how it logs, and the command that serves this mount once more, from any directory."""
+    from pinfs.serve.kept import Kept
+
+    options = [word for text in how["options"] for word in ("-o", text)]
+    paths = {"--policy": config.policy_file, "--log-file": how["log_file"]}
+    options += [word for name, path in paths.items() if path for word in (name, os.path.abspath(path))]
+    options += [name for name in ("--json-log", "--verbose", "--quiet") if how[name.strip("-").replace("-", "_")]]
+    places = (os.path.abspath(source), os.path.abspath(mountpoint))
+    to_syslog = target in (logs.Target.JOURNAL, logs.Target.SYSLOG)
+    return Kept(
+        program=program(),
+        words=("mount", "--kept", "--log", target.value, *options, "--", *places),
+        mountpoint=os.path.abspath(mountpoint),
+        log=os.path.abspath(how["log_file"]) if how["log_file"] else "syslog" if to_syslog else "stderr",
+        log_level=config.mount.log_level,
+        log_json=how["json_log"],
+        max_deaths=config.mount.max_deaths,
+        spare=config.mount.spare,
+    )
+
+
+def _serve(config: "Config", source: str, mountpoint: str, kept: "Kept", how: dict[str, Any]) -> None:
     from pinfs.bridge.mount import MountError, StaleMountError
     from pinfs.serve import background as serving
 
-    serve = serving.run_in_background if background else serving.run
+    serve = serving.run_in_background if how["background"] else serving.run
+    if how["kept"]:
+        serve = serving.run_in_turn
     try:
-        serve(config, source, mountpoint)
+        serve(config, source, mountpoint, kept)
     except StaleMountError as error:
         fail(str(error), ExitCode.STALE_MOUNT)
     except MountError as error:

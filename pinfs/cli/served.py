@@ -6,14 +6,22 @@ from typing import Any
 from pinfs.cli.findings import Finding, ok, warn
 from pinfs.cli.mounts import mounts
 from pinfs.observe.asking import NoAnswerError
+from pinfs.observe.daemons import keepers, keeps_nothing
 from pinfs.observe.mounts import Mount
 from pinfs.observe.wording import life_text, lost_texts
 
 
 def check_mounts() -> Iterator[Finding]:
-    """Findings for each mount."""
+    """Findings for each mount, and one for each keeper that has none."""
     for mount in mounts():
         yield from _mount(mount)
+    for pid in keepers():
+        if keeps_nothing(pid):
+            yield warn(
+                "keeper",
+                f"pid {pid} keeps a mount that is not there: detached and still in use, or in another mount namespace",
+                f"kill {pid}, if nothing is to use that mount any more",
+            )
 
 
 def _mount(mount: Mount) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from pinfs.cli.mounts import mount_on, mounts
 from pinfs.cli.verb import Verb, fail
 from pinfs.linux.proc import read_state
 from pinfs.linux.syscalls import MNT_DETACH, MNT_FORCE, UMOUNT_NOFOLLOW, umount2
-from pinfs.observe.daemons import STATES, connection_of, daemon_pid
+from pinfs.observe.daemons import STATES, connection_of, daemon_pid, keeper_pid
 from pinfs.observe.mounts import Mount
 from pinfs.observe.wording import printable
 
@@ -68,7 +68,7 @@ def _mounted_on(path: str) -> Mount:
 
 
 def _gently(mount: Mount, end: float) -> None:
-    daemon = None
+    daemon, keeper = None, _pidfd(keeper_pid(mount))
     while True:
         try:
             pins = mount.pins()
@@ -82,8 +82,9 @@ def _gently(mount: Mount, end: float) -> None:
         if time.monotonic() >= end:
             _refuse(mount, pins)
         time.sleep(_RETRY_S)
-    if daemon is not None:
-        _ended(daemon)
+    for process in (daemon, keeper):
+        if process is not None:
+            _ended(process)
 
 
 def _unmounted(mount: Mount) -> bool:
@@ -107,19 +108,34 @@ def _refuse(mount: Mount, pins: list[dict[str, Any]]) -> None:
 def _force(mount: Mount) -> None:
     """SIGTERM lets the daemon answer waiting breakers; a mount that is left afterwards is torn down.
 
-    SIGCONT, because a stopped daemon cannot act on SIGTERM (systemd.kill(5) does the same).
+    SIGCONT, because a stopped daemon cannot act on SIGTERM (systemd.kill(5) does the same). The keeper gets SIGTERM as
+    well, so that it starts no other daemon.
     """
-    pid = daemon_pid(mount) or _pid_by_status(mount)
+    keeper = _pidfd(keeper_pid(mount))
+    pid = daemon_pid(mount) or (None if keeper is not None else _pid_by_status(mount))
     daemon = daemon_of({"pid": pid})
-    if daemon is not None:
-        with suppress(ProcessLookupError, PermissionError):
-            signal.pidfd_send_signal(daemon, signal.SIGTERM)
-            signal.pidfd_send_signal(daemon, signal.SIGCONT)
-        _ended(daemon)
+    processes = [process for process in (keeper, daemon) if process is not None]
+    for process in processes:
+        _signal(process, signal.SIGTERM)
+        _signal(process, signal.SIGCONT)
+    all(_ended(process) for process in processes[::-1])
     if mount in mounts():
         _tear_down(mount)
-        if daemon is not None and not _ended(daemon, _ABORTED_END_S):
-            _warn_of(mount, pid)
+    if keeper is not None and not _ended(keeper, _ABORTED_END_S):
+        _signal(keeper, signal.SIGKILL)
+    if daemon is not None and not _ended(daemon, _ABORTED_END_S):
+        _warn_of(mount, pid)
+
+
+def _signal(pidfd: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        signal.pidfd_send_signal(pidfd, number)
+
+
+def _pidfd(pid: int | None) -> int | None:
+    with suppress(OSError):
+        return None if pid is None else os.pidfd_open(pid)
+    return None
 
 
 def _pid_by_status(mount: Mount) -> int | None:

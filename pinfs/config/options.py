@@ -15,7 +15,7 @@ from typing import Any
 
 from pinfs.config.foreign import REFUSED, WITHOUT_EFFECT
 from pinfs.config.policies import read_policy
-from pinfs.core.policy import CHOICES, LIMITS, MAX_SECONDS, SECONDS, PolicySet, policy_from_mapping
+from pinfs.core.policy import CHOICES, LIMITS, MAX_SECONDS, SECONDS, PolicyError, PolicySet, policy_from_mapping
 
 
 class OptionError(ValueError):
@@ -52,6 +52,15 @@ class MountOptions:
     """Whether to unmount what a dead daemon left on the mount point."""
     metrics_port: int = 0
     """TCP port on loopback for Prometheus; 0: none."""
+    survive: str = "auto"
+    """Whether another daemon takes over when this one dies; auto: in the background, and under systemd with a
+    descriptor store."""
+    spare: bool = False
+    """Whether the next daemon waits ready, which makes the pause shorter and takes its memory."""
+    watchdog: float = 30.0
+    """Seconds without a turn of its loop after which the keeper kills the daemon; 0: never."""
+    max_deaths: int = 5
+    """How many deaths within a minute end the mount; 0: none do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +78,21 @@ class Config:
         return read_policy(self.policy_file, self.overrides)
 
 
-def load(options: Sequence[str], policy_file: Path | None) -> Config:
+def load(options: Sequence[str], policy_file: Path | None, *, takes_over: bool = False) -> Config:
     """Check all `-o` strings and read the policy file (`policy_file`, or else `-o policy=FILE`).
 
-    Raises OptionError, PolicyError.
+    `takes_over`: for a mount that is there already, whose policy in force comes from the daemon before. A policy file
+    that has become unusable is then no reason to fail. Raises OptionError, PolicyError.
     """
     mount, overrides, named_file = parse_options(options)
     file = policy_file or named_file
-    return Config(mount, read_policy(file, overrides), file, overrides)
+    try:
+        policies = read_policy(file, overrides)
+    except PolicyError:
+        if not takes_over:
+            raise
+        policies = read_policy(None, overrides)
+    return Config(mount, policies, file, overrides)
 
 
 def split_options(text: str) -> Iterator[str]:
@@ -121,6 +137,7 @@ _SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "noatime": {"atime": False},
     "allow_other": {"allow_other": True},
     "replace_stale": {"replace_stale": True},
+    "spare": {"spare": True},
 }
 # fstab(5), mount(8) and systemd act on these before `pinfs mount` is called; mount(8) adds noexec,nosuid,nodev for
 # `user`, and helper or uhelper for umount(8).
@@ -183,6 +200,12 @@ def _port(name: str, text: str) -> int:
     return int(text)
 
 
+def _number(name: str, text: str) -> int:
+    if not re.fullmatch(r"\d{1,6}", text, re.ASCII):
+        raise OptionError(f"{name}: must be a number from 0 to 999999, not {text!r}")
+    return int(text)
+
+
 def _text(name: str, text: str) -> str:
     if not text:
         raise OptionError(f"{name}: must not be empty")
@@ -211,4 +234,7 @@ _SETTINGS: Mapping[str, Callable[[str, str], Any]] = {
     "attr_timeout": _seconds,
     "log_level": _one_of("debug", "info", "warning", "error"),
     "metrics_port": _port,
+    "survive": _one_of("auto", "on", "off"),
+    "watchdog": _seconds,
+    "max_deaths": _number,
 }

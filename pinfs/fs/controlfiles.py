@@ -1,12 +1,13 @@
 """The files of `.pinfs`: what each shows, and to which callers (SPEC 7)."""
 
 import errno
+import json
 import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from pinfs.config.policies import PolicyBox
 from pinfs.core.owners import ProcessId
@@ -15,6 +16,7 @@ from pinfs.enforce.holders import Holders
 from pinfs.fs.control import (
     MAX_CHANNELS,
     MAX_CHANNELS_PER_USER,
+    MAX_COMMANDS_BYTES,
     MAX_LISTS_PER_USER,
     ChannelHandle,
     ControlFile,
@@ -28,8 +30,12 @@ from pinfs.fs.inodes import Inode
 from pinfs.fs.pinlist import PinList, PinLister
 from pinfs.fs.pins import PinVerbs
 from pinfs.fs.types import Caller, CallerLike
-from pinfs.journal.records import HandleRecord
+from pinfs.journal.records import HandleKind, HandleRecord
+from pinfs.linux.proc import in_our_namespaces
 from pinfs.runtime.stats import Stats
+
+MAX_WORDS: Final = 8  # of a program in `.pinfs/upgrade`
+MAX_WORD: Final = 4096  # PATH_MAX
 
 
 @dataclass(slots=True, eq=False)
@@ -181,6 +187,68 @@ class PinsFile:
         return b"" if shown is None else to_line(shown)
 
 
+class UpgradeHandle(ControlHandle):
+    """A write asks for another program to take over."""
+
+    __slots__ = ("_request",)
+    record_kind = HandleKind.TEXT
+
+    def __init__(self, inode: Inode, flags: int, request: Callable[[list[str]], None]) -> None:
+        super().__init__(inode, flags)
+        self._request = request
+
+    async def write(self, offset: int, data: bytes, unique: int = 0) -> int:
+        """EFBIG: beyond 64 KiB. EINVAL: not a command."""
+        if len(data) > MAX_COMMANDS_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        self._request(_program(data))
+        return len(data)
+
+
+def _program(data: bytes) -> list[str]:
+    try:
+        words = json.loads(data)["program"]
+    except (ValueError, TypeError, KeyError):
+        words = None
+    if not isinstance(words, list) or not 1 <= len(words) <= MAX_WORDS or not all(map(_is_word, words)):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    if not words[0].startswith("/"):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return words
+
+
+def _is_word(word: object) -> bool:
+    return isinstance(word, str) and 0 < len(word) <= MAX_WORD and "\0" not in word
+
+
+class UpgradeFile:
+    """`.pinfs/upgrade`: `{"program": [...]}` is the command of the `pinfs` that is to take over the mount.
+
+    The daemon runs that program with its own rights, so the writer has to be one that could do the same without pinfs:
+    its user, or root, and that of the daemon's own namespaces. Root of a container that the mount is bound into is not.
+    """
+
+    mode = 0o200
+
+    def __init__(self) -> None:
+        self.request: Callable[[list[str]], None] | None = None
+        """What the daemon does about it; None: nothing can take over this mount."""
+
+    def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
+        """EACCES: for reading, or by another user. EPERM: from another namespace. EOPNOTSUPP: survive=off."""
+        if flags & os.O_ACCMODE != os.O_WRONLY or ctx.uid not in (0, os.geteuid()):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        if self.request is None:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        if not in_our_namespaces(ctx.pid):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        return UpgradeHandle(inode, flags, self.request)
+
+    def restore(self, inode: Inode, record: HandleRecord, recorded: bytes) -> ControlHandle:
+        assert self.request is not None  # else there would have been no take-over
+        return UpgradeHandle(inode, record.flags, self.request)
+
+
 def _count_down(counts: Counter[int], uid: int) -> None:
     counts[uid] -= 1
     if not counts[uid]:
@@ -200,6 +268,7 @@ class Sources:
     status: Callable[[], dict[str, Any]]
     in_kernel: Callable[[int], list[dict[str, Any]]]
     """Removals under way there, as a uid may see them."""
+    upgrade: UpgradeFile
 
     def files(self) -> dict[bytes, ControlFile]:
         """The directory's files by name, in the order in which they are listed."""
@@ -211,6 +280,7 @@ class Sources:
             b"policy.error": TextFile(0o444, lambda ctx: self.policies.last_error.encode(errors="surrogateescape")),
             b"metrics": TextFile(0o444, lambda ctx: self.metrics()),
             b"status": TextFile(0o444, self._status),
+            b"upgrade": self.upgrade,
         }
 
     def _status(self, ctx: CallerLike) -> bytes:

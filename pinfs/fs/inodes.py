@@ -23,6 +23,8 @@ from pinfs.fs.lives import LIVED_BEFORE, life_of, settled_ctime_ns, was_born_aft
 from pinfs.fs.nonblocking import AT_ONCE, open_error
 from pinfs.fs.openfile import OpenFile
 from pinfs.fs.types import os_error
+from pinfs.linux.filesystems import IN_MEMORY, ON_DISK
+from pinfs.linux.syscalls import file_system_magic
 
 if TYPE_CHECKING:
     from pinfs.fs.recorder import Recorder
@@ -112,6 +114,7 @@ class InodeTable:
         self.root.fd = root_fd
         self.root.lookups = 1  # of the kernel, which never forgets the root
         self._root_ino = st.st_ino
+        self._has_our_clock = file_system_magic(root_fd) in IN_MEMORY | ON_DISK
         self._is_pinned = is_pinned
         self.sealed: Container[int] = ()
         """Node ids of files whose seals are to be lifted: they stay in the table."""
@@ -252,13 +255,19 @@ class InodeTable:
         if inode.life is None or inode.ctime_ns == st.st_ctime_ns:
             return True
         if inode.life is LIVED_BEFORE:
-            if was_born_after(fd, self.taken_over_ns):
+            if was_born_after(fd, self._last_seen_ns(inode)):
                 return False
             inode.life = life_of(fd)
         elif life_of(fd) != inode.life:
             return False
         inode.ctime_ns = settled_ctime_ns(st)
         return True
+
+    def _last_seen_ns(self, inode: Inode) -> int:
+        """When the daemon before knew it. Other machines have clocks of their own: there, when it was taken over."""
+        if self.recorder is None or not inode.slot or not self._has_our_clock:
+            return self.taken_over_ns
+        return self.recorder.seen_ns(inode)
 
     def prepare_close(self, inode: Inode, *, may_be_cached: bool) -> None:
         """Before the backing file of an inode is closed: keep a descriptor of it, or else note its life.

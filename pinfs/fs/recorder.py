@@ -133,9 +133,14 @@ class Recorder:
         size = len(name)
         chain = self.put_text(name) if size > INLINE_NAME else 0
         body = pack_inode(
-            inode.nodeid, chain, inode.lookups, parent_id, ino, device, backing_id, inode.kind >> 12, 0, size, name
-        )
+            inode.nodeid, chain, inode.lookups, parent_id, ino, device, backing_id, time.time_ns(),
+            inode.kind >> 12, 0, size, name,
+        )  # fmt: skip
         inode.slot = self.put(Kind.INODE, body, inode.slot)
+
+    def seen_ns(self, inode: Inode) -> int:
+        """When a daemon last knew it to be what has its number, since the epoch."""
+        return self.slots.words[(inode.slot << WORD_BITS) + records.SEEN_WORD]
 
     def lookups(self, inode: Inode) -> None:
         """The kernel's lookup count has changed."""

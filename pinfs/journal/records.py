@@ -62,20 +62,22 @@ COUNTED: Final = FIRST_OWN_WORD + 12
 FIRST_COUNTED: Final = FIRST_OWN_WORD + 13
 MAX_COUNTED: Final = 200
 
-INLINE_NAME: Final = 56  # bytes
+INLINE_NAME: Final = 48  # bytes
 
 LOOKUPS_WORD: Final = 3
 PARENT_WORD: Final = 4
 """0: the inode has no name (any more)."""
 BACKING_ID_WORD: Final = 7
-_INODE: Final = Struct("<QQQQQQQBBH4x56s")
+SEEN_WORD: Final = 8
+_INODE: Final = Struct("<QQQQQQQQBBH4x48s")
 
 
 class InodeRecord(NamedTuple):
     """An inode that the kernel, a handle or a pin refers to, or a directory that leads to one.
 
     `device`, `ino`: st_dev and st_ino. `kind`: S_IFMT >> 12. `name`: in `parent`; empty: it has none. A name that is
-    longer than INLINE_NAME lies in the chain. `backing_id`: registered with the kernel, 0: none.
+    longer than INLINE_NAME lies in the chain. `backing_id`: registered with the kernel, 0: none. `seen_ns`: when the
+    daemon knew it to be this one, by CLOCK_REALTIME; an inode that was born later has got its number.
     """
 
     nodeid: int
@@ -85,6 +87,7 @@ class InodeRecord(NamedTuple):
     ino: int
     device: int
     backing_id: int
+    seen_ns: int
     kind: int
     flags: int
     name_size: int

@@ -117,6 +117,21 @@ def pid_namespace(tid: int | str) -> int | None:
         return None
 
 
+def in_our_namespaces(tid: int) -> bool:
+    """Whether a thread sees the same mounts, processes and users as this process, and has the same root directory.
+    False also where that cannot be seen. Looks at links only: a root may lie on a mount that waits for this process."""
+    names = ("ns/mnt", "ns/pid", "ns/user", "root")
+    theirs, ours = ([_link(f"/proc/{process}/{name}") for name in names] for process in (tid, "self"))
+    return theirs == ours and None not in ours
+
+
+def _link(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
 def find_in_namespace(pid: int, namespace: int) -> int:
     """This namespace's number of the process that is `pid` in `namespace`, a pid namespace below; 0: there is none.
 

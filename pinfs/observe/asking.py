@@ -151,6 +151,8 @@ class _Silence:
         if self._pid is None:
             self._pid = daemon_pid(self._mount)
         state, ticks = read_state(self._pid) if self._pid else (None, 0)
+        if state is None or state == "Z":
+            self._pid = daemon_pid(self._mount)  # another one may have taken over
         now = time.monotonic()
         if ticks != self._ticks:
             self._ticks, self._active = ticks, now

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from pinfs.linux import mountinfo
-from pinfs.linux.proc import processes
+from pinfs.linux.proc import processes, read_comm
 from pinfs.observe.mounts import Mount
 
 _DEVICE: Final = "/dev/fuse"
@@ -15,17 +15,45 @@ STATES: Final = {"T": "stopped", "t": "traced", "D": "waits in the kernel", "Z":
 """proc_pid_stat(5)."""
 
 
+KEEPER: Final = "pinfs-keeper"
+"""The name of a keeper's process, as ps shows it (pinfs/keeper/keeping.py)."""
+_HOLDERS: Final = frozenset({KEEPER, "systemd"})
+"""Processes that hold connections and do not serve them."""
+
+
 def daemon_pid(mount: Mount) -> int | None:
     """The number of the daemon's process; None where it is not visible: it has ended, it belongs to another user, or
     it runs in another pid namespace."""
     connection = connection_of(mount)
-    return next((pid for pid in processes() if _serves(pid, connection, mount.source)), None)
+    serving = (pid for pid in processes() if _serves(pid, connection, mount.source))
+    return next((pid for pid in serving if read_comm(pid) not in _HOLDERS), None)
+
+
+def keeper_pid(mount: Mount) -> int | None:
+    """The number of the mount's keeper; None: it has none, or none that is visible (as for `daemon_pid`)."""
+    connection = connection_of(mount)
+    return next((pid for pid in keepers() if _serves(pid, connection, mount.source)), None)
+
+
+def keepers() -> Iterator[int]:
+    """All keepers that are visible here."""
+    return (pid for pid in processes() if read_comm(pid) == KEEPER)
+
+
+def keeps_nothing(pid: int) -> bool:
+    """Whether a keeper's mount is not mounted any more. False where that cannot be seen."""
+    held = {number for name, link in _descriptors(pid) if link == _DEVICE for number in _connections(pid, name)}
+    return bool(held) and not held & {_connection(entry.dev) for entry in mountinfo.mounts()}
 
 
 def connection_of(mount: Mount) -> int | None:
     """The number of the mount's connection, as in /sys/fs/fuse/connections; None: this mount is no more."""
     there = [entry.dev for entry in mountinfo.mounts() if entry.point == mount.point]
-    return os.major(there[-1]) << 20 | os.minor(there[-1]) if there else None
+    return _connection(there[-1]) if there else None
+
+
+def _connection(device: int) -> int:
+    return os.major(device) << 20 | os.minor(device)
 
 
 def _serves(pid: int, connection: int | None, source: str) -> bool:

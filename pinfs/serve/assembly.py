@@ -13,7 +13,7 @@ from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.fs.backing import Backing, BackingRegistry
 from pinfs.fs.control import Control
-from pinfs.fs.controlfiles import Sources
+from pinfs.fs.controlfiles import Sources, UpgradeFile
 from pinfs.fs.events import EventHub
 from pinfs.fs.handles import HandleTable
 from pinfs.fs.inodes import InodeTable
@@ -50,6 +50,7 @@ class FileSystem:
     policies: PolicyBox
     counters: KeptCounters
     life: Life
+    upgrade: UpgradeFile
 
     recorder: Recorder | None = None
     streams: StreamRecords | None = None
@@ -174,11 +175,11 @@ def assemble(
         gauges = Gauges.of(guard, inodes, backing, holders, passthrough=not passthrough.unavailable_because)
         return list(families(stats, book, gauges, life))
 
-    control = Control(
-        Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status, guard.cuts.shown).files()
-    )
+    upgrade = UpgradeFile()
+    shown = guard.cuts.shown
+    sources = Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status, shown, upgrade)
+    control = Control(sources.files())
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout)
     operations = Operations(inodes, backing, guard, verbs, control, timeouts)
-    return FileSystem(
-        operations, guard, holders, hub, stats, inodes, backing, metrics, verbs, control, policies, counters, life
-    )
+    shown_besides = control, policies, counters, life, upgrade
+    return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics, verbs, *shown_besides)

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -35,31 +35,16 @@ from pinfs.config.policies import PolicyBox
 from pinfs.core.policy import PolicyError
 from pinfs.enforce.holders import raise_descriptor_limit
 from pinfs.fs.events import ReadLimit
-from pinfs.fs.recorder import Recorder
 from pinfs.fs.seallist import list_path
-from pinfs.journal.records import TAKEOVERS, TextId
-from pinfs.journal.slots import JournalFullError, Slots
 from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
 from pinfs.runtime import descriptors
 from pinfs.runtime.errors import logged
 from pinfs.serve.assembly import FileSystem, assemble
-from pinfs.serve.history import takeover
+from pinfs.serve.descriptorstore import DescriptorStore
 from pinfs.serve.notify import Notifier
 from pinfs.serve.scrape import MetricsPort, NoPort
-from pinfs.serve.takeover import (
-    CONNECTION,
-    JOURNAL,
-    SOURCE,
-    DescriptorStore,
-    Identity,
-    Left,
-    NoStore,
-    TakeOver,
-    left_in,
-    new_journal,
-    survival,
-    write_text,
-)
+from pinfs.serve.succession import Succession
+from pinfs.serve.takeover import Identity, Left, left_in
 
 log = logging.getLogger("pinfs.daemon")
 
@@ -68,6 +53,7 @@ PLAIN_READERS: Final = 32  # such reads at a time
 FAILED: Final = 70
 """The exit status of a daemon that has failed, and leaves its mount to the next one (EX_SOFTWARE of sysexits.h)."""
 UNMOUNT_S: Final = 5.0  # what a plain unmount may take before the mount is detached
+HANDED_OVER: Final = 14  # the exit status of a daemon that has left its mount to the next (docs/exit-codes.md)
 GC_THRESHOLDS: Final = (5_000, 3, 1_000_000)  # young objects are searched, a few at a time; all of them never
 
 
@@ -86,7 +72,7 @@ async def serve(
     """
     _require_known_machine()
     async with AsyncExitStack() as stack:
-        daemon = _begin(config, source, mountpoint, store or NoStore(), stack)
+        daemon = _begin(config, source, mountpoint, store, stack)
         stack.callback(daemon.close)
         scraped = daemon.metrics_port()
         stack.callback(scraped.close)
@@ -98,6 +84,9 @@ async def serve(
         stack.push(daemon.on_failure)
         nursery = await stack.enter_async_context(_cancelled_at_end())
         nursery.start_soon(daemon.handle_signals, signals)
+        if store is not None:
+            nursery.start_soon(store.run, daemon.hand_over)
+        nursery.start_soon(scraped.run)
         await nursery.start(daemon.fs.guard.run)
         await nursery.start(daemon.fs.backing.seal.run)
         await nursery.start(daemon.fs.holders.run)
@@ -118,16 +107,18 @@ async def serve(
         raise MountError(lost)
 
 
-def _begin(config: Config, source: str, mountpoint: str, store: DescriptorStore, stack: AsyncExitStack) -> "Daemon":
+def _begin(
+    config: Config, source: str, mountpoint: str, store: DescriptorStore | None, stack: AsyncExitStack
+) -> "Daemon":
     """A daemon over the locked source. Raises MountError."""
-    left = left_in(store)
+    left = None if store is None else left_in(store)
     if left is not None:
-        return Daemon(config, left.identity.source, left.source_fd, left.identity.mountpoint, store, left)
+        return Daemon(config, Place(left.identity.source, left.source_fd, left.identity.mountpoint), store, left)
     source_fd = open_source(source)
     stack.callback(os.close, source_fd)
     point = check_mountpoint(mountpoint, source_fd, replace_stale=config.mount.replace_stale)
     check_not_nested(os.path.realpath(source))
-    return Daemon(config, os.path.realpath(source), source_fd, point, store)
+    return Daemon(config, Place(os.path.realpath(source), source_fd, point), store)
 
 
 def _require_known_machine() -> None:
@@ -162,24 +153,28 @@ def _keep_survivors(phase: str, info: dict[str, int]) -> None:
         gc.freeze()
 
 
+class Place(NamedTuple):
+    """What is served, and where. `source_fd`: the source, locked."""
+
+    source: str
+    source_fd: int
+    mountpoint: str
+
+
 class Daemon:
     """One mount while it is served: what was negotiated, its state, its end."""
 
     def __init__(
         self,
         config: Config,
-        source: str,
-        source_fd: int,
-        mountpoint: str,
-        store: DescriptorStore,
+        place: Place,
+        store: DescriptorStore | None = None,
         left: Left | None = None,
     ) -> None:
         self.config = config
-        self.source = source
-        self.mountpoint = mountpoint
         self.store = store
         self.left = left
-        self.takeover: TakeOver | None = None
+        self.source, self.mountpoint = place.source, place.mountpoint
         self.ending = False
         self.passthrough = Passthrough()
         self.bridge_unavailable_because = ""
@@ -190,19 +185,19 @@ class Daemon:
             signal.SIGINT: self.end,
             signal.SIGHUP: self.reload,
             signal.SIGUSR1: self.log_report,
-            signal.SIGUSR2: self.hand_over,
+            signal.SIGUSR2: self.ask_to_hand_over,
         }
-        self.manager = Notifier(os.environ)
+        self.manager = Notifier(os.environ, store, config.mount.watchdog)
         self._since = time.monotonic()
-        self._source_fd = source_fd
-        self._fd = self._journal_fd = -1
+        self._source_fd = place.source_fd
+        self._fd = -1
         self._device: int | None = None
         self.policies = PolicyBox(config.policies)
         self.fs: FileSystem = assemble(
-            os.dup(source_fd), config, self.policies, self.passthrough, self.status, raise_descriptor_limit()
+            os.dup(place.source_fd), config, self.policies, self.passthrough, self.status, raise_descriptor_limit()
         )
-        self.fs.life.survival = lambda: survival(self.store, self.fs.recorder)
         self.fs.backing.lower_privileges()
+        self.succession = Succession(store, self.fs, left)
 
     # Its beginning
 
@@ -229,62 +224,15 @@ class Daemon:
             self.fs.guard.mount_device = self._device
         if options.bridge == "off":
             return self._without_bridge()
-        self._begin_journal()
+        self.succession.begin()
         requested = self._requested()
         return Bridged(self._fd, self.fs.operations, requested, self._on_negotiated, self.fs.stats.requests)
-
-    # Outliving it
-
-    def _begin_journal(self) -> None:
-        """Write down what the next daemon needs, where there is a store that keeps it."""
-        if self.store.unavailable_because:
-            return
-        try:
-            self._journal_fd, slots = new_journal()
-        except (OSError, JournalFullError) as e:
-            self.store.unavailable_because = f"there is no journal: {e}"
-            return
-        self.fs.record(self._recorder(slots))
-        self.fs.write_texts()
-
-    def _recorder(self, slots: Slots) -> Recorder:
-        return Recorder(slots, self.store, self.fs.inodes.device, self.fs.guard.book.files.__contains__)
-
-    def _keep(self, negotiated: Negotiated) -> Once | None:
-        """Give the store all that the next daemon begins with. None: the mount ends with this daemon."""
-        recorder = self.fs.recorder
-        if recorder is None:
-            return None
-        if not negotiated.resends:
-            self._end_with_daemon("the kernel does not send requests again (Linux 6.9)")
-            return None
-        identity = Identity(
-            self.source,
-            self.mountpoint,
-            self._device or 0,
-            negotiated.kernel_minor,
-            negotiated.offered,
-            negotiated.flags,
-            self.passthrough.unavailable_because,
-        )
-        write_text(recorder, TextId.IDENTITY, identity.to_json())
-        kept = {SOURCE: self._source_fd, JOURNAL: self._journal_fd, CONNECTION: self._fd}
-        if not all(self.store.keep(name, fd) for name, fd in kept.items()):
-            self._end_with_daemon("the store of descriptors has no room")
-            return None
-        return Once(recorder, self.fs.operations, self.fs.parts)
-
-    def _end_with_daemon(self, why: str) -> None:
-        log.info("the mount ends with this daemon: %s", why)
-        self.fs.record(None)
-        self.store.ended()
-        self.store.unavailable_because = why
 
     def _take_over(self, left: Left) -> Transport:
         """Go on with the connection of the daemon before. Nothing is mounted or locked again."""
         if self.config.mount.bridge == "off":
             raise MountError("the mount was served by the bridge, which takes over from the bridge only (bridge=off)")
-        self._fd, self._device = os.dup(left.connection), left.identity.device
+        self._fd, self._device = left.connection, left.identity.device
         self.fs.guard.mount_device = left.identity.device
         return Bridged(
             self._fd,
@@ -297,43 +245,13 @@ class Daemon:
 
     def _on_resumed(self, negotiated: Negotiated) -> Once:
         """Before the first request: restore all that the daemon before knew."""
-        assert self.left is not None
-        began = time.monotonic()
         gc.disable()  # what is built here lasts; `_settle_memory` switches it on again
         self.negotiated = negotiated.names
-        if why := self.left.identity.passthrough_unavailable_because:
+        if why := self.succession.passthrough_unavailable_because:
             self.passthrough.refuse(why)
         else:
             self.passthrough.use(self._fd)
-        recorder = self._recorder(self.left.slots)
-        self.takeover = TakeOver(self.fs, recorder, self.left)
-        self.takeover.begin(self._resume_seal)
-        self.transport.wake_pollers(self.takeover.restored.pollers)
-        self.left.slots.words[TAKEOVERS] += 1
-        why, since = self.left.ended(began)
-        self.fs.life.history.add(takeover(why, since, self.takeover.restored.counts, self.takeover.restored.lost))
-        self.fs.write_texts()
-        return Once(recorder, self.fs.operations, self.fs.parts, self.takeover.restored, self.takeover.pending)
-
-    async def hand_over(self) -> None:
-        """Leave the mount to the next daemon. Requests that wait are sent to that one again."""
-        if self.fs.recorder is None:
-            log.warning("no other daemon can take over: %s", self.store.unavailable_because)
-            return
-        log.info("handing over %s", self.mountpoint)
-        self.store.handing_over()
-        os._exit(0)
-
-    def on_failure(self, kind: type[BaseException] | None, failure: BaseException | None, _: object) -> None:
-        """What ends the daemon does not end the mount, where another one can take over."""
-        if failure is not None and self.fs.recorder is not None and self.transport.usable and not self.ending:
-            log.error("the daemon has failed; the next one takes over", exc_info=failure)
-            os._exit(FAILED)
-
-    def close(self) -> None:
-        """The mount is over."""
-        self.fs.close()
-        self.store.ended()
+        return self.succession.take_over(self._resume_seal, self.transport.wake_pollers)
 
     def _without_bridge(self) -> Transport:
         poll, acls = self.config.mount.poll, has_acls(self._source_fd)
@@ -361,7 +279,16 @@ class Daemon:
             self.passthrough.refuse(self._passthrough_unavailable_because())
         log.info("passthrough: %s", self.passthrough.unavailable_because or "yes")
         self._start_seal()
-        return self._keep(negotiated)
+        mount = Identity(
+            self.source,
+            self.mountpoint,
+            self._device or 0,
+            negotiated.kernel_minor,
+            negotiated.offered,
+            negotiated.flags,
+            self.passthrough.unavailable_because,
+        )
+        return self.succession.keep(mount, self._source_fd, self._fd)
 
     def _resume_seal(self) -> None:
         seal = self.fs.backing.seal
@@ -394,10 +321,11 @@ class Daemon:
         """Tell the log and systemd that the mount is usable."""
         log.info("%s is mounted on %s", self.source, self.mountpoint)
         _settle_memory()
+        if self.store is not None:
+            self.store.ready(self.config.mount.watchdog)
         self.manager.tell("READY=1", f"STATUS={self.status_line()}")
         nursery.start_soon(self.manager.keep_telling, self.status_line)
-        if self.takeover is not None:
-            nursery.start_soon(self.takeover.finish)
+        nursery.start_soon(self.succession.finish)
 
     # Its state
 
@@ -458,6 +386,33 @@ class Daemon:
         log.info("\n".join(["state and tasks", *state, *_task_tree(trio.lowlevel.current_root_task())]))
 
     # Its end
+
+    async def ask_to_hand_over(self) -> None:
+        """Have the next daemon started; it takes over when this one has left."""
+        if self.store is None:
+            log.warning("nothing would take over (survive=off): this daemon goes on")
+        else:
+            self.store.ask_to_hand_over()
+
+    async def hand_over(self) -> None:
+        """Leave the mount to the next daemon: nothing is unmounted, unsealed or released, and the kernel sends that one
+        the requests that wait."""
+        log.info("handing over %s", self.mountpoint)
+        await self.succession.leave()
+        logging.shutdown()
+        os._exit(HANDED_OVER)
+
+    def on_failure(self, kind: type[BaseException] | None, failure: BaseException | None, _: object) -> None:
+        """What ends the daemon does not end the mount, where another one can take over."""
+        if failure is not None and self.succession.is_certain and self.transport.usable and not self.ending:
+            log.error("the daemon has failed; the next one takes over", exc_info=failure)
+            logging.shutdown()
+            os._exit(FAILED)
+
+    def close(self) -> None:
+        """The mount is over."""
+        self.fs.close()
+        self.succession.close()
 
     async def end(self) -> None:
         """Answer waiting breakers, unmount, stop serving. What still uses the mount gets ENOTCONN then."""

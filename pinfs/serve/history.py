@@ -105,10 +105,13 @@ class Survival:
     keeper: str | None
     unavailable_because: str
     slots: Slots | None
+    store: Mapping[str, Any] = field(default_factory=dict)
+    """What the keeper's side tells besides."""
 
     def shown(self) -> dict[str, Any]:
         """For `.pinfs/status`. `journal_bytes`: memory that the journal takes; `records`: slots in use."""
         return {
+            **self.store,
             "keeper": self.keeper,
             "unavailable_because": self.unavailable_because or None,
             "journal_version": VERSION,

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from pinfs.bridge.mount import MountError
 from pinfs.bridge.negotiate import Init, Negotiated
@@ -17,7 +17,7 @@ from pinfs.journal import records
 from pinfs.journal.records import Kind, TextId
 from pinfs.journal.slots import JournalError, Slots, new_journal_file
 from pinfs.serve.assembly import FileSystem
-from pinfs.serve.history import Survival
+from pinfs.serve.descriptorstore import DescriptorStore
 
 log = logging.getLogger("pinfs.daemon")
 
@@ -25,54 +25,6 @@ CONNECTION: Final = "fuse"
 SOURCE: Final = "source"
 JOURNAL: Final = "journal"
 """Names of descriptors in the store."""
-
-
-class DescriptorStore(Protocol):
-    """What keeps descriptors while there is no daemon: the keeper, or systemd."""
-
-    unavailable_because: str
-    """Why the mount ends with its daemon; empty: it does not."""
-    keeper: str
-    """Who keeps them: pinfs, systemd."""
-
-    def inherited(self) -> Mapping[str, int]:
-        """What the daemon before has kept, by name; empty for the first."""
-
-    def keep(self, name: str, fd: int) -> bool:
-        """Keep a duplicate. False: there is no room."""
-
-    def drop(self, name: str) -> None:
-        """Close it."""
-
-    def handing_over(self) -> None:
-        """This daemon leaves the mount to the next one."""
-
-    def ended(self) -> None:
-        """The mount is over: drop all."""
-
-
-class NoStore:
-    """The mount ends with its daemon."""
-
-    keeper = ""
-
-    def __init__(self, unavailable_because: str = "the daemon is in the foreground") -> None:
-        self.unavailable_because = unavailable_because
-
-    def inherited(self) -> Mapping[str, int]:
-        return {}
-
-    def keep(self, name: str, fd: int) -> bool:
-        return False
-
-    def drop(self, name: str) -> None:
-        """There is none."""
-
-    def handing_over(self) -> None:
-        """The next daemon finds nothing."""
-
-    def ended(self) -> None:
-        """Nothing is kept."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +64,6 @@ class Left:
     @property
     def source_fd(self) -> int:
         return self.kept[SOURCE]
-
-    def ended(self, began: float) -> tuple[str, float]:
-        """Why the daemon before ended, and when, in seconds of CLOCK_MONOTONIC. `began`: this one took over; a daemon
-        that died has not left the time."""
-        left_ns = self.slots.words[records.LEFT]
-        self.slots.words[records.LEFT] = 0
-        return ("handed over", left_ns / 1e9) if left_ns else ("died", began)
 
 
 def left_in(store: DescriptorStore) -> Left | None:
@@ -183,14 +128,6 @@ class TakeOver:
     def _settle(self) -> None:
         self._readers.settle()
         self._fs.backing.seal.resumed()
-
-
-def survival(store: DescriptorStore, recorder: Recorder | None) -> Survival:
-    """What `.pinfs/status` says of it."""
-    if recorder is None:
-        return Survival(None, store.unavailable_because or "nothing is written down", None)
-    why = store.unavailable_because or recorder.broken_because
-    return Survival(None if store.unavailable_because else store.keeper, why, recorder.slots)
 
 
 def new_journal() -> tuple[int, Slots]:

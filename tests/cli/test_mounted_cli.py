@@ -390,7 +390,8 @@ def test_daemon_stale_and_umount(base: Path, point: Path) -> None:
     source = base / "source"
     source.mkdir()
     (source / "f").write_text("there")
-    assert pinfs("mount", source, point, "--daemon", "-o", "rw,nofail,_netdev,x-systemd.automount").returncode == 0
+    options = "rw,nofail,_netdev,x-systemd.automount,survive=off"
+    assert pinfs("mount", source, point, "--daemon", "-o", options).returncode == 0
     assert (point / "f").read_text() == "there"
     (one,) = json.loads(pinfs("status", point).stdout)["mounts"]
     assert one["mountpoint"] == str(point), "only this test's own daemon may be killed"

@@ -1,0 +1,137 @@
+"""From one daemon of a mount to the next (SPEC 13): what this one leaves, and what it has taken over."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+
+from pinfs.bridge.once import Once
+from pinfs.fs.recorder import Recorder
+from pinfs.journal.records import TAKEOVERS, TextId
+from pinfs.journal.slots import JournalFullError, Slots
+from pinfs.serve.assembly import FileSystem
+from pinfs.serve.descriptorstore import DescriptorStore
+from pinfs.serve.history import Survival, takeover
+from pinfs.serve.takeover import CONNECTION, JOURNAL, SOURCE, Identity, Left, TakeOver, new_journal, write_text
+
+log = logging.getLogger("pinfs.daemon")
+
+
+class Succession:
+    """Of one daemon. `store`: what holds descriptors while there is none (None: the mount ends with this daemon).
+    `left`: what the daemon before has left (None: this is the first)."""
+
+    def __init__(self, store: DescriptorStore | None, fs: FileSystem, left: Left | None) -> None:
+        self._store = store
+        self._fs = fs
+        self._left = left
+        self._takeover: TakeOver | None = None
+        self._journal_fd = -1
+        self._ends_because = "" if store is not None else "survive=off, or in the foreground"
+        self._is_kept = False
+        fs.life.survival = self._survival
+        if store is not None:
+            fs.upgrade.request = store.ask_to_hand_over
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether another daemon can take over now."""
+        lost = self._store is None or self._store.lost_because
+        return self._is_kept and not lost and self._fs.recorder is not None and not self._fs.recorder.broken_because
+
+    def _survival(self) -> Survival:
+        store, recorder = self._store, self._fs.recorder
+        if store is None or recorder is None:
+            return Survival(None, self._ends_because or "the mount has just begun", None)
+        why = store.lost_because or recorder.broken_because
+        return Survival(store.kind, why, recorder.slots, store.status())
+
+    # Leaving
+
+    def begin(self) -> None:
+        """Write down what the next daemon needs, from before the first request on."""
+        if self._store is None:
+            return
+        try:
+            self._journal_fd, slots = new_journal()
+        except (OSError, JournalFullError) as e:
+            self._end_with_this(f"there is no journal: {e}")
+            return
+        self._fs.record(self._recorder(slots, self._store))
+        self._fs.write_texts()
+
+    def _recorder(self, slots: Slots, store: DescriptorStore) -> Recorder:
+        return Recorder(slots, store, self._fs.inodes.device, self._fs.guard.book.files.__contains__)
+
+    def keep(self, mount: Identity, source_fd: int, connection: int) -> Once | None:
+        """The mount is usable: give the store all that the next daemon begins with. None: the mount ends with this
+        one. The descriptors stay the caller's, and open."""
+        recorder, store = self._fs.recorder, self._store
+        if recorder is None or store is None:
+            return None
+        if not mount.negotiated.resends:
+            self._end_with_this("the kernel does not send requests again (Linux 6.9)")
+            return None
+        write_text(recorder, TextId.IDENTITY, mount.to_json())
+        kept = {SOURCE: source_fd, JOURNAL: self._journal_fd, CONNECTION: connection}
+        if not all(store.keep(name, fd) for name, fd in kept.items()):
+            self._end_with_this("there is no room for its descriptors")
+            return None
+        store.mounted(mount.mountpoint, mount.device)
+        self._is_kept = True
+        return Once(recorder, self._fs.operations, self._fs.parts)
+
+    def _end_with_this(self, why: str) -> None:
+        log.info("the mount ends with this daemon: %s", why)
+        self._ends_because = why
+        self._fs.record(None)
+        self._fs.upgrade.request = None
+        for name in (SOURCE, JOURNAL, CONNECTION):
+            if self._store is not None:
+                self._store.drop(name)
+
+    async def leave(self) -> None:
+        """Before this daemon ends and the mount does not: what was sent to the store has arrived."""
+        self._fs.write_texts()
+        if self._store is not None:
+            await self._store.barrier()
+
+    def close(self) -> None:
+        """The mount is over."""
+        if self._store is not None:
+            self._store.ended()
+        if self._journal_fd >= 0:
+            os.close(self._journal_fd)
+            self._journal_fd = -1
+
+    # Taking over
+
+    @property
+    def passthrough_unavailable_because(self) -> str:
+        """As the daemon before has found it: the kernel does not let that change."""
+        return "" if self._left is None else self._left.identity.passthrough_unavailable_because
+
+    def take_over(self, resume_seal: Callable[[], None], wake_pollers: Callable[[Iterable[int]], None]) -> Once:
+        """Before the first request: restore all that the daemon before knew."""
+        left, store, fs = self._left, self._store, self._fs
+        assert left is not None
+        assert store is not None
+        began = time.monotonic()
+        recorder = self._recorder(left.slots, store)
+        over = self._takeover = TakeOver(fs, recorder, left)
+        over.begin(resume_seal)
+        wake_pollers(over.restored.pollers)
+        left.slots.words[TAKEOVERS] += 1
+        before = store.predecessor
+        fs.life.history.add(
+            takeover(before.why or "died", before.died_at_s or began, over.restored.counts, over.restored.lost)
+        )
+        fs.write_texts()
+        store.mounted(left.identity.mountpoint, left.identity.device)
+        self._is_kept = True
+        return Once(recorder, fs.operations, fs.parts, over.restored, over.pending)
+
+    async def finish(self) -> None:
+        """The rest of very many pins."""
+        if self._takeover is not None:
+            await self._takeover.finish()
