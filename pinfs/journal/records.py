@@ -62,7 +62,14 @@ COUNTED: Final = FIRST_OWN_WORD + 12
 FIRST_COUNTED: Final = FIRST_OWN_WORD + 13
 MAX_COUNTED: Final = 200
 
+<<<<<<< HEAD
 INLINE_NAME: Final = 48  # bytes
+=======
+EXPORT_GENERATION: Final = FIRST_OWN_WORD + 11
+"""The generation of inodes whose node ids are of this mount only (mount option `nfs_export`)."""
+
+INLINE_NAME: Final = 56  # bytes
+>>>>>>> survive
 
 LOOKUPS_WORD: Final = 3
 PARENT_WORD: Final = 4
