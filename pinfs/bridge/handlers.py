@@ -233,13 +233,8 @@ class Handlers:
 
     async def _listing(self, body: memoryview, ctx: Caller, plus: bool) -> bytes:
         fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
-<<<<<<< HEAD
-        listing = wire.Listing(size, plus, self._entry_valid, self._valid)
-        await self._ops.readdir(fh, offset, plus, listing.add, ctx.unique)
-=======
         listing = wire.Listing(size, plus, self._entry_valid, self._valid, self._entry_out)
-        await self._ops.readdir(fh, offset, plus, listing.add)
->>>>>>> survive
+        await self._ops.readdir(fh, offset, plus, listing.add, ctx.unique)
         return b"".join(listing.parts)
 
     async def releasedir(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:

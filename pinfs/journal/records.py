@@ -55,21 +55,16 @@ SINCE: Final = FIRST_OWN_WORD + 9
 """When the mount began."""
 LEFT: Final = FIRST_OWN_WORD + 10
 """When the daemon before handed over; 0: it did not, it died."""
-COUNTED_BY: Final = FIRST_OWN_WORD + 11
-"""The number of the request that counted lookups last; its reply may not have been written."""
-COUNTED: Final = FIRST_OWN_WORD + 12
-"""How many: of each the node id and the lookup count before, from FIRST_COUNTED on."""
-FIRST_COUNTED: Final = FIRST_OWN_WORD + 13
-MAX_COUNTED: Final = 200
-
-<<<<<<< HEAD
-INLINE_NAME: Final = 48  # bytes
-=======
 EXPORT_GENERATION: Final = FIRST_OWN_WORD + 11
 """The generation of inodes whose node ids are of this mount only (mount option `nfs_export`)."""
+COUNTED_BY: Final = FIRST_OWN_WORD + 12
+"""The number of the request that counted lookups last; its reply may not have been written."""
+COUNTED: Final = FIRST_OWN_WORD + 13
+"""How many: of each the node id and the lookup count before, from FIRST_COUNTED on."""
+FIRST_COUNTED: Final = FIRST_OWN_WORD + 14
+MAX_COUNTED: Final = 200
 
-INLINE_NAME: Final = 56  # bytes
->>>>>>> survive
+INLINE_NAME: Final = 48  # bytes
 
 LOOKUPS_WORD: Final = 3
 PARENT_WORD: Final = 4

@@ -52,9 +52,16 @@ class Storm:
             assert load.stdout.readline() == "begun\n", f"{name} has not begun"
 
     def _start(self, kind: str, number: int) -> subprocess.Popen[str]:
-        prefix = ["setpriv", *self.mount.as_user] if self.mount.as_user else []
         directory = self.mount.path / f"{kind}-{number}"
-        command = [*prefix, SYSTEM_PYTHON, "-S", str(PROGRAM), kind, str(directory), str(self.chance.random())]
+        command = [
+            *self.mount.prefix,
+            SYSTEM_PYTHON,
+            "-S",
+            str(PROGRAM),
+            kind,
+            str(directory),
+            str(self.chance.random()),
+        ]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def kill(self, times: int, longest_s: float) -> None:

@@ -11,57 +11,51 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from mounted.world import as_user
 from support.actor import eventually
-from support.mounts import REPO, force_umount, is_mounted, new_base, remove_tree, wait_mounted
+from support.mounts import force_umount, is_mounted, new_base, remove_tree
 
 from pinfs.journal.records import Kind
 from pinfs.journal.slots import SLOT, Slots, new_journal_file
 
 LIMIT_S = 30.0
 USER = 65534
-KEEPER = os.environ.get("KEEPER", "/tmp/kills/keeper.py")
 
 
 class Surviving:
-    """`source` on `path`, with a keeper. `user`: whose mount it is; only this user may look into it."""
+    """`source` on `path`, made by `pinfs mount --daemon`, with its keeper. `user`: whose mount it is, and who alone may
+    look into it."""
 
     def __init__(self, base: Path, options: Sequence[str] = (), user: int = 0) -> None:
         self.base = base
-        self.source, self.path = base / "source", base / "mnt"
+        self.source, self.path, self._log = base / "source", base / "mnt", base / "log"
         for directory in (base, self.source, self.path):
             directory.mkdir(exist_ok=True)
             os.chown(directory, user, user)
-        self.as_user = [f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
-        command = ["setpriv", *self.as_user, "--pdeathsig", "KILL", sys.executable, KEEPER]
-        with (base / "keeper.log").open("ab") as log:
-            self.keeper = subprocess.Popen(
-                [*command, str(self.source), str(self.path), ",".join(options), str(base)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**os.environ, "PYTHONPATH": str(REPO)},
-            )
+        self.prefix = as_user(user) if user else ()
         self.kills: list[float] = []
+        self.keeper = self._first = 0
+        options = ("survive=on", "max_deaths=0", *options)
+        words = ["--daemon", "--log-file", str(self._log), "-o", ",".join(options)]
         try:
-            assert wait_mounted(self.path, self.keeper, LIMIT_S), self.log()
-            self.status()
-        except BaseException:
+            self.run(sys.executable, "-m", "pinfs.cli.main", "mount", str(self.source), str(self.path), *words)
+            status = self.status()
+            self.keeper, self._first = status["survives"]["keeper_pid"], status["pid"]
+        except BaseException as e:
             self.reap()
-            raise
+            said = e.stderr if isinstance(e, subprocess.CalledProcessError) else ""
+            raise AssertionError(f"it is not mounted: {said}\n{self.log()}") from e
 
     # What it says
 
     def run(self, *command: str, text: str = "", limit_s: float = LIMIT_S) -> str:
         """The output of a command of the user whose mount it is."""
-        prefix = ["setpriv", *self.as_user] if self.as_user else []
-        done = subprocess.run(
-            [*prefix, *command], check=True, input=text, text=True, capture_output=True, timeout=limit_s
-        )
+        command = (*self.prefix, *command)
+        done = subprocess.run(command, check=True, input=text, text=True, capture_output=True, timeout=limit_s)
         return done.stdout
 
     def read(self, name: str) -> str:
@@ -79,63 +73,57 @@ class Surviving:
         return [json.loads(line) for line in self.read("pins").splitlines()]
 
     def log(self) -> str:
-        logs = (self.base / name for name in ("log", "keeper.log", "fault"))
-        return "".join(log.read_text(errors="replace") for log in logs if log.exists())
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     # Its deaths
 
     @property
     def daemon(self) -> int:
-        """The process that serves it, or is about to."""
-        return int((self.base / "pid").read_text())
+        """The process that serves it, or the one that is about to; 0: there is none."""
+        if is_running(self._first):
+            return self._first
+        children = Path(f"/proc/{self.keeper}/task/{self.keeper}/children").read_text().split()
+        return next((int(pid) for pid in children if is_running(int(pid))), 0)  # the oldest; a spare comes after it
 
     def kill(self) -> int:
         """The daemon; its pid."""
         pid = self.daemon
-        self.kills.append(time.monotonic())
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        if pid:
+            self.kills.append(time.monotonic())
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         return pid
-
-    def wait_taken_over(self, killed: int) -> None:
-        """Until another daemon serves."""
-        eventually(lambda: self.daemon != killed, LIMIT_S)
-        self.status()
 
     @contextmanager
     def gap(self) -> Iterator[None]:
         """Inside of it there is no daemon."""
-        self.keeper.send_signal(signal.SIGSTOP)
+        os.kill(self.keeper, signal.SIGSTOP)
         killed = self.kill()
         try:
             eventually(lambda: not is_running(killed))
             yield
         finally:
-            self.keeper.send_signal(signal.SIGCONT)
+            os.kill(self.keeper, signal.SIGCONT)
 
     # Its end
 
     def stop(self) -> None:
         """In good order: nothing is mounted then, and no process is left."""
-        with suppress(ProcessLookupError):
-            os.kill(self.daemon, signal.SIGTERM)
+        os.kill(self.keeper, signal.SIGTERM)
         self.wait_ended()
 
-    def wait_ended(self) -> int:
-        """The exit status of the keeper."""
-        try:
-            status = self.keeper.wait(LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self.reap()
-            raise AssertionError(f"the mount does not end\n{self.log()[-5000:]}") from None
+    def wait_ended(self) -> None:
+        """Until the keeper has ended, and with it the mount."""
+        eventually(lambda: not is_running(self.keeper), LIMIT_S)
         assert not is_mounted(self.path)
-        return status
 
     def reap(self) -> None:
         """Whatever happened, nothing is left."""
-        self.keeper.send_signal(signal.SIGCONT)
-        self.keeper.kill()
-        self.keeper.wait(LIMIT_S)
+        for pid in (self.keeper, self.daemon if self.keeper else 0):
+            if pid and is_running(pid):
+                for number in (signal.SIGCONT, signal.SIGKILL):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
         force_umount(self.path)
 
 
@@ -152,7 +140,7 @@ def surviving(backing: str, options: Sequence[str], user: int = 0) -> Iterator[S
     """A fresh one. `backing`: tmpfs, disk, or ext4 (in a file)."""
     base = new_base("disk" if backing == "ext4" else backing)
     try:
-        with ext4(base) if backing == "ext4" else suppress():
+        with ext4(base) if backing == "ext4" else nullcontext():
             mount = Surviving(base, options, user)
             try:
                 yield mount
