@@ -136,15 +136,16 @@ def is_running(pid: int) -> bool:
 
 
 @contextmanager
-def surviving(backing: str, options: Sequence[str], user: int = 0) -> Iterator[Surviving]:
-    """A fresh one. `backing`: tmpfs, disk, or ext4 (in a file)."""
+def surviving(backing: str, options: Sequence[str], user: int = 0, *, ends: bool = True) -> Iterator[Surviving]:
+    """A fresh one. `backing`: tmpfs, disk, or ext4 (in a file). `ends`: in good order, when the test does."""
     base = new_base("disk" if backing == "ext4" else backing)
     try:
         with ext4(base) if backing == "ext4" else nullcontext():
             mount = Surviving(base, options, user)
             try:
                 yield mount
-                mount.stop()
+                if ends:
+                    mount.stop()
             finally:
                 mount.reap()
     finally:
