@@ -165,7 +165,7 @@ def ext4(base: Path) -> Iterator[None]:
         shutil.rmtree(source / "lost+found")
         yield
     finally:
-        subprocess.run(["umount", source], check=True)
+        subprocess.run(["umount", "--lazy", source], check=True)
 
 
 def journal_fd(pid: int) -> Path:

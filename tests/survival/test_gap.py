@@ -9,12 +9,12 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from support.actor import Actor, Actors, Pending, eventually
-from support.mounts import MNT_DETACH, fuse_mounts, is_mounted, umount
+from support.mounts import MNT_DETACH, MNT_FORCE, fuse_mounts, is_mounted, umount
 
 from pinfs.journal.records import BROKEN, Kind
 from pinfs.journal.slots import WORD_BITS, Slots
@@ -23,7 +23,7 @@ from .surviving import LIMIT_S, Surviving, journal_fd, records_of, surviving
 
 SIZE = 8192
 VERSION_WORD = 1
-START_TIME_WORD = 12
+START_TIME_WORD = 10
 
 
 @pytest.fixture
@@ -97,13 +97,13 @@ def test_a_breaker_is_killed_whose_request_was_read(mount: Surviving, file: str,
     holder.release(file, "p")
 
 
-def test_a_signal_to_a_waiting_breaker(mount: Surviving, file: str, actors: Actors) -> None:
+def test_a_signal_that_ends_a_waiting_breaker(mount: Surviving, file: str, actors: Actors) -> None:
     holder, breaker = actors.actor(), actors.actor()
     holder.pin(file, "p", "0:0,mode=lease,signal=none")
     call = waiting(breaker, file, mount)
     with mount.gap():
         breaker.signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(ProcessLookupError, match=f"ended with -{signal.SIGINT:d}"):
         call.result()
     assert os.stat(file).st_size == SIZE
 
@@ -175,7 +175,8 @@ def test_a_file_is_replaced(root: None, fuse: None, actors: Actors, backing: str
         assert reader(os.pread, fd, 3, 0) == b"old"
         number = behind.stat().st_ino
         with mount.gap():
-            eventually(lambda: _replaced(behind, number) or backing == "tmpfs")
+            # With passthrough the kernel itself has the old one; else ext4 may give its number to the new one.
+            eventually(lambda: _replaced(behind, number) or backing == "tmpfs" or not options)
         try:
             found = reader(os.pread, fd, 3, 0)
         except OSError as e:
@@ -215,12 +216,12 @@ def test_a_file_is_removed_that_is_mapped(mount: Surviving, file: str) -> None:
 
 def test_it_is_aborted(lost: Surviving, actors: Actors) -> None:
     caller = actors.actor()
-    device = os.stat(lost.path).st_dev
     with lost.gap():
         call = caller.start(os.mkdir, str(lost.path / "never"))
         eventually(lambda: caller.state() == "S")
-        Path(f"/sys/fs/fuse/connections/{os.minor(device)}/abort").write_text("1")
-        assert call.error() == errno.ECONNABORTED
+        with suppress(OSError):  # EBUSY, after fuse_umount_begin() has aborted it
+            umount(lost.path, MNT_FORCE)
+        assert call.error() in (errno.ECONNABORTED, errno.ENOTCONN)
     lost.wait_ended()
 
 
@@ -305,10 +306,10 @@ def test_death_upon_death(mount: Surviving, file: str, actors: Actors) -> None:
     holder.pin(file, "p", "0:0,mode=lease,signal=none")
     fd = holder(os.open, file, os.O_RDWR)
     call = waiting(breaker, file, mount)
-    for number in range(12):
+    for number in range(5):  # after each the keeper waits twice as long
         killed = mount.kill()
         eventually(lambda killed=killed: mount.daemon not in (0, killed), LIMIT_S)  # type: ignore[misc]
-        subprocess.run(["sleep", str(0.06 * number)], check=True)  # in any part of its start
+        subprocess.run(["sleep", str(0.15 * number)], check=True)  # in any part of its start
     (pin,) = mount.pins()
     assert (pin["name"], pin["state"]) == ("p", "breaking")
     assert not call.done()
