@@ -190,6 +190,8 @@ def unpack_handle(body: bytes) -> HandleRecord:
 
 
 pack_handle: Final = _HANDLE.pack
+pack_file_handle: Final = Struct("<Q8xQQ8xII72x").pack
+"""fh, nodeid, unique, flags and kind of the record of a file, whose other fields are 0: each open makes one."""
 _CHAIN: Final = Struct("<Q")
 
 
