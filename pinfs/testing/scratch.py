@@ -15,9 +15,11 @@ from types import TracebackType
 from typing import Any
 
 import pinfs
+from pinfs.linux import mountinfo
 from pinfs.linux.inodeflags import clear_append
 
 MEMORY = Path("/dev/shm")  # tmpfs on every Linux, also in containers (often limited to 64 MiB there)
+STATE = "PINFS_STATE_DIRECTORY"
 START_S = 60.0
 END_S = 20.0
 
@@ -52,8 +54,9 @@ class ScratchMount:
             undo.callback(_remove_tree, base)
             base.chmod(0o755)
             self.path, self.source, self._log = base / "mnt", base / "source", base / "log"
-            self.path.mkdir()
-            self.source.mkdir()
+            self._state = base / "state"
+            for directory in (self.path, self.source, self._state):
+                directory.mkdir()
             self._mount()
             undo.callback(self._unmount, os.pidfd_open(self.status()["pid"]))
             self._undo = undo.pop_all()
@@ -70,7 +73,7 @@ class ScratchMount:
         for option in self.options:
             words += ["-o", option]
         result = subprocess.run(
-            [sys.executable, "-m", "pinfs.cli.main", *words],
+            [sys.executable, "-m", "pinfs.cli.main", *words], env=os.environ | {STATE: os.fspath(self._state)},
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=START_S, check=False,
         )  # fmt: skip
         if result.returncode:
@@ -82,10 +85,11 @@ class ScratchMount:
             _end(daemon, signal.SIGTERM)
         except TimeoutError:
             _end(daemon, signal.SIGKILL)
-            subprocess.run([*_LAZY_UMOUNT, self.path], check=False)
             raise ScratchError(f"the daemon did not end within {END_S} s; its log:\n{self.log()}") from None
         finally:
             os.close(daemon)
+            if any(mount.point == os.path.realpath(self.path) for mount in mountinfo.mounts()):  # the daemon was killed
+                subprocess.run([*_LAZY_UMOUNT, self.path], check=False)
 
     def status(self) -> dict[str, Any]:
         """`.pinfs/status`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pinfs.fs import seallist
 from pinfs.testing import HeldPin, HolderError, ScratchMount
 
 LIMIT_S = 120.0
@@ -45,6 +47,18 @@ def test_a_scratch_mount_that_is_in_use_ends(fuse: None, tmp_path: Path) -> None
     with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
         os.fstatvfs(file.fileno())
     file.close()
+
+
+def test_a_scratch_mount_whose_daemon_was_killed_leaves_nothing(fuse: None, tmp_path: Path) -> None:
+    """Neither a dead mount nor a file that is sealed, nor a list of such files."""
+    lists = seallist.all_lists()
+    with ScratchMount(backing=tmp_path) as mount:
+        file = mount.path / "file"
+        file.write_bytes(bytes(8192))
+        with HeldPin(os.fspath(file)):
+            os.kill(mount.status()["pid"], signal.SIGKILL)
+    assert list(tmp_path.iterdir()) == []
+    assert seallist.all_lists() == lists
 
 
 def test_a_pin_of_another_process(mount: ScratchMount, file: str) -> None:
