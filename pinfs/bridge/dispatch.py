@@ -322,6 +322,7 @@ class Dispatcher:
             self.refused_because = str(e)
             raise Ended(True) from None
         requests = read_again(self._fd, self._buffers[0])
+        resent.begin(requests)
         self._in_turn = True
         try:
             for request in in_order(requests):

@@ -95,6 +95,11 @@ class Resent:
             return self._renamed(opcode, nodeid, ctx, body)
         return self._answers.get(opcode, _not_executed)(nodeid, ctx, body)
 
+    def begin(self, requests: Iterable[Request]) -> None:
+        """These come first: what their answers have counted is counted again."""
+        unanswered = {request.unique & ~RESENT for request in requests if request.is_resent}
+        self._recorder.take_back_lookups(self._inodes, unanswered)
+
     def finish(self, requests: Iterable[Request]) -> None:
         """These are all that there are: what is known of others, whose callers have ended, is of no use any more."""
         for unique in self._restored.intents.keys() - {request.unique & ~RESENT for request in requests}:

@@ -99,10 +99,10 @@ class DirectoryReader:
         self._snapshots: WeakValueDictionary[int, Snapshot] = WeakValueDictionary()
         """The latest large snapshot of each directory, while a handle has it."""
 
-    async def read(self, handle: DirectoryHandle, offset: int, plus: bool, add: Add) -> None:
+    async def read(self, handle: DirectoryHandle, offset: int, add: Add, plus: int | None) -> None:
         """Give the names from `offset` on to `add` until it says that the reply is full.
 
-        With `plus` each name but the dots comes with its entry, which counts as a lookup.
+        With `plus`, the number of the request, each name but the dots comes with its entry, which counts as a lookup.
         """
         if offset and handle.names is None and offset >= handle.was_listed_to > 0:
             return
@@ -114,15 +114,15 @@ class DirectoryReader:
         if offset < 2 and not self._add_dots(handle.inode, offset, add):
             given = 0
         else:
-            given = self._add_names(handle, names, max(offset - 2, 0), plus, add)
+            given = self._add_names(handle, names, max(offset - 2, 0), add, plus)
         if is_new and self.records is not None:
             await self._write_down(self.records, handle, names, given)
 
-    def _add_names(self, handle: DirectoryHandle, names: Snapshot, first: int, plus: bool, add: Add) -> int:
+    def _add_names(self, handle: DirectoryHandle, names: Snapshot, first: int, add: Add, plus: int | None) -> int:
         """Returns how many of the names have been given by now."""
         directory = handle.inode
         may_hide = directory.nodeid == ROOT_ID
-        with_entries = plus and self.with_entries and not self._submounts.may_hang(directory.nodeid)
+        with_entries = plus is not None and self.with_entries and not self._submounts.may_hang(directory.nodeid)
         end = min(first + SLICE, len(names))  # the kernel asks for more
         for position in range(first, end):
             listed = names[position]
@@ -134,7 +134,7 @@ class DirectoryReader:
                 if found is None:
                     continue
                 ino, kind = found
-            what = self._looked_up(directory, listed) if with_entries else (ino, kind)
+            what = self._looked_up(directory, listed, plus or 0) if with_entries else (ino, kind)
             if what is not None and not add(name, position + 3, what):
                 if isinstance(what, Entry):
                     self._inodes.forget(what.nodeid, 1)
@@ -182,7 +182,7 @@ class DirectoryReader:
             return False
         return add(b"..", 2, (above, DT_DIR))
 
-    def _looked_up(self, directory: Inode, listed: Listed) -> Entry | tuple[int, int] | None:
+    def _looked_up(self, directory: Inode, listed: Listed, unique: int) -> Entry | tuple[int, int] | None:
         """The entry of a name, or what is `listed` of it where it cannot be looked up (a submount whose server has
         ended, another user's FUSE mount): then only a lookup of it fails. None: it was removed."""
         name = listed[0]
@@ -195,7 +195,7 @@ class DirectoryReader:
             return None
         except OSError:
             return listed[1:]
-        self._inodes.looked_up(inode)
+        self._inodes.looked_up(inode, unique)
         return make_entry((inode.nodeid, st))
 
 

@@ -171,7 +171,7 @@ class Exports:
         try:
             wanted = self._above(inode) if name == b".." else inode
             st = self._inodes.stat(wanted)
-            wanted.lookups += 1
+            self._inodes.looked_up(wanted)
         finally:
             self._inodes.drop_if_unreferenced(inode)
         return make_entry((wanted.nodeid, st))

@@ -23,6 +23,8 @@ from pinfs.fs.lives import LIVED_BEFORE, life_of, settled_ctime_ns, was_born_aft
 from pinfs.fs.nonblocking import AT_ONCE, open_error
 from pinfs.fs.openfile import OpenFile
 from pinfs.fs.types import os_error
+from pinfs.linux.filesystems import IN_MEMORY, ON_DISK
+from pinfs.linux.syscalls import file_system_magic
 
 if TYPE_CHECKING:
     from pinfs.fs.exports import Exports
@@ -113,6 +115,7 @@ class InodeTable:
         self.root.fd = root_fd
         self.root.lookups = 1  # of the kernel, which never forgets the root
         self._root_ino = st.st_ino
+        self._has_our_clock = file_system_magic(root_fd) in IN_MEMORY | ON_DISK
         self._is_pinned = is_pinned
         self.sealed: Container[int] = ()
         """Node ids of files whose seals are to be lifted: they stay in the table."""
@@ -258,13 +261,19 @@ class InodeTable:
         if inode.life is None or inode.ctime_ns == st.st_ctime_ns:
             return True
         if inode.life is LIVED_BEFORE:
-            if was_born_after(fd, self.taken_over_ns):
+            if was_born_after(fd, self._last_seen_ns(inode)):
                 return False
             inode.life = life_of(fd)
         elif life_of(fd) != inode.life:
             return False
         inode.ctime_ns = settled_ctime_ns(st)
         return True
+
+    def _last_seen_ns(self, inode: Inode) -> int:
+        """When the daemon before knew it. Other machines have clocks of their own: there, when it was taken over."""
+        if self.recorder is None or not inode.slot or not self._has_our_clock:
+            return self.taken_over_ns
+        return self.recorder.seen_ns(inode)
 
     def prepare_close(self, inode: Inode, *, may_be_cached: bool) -> None:
         """Before the backing file of an inode is closed: keep a descriptor of it, or else note its life.
@@ -392,12 +401,12 @@ class InodeTable:
 
     # Lookup counts
 
-    def looked_up(self, inode: Inode) -> None:
+    def looked_up(self, inode: Inode, unique: int = 0) -> None:
         """The kernel gets one more reference, with an entry. Written down before the entry goes out: with a count that
-        is too low the kernel would have an inode that the next daemon does not know."""
+        is too low the kernel would have an inode that the next daemon does not know. `unique`: see the recorder's."""
         inode.lookups += 1
         if inode.slot and self.recorder is not None:
-            self.recorder.lookups(inode)
+            self.recorder.looked_up(inode, unique)
 
     def forget(self, nodeid: int, nlookup: int) -> None:
         """The kernel drops `nlookup` of the references that it got with entries."""

@@ -94,12 +94,12 @@ class Operations:
             directory = self._inodes.get(parent)
         if name in self._slow_names:
             await self.submounts.reach_name(directory, name)
-        return self._entry(directory, component(name))
+        return self._entry(directory, component(name), getattr(ctx, "unique", 0))
 
-    def _entry(self, directory: Inode, name: bytes) -> Entry:
+    def _entry(self, directory: Inode, name: bytes, unique: int = 0) -> Entry:
         st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
         inode = self._inodes.intern(directory, name, st)
-        self._inodes.looked_up(inode)
+        self._inodes.looked_up(inode, unique)
         return make_entry((inode.nodeid, st))
 
     def known_by_name(self, parent: int, name: bytes) -> int | None:
@@ -416,15 +416,16 @@ class Operations:
         fh = self.handles.add(DirectoryHandle(inode, os.O_RDONLY, fd), ctx)
         return Opened(fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
 
-    async def readdir(self, fh: int, offset: int, plus: bool, add: Add) -> None:
-        """Give names from `offset` on to `add` until the reply is full; with `plus` each with its entry, a lookup."""
+    async def readdir(self, fh: int, offset: int, plus: bool, add: Add, unique: int = 0) -> None:
+        """Give names from `offset` on to `add` until the reply is full; with `plus` each with its entry, a lookup.
+        `unique`: the number of the request."""
         handle = self.handles.get(fh, Handle)
         if isinstance(handle, ControlDirectory):
             self._control.readdir(offset, plus, add)
             return
         if not isinstance(handle, DirectoryHandle):
             raise os_error(errno.EBADF)
-        await self.directories.read(handle, offset, plus, add)
+        await self.directories.read(handle, offset, add, unique if plus else None)
 
     async def releasedir(self, fh: int) -> None:
         """closedir(3)."""

@@ -79,7 +79,7 @@ class RemoteOperations(Operations):
         self._threads = backing.threads
         self._reaching = Reaching(inodes, self._threads)
         self._removals.open_writer = self._open_writer
-        self._directories = _Directories(inodes, control.owns, self.submounts)
+        self.directories = _Directories(inodes, control.owns, self.submounts)
         self.directories.threads = self._threads
 
     async def _using(self, inode: Inode, call: Callable[..., T], *args: object) -> T:
@@ -399,10 +399,10 @@ class RemoteOperations(Operations):
         fh = self.handles.add(DirectoryHandle(inode, os.O_RDONLY, fd), ctx)
         return Opened(fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
 
-    async def readdir(self, fh: int, offset: int, plus: bool, add: Add) -> None:
+    async def readdir(self, fh: int, offset: int, plus: bool, add: Add, unique: int = 0) -> None:
         handle = self.handles.get(fh, Handle)
         if not plus or not self.needs_entries or not isinstance(handle, DirectoryHandle):
-            await super().readdir(fh, offset, plus, add)
+            await super().readdir(fh, offset, plus, add, unique)
             return
         listed: list[tuple[bytes, int, Entry | tuple[int, int]]] = []
 

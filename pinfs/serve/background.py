@@ -49,8 +49,13 @@ def run(config: Config, source: str, mountpoint: str, kept: Kept) -> None:
 
 
 def run_in_turn(config: Config, source: str, mountpoint: str, kept: Kept) -> None:
-    """Serve until the end, in a process that a keeper has started. Raises MountError."""
-    _serve(config, source, mountpoint, wait_for_turn(os.environ, kept))
+    """Serve until the end, in a process that a keeper has started. Raises MountError, which is logged: there is nobody
+    else to tell."""
+    try:
+        _serve(config, source, mountpoint, wait_for_turn(os.environ, kept))
+    except MountError as e:
+        log.error("%s", e)
+        raise
 
 
 def run_in_background(config: Config, source: str, mountpoint: str, kept: Kept) -> None:

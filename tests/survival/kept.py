@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,7 +67,7 @@ class Written:
         fs = _assembled(self.source)
         try:
             recorder = _recorder(fs, slots, store)
-            fs.inodes.taken_over_ns = time.time_ns()
+
             inherited = store.copy().held  # the daemon's own, as SCM_RIGHTS gives them
             restoration = Restoration(fs.parts, recorder, slots.load(), inherited)
             restoration.inodes()
