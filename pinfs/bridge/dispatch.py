@@ -40,7 +40,7 @@ from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Negotiated, Requested, neg
 from pinfs.bridge.once import Once
 from pinfs.bridge.resent import Resent
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
-from pinfs.fs.inodes import FOREIGN_IDS
+from pinfs.fs.inode import FOREIGN_IDS
 from pinfs.fs.operations import Operations
 from pinfs.fs.types import Caller, make_caller
 from pinfs.runtime.errors import errno_of, logged

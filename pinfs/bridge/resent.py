@@ -29,7 +29,7 @@ from pinfs.fs import ioctls
 from pinfs.fs.control import ControlHandle
 from pinfs.fs.directories import DirectoryHandle
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FileHandle, Handle
-from pinfs.fs.inodes import Inode, Name
+from pinfs.fs.inode import Inode, Name
 from pinfs.fs.pins import RELEASED, XATTR_CREATE
 from pinfs.fs.restore import Restored
 from pinfs.fs.types import Caller, Entry, Opened, SetAttr, os_error

@@ -12,7 +12,8 @@ from typing import Final, Protocol, TypeVar
 import trio
 
 from pinfs.fs.evictions import Evictions
-from pinfs.fs.inodes import O_PATH_NOFOLLOW, Inode, InodeTable, Name
+from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.openfile import OpenFile
 from pinfs.fs.seal import Seal
 from pinfs.fs.types import CallerLike, os_error

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from pinfs.enforce.guard import Guard
 from pinfs.fs.backing import Backing
-from pinfs.fs.inodes import Inode
+from pinfs.fs.inode import Inode
 
 STEP: Final = 8 << 20
 """Bytes that one call copies at most: between two calls the kernel sees whether the caller was interrupted."""

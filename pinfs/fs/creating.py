@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from pinfs.fs.backing import Backing
-from pinfs.fs.inodes import O_PATH_NOFOLLOW, stale
+from pinfs.fs.inode import O_PATH_NOFOLLOW, stale
 from pinfs.fs.leases import with_patience
 from pinfs.fs.nonblocking import AT_ONCE, open_error
 from pinfs.fs.openfile import OpenFile

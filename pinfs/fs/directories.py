@@ -17,7 +17,8 @@ from weakref import WeakValueDictionary
 import trio
 
 from pinfs.fs.handles import Handle
-from pinfs.fs.inodes import ROOT_ID, Inode, InodeTable
+from pinfs.fs.inode import ROOT_ID, Inode
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.submounts import Submounts
 from pinfs.fs.types import Entry, make_entry
 from pinfs.journal.records import HandleKind

@@ -4,100 +4,26 @@ An inode is reached through its parent's descriptor and its name, never through 
 a symlink redirects nothing. What is found is checked against the inode number before it is used, so that a name that
 leads to another file since something changed the source behind pinfs gives ESTALE, never the other file's data. That
 holds for a number which the backing has used again, too (`fs/lives.py`).
-Descriptors are kept for few inodes only (O_PATH, least recently used go first): a walk over a million files costs no
-more of them than one over a thousand. An inode that has lost its last name keeps its descriptor, because nothing else
-leads to it any more.
-
-Directories may be nested as deep as the backing allows: nothing here recurses from one to the next.
+Descriptors are kept for few inodes only (`fs/inodefds.py`). An inode that has lost its last name keeps its descriptor,
+because nothing else leads to it. Directories may be nested as deep as the backing allows: nothing here recurses.
 """
 
-import errno
 import os
 import stat
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from pinfs.fs.inode import FOREIGN_IDS, O_PATH_NOFOLLOW, ROOT_ID, Inode, Key, Name, is_or_lies_in, stale
 from pinfs.fs.inodefds import InodeDescriptors
 from pinfs.fs.lives import LIVED_BEFORE, life_of, settled_ctime_ns, was_born_after
 from pinfs.fs.nonblocking import AT_ONCE, open_error
-from pinfs.fs.openfile import OpenFile
-from pinfs.fs.types import os_error
 from pinfs.linux.filesystems import IN_MEMORY, ON_DISK
 from pinfs.linux.syscalls import file_system_magic
 
 if TYPE_CHECKING:
     from pinfs.fs.exports import Exports
     from pinfs.fs.recorder import Recorder
-
-ROOT_ID: Final = 1
-FOREIGN_IDS: Final = 1 << 63  # node ids of files on other devices below the source
-O_PATH_NOFOLLOW: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-
-Key = int | tuple[int, int]  # st_ino on the source's own device, (st_dev, st_ino) elsewhere
-Name = tuple["Inode", bytes]  # the directory, and the name in it
-
-
-def stale() -> OSError:
-    return os_error(errno.ESTALE)
-
-
-class Inode:
-    """One file, directory or other thing below the source.
-
-    `lookups` is the kernel's lookup count. `children` counts the names in this directory by which inodes of the table
-    are reached: it stays in the table for them. `links` holds further names (hard links), None for nearly every inode.
-    `life` tells it from another inode with its number (`life_of`; `Exports` notes all). None: the daemon has a
-    descriptor, so there is no other, or never had one, and the kernel caches neither data nor names of it. With the
-    time of change `ctime_ns` it is the same inode; with `data_ctime_ns` the pages that the kernel caches are right.
-    `slot`: of its record in the journal; 0: it has none.
-    """
-
-    __slots__ = (
-        *("children", "ctime_ns", "data_ctime_ns", "fd", "file", "key", "kind"),
-        *("life", "links", "lookups", "name", "nodeid", "parent", "slot"),
-    )
-
-    def __init__(self, nodeid: int, key: Key, kind: int) -> None:
-        self.nodeid = nodeid
-        self.key = key
-        self.kind = kind  # S_IFMT
-        self.lookups = self.slot = 0
-        self.children = 0
-        self.parent: Inode | None = None
-        self.name: bytes | None = None
-        self.links: set[Name] | None = None
-        self.fd = -1
-        self.file: OpenFile | None = None
-        self.life: bytes | None = None
-        self.ctime_ns = self.data_ctime_ns = 0
-
-    @property
-    def is_file(self) -> bool:
-        return self.kind == stat.S_IFREG
-
-    def path(self) -> str | None:
-        """The path from the root of the mount, for listings and policy rules; None where the inode has no name."""
-        names: list[bytes] = []
-        at: Inode | None = self
-        while at is not None and at.nodeid != ROOT_ID:
-            if at.name is None:
-                return None
-            names.append(at.name)
-            at = at.parent
-        return os.fsdecode(b"/".join(reversed(names)))
-
-
-def _is_or_lies_in(directory: Inode, other: Inode) -> bool:
-    """Whether a name in `directory` would make a loop of `other`.
-
-    A directory that was moved behind pinfs may be found before its new parent is (`b` was in `a`, and now `a` is in
-    `b`), and a bind mount may show a directory below itself. The kernel refuses either (ELOOP, d_splice_alias()).
-    """
-    at: Inode | None = directory
-    while at is not None and at is not other:
-        at = at.parent
-    return at is not None
 
 
 class InodeTable:
@@ -144,10 +70,6 @@ class InodeTable:
 
     def __iter__(self) -> Iterator[Inode]:
         return iter(self._by_id.values())
-
-    @property
-    def cached_descriptors(self) -> int:
-        return len(self.descriptors)
 
     def get(self, nodeid: int) -> Inode:
         """The inode of a node id. ESTALE: the kernel knows more than we do."""
@@ -314,7 +236,7 @@ class InodeTable:
         if inode.name is not None and nlink > 1 and inode.kind != stat.S_IFDIR:
             self._add_link(inode, parent, name)
             return
-        if (inode.children or inode is parent) and _is_or_lies_in(parent, inode):
+        if (inode.children or inode is parent) and is_or_lies_in(parent, inode):
             return
         old_parent = inode.parent  # unless None, the inode was renamed behind pinfs
         inode.parent, inode.name = parent, name

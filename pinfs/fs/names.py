@@ -3,7 +3,8 @@
 import os
 
 from pinfs.fs.backing import Backing
-from pinfs.fs.inodes import Inode, InodeTable, Name
+from pinfs.fs.inode import Inode, Name
+from pinfs.fs.inodes import InodeTable
 from pinfs.linux import syscalls
 
 

@@ -9,7 +9,8 @@ from functools import partial
 
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FOPEN_KEEP_CACHE, FileHandle, HandleTable
-from pinfs.fs.inodes import O_PATH_NOFOLLOW, Inode, InodeTable, Name, stale
+from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name, stale
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.leases import after_lease
 from pinfs.fs.lives import settled_ctime_ns
 from pinfs.fs.nonblocking import AT_ONCE, open_error

@@ -22,7 +22,8 @@ from pinfs.fs.copying import Copies, Place
 from pinfs.fs.directories import Add, DirectoryHandle, DirectoryReader
 from pinfs.fs.exports import Exports
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle, Wake
-from pinfs.fs.inodes import ROOT_ID, Inode, InodeTable
+from pinfs.fs.inode import ROOT_ID, Inode, component
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.names import Names
 from pinfs.fs.opens import Opens
 from pinfs.fs.pins import PinVerbs
@@ -186,9 +187,9 @@ class Operations:
         """renameat2(2). A removal where the new name is the last one of another file: policy `unlink` (SPEC 2)."""
         old = self._writable_directory(parent, name), name
         new = self._writable_directory(new_parent, new_name), new_name
-        for directory, component in (old, new):
-            if component in self._slow_names:
-                await self.submounts.reach_name(directory, component)
+        for directory, one in (old, new):
+            if one in self._slow_names:
+                await self.submounts.reach_name(directory, one)
         moved, victim = self._inodes.find_name(old), self._inodes.find_name(new)
         if self._in_kernel:
             await self._removals.until_unlocked(moved, victim)
@@ -497,10 +498,3 @@ class Operations:
                 await self._removals.until_unlocked(inode)
             with self._seal.lifted(inode), self._set_ids.keeping_without(name, inode, ctx):
                 os.removexattr(self._inodes.handle(inode), name)
-
-
-def component(name: bytes) -> bytes:
-    """One component of a path, as the kernel sends it. EINVAL: anything else, which could lead out of the source."""
-    if b"/" in name or name in (b"", b".", b".."):
-        raise os_error(errno.EINVAL)
-    return name

@@ -20,7 +20,8 @@ from pinfs.fs import ioctls
 from pinfs.fs.backing import Backing
 from pinfs.fs.describe import describe
 from pinfs.fs.handles import FileHandle, HandleTable, Wake
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inode import Inode
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.pinvalue import DEFAULT_SIGNAL, PinValue, parse_pin_value
 from pinfs.fs.types import CallerLike
 from pinfs.interface.attributes import PIN, PINS, RELEASE

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
-from pinfs.fs.inodes import O_PATH_NOFOLLOW, Inode, InodeTable, Name, stale
+from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name, stale
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.lives import life_of, settled_ctime_ns
 from pinfs.runtime.threads import Threads
 

@@ -21,7 +21,8 @@ from pinfs.core.events import BookEvent
 from pinfs.core.owners import ProcessId
 from pinfs.core.pins import Break, Mode, Pin
 from pinfs.fs.handles import Handle
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inode import Inode
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.types import CallerLike
 from pinfs.journal import records
 from pinfs.journal.records import (

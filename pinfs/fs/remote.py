@@ -29,10 +29,11 @@ from pinfs.fs.copying import Place
 from pinfs.fs.creating import Created, create_file, is_there, masked
 from pinfs.fs.directories import Add, DirectoryHandle, DirectoryReader, Snapshot, snapshot
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle
-from pinfs.fs.inodes import ROOT_ID, Inode, InodeTable, Name
+from pinfs.fs.inode import ROOT_ID, Inode, Name, component
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.leases import with_patience
 from pinfs.fs.openfile import OpenFile
-from pinfs.fs.operations import HIDDEN, KEEPS_VICTIM, Operations, component
+from pinfs.fs.operations import HIDDEN, KEEPS_VICTIM, Operations
 from pinfs.fs.pins import PinVerbs
 from pinfs.fs.reaching import Found, Reaching, found_at
 from pinfs.fs.types import Caller, CallerLike, Entry, Opened, SetAttr, Timeouts, make_entry, os_error

@@ -16,7 +16,8 @@ from pinfs.core.ranges import END
 from pinfs.enforce.guard import Breaker, Guard, RemovalCall
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FileHandle
-from pinfs.fs.inodes import O_PATH_NOFOLLOW, Inode, InodeTable, Name, stale
+from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name, stale
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.leases import after_lease
 from pinfs.fs.set_ids import SetIds
 from pinfs.fs.types import CallerLike, os_error

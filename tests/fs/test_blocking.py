@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from pinfs.fs.directories import SLICE
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.types import Entry
 from pinfs.linux import inodeflags
 from pinfs.linux.inodeflags import APPEND

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pinfs.fs.evictions import MAX_THREADS, Evictions
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 
 from .conftest import ME, Bench
 

@@ -18,7 +18,7 @@ import trio
 
 import pinfs
 from pinfs.fs import backing as backing_module
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.operations import Operations
 from pinfs.fs.remote import RemoteOperations
 from pinfs.fs.types import SetAttr

@@ -21,7 +21,7 @@ from pinfs.config.options import load
 from pinfs.config.policies import PolicyBox
 from pinfs.core.pins import Pin
 from pinfs.fs.backing import NoPassthrough
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.recorder import Recorder
 from pinfs.fs.restore import Restoration, Restored
 from pinfs.fs.types import SetAttr

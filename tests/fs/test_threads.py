@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from pinfs.fs import backing as backing_module
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 from pinfs.runtime.threads import MAX_FOR_ONE, MAX_THREADS, PATIENCE_S, Threads
 
 from .conftest import ME, Bench

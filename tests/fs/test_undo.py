@@ -13,7 +13,7 @@ from bridge.fake_kernel import dispatching
 
 from pinfs.bridge import wire
 from pinfs.bridge.pyfuse3_adapter import Pyfuse3Adapter
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.pins import PinVerbs
 
 from .conftest import ME, Bench

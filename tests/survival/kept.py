@@ -12,7 +12,7 @@ from typing import Any
 from pinfs.config.options import load
 from pinfs.config.policies import PolicyBox
 from pinfs.fs.backing import NoPassthrough
-from pinfs.fs.inodes import Inode
+from pinfs.fs.inode import Inode
 from pinfs.fs.recorder import Recorder
 from pinfs.fs.restore import Restoration, Restored
 from pinfs.journal.slots import Slots, new_journal_file
