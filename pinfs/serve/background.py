@@ -50,7 +50,13 @@ def run(config: Config, source: str, mountpoint: str, kept: Kept) -> None:
 
 def run_in_turn(config: Config, source: str, mountpoint: str, kept: Kept) -> None:
     """Serve until the end, in a process that a keeper has started. Raises MountError."""
-    _serve(config, source, mountpoint, wait_for_turn(os.environ, kept))
+    store = wait_for_turn(os.environ, kept)
+    try:
+        _serve(config, source, mountpoint, store)
+    except MountError as e:
+        log.error("%s", e)  # no starter reads what is printed
+        store.failed(str(e))
+        raise
 
 
 def run_in_background(config: Config, source: str, mountpoint: str, kept: Kept) -> None:

@@ -197,7 +197,7 @@ class Daemon:
             os.dup(place.source_fd), config, self.policies, self.passthrough, self.status, raise_descriptor_limit()
         )
         self.fs.backing.lower_privileges()
-        self.succession = Succession(store, self.fs, left)
+        self.succession = Succession(store, self.fs, left, _ends_because(config.mount))
 
     # Its beginning
 
@@ -444,6 +444,15 @@ class Daemon:
                 unmount(self.mountpoint, lazy=True)
             except (OSError, MountError) as e:
                 log.error("%s cannot be unmounted: %s", self.mountpoint, e)
+
+
+def _ends_because(options: MountOptions) -> str:
+    """Why the mount ends with its daemon, where there is no store."""
+    if options.bridge == "off":
+        return "the bridge is switched off (bridge=off)"
+    if options.survive == "off":
+        return "switched off (survive=off)"
+    return "in the foreground, and without a service manager that keeps descriptors (survive=on changes that)"
 
 
 def _flags(options: MountOptions) -> MountFlags:

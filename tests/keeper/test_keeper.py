@@ -220,6 +220,7 @@ def test_a_daemon_that_does_not_beat_is_killed(bench: Bench) -> None:
     first.ended()
     said = bench.next().receive_until("TAKE")
     assert "killed by signal 9" in said["WHY"]
+    assert said["HUNG"] == "1"
     assert "does not beat for 0.1 s: it is killed" in bench.said()
 
 
