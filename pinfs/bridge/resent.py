@@ -24,7 +24,6 @@ from pinfs.bridge.once import (
     NAMES_AT,
     Once,
     name_offset,
-    pins_ended_by,
 )
 from pinfs.fs import ioctls
 from pinfs.fs.control import ControlHandle
@@ -67,7 +66,6 @@ class Resent:
             wire.TMPFILE: self._made_nameless,
             wire.OPENDIR: self._opened_directory,
             wire.FALLOCATE: self._fallocated,
-            wire.WRITE: self._commanded,
             wire.SETXATTR: self._set_attribute,
             wire.GETXATTR: self._released,
             wire.REMOVEXATTR: self._removed_attribute,
@@ -297,27 +295,6 @@ class Resent:
     def _has_moved(self, inode: Inode, intent: IntentRecord, mode: int, length: int) -> bool:
         grown = self._inodes.stat(inode).st_size - intent.size
         return grown >= length if mode & syscalls.FALLOC_FL_INSERT_RANGE else grown <= -length
-
-    async def _commanded(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes | None:
-        """WRITE, of commands for pins: those that end a pin which was there, and is not now, were executed."""
-        data = body[wire.WRITE_IN.size :].tobytes()
-        written = wire.WRITE_OUT.pack(len(data), 0)
-        if self._is_executed(ctx):
-            return written
-        intent = self._intent(ctx)
-        if intent is None or not intent.was_there:
-            return None
-        lines = data.splitlines(keepends=True)
-        left = b"".join(
-            line
-            for number, (line, pin_id) in enumerate(zip(lines, pins_ended_by(lines), strict=True))
-            if pin_id in self._once.pins or not _was_there(intent, number) or not pin_id
-        )
-        if left:
-            fh, offset, _, *rest = wire.WRITE_IN.unpack_from(body)
-            again = wire.WRITE_IN.pack(fh, offset, len(left), *rest) + left
-            await self._handlers.write(nodeid, ctx, memoryview(again))
-        return written
 
     # Attributes
 

@@ -53,18 +53,18 @@ SHARED_FROM: Final = 256  # names
 class DirectoryHandle(Handle):
     """An open directory: its own descriptor on the backing, and the snapshot.
 
-    `was_listed_to`: at this offset the listing of the daemon before ended; it has left no names. `is_with_keeper`: the
-    names outlive the daemon in a file of their own.
+    `was_listed_to`: at this offset the listing of the daemon before ended; it has left no names. `kept_fd`: of a file
+    with the names, which outlives the daemon; -1: there is none.
     """
 
-    __slots__ = ("fd", "is_with_keeper", "names", "was_listed_to")
+    __slots__ = ("fd", "kept_fd", "names", "was_listed_to")
     record_kind = HandleKind.DIRECTORY
 
     def __init__(self, inode: Inode, flags: int, fd: int) -> None:
         super().__init__(inode, flags)
         self.fd = fd
         self.names: Snapshot | None = None
-        self.is_with_keeper = False
+        self.kept_fd = -1
         self.was_listed_to = 0
 
     async def take_snapshot(self) -> Snapshot:

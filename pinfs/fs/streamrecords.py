@@ -132,10 +132,12 @@ class StreamRecords:
                 os.write(fd, _joined(names[start : start + NAMES_IN_A_SLICE]))
                 await park()
                 await trio.lowlevel.checkpoint()
-            if handle.slot:  # else it was closed meanwhile
-                handle.is_with_keeper = self.recorder.store.keep(_file_name(handle), fd)
+            self._drop_file(handle)  # of another reader
+            if handle.slot and self.recorder.store.keep(_file_name(handle), fd):  # else it was closed meanwhile
+                handle.kept_fd, fd = fd, -1
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def no_snapshot(self, handle: DirectoryHandle) -> None:
         """A reader begins anew."""
@@ -154,9 +156,10 @@ class StreamRecords:
         self._drop_file(handle)
 
     def _drop_file(self, handle: DirectoryHandle) -> None:
-        if handle.is_with_keeper:
-            handle.is_with_keeper = False
+        if handle.kept_fd >= 0:
             self.recorder.store.drop(_file_name(handle))
+            os.close(handle.kept_fd)
+            handle.kept_fd = -1
 
     # Orphans, silent holders
 

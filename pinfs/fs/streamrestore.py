@@ -48,7 +48,7 @@ class StreamRestoration:
     """A part of one take-over. Files and directories that are open are restored before `handles`, pins after it, as
     readers are told of those that have ended; `settle` comes when all of them are there.
 
-    `kept`: the descriptors that outlived the daemon, by name; they stay the caller's.
+    `kept`: the descriptors that outlived the daemon, by name. Those of directories are taken over.
     """
 
     def __init__(
@@ -168,8 +168,8 @@ class StreamRestoration:
     def _directory(self, handle: DirectoryHandle, record: HandleRecord) -> None:
         name = f"d{record.fh}"
         if name in self._kept:
-            handle.is_with_keeper = True
-            names = _whole_file(self._kept[name])
+            handle.kept_fd = self._kept[name]
+            names = _whole_file(handle.kept_fd)
         else:
             names = self._slots.text(record.chain) if record.chain else b""
         self._parts.directories.restore_snapshot(handle, names, record.taken_to)
@@ -178,6 +178,7 @@ class StreamRestoration:
         handle = self._parts.handles.find(int(name[1:]))
         if not isinstance(handle, DirectoryHandle):
             self._recorder.store.drop(name)
+            os.close(self._kept[name])
 
     # The book
 

@@ -86,20 +86,27 @@ class Survivor(Bench):
         self.stop()
         self.slots = Slots(self.journal)
         self._make()
-        left = Left(dict(self.store.kept), self.slots, self.slots.load(), IDENTITY)
+        left = Left({name: os.dup(fd) for name, fd in self.store.kept.items()}, self.slots, self.slots.load(), IDENTITY)
         taken = TakeOver(self.fs, self._recorder(), left)
         taken.begin(lambda: None)
         assert not taken.pending.files
         self.restored = taken.restored
+        for slot in self.restored.intent_slots.values():  # no kernel sends requests again
+            self.slots.free(slot)
         return self.restored
 
     def stop(self) -> None:
         """Nothing of the old objects writes any more, and their descriptors are closed."""
+        assert self.fs.recorder is not None
+        for fd in self.fs.recorder._stored.values():
+            os.close(fd)
         self.fs.record(None)
         self.fs.policies.on_change = lambda: None
         for handle in self.ops.handles._handles.values():
             if isinstance(handle, DirectoryHandle):
                 os.close(handle.fd)
+                if handle.kept_fd >= 0:
+                    os.close(handle.kept_fd)
         self.fs.inodes.close()
         self.fs.holders.close()
         self.slots.close()

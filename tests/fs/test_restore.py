@@ -203,7 +203,8 @@ class History:
                 await ops.link(nodeid, other, other_name, ME)
             elif step == "forget":
                 inode = chance.choice(list(self.generations.fs.inodes))
-                if inode.nodeid != ROOT_ID and inode.nodeid not in self.directories:
+                is_open = any(handle.inode is inode for handle in ops.handles.all())  # a kernel does not forget that
+                if inode.nodeid != ROOT_ID and inode.nodeid not in self.directories and not is_open:
                     ops.forget([(inode.nodeid, inode.lookups)])
             elif step == "release" and self.files:
                 await ops.release(self.files.pop(chance.randrange(len(self.files))))
