@@ -17,10 +17,11 @@ WATCHDOG=1, WATCHDOG_USEC=N, BARRIER=1 (its descriptor is closed once all before
     PINFS_FAILED=TEXT    this process cannot go on, and ends
     PINFS_ENDED=1        the mount is over
 To the daemon: KEEPER=PID with FDSTORE=LIMIT at first; TAKE=1 with FDNAMES=A:B:C, their descriptors, and LEFT=N messages
-to follow (the last one tells WHY=, DIED_NS=, REFUSED=, and HUNG=1 of one that was killed); LEAVE=1: the next daemon waits; REFUSED=TEXT: there is none.
+to follow (the last one tells WHY=, DIED_NS=, REFUSED=, and HUNG=1 where the daemon was killed as hung); LEAVE=1: the
+next daemon waits; REFUSED=TEXT: there is none.
 
-The next daemon finds its socket by PINFS_KEEPER, and the stderr that it is to use once it is loaded by PINFS_STDERR: what
-it writes before, the keeper reads if it dies.
+The next daemon finds its socket by PINFS_KEEPER, and by PINFS_STDERR the stderr that it is to use once it is loaded:
+what it writes before that, the keeper reads if it dies.
 """
 
 import sys

@@ -260,10 +260,10 @@ class Keeper:
         if peer is self.spare:
             self.spare = None
             if not peer.is_dismissed:
-                self.failed(f"the next daemon (pid {peer.pid}) {how} before it took over", peer.argv)
+                self.failed(f"the next daemon (pid {peer.pid}) {how} before it took over{peer.last_words}", peer.argv)
             return
         self.serving = None
-        how = f"the daemon (pid {peer.pid}) {how}"
+        how = f"the daemon (pid {peer.pid}) {how}{peer.last_words}"
         self.died_ns, self.why = time.monotonic_ns(), how
         self.has_hung = peer.was_killed
         if peer.is_leaving and not peer.was_killed:

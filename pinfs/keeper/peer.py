@@ -23,6 +23,8 @@ class Peer:
         self.pid, self.pidfd, self.argv, self._said = pid, pidfd, argv, said
         self.failed_because = b""
         """Why it is about to end, in its own words."""
+        self.last_words = ""
+        """The same after its end, or the last line that it wrote; with a colon."""
         self._sock = sock
         self.is_open = True
         """Whether it may still send."""
@@ -118,26 +120,25 @@ class Peer:
         because the process was no child of this one."""
         self._sock.close()
         os.close(self.pidfd)
-        why = self._last_line()
+        self._read_last_words()
         try:
             _, status = os.waitpid(self.pid, 0)
         except ChildProcessError:
-            return -1, f"has ended{why}"
+            return -1, "has ended"
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
-            return 128 + number, f"was killed by signal {number} ({_signal.strsignal(number)}){why}"
-        return os.WEXITSTATUS(status), f"has ended with status {os.WEXITSTATUS(status)}{why}"
+            return 128 + number, f"was killed by signal {number} ({_signal.strsignal(number)})"
+        return os.WEXITSTATUS(status), f"has ended with status {os.WEXITSTATUS(status)}"
 
-    def _last_line(self) -> str:
-        """Why it has ended, in brackets; empty where it has not said."""
+    def _read_last_words(self) -> None:
         said = self.failed_because
         if self._said >= 0:
             size = os.fstat(self._said).st_size
-            text = b"" if self.is_loaded else os.pread(self._said, MAX_LINE, max(0, size - MAX_LINE))
+            text = os.pread(self._said, MAX_LINE, max(0, size - MAX_LINE))
             said = said or text.strip().rpartition(b"\n")[2]
             os.close(self._said)
-            self._said = -1
-        return f" ({said.decode(errors='replace')})" if said else ""
+        if said:
+            self.last_words = f": {said.decode(errors='replace')}"
 
 
 def _descriptors(level: int, kind: int, raw: bytes) -> list[int]:

@@ -74,6 +74,7 @@ async def serve(
     async with AsyncExitStack() as stack:
         daemon = _begin(config, source, mountpoint, store, stack)
         stack.callback(daemon.close)
+        stack.push(daemon.on_failure)
         scraped = daemon.metrics_port()
         stack.callback(scraped.close)
         # From here on a signal ends us in good order, however early it comes: no mount is left behind.
@@ -86,7 +87,6 @@ async def serve(
         nursery.start_soon(daemon.handle_signals, signals)
         if store is not None:
             nursery.start_soon(store.run, daemon.hand_over)
-        nursery.start_soon(scraped.run)
         await nursery.start(daemon.fs.guard.run)
         await nursery.start(daemon.fs.backing.seal.run)
         await nursery.start(daemon.fs.holders.run)
@@ -95,9 +95,7 @@ async def serve(
             async with trio.open_nursery() as serving:
                 await serving.start(transport.run)
                 if transport.usable and not daemon.lost(transport):
-                    nursery.start_soon(
-                        scraped.run
-                    )  # not before: a daemon that takes over has its counters from then on
+                    nursery.start_soon(scraped.run)  # a daemon that takes over has its counters from now on
                     nursery.start_soon(daemon.fs.counters.run)
                     daemon.announce(nursery)
                     task_status.started()
@@ -404,8 +402,11 @@ class Daemon:
 
     def on_failure(self, kind: type[BaseException] | None, failure: BaseException | None, _: object) -> None:
         """What ends the daemon does not end the mount, where another one can take over."""
-        if failure is not None and self.succession.is_certain and self.transport.usable and not self.ending:
+        if failure is None or self.ending or not self.succession.is_certain:
+            return
+        if self.left is not None or self.transport.usable:
             log.error("the daemon has failed; the next one takes over", exc_info=failure)
+            self.succession.fail(_words(failure))
             logging.shutdown()
             os._exit(FAILED)
 
@@ -439,6 +440,8 @@ class Daemon:
 
     def detach(self) -> None:
         """Leave nothing of this mount behind, whatever happened."""
+        if self.left is not None and not self.succession.has_begun:
+            return
         if self._device is not None and device_of(self.mountpoint) == self._device:
             try:
                 unmount(self.mountpoint, lazy=True)
@@ -453,6 +456,12 @@ def _ends_because(options: MountOptions) -> str:
     if options.survive == "off":
         return "switched off (survive=off)"
     return "in the foreground, and without a service manager that keeps descriptors (survive=on changes that)"
+
+
+def _words(failure: BaseException) -> str:
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return str(failure) if isinstance(failure, MountError) else f"{type(failure).__name__}: {failure}"
 
 
 def _flags(options: MountOptions) -> MountFlags:

@@ -31,7 +31,7 @@ class Succession:
         self._takeover: TakeOver | None = None
         self._journal_fd = -1
         self._ends_because = ends_because
-        self._is_kept = False
+        self._is_kept = left is not None
         fs.life.survival = self._survival
         if store is not None:
             fs.upgrade.request = store.ask_to_hand_over
@@ -39,8 +39,20 @@ class Succession:
     @property
     def is_certain(self) -> bool:
         """Whether another daemon can take over now."""
-        lost = self._store is None or self._store.lost_because
-        return self._is_kept and not lost and self._fs.recorder is not None and not self._fs.recorder.broken_because
+        if self._store is None or self._store.lost_because or not self._is_kept:
+            return False
+        recorder = self._fs.recorder
+        return not self.has_begun if recorder is None else not recorder.broken_because
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether this daemon has changed anything of the mount: not if it is to take over and has not yet."""
+        return self._left is None or self._takeover is not None
+
+    def fail(self, why: str) -> None:
+        """This daemon ends, and the mount does not."""
+        if self._store is not None:
+            self._store.failed(why)
 
     def _survival(self) -> Survival:
         store, recorder = self._store, self._fs.recorder
@@ -129,7 +141,6 @@ class Succession:
         fs.life.history.add(takeover(self._end_before(left, store), over.restored.counts, over.restored.lost))
         fs.write_texts()
         store.mounted(left.identity.mountpoint, left.identity.device)
-        self._is_kept = True
         return Once(recorder, fs.operations, fs.parts, over.restored, over.pending)
 
     def _end_before(self, left: Left, store: DescriptorStore) -> End:

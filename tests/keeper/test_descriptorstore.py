@@ -127,7 +127,7 @@ async def test_a_new_keeper_is_told_everything(
     assert not store.lost_because
     await link.says.aclose()
     await trio.sleep(1)
-    assert store.status()["unavailable_because"] == "no keeper can be started"
+    assert str(store.lost_because) == "no keeper can be started"
     assert not store.keep("n1", 0)
     assert "the mount will not outlive this daemon: no keeper can be started" in caplog.text
     nursery.cancel_scope.cancel()

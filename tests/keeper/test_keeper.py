@@ -136,8 +136,8 @@ def test_a_spare_waits_until_the_daemon_is_dead(bench: Bench) -> None:
     assert "fuse" in taken(spare)
     spare.say("READY=1", bench.argv())
     another = bench.next()
-    spare.say("PINFS_ENDED=1")
     assert another.receive()["KEEPER"]
+    spare.say("PINFS_ENDED=1")
     another.ended()
     spare.exit(0)
     assert bench.end() == 0
