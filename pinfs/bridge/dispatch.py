@@ -33,6 +33,7 @@ from pinfs.bridge.connection import (
     in_order,
     read_again,
 )
+from pinfs.bridge.exporting import ExportHandlers
 from pinfs.bridge.gate import Gate
 from pinfs.bridge.handlers import NO_ROUTE, UNANSWERED, Handlers, PollWake, Route, Work
 from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Negotiated, Requested, negotiate
@@ -104,7 +105,7 @@ class Dispatcher:
         self._ops = ops
         self._requested = requested
         self._on_negotiated = on_negotiated
-        self._handlers = Handlers(ops, self._to_kernel)
+        self._handlers = (ExportHandlers if requested.nfs_export else Handlers)(ops, self._to_kernel)
         self._routes = self._handlers.routes()
         self._routes[wire.INTERRUPT] = Route(self._interrupt, IN_SIZE + 8)
         if not requested.poll:

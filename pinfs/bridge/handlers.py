@@ -21,6 +21,7 @@ from pinfs.fs.types import Caller, Entry, Opened, make_caller
 
 Work = Coroutine[Any, Any, bytes | None]
 Handler = Callable[[int, Caller, memoryview], Work]
+EntryOut = Callable[[Entry, tuple[int, int], tuple[int, int]], bytes]
 MAX_COPY: Final = 0x7FFF_F000  # bytes: COPY_FILE_RANGE answers in 32 bits
 
 
@@ -55,6 +56,7 @@ class Handlers:
         self._notify = notify
         self._entry_valid = wire.seconds(ops.entry_timeout_s)
         self._attr_valid = wire.seconds(ops.attr_timeout_s)
+        self._entry_out: EntryOut = wire.entry_out
         self._uncached = ops.uncached
         ops.uncached.on_entered = lambda nodeid: notify(wire.forget_attributes(nodeid))
         self._nothing = wire.no_entry_out(self._entry_valid)
@@ -70,7 +72,7 @@ class Handlers:
             entry = await self._ops.lookup(nodeid, wire.name_of(body), ctx)
         except FileNotFoundError:
             return self._nothing
-        return wire.entry_out(entry, self._entry_valid, self._valid(entry.nodeid))
+        return self._entry_out(entry, self._entry_valid, self._valid(entry.nodeid))
 
     async def forget(self, nodeid: int, ctx: Caller, body: memoryview) -> None:
         self._ops.forget([(nodeid, *wire.U64.unpack_from(body))])
@@ -82,22 +84,22 @@ class Handlers:
     async def mknod(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         mode, rdev, umask, _ = wire.MKNOD_IN.unpack_from(body)
         entry = await self._ops.mknod(nodeid, wire.name_of(body, 16), mode, rdev, _with_umask(ctx, umask))
-        return wire.entry_out(entry, self._entry_valid, self._attr_valid)
+        return self._entry_out(entry, self._entry_valid, self._attr_valid)
 
     async def mkdir(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         mode, umask = wire.MKDIR_IN.unpack_from(body)
         entry = await self._ops.mkdir(nodeid, wire.name_of(body, 8), mode, _with_umask(ctx, umask))
-        return wire.entry_out(entry, self._entry_valid, self._attr_valid)
+        return self._entry_out(entry, self._entry_valid, self._attr_valid)
 
     async def symlink(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         name, target = wire.names_of(body, 0)
         entry = await self._ops.symlink(nodeid, name, target, ctx)
-        return wire.entry_out(entry, self._entry_valid, self._attr_valid)
+        return self._entry_out(entry, self._entry_valid, self._attr_valid)
 
     async def link(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         (old_nodeid,) = wire.U64.unpack_from(body)
         entry = await self._ops.link(old_nodeid, nodeid, wire.name_of(body, 8), ctx)
-        return wire.entry_out(entry, self._entry_valid, self._valid(entry.nodeid))
+        return self._entry_out(entry, self._entry_valid, self._valid(entry.nodeid))
 
     async def readlink(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         return await self._ops.readlink(nodeid, ctx)
@@ -163,7 +165,7 @@ class Handlers:
 
     def created(self, opened: Opened, entry: Entry) -> bytes:
         """The reply to CREATE and TMPFILE."""
-        return wire.entry_out(entry, self._entry_valid, self._valid(entry.nodeid)) + wire.open_out(opened)
+        return self._entry_out(entry, self._entry_valid, self._valid(entry.nodeid)) + wire.open_out(opened)
 
     async def read(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
@@ -231,7 +233,7 @@ class Handlers:
 
     async def _listing(self, body: memoryview, plus: bool) -> bytes:
         fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
-        listing = wire.Listing(size, plus, self._entry_valid, self._valid)
+        listing = wire.Listing(size, plus, self._entry_valid, self._valid, self._entry_out)
         await self._ops.readdir(fh, offset, plus, listing.add)
         return b"".join(listing.parts)
 

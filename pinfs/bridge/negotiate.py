@@ -20,6 +20,7 @@ class Init(IntFlag):
 
     ASYNC_READ = 1 << 0
     ATOMIC_O_TRUNC = 1 << 3
+    EXPORT_SUPPORT = 1 << 4
     BIG_WRITES = 1 << 5
     DONT_MASK = 1 << 6
     HAS_IOCTL_DIR = 1 << 11
@@ -37,6 +38,7 @@ class Init(IntFlag):
     SETXATTR_EXT = 1 << 29
     INIT_EXT = 1 << 30
     PASSTHROUGH = 1 << 37
+    NO_EXPORT_SUPPORT = 1 << 38
     HAS_RESEND = 1 << 39
 
 
@@ -46,7 +48,6 @@ class Init(IntFlag):
 #   WRITEBACK_CACHE: excludes passthrough, and would let the kernel believe its own sizes and times;
 #   EXPLICIT_INVAL_DATA: pages would stay valid when a size changes behind pinfs, with NUL bytes up to the new end
 #     (fuse_change_attributes); AUTO_INVAL_DATA excludes it;
-#   EXPORT_SUPPORT: "." and ".." would have to be looked up after a restart of an NFS server;
 #   NO_OPEN, NO_OPENDIR: without OPEN there is no handle that could own a pin, nor a passthrough file;
 #   SECURITY_CTX, CREATE_SUPP_GROUP: would append extensions to requests that no handler looks at.
 WANTED: Final = (
@@ -80,6 +81,7 @@ class Requested:
     stack_depth: int = 1  # of file systems below: 2 where the source itself lies on a stacked one (overlayfs)
     posix_acl: bool = False
     poll: bool = True  # False: POLL is answered ENOSYS, and the kernel never asks again
+    nfs_export: bool = False  # False: NFS servers and name_to_handle_at(2) are told so, instead of ESTALE later on
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def negotiate(body: memoryview, requested: Requested) -> tuple[Negotiated | None
         wanted |= Init.PASSTHROUGH
     if requested.posix_acl:
         wanted |= Init.POSIX_ACL
+    wanted |= Init.EXPORT_SUPPORT if requested.nfs_export else Init.NO_EXPORT_SUPPORT
     offered = Init(flags)
     negotiated = Negotiated(minor, offered, offered & wanted)
     return negotiated, _init_out(negotiated, max_readahead, requested.stack_depth if negotiated.passthrough else 0)

@@ -190,9 +190,7 @@ class Once:
             wire.FALLOCATE: self._with_intent(wire.FALLOCATE, routes[wire.FALLOCATE].handler, self._of_fallocate),
             wire.WRITE: self._write(routes[wire.WRITE].handler),
             wire.SETXATTR: self._setxattr(routes[wire.SETXATTR]),
-            wire.REMOVEXATTR: self._with_intent(
-                wire.REMOVEXATTR, routes[wire.REMOVEXATTR].handler, self._of_attribute(0)
-            ),
+            wire.REMOVEXATTR: self._removexattr(routes[wire.REMOVEXATTR].handler),
         }
         return {opcode: Route(handler, routes[opcode].shortest) for opcode, handler in wrapped.items()}
 
@@ -353,6 +351,15 @@ class Once:
             return once(nodeid, ctx, body) if body[4] & XATTR_CREATE else handler(nodeid, ctx, body)
 
         return setxattr
+
+    def _removexattr(self, handler: Handler) -> Handler:
+        """Pins have records."""
+        once, size = self._with_intent(wire.REMOVEXATTR, handler, self._of_attribute(0)), len(PREFIX)
+
+        def removexattr(nodeid: int, ctx: Caller, body: memoryview) -> Work:
+            return handler(nodeid, ctx, body) if body[:size].tobytes() == PREFIX else once(nodeid, ctx, body)
+
+        return removexattr
 
     def _of_attribute(self, offset: int) -> FactsOf:
         def facts(nodeid: int, body: memoryview) -> Facts | None:

@@ -164,7 +164,10 @@ def attr_out(nodeid: int, st: os.stat_result, valid: tuple[int, int]) -> bytes:
 
 
 def entry_out(entry: Entry, entry_valid: tuple[int, int], attr_valid: tuple[int, int]) -> bytes:
-    """struct fuse_entry_out. Generation 0: a node id is given to another file only after the kernel forgot it."""
+    """struct fuse_entry_out. Generation 0: a node id is given to another file only after the kernel forgot it.
+
+    File handles need one (`with_generation`).
+    """
     nodeid, st = entry
     return _pack_entry(
         nodeid, 0, entry_valid[0], attr_valid[0], entry_valid[1], attr_valid[1],
@@ -172,6 +175,11 @@ def entry_out(entry: Entry, entry_valid: tuple[int, int], attr_valid: tuple[int,
         st[7], st[8], st[9], st.st_atime_ns % _S, st.st_mtime_ns % _S, st.st_ctime_ns % _S,
         st[0], st[3], st[4], st[5], st.st_rdev & _U32, st.st_blksize, 0,
     )  # fmt: skip
+
+
+def with_generation(entry: bytes, generation: int) -> bytes:
+    """A struct fuse_entry_out with this generation, which becomes a part of the file handles of the inode."""
+    return entry[:8] + U64.pack(generation) + entry[16:]
 
 
 A_TICK: Final = 0, 1
@@ -268,16 +276,22 @@ def names_of(body: memoryview, offset: int) -> tuple[bytes, bytes]:
 class Listing:
     """The body of a READDIR or READDIRPLUS reply of at most `size` bytes, filled by add()."""
 
-    __slots__ = ("_attr_valid_of", "_entry_valid", "_plus", "_room", "parts")
+    __slots__ = ("_attr_valid_of", "_entry_out", "_entry_valid", "_plus", "_room", "parts")
 
     def __init__(
-        self, size: int, plus: bool, entry_valid: tuple[int, int], attr_valid_of: Callable[[int], tuple[int, int]]
+        self,
+        size: int,
+        plus: bool,
+        entry_valid: tuple[int, int],
+        attr_valid_of: Callable[[int], tuple[int, int]],
+        entry_out: Callable[[Entry, tuple[int, int], tuple[int, int]], bytes] = entry_out,
     ) -> None:
         self.parts: list[bytes] = []
         self._room = size
         self._plus = plus
         self._entry_valid = entry_valid
         self._attr_valid_of = attr_valid_of
+        self._entry_out = entry_out
 
     def add(self, name: bytes, next_offset: int, what: Entry | tuple[int, int]) -> bool:
         """Append one name, with its Entry or (st_ino, d_type). False: it does not fit any more."""
@@ -294,7 +308,7 @@ class Listing:
         return True
 
     def _entry(self, entry: Entry) -> bytes:
-        return entry_out(entry, self._entry_valid, self._attr_valid_of(entry.nodeid)) if self._plus else b""
+        return self._entry_out(entry, self._entry_valid, self._attr_valid_of(entry.nodeid)) if self._plus else b""
 
 
 def looked_up(listing: bytes) -> Iterator[int]:

@@ -37,8 +37,8 @@ def doctor(ctx: click.Context, directory: str | None, as_json: bool) -> None:
 
     Looks at the kernel, /dev/fuse, fusermount3, libfuse, pyfuse3, passthrough, capabilities, descriptor limits, the pid
     namespace, the mounts that are there, and seals that a killed daemon has left; of DIRECTORY at the file system, DAX,
-    copy on write, extents that its files share with others, and seals. Every file below DIRECTORY is asked for its
-    extents: this takes a while for millions of them. Nothing is changed.
+    copy on write, extents that its files share with others, seals, and file handles for NFS servers. Every file below
+    DIRECTORY is asked for its extents: this takes a while for millions of them. Nothing is changed.
 
     "warn": pinfs works, but a feature or speed is lost. "fail": pinfs cannot mount, or a pin could not keep its
     promise. Exit code 8 if anything failed.
@@ -53,6 +53,7 @@ def doctor(ctx: click.Context, directory: str | None, as_json: bool) -> None:
 
 def _examine(directory: str | None) -> Iterator[Finding]:
     from pinfs.cli.backing import check_backing
+    from pinfs.cli.export import check_export
     from pinfs.cli.machine import check_machine
     from pinfs.cli.mounts import require_answer
     from pinfs.cli.seals import check_seal, check_seals
@@ -67,6 +68,7 @@ def _examine(directory: str | None) -> Iterator[Finding]:
         with _progress() as progress:
             yield from check_backing(directory, progress)
         yield check_seal(directory)
+        yield check_export(directory)
 
 
 @contextmanager

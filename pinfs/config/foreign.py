@@ -12,6 +12,7 @@ _SIZES = "pinfs and the kernel agree on the size of requests (up to 1 MiB)"
 _CACHE = "entry_timeout and attr_timeout say what the kernel may remember of names and attributes"
 _REQUESTS = "pinfs decides how requests are carried"
 _INODES = "inode numbers are those of the source"
+_FORGOTTEN = "inode numbers are those of the source, and for NFS servers there is nfs_export=on"
 _THREADS = "one thread answers requests; `pinfs bench` measures how fast"
 
 WITHOUT_EFFECT: Final[Mapping[str, str]] = {
@@ -47,8 +48,8 @@ WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "max_threads": _THREADS,
     "use_ino": _INODES,
     "readdir_ino": _INODES,
-    "noforget": _INODES,
-    "remember": _INODES,
+    "noforget": _FORGOTTEN,
+    "remember": _FORGOTTEN,
     "hard_remove": "removed files that are open go on as in the source, without .fuse_hidden files",
     "intr": "callers can always be interrupted",
     "intr_signal": "callers can always be interrupted",

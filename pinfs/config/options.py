@@ -41,6 +41,8 @@ class MountOptions:
     """What /proc/mounts shows as the source; None: the source itself."""
     bridge: str = "auto"
     passthrough: str = "auto"
+    nfs_export: bool = False
+    """Whether inodes can be found by file handle when the kernel has forgotten them: for NFS servers (docs/nfs.md)."""
     poll: bool = True
     """Whether poll(2) is answered. If not, io_uring is as fast as on the backing, but programs cannot wait by poll."""
     entry_timeout: float = 60.0
@@ -229,6 +231,7 @@ _SETTINGS: Mapping[str, Callable[[str, str], Any]] = {
     "fsname": _text,
     "bridge": _one_of("auto", "on", "off"),
     "passthrough": _one_of("auto", "on", "off"),
+    "nfs_export": _on_or_off,
     "poll": _on_or_off,
     "entry_timeout": _seconds,
     "attr_timeout": _seconds,

@@ -29,9 +29,9 @@ from pinfs.fs.events import EventHub, EventQueue, to_line
 from pinfs.fs.inodes import Inode
 from pinfs.fs.pinlist import PinList, PinLister
 from pinfs.fs.pins import PinVerbs
-from pinfs.fs.types import Caller, CallerLike
+from pinfs.fs.types import Caller, CallerLike, os_error
 from pinfs.journal.records import HandleKind, HandleRecord
-from pinfs.linux.proc import in_our_namespaces
+from pinfs.linux.proc import in_our_namespaces, is_kernel_thread
 from pinfs.runtime.stats import Stats
 
 MAX_WORDS: Final = 8  # of a program in `.pinfs/upgrade`
@@ -76,7 +76,9 @@ class EventsFile:
         self._open: Counter[int] = Counter()  # by uid
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
-        """EPERM: the daemon cannot see the process (another pid namespace). EMFILE: too many channels are open."""
+        """EPERM: the daemon cannot see the process (another pid namespace). EMFILE: too many channels are open. EACCES:
+        the caller is an NFS server."""
+        _must_be_a_program(ctx)
         process = self._holders.process_of(ctx.pid)
         if process is None:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -142,6 +144,7 @@ class TraceFile:
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
         check_read_only(flags)
+        _must_be_a_program(ctx)
         return self._handle(inode, flags)
 
     def restore(self, inode: Inode, record: HandleRecord, recorded: bytes) -> ControlHandle:
@@ -247,6 +250,12 @@ class UpgradeFile:
     def restore(self, inode: Inode, record: HandleRecord, recorded: bytes) -> ControlHandle:
         assert self.request is not None  # else there would have been no take-over
         return UpgradeHandle(inode, record.flags, self.request)
+
+
+def _must_be_a_program(caller: CallerLike) -> None:
+    """EACCES for the kernel's NFS server: a few reads of its clients would wait for events in all of its threads."""
+    if is_kernel_thread(caller.pid):
+        raise os_error(errno.EACCES)
 
 
 def _count_down(counts: Counter[int], uid: int) -> None:

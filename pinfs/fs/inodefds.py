@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class InodeDescriptors:
         """For the last descriptors of files: closing that of one without a name can take long."""
         self.on_foreign: Callable[[], None] = lambda: None
         """Called when a descriptor on another device than the source's is kept: it keeps a submount busy."""
+        self.by_handle: Container[Inode] = ()
+        """Inodes without a known name that a handle opens again."""
         self._pinned: set[Inode] = set()
         """Pinned inodes whose descriptor is kept though its turn to go had come: what is removed behind pinfs lasts as
         long as the pin. Half of all descriptors at most."""
@@ -38,7 +40,7 @@ class InodeDescriptors:
     def keep(self, inode: "Inode", fd: int) -> None:
         """Take over a new descriptor of an inode."""
         inode.fd = fd
-        if inode.name is not None:
+        if inode.name is not None or inode in self.by_handle:
             self.closable[inode] = None
         while len(self) > self.max_descriptors:
             self._let_go(self.closable.popitem(last=False)[0])

@@ -25,6 +25,7 @@ from pinfs.fs.openfile import OpenFile
 from pinfs.fs.types import os_error
 
 if TYPE_CHECKING:
+    from pinfs.fs.exports import Exports
     from pinfs.fs.recorder import Recorder
 
 ROOT_ID: Final = 1
@@ -44,10 +45,10 @@ class Inode:
 
     `lookups` is the kernel's lookup count. `children` counts the names in this directory by which inodes of the table
     are reached: it stays in the table for them. `links` holds further names (hard links), None for nearly every inode.
-    `life` tells it from another inode with its number (`life_of`). None: the daemon has a descriptor, so that there is
-    no other, or never had one, and the kernel caches neither data nor names of it. With the time of change `ctime_ns`
-    it is the same inode; with `data_ctime_ns` the pages that the kernel caches are right. `slot`: of its record in the
-    journal; 0: it has none.
+    `life` tells it from another inode with its number (`life_of`; `Exports` notes all). None: the daemon has a
+    descriptor, so there is no other, or never had one, and the kernel caches neither data nor names of it. With the
+    time of change `ctime_ns` it is the same inode; with `data_ctime_ns` the pages that the kernel caches are right.
+    `slot`: of its record in the journal; 0: it has none.
     """
 
     __slots__ = (
@@ -131,6 +132,7 @@ class InodeTable:
         """Called with an inode that has an open backing file, but that the kernel does not know any more."""
         self.on_dropped: Callable[[int], None] = lambda nodeid: None
         """Called with the node id of an inode that the table no longer holds."""
+        self.exports: Exports | None = None
         self.descriptors = InodeDescriptors(max_descriptors, is_pinned, self._note_life)
         self._closable = self.descriptors.closable
 
@@ -186,11 +188,13 @@ class InodeTable:
         elif inode.life is not None and not self._is_same(inode, st, (parent, name)):
             inode = self._add_again(inode, st)
         if inode.name != name or inode.parent is not parent:
+            if self.exports is not None:
+                self.exports.named(inode, st, self.fd(parent), name)
             self._add_name(inode, parent, name, st.st_nlink)
         return inode
 
     def intern_nameless(self, st: os.stat_result, fd: int) -> Inode:
-        """The inode of an O_TMPFILE, reached by a duplicate of `fd`. EMFILE.
+        """The inode of an O_TMPFILE (or one that was found by handle), reached by a duplicate of `fd`. EMFILE.
 
         The kernel may still know its number from a file that was removed behind pinfs.
         """
@@ -200,6 +204,8 @@ class InodeTable:
         inode.fd = kept_fd
         if self.recorder is not None:
             self.recorder.inode(inode)
+        if self.exports is not None:
+            self.exports.named(inode, st, fd)
         return inode
 
     def key_of(self, st: os.stat_result) -> Key:
@@ -424,6 +430,8 @@ class InodeTable:
         if inode.slot and self.recorder is not None:
             self.recorder.inode_dropped(inode)
         self.on_dropped(inode.nodeid)
+        if self.exports is not None:
+            self.exports.dropped(inode)
         if self._foreign.get(inode.key) == inode.nodeid:
             del self._foreign[inode.key]
         if inode.key in self._reserved_inos and inode.key not in (ROOT_ID, self._root_ino):
@@ -498,6 +506,8 @@ class InodeTable:
             if self._is_open_as(inode, fd):
                 return fd
             os.close(fd)
+        if inode.name is None and self.exports is not None:
+            return self.exports.open(inode, flags)
         raise stale()
 
     @staticmethod
@@ -513,9 +523,11 @@ class InodeTable:
         if inode.fd >= 0:
             return os.fstat(inode.fd)
         st = self._stat_by_name(inode)
-        if st is None:
-            raise stale()
-        return st
+        if st is not None:
+            return st
+        if inode.name is None:
+            return os.fstat(self.fd(inode))
+        raise stale()
 
     def size(self, inode: Inode) -> int:
         """st_size, in bytes, of an inode that is about to be pinned, which keeps a descriptor from now on.

@@ -20,6 +20,7 @@ from pinfs.fs.backing import Backing
 from pinfs.fs.control import CONTROL_NAME, Control, ControlDirectory, ControlHandle
 from pinfs.fs.copying import Copies, Place
 from pinfs.fs.directories import Add, DirectoryHandle, DirectoryReader
+from pinfs.fs.exports import Exports
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle, Wake
 from pinfs.fs.inodes import ROOT_ID, Inode, InodeTable
 from pinfs.fs.names import Names
@@ -75,6 +76,7 @@ class Operations:
         self._opens = Opens(inodes, backing, pins.handles, self.uncached, self.attr_timeout_s)
         self._copies = Copies(backing, guard)
         self.directories = DirectoryReader(inodes, control.owns, self.submounts)
+        self.exports: Exports | None = None
 
     # Names
 

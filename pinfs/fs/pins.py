@@ -102,12 +102,13 @@ class PinVerbs:
                 self._holders.drop(newly_held.id)
             self._seal.unpinned(inode.nodeid)
             raise
-        self._record(pin, ctx)
+        if self.recorder is not None:
+            self.recorder.pin(pin, ctx)
         return pin
 
     def _record(self, pin: Pin, ctx: CallerLike) -> None:
         if self.recorder is not None:
-            self.recorder.pin(pin, getattr(ctx, "unique", 0))
+            self.recorder.pin(pin, ctx)
 
     def _caller(self, ctx: CallerLike) -> Process:
         """EPERM: not visible."""
@@ -196,7 +197,11 @@ class PinVerbs:
             await self._flush(inode)
             if self._table.by_id.get(pin.id) is not pin:
                 return  # it went away meanwhile: released all the same
-        self._let_go(self._guard.release, pin, ctx)
+        self._released_by = getattr(ctx, "unique", 0)
+        try:
+            self._guard.release(pin)
+        finally:
+            self._released_by = 0
 
     def _let_go(self, end: Callable[[Pin], None], pin: Pin, ctx: CallerLike) -> None:
         self._released_by = getattr(ctx, "unique", 0)

@@ -29,7 +29,7 @@ from pinfs.journal.records import (
     INLINE_PIN_NAME,
     HandleKind,
     Kind,
-    pack_handle,
+    pack_file_handle,
     pack_inode,
     pack_pin,
 )
@@ -40,6 +40,10 @@ log = logging.getLogger("pinfs.journal")
 _NS: Final = 1_000_000_000
 _OVER: Final = frozenset({"answered", "withdrawn", "released", "revoked"})
 _NOBODY: Final = ProcessId(0, 0)
+_HANDLE: Final = int(Kind.HANDLE)
+_PIN: Final = int(Kind.PIN)
+_INODE: Final = int(Kind.INODE)
+"""Plain numbers: an IntEnum in an expression costs a call."""
 _NAMED_PIN_OF_A_PROCESS: Final = records.HAS_NAME | records.HAS_PROCESS
 
 
@@ -135,7 +139,14 @@ class Recorder:
         body = pack_inode(
             inode.nodeid, chain, inode.lookups, parent_id, ino, device, backing_id, inode.kind >> 12, 0, size, name
         )
-        inode.slot = self.put(Kind.INODE, body, inode.slot)
+        old = inode.slot
+        try:
+            inode.slot = self.slots.put(_INODE, body)
+        except JournalFullError as e:
+            self._break(str(e))
+            inode.slot = 0
+        if old:
+            self.slots.free(old)
 
     def lookups(self, inode: Inode) -> None:
         """The kernel's lookup count has changed."""
@@ -234,20 +245,19 @@ class Recorder:
         inode = handle.inode
         if inode.name is None and inode.slot:
             self._store(inode)
-        unique = getattr(caller, "unique", 0)
-        body = pack_handle(
-            handle.number, 0, inode.nodeid, unique, 0, handle.flags, handle.record_kind, 0, caller.uid,
-            0, 0, 0, 0, 0, 0, 0, 0,
-        )  # fmt: skip
-        self.slots.words[records.LAST_HANDLE] = handle.number
-        handle.slot = self.put(Kind.HANDLE, body)
+        number, slots = handle.number, self.slots
+        body = pack_file_handle(number, inode.nodeid, getattr(caller, "unique", 0), handle.flags, handle.record_kind)
+        slots.words[records.LAST_HANDLE] = number
+        try:
+            handle.slot = slots.put(_HANDLE, body)
+        except JournalFullError as e:
+            self._break(str(e))
         if handle.record_kind is HandleKind.DIRECTORY:
             self._directories[inode.nodeid] += 1
 
     def handle_closed(self, handle: Handle) -> None:
         """Its last reference is closed."""
         self.slots.free(handle.slot)
-        handle.slot = 0
         if handle.record_kind is HandleKind.DIRECTORY:
             self._directories[handle.inode.nodeid] -= 1
             if not self._directories[handle.inode.nodeid]:
@@ -261,7 +271,7 @@ class Recorder:
 
     # Pins
 
-    def pin(self, pin: Pin, unique: int) -> None:
+    def pin(self, pin: Pin, caller: CallerLike) -> None:
         """It is registered, or replaced, by this request."""
         spec, process, name, owner = pin.spec, pin.process, pin.name, pin.owner
         if owner is process and name is not None and pin.proxy_uid is None:  # nearly always
@@ -276,23 +286,34 @@ class Recorder:
         size = len(name)
         chain = self.put_text(name + spec.note.encode()) if spec.note or size > INLINE_PIN_NAME else 0
         pid, start_time, _, incarnation = process or _NOBODY
+        unique = getattr(caller, "unique", 0)
         body = pack_pin(
             pin.id, chain, pin.inode, spec.start, spec.length, pin.since + self._to_monotonic_s, pin.charged, handle,
             pid, pin.uid, start_time, incarnation, unique, proxy_uid, spec.mode is Mode.LEASE, spec.signal or 0, flags,
             size, name,
         )  # fmt: skip
-        old = self._pins.get(pin.id, 0)
-        if not old:
-            self.slots.words[records.LAST_PIN] = pin.id
-        self._pins[pin.id] = self.put(Kind.PIN, body, old)
+        pin_id, slots, pins = pin.id, self.slots, self._pins
+        try:
+            slot = slots.put(_PIN, body)
+        except JournalFullError as e:
+            self._break(str(e))
+            slot = 0
+        old = pins.get(pin_id)
+        pins[pin_id] = slot
+        if old is None:
+            slots.words[records.LAST_PIN] = pin_id
+        elif old:
+            slots.free(old)
 
     def pin_ended(self, pin: Pin, unique: int) -> None:
         """It is no longer; `unique`: the request that released it, 0: none did."""
         if slot := self._pins.pop(pin.id, 0):
+            slots = self.slots
             if unique:
-                self.slots.words[(slot << WORD_BITS) + records.UNIQUE_WORD] = unique | records.RELEASED_BIT
-                self.slots.words[records.RELEASED] = unique
-            self.slots.free(slot)
+                words = slots.words
+                words[(slot << WORD_BITS) + records.UNIQUE_WORD] = unique | records.RELEASED_BIT
+                words[records.RELEASED] = unique
+            slots.free(slot)
 
     # Breaks
 

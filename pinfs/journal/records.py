@@ -56,6 +56,9 @@ SINCE: Final = FIRST_OWN_WORD + 9
 LEFT: Final = FIRST_OWN_WORD + 10
 """When the daemon before handed over; 0: it did not, it died."""
 
+EXPORT_GENERATION: Final = FIRST_OWN_WORD + 11
+"""The generation of inodes whose node ids are of this mount only (mount option `nfs_export`)."""
+
 INLINE_NAME: Final = 56  # bytes
 
 LOOKUPS_WORD: Final = 3
@@ -179,6 +182,8 @@ def unpack_handle(body: bytes) -> HandleRecord:
 
 
 pack_handle: Final = _HANDLE.pack
+pack_file_handle: Final = Struct("<Q8xQQ8xII72x").pack
+"""fh, nodeid, unique, flags and kind of the record of a file, whose other fields are 0: each open makes one."""
 _CHAIN: Final = Struct("<Q")
 
 

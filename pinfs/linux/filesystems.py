@@ -12,12 +12,14 @@ IN_MEMORY: Final = frozenset({TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC})
 
 EXT_MAGIC: Final = 0xEF53
 XFS_MAGIC: Final = 0x58465342
+BTRFS_MAGIC: Final = 0x9123683E
+F2FS_MAGIC: Final = 0xF2F52010
 ON_DISK: Final = frozenset(
     {
         EXT_MAGIC,
         XFS_MAGIC,
-        0x9123683E,  # btrfs
-        0xF2F52010,  # f2fs
+        BTRFS_MAGIC,
+        F2FS_MAGIC,
         0xCA451A4E,  # bcachefs
         0x2FC12FC1,  # zfs
         0x4D44,  # vfat

@@ -50,6 +50,13 @@ def mounts() -> list[MountEntry]:
         return [parse_entry(line) for line in file.read().split(b"\n") if line]
 
 
+def mount_of(fd: int) -> MountEntry | None:
+    """The mount that `fd` (O_PATH will do) was opened on; None: it is not in the table of this process."""
+    with open(f"/proc/self/fdinfo/{fd}", "rb") as info, open(PATH, "rb") as table:
+        number = next(line.split()[1] for line in info if line.startswith(b"mnt_id:"))
+        return next((parse_entry(line.rstrip(b"\n")) for line in table if line.split(b" ", 1)[0] == number), None)
+
+
 def mount_at(path: str) -> MountEntry | None:
     """The mount that `path`, a real path, lies on: of those with the longest mount point above it, the last."""
     above = [entry for entry in mounts() if _is_below(path, entry.point)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 _STATUS: Final = re.compile(rb"Name:\t(.*)\n(?:.*\n)*?Tgid:\t(\d+)\n(?:.*\n)*?Uid:\t(\d+)\t(\d+)\t(\d+)\t")
+_PF_KTHREAD: Final = 0x00200000  # linux/sched.h
 _PINNED: Final = re.compile(rb"^VmPin:\s+(\d+) kB$", re.MULTILINE)
 _INNERMOST: Final = re.compile(rb"^NSpid:.*\t(\d+)$", re.MULTILINE)
 
@@ -66,6 +67,15 @@ def read_state(pid: int) -> tuple[str | None, int]:
     except OSError:
         return None, 0
     return fields[0].decode(), int(fields[11]) + int(fields[12])
+
+
+def is_kernel_thread(pid: int) -> bool:
+    """Whether a process is a thread of the kernel, such as those of its NFS server (PF_KTHREAD in field 9 of
+    proc_pid_stat(5)). False where it cannot be seen."""
+    try:
+        return bool(int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[6]) & _PF_KTHREAD)
+    except OSError:
+        return False
 
 
 def read_comm(pid: int) -> str | None:

@@ -15,6 +15,7 @@ from pinfs.fs.backing import Backing, BackingRegistry
 from pinfs.fs.control import Control
 from pinfs.fs.controlfiles import Sources, UpgradeFile
 from pinfs.fs.events import EventHub
+from pinfs.fs.exports import Exports
 from pinfs.fs.handles import HandleTable
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.operations import Operations
@@ -114,6 +115,8 @@ class FileSystem:
         ):  # else closing could wait for a call that no signal ends; the process's end does it
             self.inodes.close()
         self.holders.close()
+        if self.operations.exports is not None:
+            self.operations.exports.close()
 
 
 class _NobodyHears:
@@ -181,5 +184,7 @@ def assemble(
     control = Control(sources.files())
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout)
     operations = Operations(inodes, backing, guard, verbs, control, timeouts)
+    if config.mount.nfs_export:
+        operations.exports = Exports(inodes, control, operations.submounts)
     shown_besides = control, policies, counters, life, upgrade
     return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics, verbs, *shown_besides)

@@ -34,6 +34,7 @@ from pinfs.config.options import Config, MountOptions
 from pinfs.config.policies import PolicyBox
 from pinfs.core.policy import PolicyError
 from pinfs.enforce.holders import raise_descriptor_limit
+from pinfs.fs import exports
 from pinfs.fs.events import ReadLimit
 from pinfs.fs.seallist import list_path
 from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
@@ -116,6 +117,7 @@ def _begin(
     stack.callback(os.close, source_fd)
     point = check_mountpoint(mountpoint, source_fd, replace_stale=config.mount.replace_stale)
     check_not_nested(os.path.realpath(source))
+    _require_export(config.mount, source_fd)
     return Daemon(config, Place(os.path.realpath(source), source_fd, point), store)
 
 
@@ -124,6 +126,14 @@ def _require_known_machine() -> None:
         require_supported_abi()
     except UnsupportedABIError as e:
         raise MountError(str(e.strerror)) from e
+
+
+def _require_export(options: MountOptions, source_fd: int) -> None:
+    """MountError: nfs_export=on, and the source cannot be exported."""
+    if options.nfs_export and options.bridge == "off":
+        raise MountError("nfs_export=on needs the bridge, and bridge=off switches it off")
+    if options.nfs_export and (why := exports.unavailable_because(source_fd)):
+        raise MountError(f"nfs_export=on, but {why}")
 
 
 @asynccontextmanager
@@ -210,6 +220,7 @@ class Daemon:
             stack_depth=stack_depth(self._source_fd),
             posix_acl=has_acls(self._source_fd),
             poll=self.config.mount.poll,
+            nfs_export=self.config.mount.nfs_export,
         )
 
     def _mount(self) -> Transport:
@@ -344,6 +355,8 @@ class Daemon:
             "seal": not self.fs.backing.seal.unavailable_because,
             "seal_unavailable_because": self.fs.backing.seal.unavailable_because or None,
             "sealed_files": self.fs.backing.seal.count,
+            "nfs_export": self.fs.operations.exports is not None,
+            "nfs_handles_last": self.fs.operations.exports is not None and self.fs.operations.exports.handles_last,
             "poll": self.config.mount.poll,
             "negotiated": self.negotiated,
             "pins": len(book.table),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from pinfs.bridge.once import Once
 from pinfs.fs.recorder import Recorder
-from pinfs.journal.records import LEFT, TAKEOVERS, TextId
+from pinfs.journal.records import EXPORT_GENERATION, LEFT, TAKEOVERS, TextId
 from pinfs.journal.slots import JournalFullError, Slots
 from pinfs.linux.proc import age_s
 from pinfs.serve.assembly import FileSystem
@@ -72,6 +72,8 @@ class Succession:
         except (OSError, JournalFullError) as e:
             self._end_with_this(f"there is no journal: {e}")
             return
+        if self._fs.operations.exports is not None:
+            slots.words[EXPORT_GENERATION] = self._fs.operations.exports.own_generation
         self._fs.record(self._recorder(slots, self._store))
         self._fs.write_texts()
 
@@ -133,6 +135,8 @@ class Succession:
         left, store, fs = self._left, self._store, self._fs
         assert left is not None
         assert store is not None
+        if fs.operations.exports is not None:
+            fs.operations.exports.own_generation = left.slots.words[EXPORT_GENERATION]
         recorder = self._recorder(left.slots, store)
         over = self._takeover = TakeOver(fs, recorder, left)
         over.begin(resume_seal)

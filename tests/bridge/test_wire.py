@@ -68,6 +68,8 @@ def test_entry(file_stat) -> None:
     out = wire.entry_out(Entry(77, file_stat), (1, 2), (3, 4))
     assert struct.unpack_from("<QQQQII", out) == (77, 0, 1, 3, 2, 4)
     check_attr(out[40:], 77, file_stat)
+    assert struct.unpack_from("<QQQQII", wire.with_generation(out, 99)) == (77, 99, 1, 3, 2, 4)
+    assert wire.with_generation(out, 99)[16:] == out[16:]
 
 
 def test_device_numbers() -> None:

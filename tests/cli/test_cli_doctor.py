@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cli.fakemount import FakeMount
 
-from pinfs.cli import backing, machine
+from pinfs.cli import backing, export, machine
 from pinfs.cli.findings import Finding, Level
 
 
@@ -111,6 +111,17 @@ def test_missing_and_wrong_directories(run, tmp_path: Path) -> None:
 def test_types_of_backing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, level: str) -> None:
     monkeypatch.setattr(backing, "filesystem_type", lambda _path: kind)
     assert found(tmp_path, "backing").level == level
+
+
+def test_export_is_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "unavailable_because", lambda _fd: "the test says so")
+    finding = export.check_export(str(tmp_path))
+    assert (finding.level, "the test says so" in finding.text) == (Level.WARN, True)
+    monkeypatch.setattr(export, "unavailable_because", lambda _fd: "")
+    for by_number, words in ((lambda _fd: None, "end with the daemon"), (lambda _fd: abs, "nfs_export=on")):
+        monkeypatch.setattr(export, "by_number", by_number)
+        finding = export.check_export(str(tmp_path))
+        assert (finding.level, words in finding.text) == (Level.OK, True)
 
 
 def test_copy_on_write_and_reflinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pinfs.linux.proc import processes, read_comm, used_paths
+from pinfs.linux.proc import is_kernel_thread, processes, read_comm, used_paths
 from pinfs.linux.syscalls import file_system_magic, is_thread_of, queue_signal, umount2
 
 
@@ -18,6 +18,13 @@ def test_processes_are_those_that_live() -> None:
         child.kill()
     assert child.pid not in set(processes())
     assert read_comm(child.pid) is None
+
+
+def test_threads_of_the_kernel_are_told_from_programs() -> None:
+    assert not is_kernel_thread(os.getpid())
+    assert not is_kernel_thread(0)
+    if read_comm(2) == "kthreadd":  # in the initial pid namespace
+        assert is_kernel_thread(2)
 
 
 def test_what_keeps_a_mount_busy(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ PYFUSE3_ALONE = Mode(
     (*THROUGH_THE_DAEMON.unseen, "data", "data ranges", "btime", "mask"),
     (*THROUGH_THE_DAEMON.known, "an owner sets an ACL"),
 )
+EXPORTED = Mode((*STRAIGHT.options, "nfs_export=on"), ON_TMPFS.left_out)
 BY_A_USER = Mode(
     (),
     (*THROUGH_THE_DAEMON.left_out, "mknod"),  # anybody may make device 0:0, and fusermount3 mounts with nodev

@@ -5,11 +5,11 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from support import acts, mounts
+from support.disks import Disks
 
 from parity import corner_acts
 from parity.places import ALICE, NATIVE, NewPlace, Place
@@ -45,32 +45,6 @@ def small() -> Iterator[SmallTmpfs]:
     yield tmpfs
     tmpfs.umount()
     base.rmdir()
-
-
-class Disks:
-    """File systems in images below `base`, on loop devices."""
-
-    def __init__(self, base: Path) -> None:
-        self._base = base
-        self._closing = ExitStack()
-
-    def mount(self, kind: str, image: Path, *options: str) -> Path:
-        """A new file system of 256 MiB, of which its image takes only what is used."""
-        if not shutil.which(f"mkfs.{kind}"):
-            pytest.skip(f"mkfs.{kind} is not installed")
-        with image.open("xb") as file:
-            file.truncate(2**28)
-        subprocess.run([f"mkfs.{kind}", "-q", *options, image], check=True, capture_output=True)
-        path = self._base / kind
-        path.mkdir()
-        self._closing.callback(path.rmdir)
-        if subprocess.run(["mount", "-t", kind, "-o", "loop", image, path], check=False).returncode:
-            pytest.skip(f"this kernel, or this container, cannot mount {kind} from an image")
-        self._closing.callback(mounts.umount, path, mounts.MNT_DETACH)
-        return path
-
-    def close(self) -> None:
-        self._closing.close()
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from parity.calls import KNOWN
 from parity.grammar import Existing, Mapped, Opened
 from parity.modes import (
     BY_A_USER,
+    EXPORTED,
     ON_TMPFS,
     PYFUSE3_ALONE,
     SEALED,
@@ -203,7 +204,7 @@ def test_a_mount_whose_files_are_all_sealed_does(fuse: None, backing: str) -> No
         drive_new_mounts(new, SECONDS, SEALED)
 
 
-@pytest.mark.parametrize("mode", [THROUGH_THE_DAEMON, PYFUSE3_ALONE], ids=lambda mode: mode.options[-1])
+@pytest.mark.parametrize("mode", [THROUGH_THE_DAEMON, PYFUSE3_ALONE, EXPORTED], ids=lambda mode: mode.options[-1])
 def test_a_mount_in_another_mode_does(new_mount: NewMount, mode: Mode) -> None:
     drive_new_mounts(lambda: new_mount(*mode.options), SECONDS / 3, mode)
 

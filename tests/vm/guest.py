@@ -51,6 +51,7 @@ class Child:
     def __init__(self, call: Callable[[], object]) -> None:
         self.began = time.monotonic()
         self.ended: str | None = None
+        self.took_s = float("inf")
         sys.stdout.flush()
         self.pid = os.fork()
         if not self.pid:

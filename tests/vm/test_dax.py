@@ -8,38 +8,17 @@ minutes at most; each kernel takes some three minutes more.
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.mounts import REPO
 
-from vm.image import image
+from vm.machine import Seen, boot, newest_kernel, of
 
 pytestmark = pytest.mark.vm
 
-Seen = list[dict[str, Any]]
-BOOT_LIMIT_S = 900
 LONGEST_STAT_S = 0.5
 """On one emulated processor; natively 50 ms."""
-RUN = (
-    "PYTHONPATH=/host/src PYTHONDONTWRITEBYTECODE=1 python3 /host/src/tests/vm/guest.py > /host/seen 2> /host/errors\n"
-)
-APPEND = "console=ttyS0 root=/dev/vda rw init=/sbin/vm-init quiet panic=-1 mitigations=off nokaslr no_timer_check"
-
-
-def _share(path: Path) -> Path:
-    """What the machine sees as /host."""
-    shutil.copytree(REPO / "pinfs", path / "src/pinfs", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPO / "mount.py", path / "src")
-    (path / "src/tests/vm").mkdir(parents=True)
-    shutil.copy(REPO / "tests/vm/guest.py", path / "src/tests/vm")
-    (path / "run").write_text(RUN)
-    return path
 
 
 def _nvdimm(base: Path, number: int) -> Iterator[str]:
@@ -47,37 +26,20 @@ def _nvdimm(base: Path, number: int) -> Iterator[str]:
     yield from ("-object", memory, "-device", f"nvdimm,memdev=m{number}")
 
 
-def boot(kernel: str, base: Path) -> Seen:
-    """Run `guest.py` under this kernel, and return what it has seen."""
-    built, share = image(), _share(base / "host")
-    command = [
-        "nice", "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-M", "q35,nvdimm=on",
-        "-m", "1G,slots=2,maxmem=8G", *_nvdimm(base, 0), *_nvdimm(base, 1),
-        "-kernel", f"{built.path}/vmlinuz-{kernel}", "-initrd", f"{built.path}/initrd-{kernel}", "-append", APPEND,
-        "-drive", f"file={built.root},format=raw,if=virtio,snapshot=on",
-        "-virtfs", f"local,path={share},mount_tag=host,security_model=none,id=host",
-        "-nic", "none", "-nographic", "-no-reboot",
-    ]  # fmt: skip
-    console = base / "console"
-    with console.open("wb") as log:
-        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=BOOT_LIMIT_S, check=True)
-    for number in (0, 1):
-        (base / f"nvdimm{number}").unlink()
-    seen = [json.loads(line) for line in (share / "seen").read_text().splitlines()]
-    assert not (share / "errors").read_text(), f"{(share / 'errors').read_text()}\n{console.read_text()[-4000:]}"
-    return seen
-
-
 @pytest.fixture(scope="module", params=["6.", "7."])
 def seen(request: pytest.FixtureRequest, root: None, tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    missing = [name for name in ("qemu-system-x86_64", "debootstrap") if not shutil.which(name)]
-    assert not missing, "apt-get install qemu-system-x86 debootstrap"
-    kernels = [kernel for kernel in image().kernels() if kernel.startswith(request.param)]
-    return boot(kernels[-1], tmp_path_factory.mktemp("vm"))
+    base = tmp_path_factory.mktemp("vm")
+    devices = (*_nvdimm(base, 0), *_nvdimm(base, 1))
+    kernel = newest_kernel(request.param)
+    try:
+        return boot(kernel, base, "guest.py", *devices, machine="q35,nvdimm=on", memory="1G,slots=2,maxmem=8G")
+    finally:
+        for number in (0, 1):
+            (base / f"nvdimm{number}").unlink(missing_ok=True)
 
 
 def _of(seen: Seen, kind: str, what: str) -> Seen:
-    return [one for one in seen if one["kind"] == kind and one["what"] == what]
+    return of(seen, kind=kind, what=what)
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])

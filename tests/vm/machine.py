@@ -1,0 +1,68 @@
+"""Boots the machine of `image.py` with a program of this directory in it, and reads what that has seen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from support.mounts import REPO
+
+from vm.image import image
+
+Seen = list[dict[str, Any]]
+BOOT_LIMIT_S = 900
+RUN = """export PYTHONPATH=/host/src:/host/src/tests PYTHONDONTWRITEBYTECODE=1
+python3 /host/src/tests/vm/{} > /host/seen 2> /host/errors
+"""
+APPEND = "console=ttyS0 root=/dev/vda rw init=/sbin/vm-init quiet panic=-1 mitigations=off nokaslr no_timer_check"
+
+
+def newest_kernel(series: str) -> str:
+    """The newest kernel of the image whose version begins with `series`."""
+    missing = [name for name in ("qemu-system-x86_64", "debootstrap") if not shutil.which(name)]
+    assert not missing, "apt-get install qemu-system-x86 debootstrap"
+    return [kernel for kernel in image().kernels() if kernel.startswith(series)][-1]
+
+
+def disk(path: Path, size: int) -> tuple[str, str]:
+    """An empty disk of `size` bytes, as arguments of qemu: /dev/vdb in the machine."""
+    with path.open("wb") as file:
+        file.truncate(size)
+    return "-drive", f"file={path},format=raw,if=virtio"
+
+
+def boot(kernel: str, base: Path, program: str, *devices: str, machine: str = "q35", memory: str = "1G") -> Seen:
+    """Run `program` under this kernel, and return what it has printed: one JSON object a line."""
+    built, share = image(), _share(base / "host", program)
+    command = [
+        "nice", "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-M", machine, "-m", memory,
+        "-kernel", f"{built.path}/vmlinuz-{kernel}", "-initrd", f"{built.path}/initrd-{kernel}", "-append", APPEND,
+        "-drive", f"file={built.root},format=raw,if=virtio,snapshot=on",
+        "-virtfs", f"local,path={share},mount_tag=host,security_model=none,id=host",
+        "-nic", "none", "-nographic", "-no-reboot", *devices,
+    ]  # fmt: skip
+    console = base / "console"
+    with console.open("wb") as log:
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=BOOT_LIMIT_S, check=True)
+    seen = [json.loads(line) for line in (share / "seen").read_text().splitlines()]
+    assert not (share / "errors").read_text(), f"{(share / 'errors').read_text()}\n{console.read_text()[-4000:]}"
+    return seen
+
+
+def _share(path: Path, program: str) -> Path:
+    """What the machine sees as /host."""
+    shutil.copytree(REPO / "pinfs", path / "src/pinfs", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPO / "mount.py", path / "src")
+    (path / "src/tests/vm").mkdir(parents=True)
+    for guest in Path(__file__).parent.glob("guest*.py"):
+        shutil.copy(guest, path / "src/tests/vm")
+    (path / "run").write_text(RUN.format(program))
+    return path
+
+
+def of(seen: Seen, **wanted: object) -> Seen:
+    """What was seen with these values."""
+    return [one for one in seen if all(one.get(key) == value for key, value in wanted.items())]
