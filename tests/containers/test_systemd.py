@@ -18,6 +18,8 @@ from containers.podman import CAN_MOUNT, Container, Podman
 pytestmark = pytest.mark.containers
 UNIT = "pinfs@models"
 AUTOFS = Path("/dev/autofs")
+CAN_LOOK = ("--cap-add", "SYS_PTRACE")
+"""The unit's daemon looks at processes that have more capabilities than it."""
 DROP_IN = f"/run/systemd/system/{UNIT}.service.d"
 
 
@@ -32,7 +34,7 @@ def systemd_image(podman: Podman, debian: str, image: str) -> str:
 def machine(podman: Podman, systemd_image: str) -> Container:
     """A machine that has booted, with a configuration for the sample unit."""
     autofs = ["--device", AUTOFS] if AUTOFS.exists() else []
-    box = podman.start(systemd_image, options=[*CAN_MOUNT, *autofs, "--systemd=always"])
+    box = podman.start(systemd_image, options=[*CAN_MOUNT, *CAN_LOOK, *autofs, "--systemd=always"])
     wait_for_boot(box)
     write(box, "/etc/pinfs/models.conf", "SOURCE=/srv/models", "MOUNTPOINT=/mnt/models", "OPTIONS=break_timeout=60")
     return box
@@ -145,7 +147,7 @@ def test_a_mount_survives_the_daemon_of_its_unit(machine: Container) -> None:
 
 
 def test_a_unit_that_is_given_up_and_started_again(machine: Container) -> None:
-    """StartLimitBurst=: systemd lets go of the connection, callers get ENOTCONN, and the next start replaces the mount."""
+    """StartLimitBurst=: systemd lets go of the connection, callers get ENOTCONN, the next start replaces the mount."""
     write(machine, f"{DROP_IN}/limit.conf", "[Unit]", "StartLimitBurst=2", "StartLimitIntervalSec=1h")
     machine.exec("systemctl", "daemon-reload")
     machine.exec("systemctl", "start", UNIT)
