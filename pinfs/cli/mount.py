@@ -105,7 +105,8 @@ def _config(how: dict[str, Any]) -> "Config":
     levels = {"log_level=debug": how["verbose"], "log_level=warning": how["quiet"]}
     try:
         options = [*how["options"], *(level for level, wanted in levels.items() if wanted)]
-        config = load(options, how["policy_file"], takes_over=how["kept"])
+        takes_over = how["kept"] or _is_passed_a_mount()
+        config = load(options, how["policy_file"], takes_over=takes_over)
     except (OptionError, PolicyError) as error:
         fail(str(error), ExitCode.BAD_POLICY)
     for warning in warnings_of(how["options"]):

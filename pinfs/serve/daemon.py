@@ -112,6 +112,7 @@ def _begin(
     """A daemon over the locked source. Raises MountError."""
     left = None if store is None else left_in(store)
     if left is not None:
+        _warn_of_other_places(left.identity, source, mountpoint)
         return Daemon(config, Place(left.identity.source, left.source_fd, left.identity.mountpoint), store, left)
     source_fd = open_source(source)
     stack.callback(os.close, source_fd)
@@ -119,6 +120,17 @@ def _begin(
     check_not_nested(os.path.realpath(source))
     _require_export(config.mount, source_fd)
     return Daemon(config, Place(os.path.realpath(source), source_fd, point), store)
+
+
+def _warn_of_other_places(mount: Identity, source: str, mountpoint: str) -> None:
+    """Where this daemon was told to serve something else. Nothing may ask the mount now, not even for its mount point."""
+    above, name = os.path.split(os.path.abspath(mountpoint))
+    asked = os.path.realpath(source), os.path.join(os.path.realpath(above), name)
+    if asked != (mount.source, mount.mountpoint):
+        log.warning(
+            "%s on %s was asked for, but %s on %s goes on: it can change only after it was unmounted",
+            *asked, mount.source, mount.mountpoint
+        )  # fmt: skip
 
 
 def _require_known_machine() -> None:

@@ -25,8 +25,8 @@ class Takeover:
     """One daemon after another.
 
     `at`: Unix seconds. `why` the daemon before ended: died, handed over, hung; `how`: the same in the keeper's words,
-    empty where only systemd knows. `pause_ms`: from its end to the first request that this one served. `restored`: how many of what. `not_restored`: what is lost, and why. `pid`, `version`:
-    of the daemon that took over.
+    empty where only systemd knows. `pause_ms`: from its end to the first request that this one served. `restored`: how
+    many of what. `not_restored`: what is lost, and why. `pid`, `version`: of the daemon that took over.
     """
 
     at: float

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.actor import eventually
 
 from pinfs.testing import HeldPin, HolderError, ScratchMount
 
@@ -45,6 +47,24 @@ def test_a_scratch_mount_that_is_in_use_ends(fuse: None, tmp_path: Path) -> None
     with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
         os.fstatvfs(file.fileno())
     file.close()
+
+
+@pytest.mark.parametrize("options", [[], ["survive=on"], ["survive=on,spare"]], ids=str)
+def test_a_scratch_mount_whose_daemon_was_killed(fuse: None, tmp_path: Path, options: list[str]) -> None:
+    with ScratchMount(options, backing=tmp_path) as mount:
+        name = os.fsencode(mount.path)
+        os.kill(mount.status()["pid"], signal.SIGKILL)
+        if options:
+            (mount.path / "file").touch()
+    assert list(tmp_path.iterdir()) == []
+    eventually(lambda: not [path for path in Path("/proc").glob("[0-9]*/cmdline") if name in content(path)])
+
+
+def content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def test_a_pin_of_another_process(mount: ScratchMount, file: str) -> None:
