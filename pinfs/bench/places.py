@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pinfs.linux.mountinfo import MountEntry, mount_at
 
@@ -56,13 +57,19 @@ def mount_of(path: str) -> MountEntry:
     return mount_at(os.path.realpath(path)) or MountEntry(0, "/", "/", "unknown", "none", "")
 
 
+def pinfs_status(mount: MountEntry) -> dict[str, Any]:
+    """The status of a pinfs mount; empty if `mount` is no pinfs."""
+    try:
+        status = json.loads(Path(mount.point, ".pinfs", "status").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
 def pinfs_source(mount: MountEntry) -> str | None:
     """The source directory of a pinfs mount, from its status; None if `mount` is no pinfs."""
-    try:
-        source = json.loads(Path(mount.point, ".pinfs", "status").read_bytes())["source"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return str(source)
+    source = pinfs_status(mount).get("source")
+    return None if source is None else str(source)
 
 
 @contextmanager

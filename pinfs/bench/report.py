@@ -2,11 +2,12 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pinfs.bench.places import Place
 from pinfs.bench.run import Measured, Outcome
+from pinfs.bench.seals import SEALED, UNSEALED, row_name
 
 Json = dict[str, object]
 
@@ -62,6 +63,7 @@ def _row(one: Measured, outcome: Outcome, base: Place) -> Json:
         "ratio": {path: _rounded(one.ratio(path, base.path)) for path in paths},
         "first_to": {path: _rounded(one.ratio(first, path)) for path in paths[1:]},
         "to_fewest": {path: _rounded(to_fewest(one, outcome.measured, path)) for path in paths},
+        "to_unsealed": {path: _rounded(to_unsealed(one, outcome.measured, path)) for path in paths},
         "notes": one.notes,
     }
 
@@ -72,6 +74,16 @@ def to_fewest(one: Measured, measured: Sequence[Measured], path: str) -> float |
     same = [other for other in measured if other.row.group == "crowd" and other.row.name.startswith(f"{what},")]
     ours, fewest = one.median(path), same[0].median(path) if same else None
     return ours / fewest if one in same[1:] and ours and fewest else None
+
+
+def to_unsealed(one: Measured, measured: Sequence[Measured], path: str) -> float | None:
+    """For a row on a sealed file: its best time by that of the same row without the seal; None for other rows."""
+    what, _, how = one.row.name.rpartition(", ")
+    if one.row.group != "seal" or how != SEALED:
+        return None
+    other = next((row for row in measured if row.row.name == row_name(what, UNSEALED)), None)
+    ours, unsealed = one.best(path), other.best(path) if other else None
+    return ours / unsealed if ours and unsealed else None
 
 
 def _rounded(value: float | None) -> float | None:
@@ -102,8 +114,17 @@ def remarks(outcome: Outcome) -> list[str]:
             missing.setdefault(f"{labels[path]}: {why}", []).append(one.row.name)
     notes = [f"{why}: {'; '.join(names)}" for why, names in missing.items()]
     grown = [f"{labels[c.path]}: {c.pins} pins registered in {c.seconds:.1f} s" for c in outcome.crowds]
-    ratios = [(one, to_fewest(one, outcome.measured, outcome.places[0].path)) for one in outcome.measured]
-    return [how, *notes, *grown, *(f"{one.row.name}: {ratio:.2f} of the fewest" for one, ratio in ratios if ratio)]
+    return [how, *notes, *grown, *_within(outcome)]
+
+
+def _within(outcome: Outcome) -> Iterator[str]:
+    """Ratios of two rows in the first directory."""
+    first = outcome.places[0].path
+    for one in outcome.measured:
+        if ratio := to_fewest(one, outcome.measured, first):
+            yield f"{one.row.name}: {ratio:.2f} of the fewest"
+        if ratio := to_unsealed(one, outcome.measured, first):
+            yield f"{one.row.name}: {ratio:.2f} of the time without"
 
 
 def _number(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -126,7 +127,8 @@ def ending_as_a_shell(command: str) -> Iterator[None]:
     except OSError as error:
         found = error.errno != errno.ENOENT
         code = ExitCode.COMMAND_NOT_EXECUTABLE if found else ExitCode.COMMAND_NOT_FOUND
-        raise Failure(f"{command}: {error.strerror}", code) from error
+        hint = "" if found or not re.fullmatch("[-0-9:]+", command) else "; a range has the form FILE:START:LENGTH"
+        raise Failure(f"{command}: {error.strerror}{hint}", code) from error
 
 
 @contextmanager

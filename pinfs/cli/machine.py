@@ -226,7 +226,8 @@ def _mount8() -> Finding:
     program = Path(sys.executable).parent / "pinfs"
     return warn(
         check,
-        '`mount -t fuse.pinfs` and /etc/fstab do not find pinfs ("/bin/sh: pinfs: not found"); `pinfs mount` works',
+        '`mount -t fuse.pinfs` and /etc/fstab do not find pinfs ("/bin/sh: pinfs: not found"); '
+        f"`pinfs mount` and `mount -t fuse {program}#SOURCE MOUNTPOINT` work",
         f"as root, in the source tree of pinfs: packaging/install {program}; or: ln -s {program} /usr/local/bin/pinfs",
     )
 

@@ -1,7 +1,8 @@
 """Translates calls by mount(8) and fstab into `pinfs mount`.
 
-mount(8) runs `/sbin/mount.pinfs SOURCE MNT [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]`; for the type `fuse.pinfs` it
-runs `mount.fuse3`, which runs `pinfs SOURCE MNT -o OPTIONS` and expects it to return when the file system is usable.
+mount(8) runs `/sbin/mount.TYPE SOURCE MNT [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]` for the types `pinfs` and
+`fuse.pinfs`. Without such a helper for the latter it runs `mount.fuse3`, which runs `pinfs SOURCE MNT -o OPTIONS` and
+expects it to return when the file system is usable.
 """
 
 from collections.abc import Collection, Iterator, Sequence

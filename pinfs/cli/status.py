@@ -15,6 +15,25 @@ from pinfs.observe.mounts import COUNTED, Mount
 from pinfs.observe.wording import in_kernel_text, survival_text, takeover_text
 
 Status = dict[str, Any]
+LABELS: Final = {
+    "source": "source",
+    "pid": "daemon's process",
+    "version": "version",
+    "uptime_s": "up for",
+    "passthrough": "passthrough",
+    "seal": "pins are sealed",
+    "bridge": "bridge",
+    "poll": "poll(2) answered",
+    "pins": "pins",
+    "sealed_files": "sealed files",
+    "waiting": "breakers waiting",
+    "evictions": "last closes waiting",
+    "descriptors": "descriptors",
+    "survives": "outlives its daemon",
+    "takeovers": "take-overs",
+    "last_takeover": "last take-over",
+}
+"""Keys of `.pinfs/status`, and how a table calls them."""
 
 
 @click.command(
@@ -89,23 +108,26 @@ def _rows(one: Status) -> Iterator[tuple[str, str]]:
     if "error" in one:
         yield "state", f"stale: {one['error']} (to fix: pinfs umount {one['mountpoint']})"
         return
-    for key, value in one.items():
-        if value is not None and key not in ("v", "mountpoint", "counters", "exit_code", "in_kernel"):
-            yield key, _words(key, value)
+    for key, label in LABELS.items():
+        if one.get(key) is not None:
+            yield label, _words(one, key)
     for removal in one.get("in_kernel", ()):
         yield "in the kernel", in_kernel_text(removal)
-    for name, value in one["counters"].items():
-        yield COUNTED[name], f"{value:.0f}"
+    for name, count in one["counters"].items():
+        yield COUNTED[name], f"{count:,.0f}"
+    yield "kernel features", ", ".join(one.get("negotiated", ()))
 
 
-def _words(key: str, value: Any) -> str:
+def _words(one: Status, key: str) -> str:
+    value = one[key]
     if key in _SAID:
         return _SAID[key](value)
+    if isinstance(value, bool):
+        why = one.get(f"{key}_unavailable_because")
+        return "yes" if value else f"no: {why}" if why else "no"
     if key == "uptime_s":
         return str(timedelta(seconds=round(value)))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"{value:,}" if isinstance(value, int) and key != "pid" else str(value)
 
 
 def _watch(wanted: Mount | None, interval_s: float, as_json: bool) -> None:

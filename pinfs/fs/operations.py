@@ -483,7 +483,7 @@ class Operations:
         else:
             if self._in_kernel:
                 await self._removals.until_unlocked(inode)
-            with self._seal.lifted(inode):
+            with self._seal.lifted(inode), self._set_ids.keeping_without(name, inode, ctx):
                 os.removexattr(self._inodes.handle(inode), name)
 
 

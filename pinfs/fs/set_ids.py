@@ -9,6 +9,7 @@ from typing import Final
 from pinfs.fs.inodes import Inode, InodeTable
 from pinfs.fs.seal import Seal
 from pinfs.fs.types import CallerLike, os_error
+from pinfs.linux.proc import supplementary_groups
 from pinfs.linux.syscalls import Privileges
 
 ACCESS_ACL: Final = b"system.posix_acl_access"
@@ -81,3 +82,14 @@ class SetIds:
     def keeping_from(self, attribute: bytes) -> AbstractContextManager[None]:
         """For setting `attribute`: an access ACL would drop S_ISGID because the daemon sets it."""
         return self._privileges if attribute == ACCESS_ACL else _AS_WE_ARE
+
+    def keeping_without(self, attribute: bytes, inode: Inode, caller: CallerLike) -> AbstractContextManager[None]:
+        """For removing `attribute`: with its access ACL a file on tmpfs loses S_ISGID, unless its group is one of the
+        caller's or the caller is root (posix_acl_update_mode()). The request has no flag for that."""
+        if attribute != ACCESS_ACL:
+            return _AS_WE_ARE
+        st = self._inodes.stat(inode)
+        is_kept = st.st_mode & stat.S_ISGID and (
+            caller.uid == 0 or st.st_gid == caller.gid or st.st_gid in supplementary_groups(caller.pid)
+        )
+        return self._privileges if is_kept else _AS_WE_ARE

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 _STATUS: Final = re.compile(rb"Name:\t(.*)\n(?:.*\n)*?Tgid:\t(\d+)\n(?:.*\n)*?Uid:\t(\d+)\t(\d+)\t(\d+)\t")
 _PF_KTHREAD: Final = 0x00200000  # linux/sched.h
 _PINNED: Final = re.compile(rb"^VmPin:\s+(\d+) kB$", re.MULTILINE)
+_GROUPS: Final = re.compile(rb"^Groups:\t((?:\d+ )*)", re.MULTILINE)
 _INNERMOST: Final = re.compile(rb"^NSpid:.*\t(\d+)$", re.MULTILINE)
 
 
@@ -99,6 +100,14 @@ def pinned_bytes(pid: int) -> int:
         match = _PINNED.search(_read(f"/proc/{pid}/status"))
         return 0 if match is None else int(match[1]) * 1024
     return 0
+
+
+def supplementary_groups(tid: int) -> frozenset[int]:
+    """Of a thread; empty where it cannot be seen."""
+    with contextlib.suppress(OSError):
+        match = _GROUPS.search(_read(f"/proc/{tid}/status"))
+        return frozenset() if match is None else frozenset(map(int, match[1].split()))
+    return frozenset()
 
 
 def processes() -> Iterator[int]:

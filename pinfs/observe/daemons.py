@@ -23,10 +23,14 @@ _HOLDERS: Final = frozenset({KEEPER, "systemd"})
 
 def daemon_pid(mount: Mount) -> int | None:
     """The number of the daemon's process; None where it is not visible: it has ended, it belongs to another user, or
-    it runs in another pid namespace."""
+    it runs in another pid namespace.
+
+    The kernel uses the number of a connection again when its mount has gone, also while a daemon hangs that served it:
+    of several processes that of this source is the one.
+    """
     connection = connection_of(mount)
-    serving = (pid for pid in processes() if _serves(pid, connection, mount.source))
-    return next((pid for pid in serving if read_comm(pid) not in _HOLDERS), None)
+    serving = [pid for pid in processes() if _serves(pid, connection, mount.source) and read_comm(pid) not in _HOLDERS]
+    return next((pid for pid in serving if mount.source in dict(_descriptors(pid)).values()), next(iter(serving), None))
 
 
 def keeper_pid(mount: Mount) -> int | None:

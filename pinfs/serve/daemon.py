@@ -123,14 +123,12 @@ def _begin(
 
 
 def _warn_of_other_places(mount: Identity, source: str, mountpoint: str) -> None:
-    """Where this daemon was told to serve something else. Nothing may ask the mount now, not even for its mount point."""
+    """Where this daemon was told to serve something else. Nothing may ask the mount now, its mount point included."""
     above, name = os.path.split(os.path.abspath(mountpoint))
     asked = os.path.realpath(source), os.path.join(os.path.realpath(above), name)
-    if asked != (mount.source, mount.mountpoint):
-        log.warning(
-            "%s on %s was asked for, but %s on %s goes on: it can change only after it was unmounted",
-            *asked, mount.source, mount.mountpoint
-        )  # fmt: skip
+    served = mount.source, mount.mountpoint
+    if asked != served:
+        log.warning("%s on %s goes on until it is unmounted: %s on %s has to wait", *served, *asked)
 
 
 def _require_known_machine() -> None:

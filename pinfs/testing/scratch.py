@@ -21,6 +21,7 @@ from pinfs.observe.daemons import connection_of, daemon_pid, keeper_pid
 from pinfs.observe.mounts import Mount
 
 MEMORY = Path("/dev/shm")  # tmpfs on every Linux, also in containers (often limited to 64 MiB there)
+STATE = "PINFS_STATE_DIRECTORY"
 START_S = 60.0
 END_S = 20.0
 
@@ -56,8 +57,9 @@ class ScratchMount:
             undo.callback(_remove_tree, base)
             base.chmod(0o755)
             self.path, self.source, self._log = base / "mnt", base / "source", base / "log"
-            self.path.mkdir()
-            self.source.mkdir()
+            self._state = base / "state"
+            for directory in (self.path, self.source, self._state):
+                directory.mkdir()
             self._mount()
             undo.callback(self._unmount, os.pidfd_open(self.status()["pid"]))
             self._undo = undo.pop_all()
@@ -74,7 +76,7 @@ class ScratchMount:
         for option in self.options:
             words += ["-o", option]
         result = subprocess.run(
-            [sys.executable, "-m", "pinfs.cli.main", *words],
+            [sys.executable, "-m", "pinfs.cli.main", *words], env=os.environ | {STATE: os.fspath(self._state)},
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=START_S, check=False,
         )  # fmt: skip
         if result.returncode:
@@ -86,15 +88,14 @@ class ScratchMount:
         processes = [*self._kept(), daemon]
         try:
             _end(processes, signal.SIGTERM)
-            if connection_of(self._mounted) is not None:  # the daemon was killed before
-                subprocess.run([*_LAZY_UMOUNT, self.path], check=False)
         except TimeoutError:
             _end(processes, signal.SIGKILL)
-            subprocess.run([*_LAZY_UMOUNT, self.path], check=False)
             raise ScratchError(f"the daemon did not end within {END_S} s; its log:\n{self.log()}") from None
         finally:
             for process in processes:
                 os.close(process)
+            if connection_of(self._mounted) is not None:  # the daemon was killed
+                subprocess.run([*_LAZY_UMOUNT, self.path], check=False)
 
     def _kept(self) -> Iterator[int]:
         """Pidfds of the keeper and of the daemon that it keeps."""
@@ -105,7 +106,7 @@ class ScratchMount:
 
     @property
     def _mounted(self) -> Mount:
-        return Mount(os.fspath(self.path), os.fspath(self.source))
+        return Mount(os.path.realpath(self.path), os.path.realpath(self.source))
 
     def status(self) -> dict[str, Any]:
         """`.pinfs/status`."""

@@ -66,6 +66,7 @@ def _file(pins: list[Json], size_of: SizeOf) -> Json:
         "inode": first["inode"],
         "size": size,
         "extent": extent,
+        "sealed": bool(first.get("sealed")),
         "bar": list(bar(pins, extent)),
         "pins": [_pin(pin) for pin in shown],
         "count": len(pins),

@@ -13,10 +13,12 @@ from click.testing import CliRunner
 from support.mounts import Mount
 
 from pinfs.bench.crowd import Crowds
-from pinfs.bench.places import Room, mount_of, open_places
-from pinfs.bench.report import as_json, to_fewest
+from pinfs.bench.pins import pinned
+from pinfs.bench.places import Room, mount_of, open_places, room
+from pinfs.bench.report import as_json, to_fewest, to_unsealed
 from pinfs.bench.rows import Batch, Rows, Skip
 from pinfs.bench.run import Measured, Plan, all_rows, chosen, measure, run
+from pinfs.bench.seals import rule
 from pinfs.cli.bench import bench
 from pinfs.cli.exitcodes import ExitCode
 
@@ -153,6 +155,14 @@ def test_a_crowd_is_compared_with_the_smallest_of_the_same_kind() -> None:
     assert [to_fewest(one, [few, other, many], "a") for one in (few, other, many)] == [None, None, 1.5]
 
 
+def test_a_sealed_row_is_compared_with_the_same_one_without_the_seal() -> None:
+    sealed = measured({"a": [3.0, 9.0]}, "pin + release, sealed", "seal")
+    unsealed = measured({"a": [8.0, 2.0]}, "pin + release, no seal", "seal")
+    other = measured({"a": [1.0]}, "chmod, no seal", "seal")
+    assert [to_unsealed(one, [other, unsealed, sealed], "a") for one in (other, unsealed, sealed)] == [None, None, 1.5]
+    assert to_unsealed(sealed, [sealed, other], "a") is None
+
+
 def test_only_takes_groups_words_and_globs() -> None:
     rows = all_rows((1,), Crowds(print))
     assert {row.group for row in chosen(rows, ["data", "break"])} == {"data", "break"}
@@ -200,6 +210,26 @@ def test_the_mount_of_a_path_is_the_innermost_one() -> None:
     assert mount_of("/").point == "/"
 
 
+@pytest.mark.parametrize(("how", "sealed"), [("auto", 1), ("off", 0)])
+def test_a_rule_says_whether_files_are_sealed(mount: Mount, how: str, sealed: int) -> None:
+    with open_places([str(mount.path)]) as places, room(places[0]) as where:
+        with rule(where, how), pinned(where):
+            assert mount.status()["sealed_files"] == sealed
+        assert "[[rule]]" not in (mount.path / ".pinfs/policy").read_text()
+
+
+def test_a_policy_that_is_changed_meanwhile_stays(mount: Mount) -> None:
+    with open_places([str(mount.path)]) as places, room(places[0]) as where, rule(where, "off"):
+        mount.policy("break_timeout = 7")
+    assert "break_timeout = 7.0" in (mount.path / ".pinfs/policy").read_text()
+
+
+@pytest.mark.mount("passthrough=off", prefix=("setpriv", "--bounding-set=-linux_immutable"))
+def test_without_seals_the_rows_say_so(mount: Mount) -> None:
+    outcome = run(Plan([str(mount.path)], only=["seal"], rounds=1, quick=True), Silent())
+    assert all("no seals: " in one.notes[str(mount.path)] for one in outcome.measured)
+
+
 def test_on_a_mount(shared_mount: Mount) -> None:
     """The backing is found, every row has a result in both, and there are no pins left."""
     mount = str(shared_mount.path)
@@ -213,4 +243,5 @@ def test_on_a_mount(shared_mount: Mount) -> None:
         assert one.ratio(first.path, backing.path)
     assert [(crowd.path, crowd.pins) for crowd in outcome.crowds] == [(mount, 150)]
     assert Path(mount, ".pinfs/pins").read_text() == ""
+    assert "[[rule]]" not in Path(mount, ".pinfs/policy").read_text()
     assert os.listdir(mount) == []

@@ -1,5 +1,5 @@
-"""Tries every way to take bytes (`ways`) on real mounts, and writes what pins do about it into docs/promises.md, as a
-table: `PYTHONPATH=tests .venv/bin/python -m breaks.promises`, as root.
+"""Tries every way to take bytes (`removals`) on real mounts, and writes what pins do about it into docs/promises.md, as
+a table: `PYTHONPATH=tests .venv/bin/python -m breaks.promises`, as root.
 """
 
 from __future__ import annotations
@@ -7,17 +7,17 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from support.actor import eventually
-from support.mounts import Mount, new_base, remove_tree, umount
+from support.mounts import Mount, is_mounted, new_base, remove_tree, umount
 
 from breaks import acts
+from breaks.removals import PAGES, REMOVALS, SOURCE, FileHandle, get_ready, lay_out, perform
 from breaks.seeing import drained
 from breaks.table import NAMES
-from breaks.ways import PAGES, SOURCE, WAYS, FileHandle, get_ready, lay_out, perform
 
 COMMAND = "PYTHONPATH=tests .venv/bin/python -m breaks.promises"
 GENERATED = Path(__file__).parents[2] / "docs" / "promises.md"
@@ -33,7 +33,7 @@ COLUMNS = {
 }
 MODES = ("none", "deny", "lease")
 POLICY = "break_timeout = 0.5\nretry_after = 0\n"
-KINDS = tuple(dict.fromkeys(way.on for way in WAYS.values()))
+KINDS = tuple(dict.fromkeys(removal.on for removal in REMOVALS.values()))
 MAKERS = {"ext4": ("mkfs.ext4", "-q"), "xfs": ("mkfs.xfs", "-q", "-m", "reflink=1")}
 SIZE = 512 << 20
 """Of a disk, in bytes; it is sparse. XFS has a minimum."""
@@ -45,15 +45,15 @@ class NoDiskError(Exception):
 
 @dataclass(frozen=True)
 class Trial:
-    """One way, through one column of the table, on a file with one pin or none."""
+    """One removal, through one column of the table, on a file with one pin or none."""
 
-    way: str
+    removal: str
     column: str
     mode: str
 
     @property
     def place(self) -> str:
-        return f"{self.column}-{self.way}-{self.mode}"
+        return f"{self.column}-{self.removal}-{self.mode}"
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,17 @@ def file_system(kind: str, base: Path) -> Iterator[Path]:
     try:
         yield disk
     finally:
+        eventually(lambda: _is_unmounted(disk))  # the kernel lets go of an io_uring a moment after its process
+
+
+def _is_unmounted(disk: Path) -> bool:
+    with suppress(OSError):
         umount(disk)
+    return not is_mounted(disk)
 
 
 def results(kind: str) -> Results:
-    """Of all ways that this backing has. NoDiskError: not on this machine."""
+    """Of all removals that this backing has. NoDiskError: not on this machine."""
     backing, how, _ = kind.partition(" ")
     base = new_base("tmpfs" if backing == "tmpfs" else "disk")
     try:
@@ -104,8 +110,8 @@ def results(kind: str) -> Results:
 
 
 def _trials(kind: str) -> list[Trial]:
-    ways = [(name, way) for name, way in WAYS.items() if way.on == kind]
-    return [Trial(name, column, mode) for name, way in ways for column in way.where for mode in MODES]
+    removals = [(name, removal) for name, removal in REMOVALS.items() if removal.on == kind]
+    return [Trial(name, column, mode) for name, removal in removals for column in removal.where for mode in MODES]
 
 
 def _tried(mount: Mount, trials: list[Trial]) -> Results:
@@ -113,11 +119,11 @@ def _tried(mount: Mount, trials: list[Trial]) -> Results:
     try:
         mount.policy(POLICY)
         for trial in trials:
-            lay_out(f"{mount.source}/{trial.place}", trial.way)
+            lay_out(f"{mount.source}/{trial.place}", trial.removal)
         files = {trial: FileHandle(f"{mount.source}/{trial.place}/f") for trial in trials}
         before = {trial: file.state() for trial, file in files.items()}
         breaker, holder = mount.actor(), mount.actor()
-        calls = {trial: (trial.way, _directory(mount, trial)) for trial in trials}
+        calls = {trial: (trial.removal, _directory(mount, trial)) for trial in trials}
         breaker(get_ready, [calls[trial] for trial in trials])
         pinned = [trial for trial in trials if trial.mode != "none"]
         holder(acts.pin_all, [(f"{mount.path}/{trial.place}/f", "process", trial.mode) for trial in pinned])
@@ -142,7 +148,7 @@ def _tried(mount: Mount, trials: list[Trial]) -> Results:
 
 
 def _directory(mount: Mount, trial: Trial) -> str:
-    return f"{mount.source if WAYS[trial.way].where[trial.column] == SOURCE else mount.path}/{trial.place}"
+    return f"{mount.source if REMOVALS[trial.removal].where[trial.column] == SOURCE else mount.path}/{trial.place}"
 
 
 # ---- the table
@@ -161,7 +167,7 @@ def _said(seen: Seen, untouched: Seen) -> str:
 
 
 def _cell(name: str, column: str, results: Results) -> str:
-    if column not in WAYS[name].where:
+    if column not in REMOVALS[name].where:
         return ""
     none, deny, lease = (results[Trial(name, column, mode)] for mode in MODES)
     said = [_said(seen, none) for seen in (deny, lease)]
@@ -169,19 +175,19 @@ def _cell(name: str, column: str, results: Results) -> str:
 
 
 def _rows(results: Results) -> Iterator[list[str]]:
-    for name, way in WAYS.items():
-        if any(trial.way == name for trial in results):
-            yield [way.text, way.on, *(_cell(name, column, results) for column in COLUMNS)]
+    for name, removal in REMOVALS.items():
+        if any(trial.removal == name for trial in results):
+            yield [removal.text, removal.on, *(_cell(name, column, results) for column in COLUMNS)]
 
 
 def rows(results: Results) -> list[str]:
-    """Of the table, as Markdown: those of the ways in `results`."""
+    """Of the table, as Markdown: those of the removals in `results`."""
     return [f"| {' | '.join(cells)} |\n" for cells in _rows(results)]
 
 
 def text(results: Results) -> str:
     """The table as Markdown."""
-    head = ["way", "tried on", *COLUMNS.values()]
+    head = ["removal", "tried on", *COLUMNS.values()]
     return "".join([f"| {' | '.join(head)} |\n", f"|{' --- |' * len(head)}\n", *rows(results)])
 
 

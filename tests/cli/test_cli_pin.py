@@ -11,7 +11,8 @@ import pytest
 
 from pinfs.cli import holding
 from pinfs.cli import pin as verb
-from pinfs.cli.holding import Held
+from pinfs.cli.holding import Held, ending_as_a_shell
+from pinfs.cli.verb import Failure
 from pinfs.client import xattrs
 from pinfs.client.channel import EventChannel
 from pinfs.client.errors import ADVICE
@@ -206,6 +207,14 @@ def test_a_range_of_another_form_is_hinted_at(run, tmp_path: Path, end: str, exa
     assert (result.exit_code, result.stderr.count("\n")) == (12, 1)
     assert result.stderr.startswith(f"pinfs: {file}{end}: No such file or directory; a range has the form ")
     assert f"{file}:START:LENGTH, in bytes, LENGTH 0: to the end of the file (such as {file}{example})" in result.stderr
+
+
+@pytest.mark.parametrize(("command", "hinted"), [("5", True), ("0:4096", True), ("no-such-command", False)])
+def test_a_range_beside_the_file_is_hinted_at(command: str, hinted: bool) -> None:
+    with pytest.raises(Failure) as failure, ending_as_a_shell(command):
+        os.execvp(command, [command])
+    assert failure.value.exit_code == 127
+    assert ("FILE:START:LENGTH" in failure.value.message) is hinted
 
 
 def test_a_missing_file_is_no_range(run, tmp_path: Path) -> None:

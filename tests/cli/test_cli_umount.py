@@ -12,7 +12,7 @@ import pytest
 from cli.fakemount import FakeMount
 
 from pinfs.cli import umount as verb
-from pinfs.observe import asking
+from pinfs.observe import asking, daemons
 from pinfs.observe.daemons import connection_of
 from pinfs.observe.mounts import Mount, mounts
 
@@ -133,3 +133,14 @@ def test_the_end_of_the_daemon_is_waited_for() -> None:
         verb._ended(pidfd)
         assert os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) is not None
         os.close(pidfd)
+
+
+def test_the_daemon_is_the_one_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not another one that hangs, whose connection had the same number before."""
+    links = {7: {"3": "/other", "4": "/dev/fuse"}, 8: {"3": "/src", "4": "/dev/fuse"}, 9: {"3": "/src"}}
+    monkeypatch.setattr(daemons, "processes", lambda: iter(links))
+    monkeypatch.setattr(daemons, "_descriptors", lambda pid: links[pid].items())
+    monkeypatch.setattr(daemons, "_connections", lambda pid, name: [40])
+    monkeypatch.setattr(daemons, "connection_of", lambda mount: 40)
+    assert daemons.daemon_pid(Mount("/mnt", "/src")) == 8
+    assert daemons.daemon_pid(Mount("/mnt", "a name")) == 7

@@ -76,5 +76,6 @@ def test_install(podman: Podman, image: str) -> None:
     assert said.splitlines() == [
         "lib/systemd/system/pinfs@.service ",
         "usr/bin/pinfs /opt/pinfs/bin/pinfs",
+        "usr/sbin/mount.fuse.pinfs ../bin/pinfs",
         "usr/sbin/mount.pinfs ../bin/pinfs",
     ]

@@ -7,8 +7,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from support.actor import Actors
 
-from pinfs.linux.proc import is_kernel_thread, processes, read_comm, used_paths
+from pinfs.linux.proc import is_kernel_thread, processes, read_comm, supplementary_groups, used_paths
 from pinfs.linux.syscalls import file_system_magic, is_thread_of, queue_signal, umount2
 
 
@@ -62,6 +63,12 @@ def test_a_signal_to_a_process_that_has_ended() -> None:
         assert not queue_signal(pidfd, signal.SIGIO, 1)
     finally:
         os.close(pidfd)
+
+
+def test_groups_of_a_process(root: None, actors: Actors) -> None:
+    assert supplementary_groups(actors.actor(uid=1000, gid=1000, groups=(7, 42000)).pid) == {7, 42000}
+    assert supplementary_groups(actors.actor(uid=1000, gid=1000).pid) == frozenset()
+    assert supplementary_groups(0) == frozenset()
 
 
 def test_file_systems_tell_their_kind() -> None:

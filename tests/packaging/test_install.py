@@ -16,8 +16,7 @@ LIMIT_S = 60.0
 SCRIPT = """
 set -e
 mount --make-rprivate /
-mount -t overlay overlay -o lowerdir=stage/usr/bin:/usr/bin /usr/bin
-mount -t overlay overlay -o lowerdir=stage/usr/sbin:/usr/sbin /usr/sbin
+{installed}
 {mount}
 findmnt -no SOURCE,FSTYPE mnt
 df --output=source,fstype mnt | tail -n 1
@@ -29,12 +28,25 @@ umount mnt
 """
 
 
+INSTALLED = """
+mount -t overlay overlay -o lowerdir=stage/usr/bin:/usr/bin /usr/bin
+mount -t overlay overlay -o lowerdir=stage/usr/sbin:/usr/sbin /usr/sbin
+for helper in $(which -a mount.fuse mount.fuse3); do mount --bind /bin/false $helper; done
+"""
+FSTAB = "echo '{source} {point} {kind} {options} 0 0' >fstab; mount -T fstab -a"
+
+
 @pytest.fixture
-def stage(base: Path) -> Path:
-    """Where packaging/install has put everything."""
+def directories(base: Path) -> None:
+    """What is mounted, and where."""
     for name in ("source", "mnt"):
         (base / name).mkdir()
     (base / "source/file").write_text("weights\n")
+
+
+@pytest.fixture
+def stage(base: Path, directories: None) -> Path:
+    """Where packaging/install has put everything."""
     environment = {"DESTDIR": str(base / "stage"), "PATH": "/usr/bin:/bin"}
     subprocess.run([REPO / "packaging/install", PINFS], env=environment, check=True, timeout=LIMIT_S)
     return base / "stage"
@@ -47,6 +59,7 @@ def test_what_is_installed(stage: Path) -> None:
     assert sorted(str(path) for path in found if path.name not in pages) == [
         "lib/systemd/system/pinfs@.service",
         "usr/bin/pinfs",
+        "usr/sbin/mount.fuse.pinfs",
         "usr/sbin/mount.pinfs",
         "usr/share/bash-completion/completions/pinfs",
         "usr/share/fish/vendor_completions.d/pinfs.fish",
@@ -75,18 +88,24 @@ def test_bash_completes_verbs(stage: Path) -> None:
     assert (said.stdout, said.stderr) == ("release revoke\n", "")
 
 
+@pytest.mark.parametrize("how", ["mount -t {kind} {source} {point} -o {options}", FSTAB], ids=["mount -t", "fstab"])
 @pytest.mark.parametrize("kind", ["fuse.pinfs", "pinfs"])
-@pytest.mark.parametrize(
-    "how",
-    ["mount -t {kind} {base}/source {base}/mnt -o {options}", "echo '{line}' >fstab; mount -T fstab -a"],
-    ids=["mount -t", "fstab"],
-)
-def test_mount8_on_this_machine(base: Path, stage: Path, kind: str, how: str) -> None:
+def test_mount8_after_the_installation(base: Path, stage: Path, kind: str, how: str) -> None:
+    """Also where the machine has no mount.fuse3."""
+    check_mount(base, how, kind, f"{base}/source", INSTALLED)
+
+
+@pytest.mark.parametrize("how", ["mount -t {kind} {source} {point} -o {options}", FSTAB], ids=["mount -t", "fstab"])
+def test_mount8_before_the_installation(base: Path, directories: None, how: str) -> None:
+    """mount.fuse3 takes the program's path from the source."""
+    check_mount(base, how, "fuse", f"{PINFS}#{base}/source", "")
+
+
+def check_mount(base: Path, how: str, kind: str, source: str, installed: str) -> None:
     options = "rw,nofail,_netdev,x-systemd.automount,x-systemd.requires=a.mount,break_timeout=7"
-    line = f"{base}/source {base}/mnt {kind} {options} 0 0"
-    script = SCRIPT.format(mount=how.format(kind=kind, base=base, options=options, line=line))
+    command = how.format(kind=kind, source=source, point=base / "mnt", options=options)
     result = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script],
+        ["unshare", "--mount", "sh", "-c", SCRIPT.format(mount=command, installed=installed)],
         cwd=base,
         capture_output=True,
         text=True,

@@ -150,6 +150,23 @@ def test_an_acl_costs_the_set_group_id_bit_of_a_group_that_its_owner_is_not_in(
     assert mode(file) == mode(any_place.source / "file") == shown
 
 
+@pytest.mark.parametrize(("by_alice", "group"), [(False, BOB), (True, ALICE), (True, SHARED_GROUP), (True, BOB)])
+@pytest.mark.parametrize("has_one", [True, False])
+def test_removing_an_acl_costs_the_set_group_id_bit_where_it_does_on_the_backing(
+    any_place: Place, by_alice: bool, group: int, has_one: bool
+) -> None:
+    """On tmpfs, of a group that the caller is not in."""
+    remover = any_place.alice() if by_alice else any_place.actor()
+    modes = []
+    for number, place in enumerate((any_place.path, any_place.source)):
+        file = make(place / f"{number}", ALICE, group, 0o2755)
+        if has_one:
+            os.setxattr(file, "system.posix_acl_access", acl(4, owner=7, group=5, mask=5, other=5))
+        remover.errno(os.removexattr, str(file), "system.posix_acl_access")
+        modes.append(mode(any_place.source / file.name))
+    assert modes[0] == modes[1]
+
+
 @pytest.mark.skipif(NATIVE, reason="plain directories refuse it there as well")
 def test_but_while_it_is_open_for_writing(any_place: Place) -> None:
     """There it could be what drops them for a write (docs/promises.md)."""

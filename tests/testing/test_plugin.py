@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.actor import eventually
 
+from pinfs.fs import seallist
 from pinfs.testing import HeldPin, HolderError, ScratchMount
 
 LIMIT_S = 120.0
@@ -49,14 +50,23 @@ def test_a_scratch_mount_that_is_in_use_ends(fuse: None, tmp_path: Path) -> None
     file.close()
 
 
-@pytest.mark.parametrize("options", [[], ["survive=on"], ["survive=on,spare"]], ids=str)
-def test_a_scratch_mount_whose_daemon_was_killed(fuse: None, tmp_path: Path, options: list[str]) -> None:
+OF_DEATHS = [[], ["survive=on"], ["survive=on,spare"]]
+
+
+@pytest.mark.parametrize("options", OF_DEATHS, ids=str)
+def test_a_scratch_mount_whose_daemon_was_killed_leaves_nothing(fuse: None, tmp_path: Path, options: list[str]) -> None:
+    """Neither a dead mount nor a file that is sealed, nor a list of such files, nor a process."""
+    lists = seallist.all_lists()
     with ScratchMount(options, backing=tmp_path) as mount:
         name = os.fsencode(mount.path)
-        os.kill(mount.status()["pid"], signal.SIGKILL)
-        if options:
-            (mount.path / "file").touch()
+        file = mount.path / "file"
+        file.write_bytes(bytes(8192))
+        with HeldPin(os.fspath(file)):
+            os.kill(mount.status()["pid"], signal.SIGKILL)
+            if options:
+                assert len(mount.pins()) == 1
     assert list(tmp_path.iterdir()) == []
+    assert seallist.all_lists() == lists
     eventually(lambda: not [path for path in Path("/proc").glob("[0-9]*/cmdline") if name in content(path)])
 
 

@@ -7,179 +7,33 @@ Needs the standard library only, and pinfs beside it.
 from __future__ import annotations
 
 import ctypes
-import errno
-import json
 import mmap
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).resolve().parents[2]
-PAGE, SIZE = 4096, 65536
-BREAK_TIMEOUT_S = 8
-PUNCH_HOLE_KEEP_SIZE = 3
-PMEM = {"ext4": "/dev/pmem0", "xfs": "/dev/pmem1"}
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def run(*command: str) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
-
-
-def set_up() -> None:
-    run("modprobe", "-a", "fuse", "nfit", "nd_pmem", "libnvdimm", "ext4", "xfs")
-    run("udevadm", "settle", "-t", "20")
-    for namespace in ("namespace0.0", "namespace1.0"):
-        run("ndctl", "create-namespace", "-f", "-e", namespace, "--mode=fsdax", "--map=mem")
-    run("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0", PMEM["ext4"])
-    run("mkfs.xfs", "-q", "-f", "-m", "reflink=0", PMEM["xfs"])
-    for kind, device in PMEM.items():
-        os.makedirs(f"/{kind}")
-        os.makedirs(f"/{kind}.mnt")
-        run("mount", "-o", "dax=always", device, f"/{kind}")
-
-
-class Child:
-    """A call in a process of its own: `wait` says what became of it."""
-
-    def __init__(self, call: Callable[[], object]) -> None:
-        self.began = time.monotonic()
-        self.ended: str | None = None
-        self.took_s = float("inf")
-        sys.stdout.flush()
-        self.pid = os.fork()
-        if not self.pid:
-            try:
-                call()
-                os._exit(0)
-            except OSError as e:
-                os._exit(e.errno or 255)
-            finally:
-                os._exit(254)
-
-    def wait(self, limit_s: float) -> str:
-        """`done`, an errno, the signal that ended it, or `hangs` after `limit_s` seconds."""
-        until = time.monotonic() + limit_s
-        while self.ended is None and time.monotonic() < until:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.took_s = time.monotonic() - self.began
-                number = os.waitstatus_to_exitcode(status)
-                self.ended = "done" if not number else errno.errorcode.get(number, f"signal {-number}")
-            else:
-                time.sleep(0.005)
-        return self.ended or "hangs"
-
-
-class Held:
-    """A process that holds the first page of a file by vmsplice(2) into a pipe, as a device or O_DIRECT would."""
-
-    def __init__(self, path: str, *, mapped: bool = True) -> None:
-        self._told, self._ready = os.pipe(), os.pipe()
-        self.child = Child(partial(self._hold, path, mapped))
-        os.read(self._ready[0], 1)
-
-    def _hold(self, path: str, mapped: bool) -> None:
-        held = hold_page(path, mapped=mapped)
-        os.write(self._ready[1], b"x")
-        os.read(self._told[0], 1)
-        del held  # the end of the process closes the pipe
-
-    def let_go(self) -> str:
-        os.write(self._told[1], b"x")
-        return self.child.wait(20)
-
-
-def hold_page(path: str, *, mapped: bool = True) -> object:
-    """Have a pipe hold the page, until the process ends. The mapping stays as well, without being touched again: Linux
-    6.12 looks for held pages in mapped files only (dax_layout_busy_page()). It would keep a removed file alive."""
-
-    class Iovec(ctypes.Structure):
-        _fields_ = (("base", ctypes.c_void_p), ("len", ctypes.c_size_t))
-
-    fd = os.open(path, os.O_RDWR)
-    mapping = mmap.mmap(fd, SIZE)
-    os.close(fd)
-    mapping[0] = mapping[0]
-    start = ctypes.c_char.from_buffer(mapping)
-    pipe = os.pipe()
-    if libc.vmsplice(pipe[1], ctypes.byref(Iovec(ctypes.addressof(start), PAGE)), ctypes.c_ulong(1), 0) < 0:
-        raise OSError(ctypes.get_errno(), "vmsplice")
-    if mapped:
-        return pipe, start
-    del start
-    mapping.close()
-    return pipe
-
-
-class Mount:
-    """pinfs over one of the file systems."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.source, self.path = f"/{kind}", f"/{kind}.mnt"
-        self.log = open(f"/run/{kind}.log", "wb")  # noqa: SIM115
-        options = f"break_timeout={BREAK_TIMEOUT_S}"
-        command = (sys.executable, str(HERE / "mount.py"), self.source, self.path, "-o", options)
-        self.daemon = subprocess.Popen(command, stdout=self.log, stderr=self.log)
-        while not os.path.ismount(self.path) and self.daemon.poll() is None:
-            time.sleep(0.05)
-        self.file(other)
-
-    def file(self, name: str) -> str:
-        """A fresh file, by its path on the mount."""
-        path = f"{self.path}/{name}"
-        with open(path, "wb") as file:
-            file.write(b"A" * SIZE)
-            os.fsync(file.fileno())
-        return path
-
-    def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = json.loads(Path(self.path, ".pinfs/status").read_text())
-        return status
-
-    def until(self, reached: Callable[[dict[str, Any]], bool], limit_s: float = 20) -> float | None:
-        """How long it took until the status was so; None: too long."""
-        began = time.monotonic()
-        while not reached(self.status()):
-            if time.monotonic() > began + limit_s:
-                return None
-            time.sleep(0.01)
-        return time.monotonic() - began
-
-    def longest_stat_s(self, while_: Child) -> float:
-        """Of another file, until the child has ended."""
-        longest = 0.0
-        while while_.wait(0) == "hangs" and time.monotonic() < while_.began + 5 * BREAK_TIMEOUT_S:
-            began = time.monotonic()
-            os.stat(f"{self.path}/{other}")
-            longest = max(longest, time.monotonic() - began)
-            while_.wait(0.02)
-        return longest
-
-    def say(self, what: str, **seen: object) -> None:
-        print(json.dumps({"kind": self.kind, "kernel": os.uname().release, "what": what, **seen}), flush=True)
-
-
-other = "other"
-
-
-def waits(status: dict[str, Any]) -> bool:
-    return bool(status["in_kernel"])
-
-
-def names_processes(status: dict[str, Any]) -> bool:
-    return waits(status) and bool(status["in_kernel"][0]["mapped_by"])
-
-
-def is_quiet(status: dict[str, Any]) -> bool:
-    return not status["in_kernel"]
+from vm.guest_base import (
+    PAGE,
+    PMEM,
+    PUNCH_HOLE_KEEP_SIZE,
+    SIZE,
+    Child,
+    Held,
+    Kept,
+    Mount,
+    hold_page,
+    is_quiet,
+    libc,
+    names_processes,
+    other,
+    set_up,
+    waits,
+)
+from vm.guest_seals import seals
+from vm.guest_slow import SLOW_DEVICE, resume, set_up_device, suspend
 
 
 def punch(path: str) -> None:
@@ -243,6 +97,58 @@ def holder_is_breaker(mount: Mount) -> None:
     mount.say("own", ended=user.wait(60), longest_stat_s=longest)
 
 
+def refault(mount: Mount) -> None:
+    """The page is let go, but a mapping of it, touched again, stays. On Linux 7.3 that alone holds the removal up."""
+    path = mount.file("refault")
+    held = Kept(path)
+    breaker = Child(partial(os.truncate, path, 0))
+    mount.until(waits)
+    let_go_s = held.let_page_go()
+    without_page = breaker.wait(2)
+    longest = mount.longest_stat_s(breaker)
+    ended = breaker.wait(60)
+    mount.say("refault", let_go_s=let_go_s, without_page=without_page, longest_stat_s=longest, ended=ended,
+              took_s=breaker.took_s, size=os.stat(path).st_size, holder=held.let_go(),
+              afterwards=Child(partial(os.truncate, path, 0)).wait(30))  # fmt: skip
+
+
+def read_direct(path: str) -> Child:
+    """An O_DIRECT read of a device that does not answer, into a mapping of the file: the device would write there."""
+    ready = os.pipe()
+
+    def act() -> None:
+        fd = os.open(path, os.O_RDWR)
+        mapping = mmap.mmap(fd, SIZE)
+        os.close(fd)
+        source = os.open(SLOW_DEVICE, os.O_RDONLY | os.O_DIRECT)
+        mapping[0] = mapping[0]
+        os.write(ready[1], b"x")
+        assert os.preadv(source, [memoryview(mapping)[:PAGE]], 0) == PAGE
+
+    child = Child(act)
+    os.read(ready[0], 1)
+    time.sleep(0.5)
+    return child
+
+
+def odirect(mount: Mount) -> None:
+    for pin, answers in ((None, True), (None, False), (b"0:0,mode=deny", False)):
+        path = mount.file(f"odirect-{pin is not None}-{answers}")
+        suspend()
+        reader = read_direct(path)
+        if pin is not None:
+            os.setxattr(path, "user.pinfs.pin.reader", pin)
+        breaker = Child(partial(os.truncate, path, 0))
+        alone = breaker.wait(2)
+        if answers:
+            resume()
+        longest = mount.longest_stat_s(breaker)
+        ended, reads = breaker.wait(60), reader.wait(0.5)
+        resume()
+        mount.say("odirect", pinned=pin is not None, answers=answers, alone=alone, ended=ended, took_s=breaker.took_s,
+                  reads=reads, longest_stat_s=longest, size=os.stat(path).st_size, reader=reader.wait(20))  # fmt: skip
+
+
 def evict(mount: Mount) -> None:
     """The last close of a file without a name, whose page is held."""
     path = mount.file("nameless")
@@ -261,9 +167,8 @@ def end(mount: Mount) -> None:
     breaker = Child(partial(os.truncate, path, 0))
     mount.until(waits)
     began = time.monotonic()
-    mount.daemon.send_signal(signal.SIGTERM)
+    code = mount.end()
     ended = breaker.wait(30)
-    code = mount.daemon.wait(60)
     mount.say("end", ended=ended, code=code, took_s=time.monotonic() - began, mounted=os.path.ismount(mount.path),
               size=os.stat(f"{mount.source}/end").st_size, holder=held.let_go())  # fmt: skip
 
@@ -271,11 +176,13 @@ def end(mount: Mount) -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # in the children
     set_up()
+    set_up_device()
     for kind in PMEM:
         mount = Mount(kind)
         mount.say("mounted", passthrough=mount.status()["passthrough"])
-        for part in (deadline, interrupt, holder_is_breaker, evict, end):
+        for part in (deadline, interrupt, holder_is_breaker, refault, odirect, evict, end):
             part(mount)
+        seals(kind)
         mount.say("log", text=Path(f"/run/{kind}.log").read_text())
 
 

@@ -71,6 +71,29 @@ class TestDAX:
         assert one["ended"] == "EBUSY"
         assert one["longest_stat_s"] < LONGEST_STAT_S
 
+    def test_a_mapping_that_stays_when_the_page_is_let_go_does_not_hold_a_removal_beyond_the_deadline(
+        self, seen: Seen, kind: str
+    ) -> None:
+        (one,) = _of(seen, kind, "refault")
+        if one["kernel"].startswith("7.3"):
+            assert one["without_page"] == "hangs"
+        done = one["without_page"] == "done"
+        assert (one["ended"], one["size"]) == (("done", 0) if done else ("EBUSY", 65536))
+        assert one["took_s"] < 12
+        assert one["let_go_s"] < 2
+        assert one["longest_stat_s"] < LONGEST_STAT_S
+        assert (one["holder"], one["afterwards"]) == ("done", "done")
+
+    def test_a_device_that_writes_into_the_page_holds_a_removal_until_its_deadline(self, seen: Seen, kind: str) -> None:
+        answers, silent, pinned = _of(seen, kind, "odirect")
+        assert (answers["alone"], answers["ended"], answers["size"]) == ("hangs", "done", 0)
+        assert (silent["alone"], silent["ended"], silent["size"], silent["reads"]) == ("hangs", "EBUSY", 65536, "hangs")
+        assert (pinned["alone"], pinned["ended"], pinned["size"], pinned["reads"]) == ("EBUSY",) * 2 + (65536, "hangs")
+        assert answers["took_s"] < 8 <= silent["took_s"] < 12
+        for one in (answers, silent, pinned):
+            assert one["reader"] == "done"
+            assert one["longest_stat_s"] < LONGEST_STAT_S
+
     def test_an_eviction_that_waits_does_not_stop_the_mount(self, seen: Seen, kind: str) -> None:
         (one,) = _of(seen, kind, "evict")
         assert (one["other_file"], one["holder"]) == ("done", "done")
@@ -82,3 +105,49 @@ class TestDAX:
         (one,) = _of(seen, kind, "end")
         assert (one["ended"], one["code"], one["mounted"], one["size"]) == ("EBUSY", 0, False, 65536)
         assert one["took_s"] < 10
+
+
+SEALED, OPEN, CUT = {"sealed": True, "size": 65536}, {"sealed": False, "size": 65536}, {"sealed": True, "size": 16384}
+"""A file with its seal, one that has none while a removal beside its pin waits, and after that removal."""
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+class TestSeals:
+    def test_files_are_sealed_unless_the_kernel_could_not_open_them_then(self, seen: Seen, kind: str) -> None:
+        (one,) = _of(seen, kind, "seals")
+        if one["kernel"].startswith("6."):
+            assert one["seal"] is True
+        assert one["seal"] or "passthrough" in one["because"]
+
+    def test_the_seal_is_lifted_for_a_removal_that_waits_and_set_again_at_its_deadline(
+        self, seen: Seen, kind: str
+    ) -> None:
+        (one,) = _of(seen, kind, "seal deadline")
+        assert (one["before"], one["during"], one["after"], one["beside"]) == (SEALED, OPEN, SEALED, True)
+        assert (one["ended"], one["why"]) == ("EBUSY", ["kernel"])
+        assert 8 <= one["took_s"] < 12
+        assert one["longest_stat_s"] < LONGEST_STAT_S
+        assert one["pinned"] == "done"
+        assert one["behind"] == "EPERM"
+        assert (one["holder"], one["afterwards"], one["in_the_end"]) == ("done", "done", CUT)
+        assert one["lifted_s"] is not None
+
+    def test_it_is_set_again_after_an_interrupt(self, seen: Seen, kind: str) -> None:
+        (one,) = _of(seen, kind, "seal interrupt")
+        assert (one["during"], one["ended"], one["after"]) == (OPEN, "signal 2", SEALED)
+        assert (one["chmod"], one["mode"]) == ("done", 0o640)
+
+    def test_it_is_set_again_after_the_last_of_several_removals(self, seen: Seen, kind: str) -> None:
+        (one,) = _of(seen, kind, "seal let go")
+        assert (one["during"], one["ended"], one["after"]) == (OPEN, ["done", "done"], CUT)
+
+    def test_seals_stay_when_the_daemon_is_killed_while_a_removal_waits_and_are_found_again(
+        self, seen: Seen, kind: str
+    ) -> None:
+        """The file of the removal has none, as it was lifted; its bytes are there."""
+        (one,) = _of(seen, kind, "seal kill")
+        assert one["ended"] in ("ECONNABORTED", "ENOTCONN", "EIO")
+        assert (one["after"], one["beside"], one["behind"]) == (OPEN, True, "EPERM")
+        (found,) = one["doctor"]
+        assert "still sealed" in found
+        assert (one["after_mount"], one["beside_after_mount"], one["code"]) == (OPEN, False, 0)

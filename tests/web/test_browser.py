@@ -95,13 +95,21 @@ def file(mount: Mount) -> Path:
     return path
 
 
+@pytest.mark.mount("passthrough=off", prefix=("setpriv", "--bounding-set=-linux_immutable"))
+def test_why_files_have_no_seals(page: Page) -> None:
+    page.shows(".tile", "no\nseals")
+    page.shows("footer", "No passthrough: ")
+    page.shows("footer", "No seal: ")
+
+
 def test_a_break_as_it_happens(mount: Mount, file: Path, page: Page) -> None:
     page.shows("#files", "Nothing is pinned.")
     holder, breaker = mount.actor(), mount.actor()
     holder.pin(file, "a", f"0:{1 << 18},mode=lease,signal=none,note=layers 0-11")
     holder.pin(file, "b", f"{1 << 19}:0,note=region 7")
     page.shows(".file h3", "weights.bin")
-    page.shows(".file h3", "2 pins, 1.0 MiB")
+    page.shows(".file h3", "2 pins, 1.0 MiB, sealed")
+    page.shows(".tile", "1\nsealed files")
     page.shows(".pins", "524,288 – end")
     page.shows(".pins", f"({holder.pid})")
     (green, *left), (blue, *right) = page.bar()

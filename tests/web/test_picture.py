@@ -67,6 +67,12 @@ def test_the_bar_is_as_long_as_the_file_and_its_pins(fields: Json, size: int | N
     assert one["extent"] == extent
 
 
+@pytest.mark.parametrize(("fields", "sealed"), [({}, False), ({"sealed": False}, False), ({"sealed": True}, True)])
+def test_whether_the_kernel_keeps_the_bytes(fields: Json, sealed: bool) -> None:
+    (one,) = files(pin(**fields))["files"]
+    assert one["sealed"] is sealed
+
+
 # Lists
 
 

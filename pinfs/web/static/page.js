@@ -59,6 +59,7 @@ function tiles({ status, counters }) {
     tile(number(counted("breaks_started_total")), "breaks"),
     tile(number(counted("breaks_timed_out_total")), "of them timed out"),
     tile(number(counted("refusals_total")), "removals refused"),
+    status.seal ? tile(number(status.sealed_files), "sealed files") : tile("no", "seals"),
     tile(status.passthrough ? "yes" : "no", "passthrough"),
   ];
 }
@@ -113,7 +114,7 @@ function table(className, headings, rows) {
 function file(one) {
   const size = one.size === null ? [] : [bytes(one.size)];
   const name = one.path ?? `inode ${one.inode}, without a name`;
-  const facts = [`${number(one.count)} ${one.count === 1 ? "pin" : "pins"}`, ...size];
+  const facts = [`${number(one.count)} ${one.count === 1 ? "pin" : "pins"}`, ...size, ...(one.sealed ? ["sealed"] : [])];
   return el("article", "file",
     el("h3", "", el("span", "path", name), el("span", "soft", facts.join(", "))),
     bar(one),
@@ -162,7 +163,12 @@ function footer({ status, sees_all, read }) {
   const seen = sees_all ? "" : " Holders of other users' pins are not shown, and breaks only if they last a second.";
   const part = read < status.pins ? ` Files and holders are those of the first ${number(read)} pins.` : "";
   const life = status.life ? ` The mount ${status.life}.` : "";
-  return [`${status.source}, served by process ${status.pid} (pinfs ${status.version}).${life}${part}${seen}`];
+  const missing = (what) => {
+    const why = status[`${what}_unavailable_because`];
+    return why ? ` No ${what}: ${why}.` : "";
+  };
+  const lacks = missing("passthrough") + missing("seal");
+  return [`${status.source}, served by process ${status.pid} (pinfs ${status.version}).${life}${lacks}${part}${seen}`];
 }
 
 function notice(text) {

@@ -1,7 +1,7 @@
-"""Every way known to take bytes from a file on Linux 6.18, or to give them other storage. Runs inside actors, standard
-library only.
+"""Every call known to take bytes from a file on Linux 6.18, or to give them other storage. Runs inside actors,
+standard library only.
 
-A way is tried on a file of three pages that differ. `Place` has what a process had before the file was pinned.
+A removal is tried on a file of three pages that differ. `Place` has what a process had before the file was pinned.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ FROM_BEFORE = {"dead": MOUNT}
 
 
 @dataclass(frozen=True)
-class Way:
+class Removal:
     """`has`: what the process opened before the pin came ("handle", "mapping", nothing). `where`: for each column of
     the table through which directory it goes. `on`: the backing, and how it is mounted."""
 
@@ -74,15 +74,15 @@ class Way:
     on: str = "ext4"
 
 
-def _handle(text: str, act: Act, on: str = "ext4", where: dict[str, str] = ANYWHERE) -> Way:
-    return Way(text, act, "handle", where, on)
+def _handle(text: str, act: Act, on: str = "ext4", where: dict[str, str] = ANYWHERE) -> Removal:
+    return Removal(text, act, "handle", where, on)
 
 
-def _mapping(text: str, act: Act, on: str = "ext4") -> Way:
-    return Way(text, act, "mapping", MAPPED, on)
+def _mapping(text: str, act: Act, on: str = "ext4") -> Removal:
+    return Removal(text, act, "mapping", MAPPED, on)
 
 
-# ---- the ways
+# ---- the removals
 
 
 def _opened(flags: int) -> Act:
@@ -155,12 +155,12 @@ def _swap_extents(place: Place) -> None:
     fcntl.ioctl(place.fd, SWAPEXT, bytearray(swap))
 
 
-WAYS: dict[str, Way] = {
-    "truncate": Way("truncate(2)", lambda p: os.truncate(p.file, PAGE)),
+REMOVALS: dict[str, Removal] = {
+    "truncate": Removal("truncate(2)", lambda p: os.truncate(p.file, PAGE)),
     "ftruncate": _handle("ftruncate(2)", lambda p: os.ftruncate(p.fd, PAGE)),
-    "open_trunc": Way("open(2) with `O_TRUNC`", _opened(os.O_WRONLY | os.O_TRUNC)),
-    "open_trunc_read": Way("open(2) with `O_RDONLY` and `O_TRUNC`", _opened(os.O_RDONLY | os.O_TRUNC)),
-    "creat": Way("creat(2)", _opened(os.O_WRONLY | os.O_CREAT | os.O_TRUNC)),
+    "open_trunc": Removal("open(2) with `O_TRUNC`", _opened(os.O_WRONLY | os.O_TRUNC)),
+    "open_trunc_read": Removal("open(2) with `O_RDONLY` and `O_TRUNC`", _opened(os.O_RDONLY | os.O_TRUNC)),
+    "creat": Removal("creat(2)", _opened(os.O_WRONLY | os.O_CREAT | os.O_TRUNC)),
     "proc_fd": _handle(
         "truncate(2) of /proc/PID/fd/N of an open handle", lambda p: os.truncate(f"/proc/self/fd/{p.fd}", PAGE)
     ),
@@ -179,7 +179,7 @@ WAYS: dict[str, Way] = {
     "resv_zero": _handle("ioctl(2) `FS_IOC_ZERO_RANGE`", _ioctl(RESV_ZERO_RANGE, _space)),
     "madvise": _mapping("madvise(2) `MADV_REMOVE`", _madvise),
     "madvise_tmpfs": _mapping("madvise(2) `MADV_REMOVE`", _madvise, "tmpfs"),
-    "madvise_slow": Way(
+    "madvise_slow": Removal(
         "madvise(2) `MADV_REMOVE`",
         _madvise,
         "mapping",
@@ -187,10 +187,10 @@ WAYS: dict[str, Way] = {
         "tmpfs without passthrough",
     ),
     "map_files": _mapping("open(2) with `O_TRUNC` of /proc/PID/map_files/RANGE", _map_files),
-    "unlink": Way("unlink(2) of the last name", lambda p: os.unlink(p.file)),
-    "unlink_tmpfs": Way("unlink(2) of the last name", lambda p: os.unlink(p.file), on="tmpfs"),
-    "rename_over": Way("rename(2) over the last name", lambda p: os.rename(f"{p.directory}/new", p.file)),
-    "exchange": Way("renameat2(2) `RENAME_EXCHANGE`, then unlink(2) of the file", _exchange),
+    "unlink": Removal("unlink(2) of the last name", lambda p: os.unlink(p.file)),
+    "unlink_tmpfs": Removal("unlink(2) of the last name", lambda p: os.unlink(p.file), on="tmpfs"),
+    "rename_over": Removal("rename(2) over the last name", lambda p: os.rename(f"{p.directory}/new", p.file)),
+    "exchange": Removal("renameat2(2) `RENAME_EXCHANGE`, then unlink(2) of the file", _exchange),
     "copy_file_range": _handle(
         "copy_file_range(2) of equal bytes, which shares blocks",
         lambda p: os.copy_file_range(p.donor, p.fd, SIZE, 0, 0),
@@ -226,7 +226,7 @@ WAYS: dict[str, Way] = {
 _places: dict[str, Place] = {}
 
 
-def lay_out(directory: str, way: str) -> None:
+def lay_out(directory: str, removal: str) -> None:
     """The files of one trial, in the source."""
     os.makedirs(directory)
     for name in ("f", "donor", "new"):
@@ -234,25 +234,25 @@ def lay_out(directory: str, way: str) -> None:
         os.write(fd, CONTENT)
         os.fsync(fd)
         os.close(fd)
-    if way == "unshare":
+    if removal == "unshare":
         with open(f"{directory}/f", "rb") as file, open(f"{directory}/shares", "wb") as third:
             fcntl.ioctl(third, FICLONE, file.fileno())
 
 
 def get_ready(trials: Sequence[tuple[str, str]]) -> None:
-    """Opens and maps what the ways of (way, directory) need. A descriptor keeps the bytes of a name."""
+    """Opens and maps what the removals of (removal, directory) need. A descriptor keeps the bytes of a name."""
     for name, directory in trials:
         place = _places[directory] = Place(directory)
-        if WAYS[name].has == "handle":
+        if REMOVALS[name].has == "handle":
             place.fd = os.open(place.file, os.O_RDWR)
             place.donor = os.open(f"{directory}/donor", os.O_RDWR)
-        elif WAYS[name].has == "mapping":
+        elif REMOVALS[name].has == "mapping":
             place.address = acts.map_file(place.file, SIZE)
             acts.peek(place.address, SIZE)
 
 
 def perform(trials: Sequence[tuple[str, str]]) -> list[int | None]:
-    """Goes each (way, directory). Returns their errnos, None for success."""
+    """Makes each (removal, directory). Returns their errnos, None for success."""
     with ThreadPoolExecutor(WORKERS) as pool:
         return list(pool.map(_perform, trials))
 
@@ -261,7 +261,7 @@ def _perform(trial: tuple[str, str]) -> int | None:
     """In a thread of its own: work that a closed ring leaves to its thread would interrupt that thread's next call."""
     name, directory = trial
     try:
-        acts.in_thread(WAYS[name].act, _places[directory])
+        acts.in_thread(REMOVALS[name].act, _places[directory])
     except OSError as failure:
         return failure.errno
     return None

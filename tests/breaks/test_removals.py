@@ -10,7 +10,7 @@ from conftest import NewMount
 from support.mounts import umount
 
 from breaks.promises import COMMAND, GENERATED, KINDS, MODES, NoDiskError, Results, block, results, rows
-from breaks.ways import CONTENT, MOUNT, WAYS
+from breaks.removals import CONTENT, MOUNT, REMOVALS
 
 NOT_HERE = ", pin or none"
 """In a cell: the kernel or the backing has no such operation. Other kernels and versions of mkfs have."""
@@ -28,14 +28,14 @@ def test_the_table_in_the_documentation_is_current(tried: Results) -> None:
     page = block(GENERATED.read_text()).splitlines(keepends=True)
     known = {tuple(_cells(row)[:2]): _cells(row)[2:] for row in page}
     for row in rows(tried):
-        way, cells = tuple(_cells(row)[:2]), _cells(row)[2:]
-        pairs = [pair for pair in zip(known[way], cells, strict=True) if NOT_HERE not in "".join(pair)]
-        assert [old for old, _ in pairs] == [new for _, new in pairs], (way, COMMAND)
+        removal, cells = tuple(_cells(row)[:2]), _cells(row)[2:]
+        pairs = [pair for pair in zip(known[removal], cells, strict=True) if NOT_HERE not in "".join(pair)]
+        assert [old for old, _ in pairs] == [new for _, new in pairs], (removal, COMMAND)
 
 
 def test_the_documentation_has_every_way() -> None:
     page = [tuple(_cells(row)[:2]) for row in block(GENERATED.read_text()).splitlines() if row.startswith("| ")]
-    assert page[2:] == [(way.text, way.on) for way in WAYS.values()], COMMAND
+    assert page[2:] == [(removal.text, removal.on) for removal in REMOVALS.values()], COMMAND
 
 
 def test_without_a_pin_each_way_takes_the_page_or_is_not_there(tried: Results) -> None:
@@ -47,7 +47,7 @@ def test_without_a_pin_each_way_takes_the_page_or_is_not_there(tried: Results) -
 
 def test_no_system_call_on_the_mount_takes_a_pinned_page(tried: Results) -> None:
     """Whatever the table says."""
-    through = {trial: seen for trial, seen in tried.items() if WAYS[trial.way].where[trial.column] == MOUNT}
+    through = {trial: seen for trial, seen in tried.items() if REMOVALS[trial.removal].where[trial.column] == MOUNT}
     pinned = {trial: seen for trial, seen in through.items() if trial.mode in MODES[1:] and trial.column == "mount"}
     assert [trial for trial, seen in pinned.items() if seen.changed] == []
 
