@@ -44,7 +44,7 @@ from pinfs.serve.assembly import FileSystem, assemble
 from pinfs.serve.descriptorstore import DescriptorStore
 from pinfs.serve.notify import Notifier
 from pinfs.serve.scrape import MetricsPort, NoPort
-from pinfs.serve.succession import Succession
+from pinfs.serve.succession import Succession, ends_because
 from pinfs.serve.takeover import Identity, Left, left_in
 
 log = logging.getLogger("pinfs.daemon")
@@ -112,7 +112,7 @@ def _begin(
     """A daemon over the locked source. Raises MountError."""
     left = None if store is None else left_in(store)
     if left is not None:
-        _warn_of_other_places(left.identity, source, mountpoint)
+        left.identity.warn_of_other_places(source, mountpoint)
         return Daemon(config, Place(left.identity.source, left.source_fd, left.identity.mountpoint), store, left)
     source_fd = open_source(source)
     stack.callback(os.close, source_fd)
@@ -120,15 +120,6 @@ def _begin(
     check_not_nested(os.path.realpath(source))
     _require_export(config.mount, source_fd)
     return Daemon(config, Place(os.path.realpath(source), source_fd, point), store)
-
-
-def _warn_of_other_places(mount: Identity, source: str, mountpoint: str) -> None:
-    """Where this daemon was told to serve something else. Nothing may ask the mount now, its mount point included."""
-    above, name = os.path.split(os.path.abspath(mountpoint))
-    asked = os.path.realpath(source), os.path.join(os.path.realpath(above), name)
-    served = mount.source, mount.mountpoint
-    if asked != served:
-        log.warning("%s on %s goes on until it is unmounted: %s on %s has to wait", *served, *asked)
 
 
 def _require_known_machine() -> None:
@@ -215,7 +206,7 @@ class Daemon:
             os.dup(place.source_fd), config, self.policies, self.passthrough, self.status, raise_descriptor_limit()
         )
         self.fs.backing.lower_privileges()
-        self.succession = Succession(store, self.fs, left, _ends_because(config.mount))
+        self.succession = Succession(store, self.fs, left, ends_because(config.mount))
 
     # Its beginning
 
@@ -470,15 +461,6 @@ class Daemon:
                 unmount(self.mountpoint, lazy=True)
             except (OSError, MountError) as e:
                 log.error("%s cannot be unmounted: %s", self.mountpoint, e)
-
-
-def _ends_because(options: MountOptions) -> str:
-    """Why the mount ends with its daemon, where there is no store."""
-    if options.bridge == "off":
-        return "the bridge is switched off (bridge=off)"
-    if options.survive == "off":
-        return "switched off (survive=off)"
-    return "in the foreground, and without a service manager that keeps descriptors (survive=on changes that)"
 
 
 def _words(failure: BaseException) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from pinfs.bridge.once import Once
+from pinfs.config.options import MountOptions
 from pinfs.fs.recorder import Recorder
 from pinfs.journal.records import EXPORT_GENERATION, LEFT, TAKEOVERS, TextId
 from pinfs.journal.slots import JournalFullError, Slots
@@ -160,3 +161,12 @@ class Succession:
         """The rest of very many pins."""
         if self._takeover is not None:
             await self._takeover.finish()
+
+
+def ends_because(options: MountOptions) -> str:
+    """Why the mount ends with its daemon, where there is no store."""
+    if options.bridge == "off":
+        return "the bridge is switched off (bridge=off)"
+    if options.survive == "off":
+        return "switched off (survive=off)"
+    return "in the foreground, and without a service manager that keeps descriptors (survive=on changes that)"

@@ -146,6 +146,21 @@ def test_a_mount_survives_the_daemon_of_its_unit(machine: Container) -> None:
     assert "replacing the stale mount" not in journal(machine)
 
 
+def test_a_restart_with_other_settings(machine: Container) -> None:
+    """Options of the mount, and its places, change when it is unmounted; a policy that is no policy ends nothing."""
+    write(machine, "/etc/pinfs/models.toml", "break_timeout = 7")
+    write(machine, "/etc/pinfs/models.conf", "OPTIONS=policy=/etc/pinfs/models.toml")
+    machine.exec("systemctl", "start", UNIT)
+    write(machine, "/etc/pinfs/models.toml", "break_timeot = 8")
+    write(machine, "/etc/pinfs/models.conf", "SOURCE=/srv/others")
+    mounted = device(machine)
+    machine.exec("systemctl", "restart", UNIT)
+    assert (device(machine), is_served(machine)) == (mounted, True)
+    assert "break_timeout = 7" in machine.exec("cat", "/mnt/models/.pinfs/policy")
+    said = "/srv/models on /mnt/models goes on until it is unmounted: /srv/others on /mnt/models has to wait"
+    assert said in journal(machine, "--priority=warning")
+
+
 def test_a_unit_that_is_given_up_and_started_again(machine: Container) -> None:
     """StartLimitBurst=: systemd lets go of the connection, callers get ENOTCONN, the next start replaces the mount."""
     write(machine, f"{DROP_IN}/limit.conf", "[Unit]", "StartLimitBurst=2", "StartLimitIntervalSec=1h")
