@@ -6,7 +6,9 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from demo.stage import LIMIT_S, PATTERN, SIZE, Stage
 
@@ -27,6 +29,7 @@ def main() -> int:
         lease_pin(stage)
         no_answer(stage)
         real_pins(stage)
+        daemon_dies(stage)
         stage.scene("The end.")
         stage.umount()
         print(f"\n{stage.failures} things were not as they should be." if stage.failures else "\nAll as it should be.")
@@ -46,7 +49,7 @@ def deny_pin(stage: Stage) -> None:
     path = stage.write("mnt/model.bin")
     reader = stage.reader("mnt/model.bin", "--pin", "deny")
     stage.expect(stage.run("truncate", "-s", "0", "mnt/model.bin").busy, "the truncate is refused")
-    if bridge(stage):
+    if status(stage)["bridge"]:
         punch = stage.run("fallocate", "-p", "-o", "0", "-l", "4096", "mnt/model.bin")
         stage.expect(punch.busy, "so is a hole punched into it")
     stage.expect(path.stat().st_size == SIZE and reader.still_reads(), "and the reader goes on")
@@ -91,6 +94,38 @@ def real_pins(stage: Stage) -> None:
     stage.expect(not pinned.lost, "and what the device writes is in the file")
 
 
+def daemon_dies(stage: Stage) -> None:
+    stage.scene("kill -9 of pinfs, while a reader holds a lease and a truncate waits for it.")
+    if why := status(stage)["survives"]["unavailable_because"]:
+        stage.tell(f"Not shown: this mount ends with its daemon: {why}.")
+        return
+    (stage.dir / "mnt/.pinfs/policy").write_text(f"break_timeout = {LIMIT_S:g}")
+    stage.write("mnt/model.bin")
+    reader = stage.reader("mnt/model.bin", "--pin", "lease", "--ignore")
+    cut = stage.start("truncate", "-s", "0", "mnt/model.bin")
+    wait_until(lambda: status(stage)["waiting"] == 1, "the truncate does not wait")
+    pid = status(stage)["pid"]
+    stage.run("kill", "-9", str(pid))
+    wait_until(lambda: status(stage)["pid"] != pid, "no daemon has taken over")
+    now = status(stage)
+    pause_ms = now["last_takeover"]["pause_ms"]
+    stage.tell(f"Process {now['pid']} serves the same mount, after a pause of {pause_ms:.0f} ms.")
+    stage.expect(reader.still_reads(), "the reader goes on")
+    stage.expect(
+        now["pins"] == now["waiting"] == 1 and cut.poll() is None, "and holds its pin, for which the truncate waits"
+    )
+    reader.stop()
+    stage.expect(cut.wait(LIMIT_S) == 0, "when the reader has ended, the truncate succeeds")
+
+
+def wait_until(holds: Callable[[], bool], otherwise: str) -> None:
+    end = time.monotonic() + LIMIT_S
+    while not holds():
+        if time.monotonic() > end:
+            raise SystemExit(otherwise)
+        time.sleep(0.01)
+
+
 class DeviceRun:
     """A truncate below a writing device: its exit code, and whether the file lacks what the device wrote."""
 
@@ -120,28 +155,23 @@ def device_writes(stage: Stage, name: str, holding: list[str]) -> DeviceRun:
 
 def wait_for_data(buffer: Path, pid: int) -> None:
     """Wait until the device has written something into the file."""
-    end = time.monotonic() + LIMIT_S
-    while PATTERN not in buffer.read_bytes():
-        if time.monotonic() > end or not Path(f"/proc/{pid}").exists():
-            raise SystemExit("fio writes nothing")
-        time.sleep(0.01)
+    wait_until(lambda: PATTERN in buffer.read_bytes() or not Path(f"/proc/{pid}").exists(), "fio writes nothing")
+    if PATTERN not in buffer.read_bytes():
+        raise SystemExit("fio writes nothing")
 
 
 def why_no_real_pins(stage: Stage) -> str:
     """What this machine lacks for real page pins; empty where nothing is missing."""
     if not shutil.which("fio"):
         return "there is no fio here"
-    if not status(stage, "passthrough"):
+    if not status(stage)["passthrough"]:
         return "this mount has no FUSE passthrough (it needs root and Linux 6.9)"
     return ""
 
 
-def bridge(stage: Stage) -> bool:
-    return status(stage, "bridge")
-
-
-def status(stage: Stage, key: str) -> bool:
-    return bool(json.loads((stage.dir / "mnt/.pinfs/status").read_text())[key])
+def status(stage: Stage) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((stage.dir / "mnt/.pinfs/status").read_text())
+    return found
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ ROOT = str(Path(__file__).resolve().parents[2])
 
 def _prefer_this_tree() -> None:
     """Python has put this directory first, whose modules are no modules of the top."""
-    sys.path.pop(0)
-    if ROOT not in sys.path:
-        sys.path.insert(0, ROOT)
+    sys.path[:] = [ROOT, *(path for path in sys.path[1:] if path != ROOT)]
 
 
 if __name__ == "__main__":

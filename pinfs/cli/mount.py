@@ -67,11 +67,18 @@ def mount(source: str, mountpoint: str, fake: bool, **how: Any) -> None:
     config = _config(how)
     if fake:
         return
-    if not how["kept"]:
+    if not how["kept"] and not _is_passed_a_mount():
         _check_free(mountpoint)
     target = _target(how)
     logs.setup(target, how["log_file"], config.mount.log_level, as_json=how["json_log"])
     _serve(config, source, mountpoint, _kept(config, source, mountpoint, target, how), how)
+
+
+def _is_passed_a_mount() -> bool:
+    """Whether a service manager has passed the connection of the daemon before (sd_listen_fds_with_names(3)): then the
+    mount waits for this process."""
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    return os.environ.get("LISTEN_PID") == str(os.getpid()) and "fuse" in names
 
 
 def _check_free(mountpoint: str) -> None:
@@ -98,7 +105,8 @@ def _config(how: dict[str, Any]) -> "Config":
     levels = {"log_level=debug": how["verbose"], "log_level=warning": how["quiet"]}
     try:
         options = [*how["options"], *(level for level, wanted in levels.items() if wanted)]
-        config = load(options, how["policy_file"], takes_over=how["kept"])
+        takes_over = how["kept"] or _is_passed_a_mount()
+        config = load(options, how["policy_file"], takes_over=takes_over)
     except (OptionError, PolicyError) as error:
         fail(str(error), ExitCode.BAD_POLICY)
     for warning in warnings_of(how["options"]):

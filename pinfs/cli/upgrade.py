@@ -13,10 +13,9 @@ from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.installation import program
 from pinfs.cli.mounts import mount_of
 from pinfs.cli.verb import Verb, fail
+from pinfs.journal.slots import VERSION
 from pinfs.observe.asking import BoundedMount, ask
 
-JOURNALS: Final = (1,)
-"""The versions of the journal that this installation can read."""
 RETRY_S: Final = 0.02
 LIMIT_S: Final = 120.0
 
@@ -64,12 +63,11 @@ def _check(mount: BoundedMount, status: Status) -> None:
         fail(f"{mount.point}: nothing can take over this mount: it does not survive its daemon (-o survive)")
     if survives["unavailable_because"]:
         fail(f"{mount.point}: nothing can take over this mount: {survives['unavailable_because']}")
-    version = status.get("journal_version", JOURNALS[0])
-    if version not in JOURNALS:
-        known = ", ".join(map(str, JOURNALS))
+    version = survives.get("journal_version")
+    if version != VERSION:
         fail(
             f"{mount.point}: pinfs {pinfs.__version__} cannot take over: the journal of pinfs {status['version']} "
-            f"has version {version}, and this one reads {known}"
+            f"has version {version}, and this one reads version {VERSION}"
         )
 
 

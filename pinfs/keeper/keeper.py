@@ -14,9 +14,14 @@ WATCHDOG=1, WATCHDOG_USEC=N, BARRIER=1 (its descriptor is closed once all before
     PINFS_MOUNT=DEV:HEX  the mount: its device number and mount point
     PINFS_DEATHS=N       give up when so many daemons die within a minute; 0: never
     PINFS_SPARE=0|1      whether a spare is kept ready
+    PINFS_FAILED=TEXT    this process cannot go on, and ends
     PINFS_ENDED=1        the mount is over
 To the daemon: KEEPER=PID with FDSTORE=LIMIT at first; TAKE=1 with FDNAMES=A:B:C, their descriptors, and LEFT=N messages
-to follow (the last one tells WHY=, DIED_NS= and REFUSED=); LEAVE=1: the next daemon waits; REFUSED=TEXT: there is none.
+to follow (the last one tells WHY=, DIED_NS=, REFUSED=, and HUNG=1 where the daemon was killed as hung); LEAVE=1: the
+next daemon waits; REFUSED=TEXT: there is none.
+
+The next daemon finds its socket by PINFS_KEEPER, and by PINFS_STDERR the stderr that it is to use once it is loaded:
+what it writes before that, the keeper reads if it dies.
 """
 
 import sys

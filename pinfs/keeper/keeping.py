@@ -7,7 +7,7 @@ import select
 import time
 
 from .log import Log, printable
-from .peer import FDS_A_MESSAGE, Peer
+from .peer import FDS_A_MESSAGE, MAX_LINE, Peer
 from .system import close_all_but, detach, raise_descriptor_limit, started
 
 MAX_NAME = 255
@@ -45,7 +45,7 @@ class Keeper:
         self.not_before = 0.0
         """When the next one may be started (time.monotonic)."""
         self.is_handing_over = self.is_ending = self.has_ended = self.was_ready = False
-        self.why, self.died_ns, self.refused = "", 0, ""
+        self.why, self.died_ns, self.has_hung, self.refused = "", 0, False, ""
         self.status: int | None = None
         self.wakeup, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         _signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -108,6 +108,7 @@ class Keeper:
         names = list(self.store)
         parts = [names[at : at + FDS_A_MESSAGE] for at in range(0, len(names), FDS_A_MESSAGE)]
         told = f"\nDIED_NS={self.died_ns}\nWHY={printable(self.why)}\nREFUSED={printable(self.refused)}".encode()
+        told += b"\nHUNG=1" * self.has_hung
         for number, part in enumerate(parts, 1):
             left = len(parts) - number
             text = b"TAKE=1\nFDNAMES=%s\nLEFT=%d" % (b":".join(part), left)
@@ -220,6 +221,7 @@ class Keeper:
             self.proven = peer.argv or self.argv
         if b"WATCHDOG" in said or b"READY" in said:
             peer.limit(peer.watchdog_s if peer.is_ready else peer.limit_s)
+        peer.failed_because = said.get(b"PINFS_FAILED", b"")[:MAX_LINE]
         if b"STOPPING" in said:
             self.is_ending, peer.limit_s = True, 0.0
         if b"PINFS_ENDED" in said:
@@ -258,11 +260,14 @@ class Keeper:
         if peer is self.spare:
             self.spare = None
             if not peer.is_dismissed:
-                self.failed(f"the next daemon (pid {peer.pid}) {how} before it took over", peer.argv)
+                self.failed(f"the next daemon (pid {peer.pid}) {how} before it took over{peer.last_words}", peer.argv)
             return
         self.serving = None
-        how = f"the daemon (pid {peer.pid}) {how}"
-        self.died_ns, self.why = time.monotonic_ns(), "handed over" if peer.is_leaving else how
+        how = f"the daemon (pid {peer.pid}) {how}{peer.last_words}"
+        self.died_ns, self.why = time.monotonic_ns(), how
+        self.has_hung = peer.was_killed
+        if peer.is_leaving and not peer.was_killed:
+            self.why = "handed over"
         if self.has_ended or self.is_ending:
             self.end(max(status, 0))
         elif not self.was_ready:  # the first one, which has told its starter why

@@ -9,6 +9,7 @@ import time
 
 MAX_MESSAGE = 65536
 FDS_A_MESSAGE = 250  # SCM_MAX_FD is 253
+MAX_LINE = 1024  # of what a process says about its end
 
 Message = tuple[dict[bytes, bytes], list[int]]
 """The assignments of a message, and its descriptors, which are the receiver's to close."""
@@ -17,8 +18,13 @@ Message = tuple[dict[bytes, bytes], list[int]]
 class Peer:
     """The daemon that serves, or a spare that waits for its turn."""
 
-    def __init__(self, pid: int, pidfd: int, sock: _socket.socket, argv: list[bytes]) -> None:
-        self.pid, self.pidfd, self.argv = pid, pidfd, argv
+    def __init__(self, pid: int, pidfd: int, sock: _socket.socket, argv: list[bytes], said: int = -1) -> None:
+        """`said`: a file with what it writes to stderr before it is loaded; -1: it writes elsewhere."""
+        self.pid, self.pidfd, self.argv, self._said = pid, pidfd, argv, said
+        self.failed_because = b""
+        """Why it is about to end, in its own words."""
+        self.last_words = ""
+        """The same after its end, or the last line that it wrote; with a colon."""
         self._sock = sock
         self.is_open = True
         """Whether it may still send."""
@@ -114,6 +120,7 @@ class Peer:
         because the process was no child of this one."""
         self._sock.close()
         os.close(self.pidfd)
+        self._read_last_words()
         try:
             _, status = os.waitpid(self.pid, 0)
         except ChildProcessError:
@@ -122,6 +129,16 @@ class Peer:
             number = os.WTERMSIG(status)
             return 128 + number, f"was killed by signal {number} ({_signal.strsignal(number)})"
         return os.WEXITSTATUS(status), f"has ended with status {os.WEXITSTATUS(status)}"
+
+    def _read_last_words(self) -> None:
+        said = self.failed_because
+        if self._said >= 0:
+            size = os.fstat(self._said).st_size
+            text = os.pread(self._said, MAX_LINE, max(0, size - MAX_LINE))
+            said = said or text.strip().rpartition(b"\n")[2]
+            os.close(self._said)
+        if said:
+            self.last_words = f": {said.decode(errors='replace')}"
 
 
 def _descriptors(level: int, kind: int, raw: bytes) -> list[int]:

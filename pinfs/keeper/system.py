@@ -12,25 +12,33 @@ RESERVED = 64  # descriptors for everything but the store
 
 def started(argv: list[bytes]) -> Peer:
     """A process that loads the daemon's program, in a session of its own. Raises OSError."""
+    said = os.memfd_create("pinfs-stderr")
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
     try:
         pid = os.fork()
     except OSError:
         ours.close()
         theirs.close()
+        os.close(said)
         raise
     if not pid:
-        _become(argv, theirs.fileno())
+        _become(argv, theirs.fileno(), said)
     theirs.close()
-    return Peer(pid, os.pidfd_open(pid), ours, argv)
+    return Peer(pid, os.pidfd_open(pid), ours, argv, said)
 
 
-def _become(argv: list[bytes], sock: int) -> None:
-    """In the forked child; does not return."""
+def _become(argv: list[bytes], sock: int, said: int) -> None:
+    """In the forked child; does not return. Its stderr is `said` until it is loaded: then it takes the one it gets by
+    PINFS_STDERR."""
     try:
         os.setsid()
         os.set_inheritable(sock, True)
-        os.execve(argv[0], argv, {**os.environb, b"PINFS_KEEPER": b"%d" % sock})
+        stderr = os.dup(2)
+        os.set_inheritable(stderr, True)
+        os.dup2(said, 2)
+        os.execve(argv[0], argv, {**os.environb, b"PINFS_KEEPER": b"%d" % sock, b"PINFS_STDERR": b"%d" % stderr})
+    except OSError as e:
+        os.write(2, (e.strerror or "").encode())
     finally:
         os._exit(127)
 

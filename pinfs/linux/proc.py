@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -51,6 +52,12 @@ def read_start_time(pid: int) -> int:
         return int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0
+
+
+def age_s() -> float:
+    """How long this process has been running."""
+    start_s = read_start_time(os.getpid()) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - start_s
 
 
 def read_state(pid: int) -> tuple[str | None, int]:

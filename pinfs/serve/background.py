@@ -49,12 +49,13 @@ def run(config: Config, source: str, mountpoint: str, kept: Kept) -> None:
 
 
 def run_in_turn(config: Config, source: str, mountpoint: str, kept: Kept) -> None:
-    """Serve until the end, in a process that a keeper has started. Raises MountError, which is logged: there is nobody
-    else to tell."""
+    """Serve until the end, in a process that a keeper has started. Raises MountError."""
+    store = wait_for_turn(os.environ, kept)
     try:
-        _serve(config, source, mountpoint, wait_for_turn(os.environ, kept))
+        _serve(config, source, mountpoint, store)
     except MountError as e:
-        log.error("%s", e)
+        log.error("%s", e)  # no starter reads what is printed
+        store.failed(str(e))
         raise
 
 

@@ -44,7 +44,7 @@ from pinfs.serve.assembly import FileSystem, assemble
 from pinfs.serve.descriptorstore import DescriptorStore
 from pinfs.serve.notify import Notifier
 from pinfs.serve.scrape import MetricsPort, NoPort
-from pinfs.serve.succession import Succession
+from pinfs.serve.succession import Succession, ends_because
 from pinfs.serve.takeover import Identity, Left, left_in
 
 log = logging.getLogger("pinfs.daemon")
@@ -75,6 +75,7 @@ async def serve(
     async with AsyncExitStack() as stack:
         daemon = _begin(config, source, mountpoint, store, stack)
         stack.callback(daemon.close)
+        stack.push(daemon.on_failure)
         scraped = daemon.metrics_port()
         stack.callback(scraped.close)
         # From here on a signal ends us in good order, however early it comes: no mount is left behind.
@@ -87,7 +88,6 @@ async def serve(
         nursery.start_soon(daemon.handle_signals, signals)
         if store is not None:
             nursery.start_soon(store.run, daemon.hand_over)
-        nursery.start_soon(scraped.run)
         await nursery.start(daemon.fs.guard.run)
         await nursery.start(daemon.fs.backing.seal.run)
         await nursery.start(daemon.fs.holders.run)
@@ -96,9 +96,7 @@ async def serve(
             async with trio.open_nursery() as serving:
                 await serving.start(transport.run)
                 if transport.usable and not daemon.lost(transport):
-                    nursery.start_soon(
-                        scraped.run
-                    )  # not before: a daemon that takes over has its counters from then on
+                    nursery.start_soon(scraped.run)  # a daemon that takes over has its counters from now on
                     nursery.start_soon(daemon.fs.counters.run)
                     daemon.announce(nursery)
                     task_status.started()
@@ -114,6 +112,7 @@ def _begin(
     """A daemon over the locked source. Raises MountError."""
     left = None if store is None else left_in(store)
     if left is not None:
+        left.identity.warn_of_other_places(source, mountpoint)
         return Daemon(config, Place(left.identity.source, left.source_fd, left.identity.mountpoint), store, left)
     source_fd = open_source(source)
     stack.callback(os.close, source_fd)
@@ -207,7 +206,7 @@ class Daemon:
             os.dup(place.source_fd), config, self.policies, self.passthrough, self.status, raise_descriptor_limit()
         )
         self.fs.backing.lower_privileges()
-        self.succession = Succession(store, self.fs, left)
+        self.succession = Succession(store, self.fs, left, ends_because(config.mount))
 
     # Its beginning
 
@@ -420,8 +419,11 @@ class Daemon:
 
     def on_failure(self, kind: type[BaseException] | None, failure: BaseException | None, _: object) -> None:
         """What ends the daemon does not end the mount, where another one can take over."""
-        if failure is not None and self.succession.is_certain and self.transport.usable and not self.ending:
+        if failure is None or self.ending or not self.succession.is_certain:
+            return
+        if self.left is not None or self.transport.usable:
             log.error("the daemon has failed; the next one takes over", exc_info=failure)
+            self.succession.fail(_words(failure))
             logging.shutdown()
             os._exit(FAILED)
 
@@ -455,11 +457,19 @@ class Daemon:
 
     def detach(self) -> None:
         """Leave nothing of this mount behind, whatever happened."""
+        if self.left is not None and not self.succession.has_begun:
+            return
         if self._device is not None and device_of(self.mountpoint) == self._device:
             try:
                 unmount(self.mountpoint, lazy=True)
             except (OSError, MountError) as e:
                 log.error("%s cannot be unmounted: %s", self.mountpoint, e)
+
+
+def _words(failure: BaseException) -> str:
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return str(failure) if isinstance(failure, MountError) else f"{type(failure).__name__}: {failure}"
 
 
 def _flags(options: MountOptions) -> MountFlags:

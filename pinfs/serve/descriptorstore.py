@@ -67,9 +67,11 @@ class Predecessor:
     """What is known of the daemon before."""
 
     why: str = ""
-    """How it ended."""
+    """How it ended, in the keeper's words; empty: only systemd knows."""
     died_at_s: float = 0.0
     """When (CLOCK_MONOTONIC, as time.monotonic()); 0: not known."""
+    has_hung: bool = False
+    """Whether the keeper killed it because it did not beat."""
     refused: str = ""
     """Why the program of the last upgrade could not take over; empty: it could."""
 
@@ -190,6 +192,11 @@ class DescriptorStore:
     def ready(self, watchdog_s: float) -> None:
         """The mount is usable. From now on the daemon beats (WATCHDOG=1) within every `watchdog_s`; 0: it does not."""
         self.set(WATCHDOG_USEC=str(int(watchdog_s * 1e6)), READY="1")
+
+    def failed(self, why: str) -> None:
+        """This process cannot serve, and ends; the mount does not."""
+        if self.is_own:
+            self._last_word([f"PINFS_FAILED={' '.join(why.split())}"])
 
     def ended(self) -> None:
         """The mount is over: nothing is held any more, and nothing takes over. Call it when `run` has been left."""

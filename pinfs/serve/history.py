@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pinfs
 from pinfs.journal.slots import SLOT, VERSION, Slots
@@ -24,9 +24,9 @@ MAX_REASON: Final = 512  # characters of what was not restored, each
 class Takeover:
     """One daemon after another.
 
-    `at`: Unix seconds. `why` the daemon before ended: died, handed over, hung. `pause_ms`: from its end to the first
-    request that this one served. `restored`: how many of what. `not_restored`: what is lost, and why. `pid`, `version`:
-    of the daemon that took over.
+    `at`: Unix seconds. `why` the daemon before ended: died, handed over, hung; `how`: the same in the keeper's words,
+    empty where only systemd knows. `pause_ms`: from its end to the first request that this one served. `restored`: how
+    many of what. `not_restored`: what is lost, and why. `pid`, `version`: of the daemon that took over.
     """
 
     at: float
@@ -36,14 +36,15 @@ class Takeover:
     not_restored: tuple[str, ...]
     pid: int
     version: str
+    how: str = ""
 
     @property
     def words(self) -> str:
         """For the log."""
         restored = ", ".join(f"{what} {count}" for what, count in self.restored.items())
         lost = f"; {len(self.not_restored)} not restored: {', '.join(self.not_restored)}" if self.not_restored else ""
-        ended = _ENDED.get(self.why, self.why)
-        return f"taken over, as the daemon before {ended}: {self.pause_ms:.0f} ms; {restored}{lost}"
+        ended = self.how or f"the daemon before {_ENDED.get(self.why, self.why)}"
+        return f"taken over, as {ended}: {self.pause_ms:.0f} ms; {restored}{lost}"
 
 
 _ENDED: Final = {"died": "died", "handed over": "has handed over", "hung": "did not answer"}
@@ -90,11 +91,20 @@ class History:
         return history
 
 
-def takeover(why: str, since: float, restored: Mapping[str, int], not_restored: Iterable[str]) -> Takeover:
-    """One that is done now. `since`: when the daemon before ended, in seconds of CLOCK_MONOTONIC."""
-    pause_ms = round(max(0.0, time.monotonic() - since) * 1000, 1)
+class End(NamedTuple):
+    """Of the daemon before: `why` and `how` as in Takeover, `at_s` in seconds of CLOCK_MONOTONIC."""
+
+    why: str
+    at_s: float
+    how: str = ""
+
+
+def takeover(end: End, restored: Mapping[str, int], not_restored: Iterable[str]) -> Takeover:
+    """One that is done now."""
+    pause_ms = round(max(0.0, time.monotonic() - end.at_s) * 1000, 1)
     lost = tuple(text[:MAX_REASON] for text in not_restored)[:MAX_NOT_RESTORED]
-    return Takeover(round(time.time(), 3), why, pause_ms, dict(restored), lost, os.getpid(), pinfs.__version__)
+    at = round(time.time(), 3)
+    return Takeover(at, end.why, pause_ms, dict(restored), lost, os.getpid(), pinfs.__version__, end.how)
 
 
 @dataclass(frozen=True)

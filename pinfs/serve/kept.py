@@ -31,6 +31,7 @@ log = logging.getLogger("pinfs.store")
 
 PROGRAM: Final = Path(keeper.__file__).with_name("keeper.py")
 VARIABLE: Final = "PINFS_KEEPER"
+STDERR: Final = "PINFS_STDERR"
 MAX_MESSAGE: Final = 65536
 MAX_FDS: Final = 253  # SCM_MAX_FD
 ASSUMED_LIMIT: Final = 65536  # until the keeper says how many descriptors it takes
@@ -190,6 +191,10 @@ def wait_for_turn(environ: MutableMapping[str, str], kept: Kept) -> DescriptorSt
 
     Where the mount has ended instead, this process does as well.
     """
+    stderr = int(environ.pop(STDERR, "2"))
+    if stderr != 2:
+        os.dup2(stderr, 2)
+        os.close(stderr)
     sock = socket.socket(fileno=int(environ.pop(VARIABLE)))
     sock.set_inheritable(False)
     link = KeeperLink(sock, kept)
@@ -214,7 +219,7 @@ def _received(sock: socket.socket, link: KeeperLink) -> Inheritance:
             inheritance.descriptors |= zip(said["FDNAMES"].split(":"), fds, strict=True)
             if said["LEFT"] == "0":
                 died_at_s = int(said["DIED_NS"]) / 1e9
-                inheritance.predecessor = Predecessor(said["WHY"], died_at_s, said["REFUSED"])
+                inheritance.predecessor = Predecessor(said["WHY"], died_at_s, "HUNG" in said, said["REFUSED"])
                 return inheritance
 
 

@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Iterable
 
 from pinfs.bridge.once import Once
+from pinfs.config.options import MountOptions
 from pinfs.fs.recorder import Recorder
-from pinfs.journal.records import EXPORT_GENERATION, TAKEOVERS, TextId
+from pinfs.journal.records import EXPORT_GENERATION, LEFT, TAKEOVERS, TextId
 from pinfs.journal.slots import JournalFullError, Slots
+from pinfs.linux.proc import age_s
 from pinfs.serve.assembly import FileSystem
 from pinfs.serve.descriptorstore import DescriptorStore
-from pinfs.serve.history import Survival, takeover
+from pinfs.serve.history import End, Survival, takeover
 from pinfs.serve.takeover import CONNECTION, JOURNAL, SOURCE, Identity, Left, TakeOver, new_journal, write_text
 
 log = logging.getLogger("pinfs.daemon")
@@ -19,16 +21,18 @@ log = logging.getLogger("pinfs.daemon")
 
 class Succession:
     """Of one daemon. `store`: what holds descriptors while there is none (None: the mount ends with this daemon).
-    `left`: what the daemon before has left (None: this is the first)."""
+    `left`: what the daemon before has left (None: this is the first). `ends_because`: why there is no store."""
 
-    def __init__(self, store: DescriptorStore | None, fs: FileSystem, left: Left | None) -> None:
+    def __init__(
+        self, store: DescriptorStore | None, fs: FileSystem, left: Left | None = None, ends_because: str = ""
+    ) -> None:
         self._store = store
         self._fs = fs
         self._left = left
         self._takeover: TakeOver | None = None
         self._journal_fd = -1
-        self._ends_because = "" if store is not None else "survive=off, or in the foreground"
-        self._is_kept = False
+        self._ends_because = ends_because
+        self._is_kept = left is not None
         fs.life.survival = self._survival
         if store is not None:
             fs.upgrade.request = store.ask_to_hand_over
@@ -36,8 +40,20 @@ class Succession:
     @property
     def is_certain(self) -> bool:
         """Whether another daemon can take over now."""
-        lost = self._store is None or self._store.lost_because
-        return self._is_kept and not lost and self._fs.recorder is not None and not self._fs.recorder.broken_because
+        if self._store is None or self._store.lost_because or not self._is_kept:
+            return False
+        recorder = self._fs.recorder
+        return not self.has_begun if recorder is None else not recorder.broken_because
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether this daemon has changed anything of the mount: not if it is to take over and has not yet."""
+        return self._left is None or self._takeover is not None
+
+    def fail(self, why: str) -> None:
+        """This daemon ends, and the mount does not."""
+        if self._store is not None:
+            self._store.failed(why)
 
     def _survival(self) -> Survival:
         store, recorder = self._store, self._fs.recorder
@@ -98,6 +114,8 @@ class Succession:
     async def leave(self) -> None:
         """Before this daemon ends and the mount does not: what was sent to the store has arrived."""
         self._fs.write_texts()
+        if self._fs.recorder is not None:
+            self._fs.recorder.slots.words[LEFT] = time.monotonic_ns()
         if self._store is not None:
             await self._store.barrier()
 
@@ -121,7 +139,6 @@ class Succession:
         left, store, fs = self._left, self._store, self._fs
         assert left is not None
         assert store is not None
-        began = time.monotonic()
         if fs.operations.exports is not None:
             fs.operations.exports.own_generation = left.slots.words[EXPORT_GENERATION]
         recorder = self._recorder(left.slots, store)
@@ -129,16 +146,30 @@ class Succession:
         over.begin(resume_seal)
         wake_pollers(over.restored.pollers)
         left.slots.words[TAKEOVERS] += 1
-        before = store.predecessor
-        fs.life.history.add(
-            takeover(before.why or "died", before.died_at_s or began, over.restored.counts, over.restored.lost)
-        )
+        fs.life.history.add(takeover(self._end_before(left, store), over.restored.counts, over.restored.lost))
         fs.write_texts()
         store.mounted(left.identity.mountpoint, left.identity.device)
-        self._is_kept = True
         return Once(recorder, fs.operations, fs.parts, over.restored, over.pending)
+
+    def _end_before(self, left: Left, store: DescriptorStore) -> End:
+        """How the daemon before ended: by its last word, by the keeper's, or by what must have been."""
+        left_at, left.slots.words[LEFT] = left.slots.words[LEFT] / 1e9, 0
+        before = store.predecessor
+        at = before.died_at_s or left_at or time.monotonic() - age_s()
+        if left_at:
+            return End("handed over", at)
+        return End("hung" if before.has_hung else "died", at, before.why)
 
     async def finish(self) -> None:
         """The rest of very many pins."""
         if self._takeover is not None:
             await self._takeover.finish()
+
+
+def ends_because(options: MountOptions) -> str:
+    """Why the mount ends with its daemon, where there is no store."""
+    if options.bridge == "off":
+        return "the bridge is switched off (bridge=off)"
+    if options.survive == "off":
+        return "switched off (survive=off)"
+    return "in the foreground, and without a service manager that keeps descriptors (survive=on changes that)"

@@ -47,6 +47,14 @@ class Identity:
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
+    def warn_of_other_places(self, source: str, mountpoint: str) -> None:
+        """Where the daemon was told to serve something else. Nothing may ask the mount, its mount point included."""
+        above, name = os.path.split(os.path.abspath(mountpoint))
+        asked = os.path.realpath(source), os.path.join(os.path.realpath(above), name)
+        served = self.source, self.mountpoint
+        if asked != served:
+            log.warning("%s on %s goes on until it is unmounted: %s on %s has to wait", *served, *asked)
+
 
 @dataclass(frozen=True)
 class Left:

@@ -8,15 +8,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pinfs
-from pinfs.linux import mountinfo
 from pinfs.linux.inodeflags import clear_append
+from pinfs.observe.daemons import connection_of, daemon_pid, keeper_pid
+from pinfs.observe.mounts import Mount
 
 MEMORY = Path("/dev/shm")  # tmpfs on every Linux, also in containers (often limited to 64 MiB there)
 STATE = "PINFS_STATE_DIRECTORY"
@@ -37,14 +39,15 @@ class ScratchMount:
     """An empty pinfs, mounted within `with`.
 
     `path` is the mount point, `source` the directory behind it. `options` are those of `-o`; `backing` is a directory
-    for the source, where tmpfs will not do (a DAX file system, say). Raises ScratchError.
+    for the source, where tmpfs will not do (a DAX file system, say). The mount ends with its daemon, unless `options`
+    have survive=on. Raises ScratchError.
     """
 
     path: Path
     source: Path
 
     def __init__(self, options: Sequence[str] = (), backing: str | os.PathLike[str] | None = None) -> None:
-        self.options = tuple(options)
+        self.options = ("survive=off", *options)
         self._backing = backing or _memory()
         self._undo = ExitStack()
 
@@ -80,16 +83,30 @@ class ScratchMount:
             raise ScratchError(_NEEDED.format(why=result.stderr.strip()))
 
     def _unmount(self, daemon: int) -> None:
-        """End the mount, although it may be in use, and wait for the end of `daemon`, a pidfd."""
+        """End the mount, although it may be in use, and wait for the end of `daemon`, a pidfd. A keeper is ended as
+        well, before it starts another daemon, and the one that it has started."""
+        processes = [*self._kept(), daemon]
         try:
-            _end(daemon, signal.SIGTERM)
+            _end(processes, signal.SIGTERM)
         except TimeoutError:
-            _end(daemon, signal.SIGKILL)
+            _end(processes, signal.SIGKILL)
             raise ScratchError(f"the daemon did not end within {END_S} s; its log:\n{self.log()}") from None
         finally:
-            os.close(daemon)
-            if any(mount.point == os.path.realpath(self.path) for mount in mountinfo.mounts()):  # the daemon was killed
+            for process in processes:
+                os.close(process)
+            if connection_of(self._mounted) is not None:  # the daemon was killed
                 subprocess.run([*_LAZY_UMOUNT, self.path], check=False)
+
+    def _kept(self) -> Iterator[int]:
+        """Pidfds of the keeper and of the daemon that it keeps."""
+        if (keeper := keeper_pid(self._mounted)) is not None:
+            for pid in filter(None, (keeper, daemon_pid(self._mounted))):
+                with suppress(ProcessLookupError):
+                    yield os.pidfd_open(pid)
+
+    @property
+    def _mounted(self) -> Mount:
+        return Mount(os.path.realpath(self.path), os.path.realpath(self.source))
 
     def status(self) -> dict[str, Any]:
         """`.pinfs/status`."""
@@ -112,14 +129,17 @@ def _memory() -> Path | None:
     return MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else None
 
 
-def _end(process: int, number: signal.Signals) -> None:
-    """Signal a pidfd and wait for its end. Raises TimeoutError."""
-    with suppress(ProcessLookupError):
-        signal.pidfd_send_signal(process, number)
-    waiter = select.poll()
-    waiter.register(process, select.POLLIN)
-    if not waiter.poll(END_S * 1000):
-        raise TimeoutError
+def _end(processes: Sequence[int], number: signal.Signals) -> None:
+    """Signal pidfds and wait for their end. Raises TimeoutError."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, number)
+    until = time.monotonic() + END_S
+    for process in processes:
+        waiter = select.poll()
+        waiter.register(process, select.POLLIN)
+        if not waiter.poll(max(0.0, until - time.monotonic()) * 1000):
+            raise TimeoutError
 
 
 def _remove_tree(base: Path) -> None:

@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.actor import eventually
+from support.mounts import force_umount, is_mounted
 
 from keeper import standin
+from keeper.background import Background, cmdline, wait_end
+from pinfs.observe.daemons import keepers
 
 LIMIT_S = 30.0
 STANDIN = str(Path(standin.__file__))
@@ -176,3 +180,21 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench = Bench(tmp_path)
     yield bench
     bench.close()
+
+
+@pytest.fixture
+def background(base: Path) -> Iterator[Background]:
+    background = Background(base)
+    yield background
+    end(background)
+
+
+def end(background: Background) -> None:
+    """Whatever the test has left."""
+    for pid in [pid for pid in keepers() if str(background.point).encode() in cmdline(pid)]:
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)
+        wait_end(pid)
+    if is_mounted(background.point):
+        force_umount(background.point)
+    eventually(lambda: not background.processes())

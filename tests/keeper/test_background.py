@@ -1,90 +1,21 @@
-"""`pinfs mount --daemon` with its keeper: how they begin, end, and are found. Without a daemon that takes over."""
+"""`pinfs mount --daemon` with its keeper: how they begin, end, and are found, and how one daemon follows another."""
 
 from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from support.actor import eventually
-from support.mounts import force_umount, is_mounted
+from support.mounts import is_mounted
 
-from pinfs.observe.daemons import daemon_pid, keeper_pid, keepers
+from keeper.background import KEPT, LIMIT_S, Background, cmdline, wait_end
+from pinfs.observe.daemons import daemon_pid, keepers
 from pinfs.observe.mounts import Mount
-
-LIMIT_S = 60.0
-
-
-class Background:
-    """A mount that `pinfs mount --daemon` has made."""
-
-    def __init__(self, base: Path) -> None:
-        self.base = base
-        self.source, self.point, self.log = base / "source", base / "mnt", base / "log"
-        self.source.mkdir(exist_ok=True)
-        self.point.mkdir(exist_ok=True)
-
-    def pinfs(self, *words: object, **how: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pinfs.cli.main", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False, **how)
-
-    def mount(self, *words: object) -> subprocess.CompletedProcess[str]:
-        return self.pinfs("mount", self.source, self.point, "--daemon", "--log-file", self.log, *words)
-
-    def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = json.loads((self.point / ".pinfs/status").read_text())
-        return status
-
-    @property
-    def pid(self) -> int:
-        pid: int = self.status()["pid"]
-        return pid
-
-    @property
-    def keeper(self) -> int | None:
-        return keeper_pid(Mount(str(self.point), str(self.source)))
-
-    def umount(self, *words: object) -> subprocess.CompletedProcess[str]:
-        return self.pinfs("umount", self.point, *words)
-
-
-@pytest.fixture
-def background(base: Path) -> Iterator[Background]:
-    background = Background(base)
-    yield background
-    for pid in [pid for pid in keepers() if str(background.point).encode() in _cmdline(pid)]:
-        os.kill(pid, signal.SIGTERM)
-        wait_end(pid)
-    if is_mounted(background.point):
-        force_umount(background.point)
-
-
-def _cmdline(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def wait_end(*pids: int | None) -> None:
-    """They may be children of a first process that never reaps: a zombie has ended, too."""
-    for pid in pids:
-        assert pid is not None
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        waiter = select.poll()
-        waiter.register(pidfd, select.POLLIN)
-        assert waiter.poll(LIMIT_S * 1000)
-        os.close(pidfd)
 
 
 def test_a_keeper_beside_the_daemon(background: Background) -> None:
@@ -93,7 +24,7 @@ def test_a_keeper_beside_the_daemon(background: Background) -> None:
     keeper = background.keeper
     assert status["survives"]["keeper"] == "pinfs"
     assert status["survives"]["keeper_pid"] == keeper
-    assert status["survives"]["descriptors"] == 2
+    assert status["survives"]["descriptors"] == KEPT
     assert keeper is not None
     assert daemon_pid(Mount(str(background.point), str(background.source))) == status["pid"]
     assert len({os.getsid(keeper), os.getsid(status["pid"]), os.getsid(0)}) == 3
@@ -103,10 +34,12 @@ def test_a_keeper_beside_the_daemon(background: Background) -> None:
     assert "pinfs.keeper" not in background.log.read_text()
 
 
-@pytest.mark.parametrize("options", ["survive=off", "bridge=off"])
-def test_without_a_keeper(background: Background, options: str) -> None:
-    assert background.mount("-o", options).returncode == 0
-    assert background.status()["survives"] is None
+@pytest.mark.parametrize("option", ["survive=off", "bridge=off"])
+def test_without_a_keeper(background: Background, option: str) -> None:
+    assert background.mount("-o", option).returncode == 0
+    survives = background.status()["survives"]
+    assert survives["keeper"] is None
+    assert option in survives["unavailable_because"]
     assert background.keeper is None
     background.umount()
 
@@ -132,7 +65,9 @@ def test_a_killed_keeper_is_replaced(background: Background) -> None:
     pid, first = background.pid, background.keeper
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    eventually(lambda: background.keeper not in (None, first) and background.status()["survives"]["descriptors"] == 2)
+    eventually(
+        lambda: background.keeper not in (None, first) and background.status()["survives"]["descriptors"] == KEPT
+    )
     assert background.pid == pid
     second = background.keeper
     assert second is not None
@@ -156,20 +91,15 @@ def test_a_plain_umount_ends_both(background: Background) -> None:
     pid, keeper = background.pid, background.keeper
     subprocess.run(["umount", background.point], check=True)
     wait_end(pid, keeper)
-    eventually(lambda: not _of_this_mount(background))
-
-
-def _of_this_mount(background: Background) -> list[int]:
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    return [pid for pid in pids if str(background.point).encode() in _cmdline(pid)]
+    eventually(lambda: not background.processes())
 
 
 def test_a_spare_waits_ready(background: Background) -> None:
     background.mount("-o", "spare")
     pid, keeper = background.pid, background.keeper
-    eventually(lambda: len(_of_this_mount(background)) == 3)
-    (spare,) = [one for one in _of_this_mount(background) if one not in (pid, keeper)]
-    words = _cmdline(spare).split(b"\0")
+    eventually(lambda: len(background.processes()) == 3)
+    (spare,) = [one for one in background.processes() if one not in (pid, keeper)]
+    words = cmdline(spare).split(b"\0")
     assert b"--kept" in words
     assert background.umount().returncode == 0
     wait_end(spare)
@@ -267,7 +197,7 @@ def test_a_service_manager_without_a_store(background: Background) -> None:
     assert "FileDescriptorStoreMax" in result.stderr
 
 
-# Upgrades, as far as they go without a daemon that takes over
+# Upgrades
 
 
 def test_an_upgrade_to_a_program_that_cannot_begin(background: Background) -> None:
@@ -316,7 +246,7 @@ def test_an_upgrade_needs_a_mount_that_survives(background: Background) -> None:
     background.mount("-o", "survive=off")
     result = background.pinfs("upgrade", background.point)
     assert result.returncode == 1
-    assert "does not survive its daemon" in result.stderr
+    assert "nothing can take over this mount: switched off (survive=off)" in result.stderr
     with pytest.raises(OSError, match="not supported"):
         (background.point / ".pinfs/upgrade").write_text("{}")
     background.umount()

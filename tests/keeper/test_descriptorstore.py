@@ -124,10 +124,10 @@ async def test_a_new_keeper_is_told_everything(
     await trio.sleep(1)
     settings = f"PINFS_MOUNT=77:{b'/mnt/a b'.hex()}\nWATCHDOG_USEC=30000000\nREADY=1"
     assert link.sent == [settings, "FDSTORE=1\nFDPOLL=0\nFDNAME=fuse [1]"]
-    assert store.status()["unavailable_because"] is None
+    assert not store.lost_because
     await link.says.aclose()
     await trio.sleep(1)
-    assert store.status()["unavailable_because"] == "no keeper can be started"
+    assert str(store.lost_because) == "no keeper can be started"
     assert not store.keep("n1", 0)
     assert "the mount will not outlive this daemon: no keeper can be started" in caplog.text
     nursery.cancel_scope.cancel()

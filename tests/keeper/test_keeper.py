@@ -136,8 +136,8 @@ def test_a_spare_waits_until_the_daemon_is_dead(bench: Bench) -> None:
     assert "fuse" in taken(spare)
     spare.say("READY=1", bench.argv())
     another = bench.next()
-    spare.say("PINFS_ENDED=1")
     assert another.receive()["KEEPER"]
+    spare.say("PINFS_ENDED=1")
     another.ended()
     spare.exit(0)
     assert bench.end() == 0
@@ -220,6 +220,7 @@ def test_a_daemon_that_does_not_beat_is_killed(bench: Bench) -> None:
     first.ended()
     said = bench.next().receive_until("TAKE")
     assert "killed by signal 9" in said["WHY"]
+    assert said["HUNG"] == "1"
     assert "does not beat for 0.1 s: it is killed" in bench.said()
 
 

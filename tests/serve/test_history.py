@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinfs.journal.slots import Slots, new_journal_file
-from pinfs.serve.history import MAX_NOT_RESTORED, REMEMBERED, History, Life, Survival, takeover
+from pinfs.serve.history import MAX_NOT_RESTORED, REMEMBERED, End, History, Life, Survival, takeover
 
-ONE = takeover("died", time.monotonic(), {"pins": 3}, ())
+ONE = takeover(End("died", time.monotonic()), {"pins": 3}, ())
 
 
 @given(st.lists(st.tuples(st.sampled_from(["died", "handed over", "hung"]), st.floats(0, 1e6), st.text()), max_size=40))
@@ -43,14 +43,16 @@ def test_the_log_warns_of_what_is_lost(caplog: pytest.LogCaptureFixture) -> None
     history.add(replace(ONE, pause_ms=87.0))
     assert caplog.messages == ["taken over, as the daemon before died: 87 ms; pins 3"]
     assert caplog.records[0].levelno == logging.INFO
+    history.add(replace(ONE, how="the daemon (pid 7) was killed by signal 9 (Killed)"))
+    assert caplog.messages.pop().startswith("taken over, as the daemon (pid 7) was killed by signal 9 (Killed): ")
     history.add(replace(ONE, why="hung", not_restored=("a pin",)))
-    assert caplog.records[1].levelno == logging.WARNING
-    assert caplog.messages[1].endswith("1 not restored: a pin")
+    assert caplog.records[2].levelno == logging.WARNING
+    assert caplog.messages[2].endswith("1 not restored: a pin")
     caplog.clear()
 
 
 def test_what_is_lost_is_limited() -> None:
-    done = takeover("died", time.monotonic() - 1, {}, ["x" * 10_000] * 1000)
+    done = takeover(End("died", time.monotonic() - 1), {}, ["x" * 10_000] * 1000)
     assert len(done.not_restored) == MAX_NOT_RESTORED
     assert all(len(text) <= 512 for text in done.not_restored)
     assert 900 < done.pause_ms < 60_000

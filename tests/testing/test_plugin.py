@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.actor import eventually
 
 from pinfs.fs import seallist
 from pinfs.testing import HeldPin, HolderError, ScratchMount
@@ -49,16 +50,31 @@ def test_a_scratch_mount_that_is_in_use_ends(fuse: None, tmp_path: Path) -> None
     file.close()
 
 
-def test_a_scratch_mount_whose_daemon_was_killed_leaves_nothing(fuse: None, tmp_path: Path) -> None:
-    """Neither a dead mount nor a file that is sealed, nor a list of such files."""
+OF_DEATHS = [[], ["survive=on"], ["survive=on,spare"]]
+
+
+@pytest.mark.parametrize("options", OF_DEATHS, ids=str)
+def test_a_scratch_mount_whose_daemon_was_killed_leaves_nothing(fuse: None, tmp_path: Path, options: list[str]) -> None:
+    """Neither a dead mount nor a file that is sealed, nor a list of such files, nor a process."""
     lists = seallist.all_lists()
-    with ScratchMount(backing=tmp_path) as mount:
+    with ScratchMount(options, backing=tmp_path) as mount:
+        name = os.fsencode(mount.path)
         file = mount.path / "file"
         file.write_bytes(bytes(8192))
         with HeldPin(os.fspath(file)):
             os.kill(mount.status()["pid"], signal.SIGKILL)
+            if options:
+                assert len(mount.pins()) == 1
     assert list(tmp_path.iterdir()) == []
     assert seallist.all_lists() == lists
+    eventually(lambda: not [path for path in Path("/proc").glob("[0-9]*/cmdline") if name in content(path)])
+
+
+def content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def test_a_pin_of_another_process(mount: ScratchMount, file: str) -> None:
