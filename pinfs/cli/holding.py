@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -132,7 +133,8 @@ def ending_as_a_shell(command: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        found = error.errno != errno.ENOENT
+        # A directory of PATH that may not be searched makes it EACCES although no file has the name.
+        found = error.errno != errno.ENOENT and ("/" in command or shutil.which(command, os.F_OK) is not None)
         code = ExitCode.COMMAND_NOT_EXECUTABLE if found else ExitCode.COMMAND_NOT_FOUND
         hint = "" if found or not re.fullmatch("[-0-9:]+", command) else "; a range has the form FILE:START:LENGTH"
         raise Failure(f"{command}: {error.strerror}{hint}", code) from error

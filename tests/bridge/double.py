@@ -200,7 +200,7 @@ class Double:
         self.handles[self.last_fh] = fd, nodeid
         return Opened(self.last_fh, 0, 0)
 
-    async def readdir(self, fh, offset, plus, add) -> None:
+    async def readdir(self, fh, offset, plus, add, unique=0) -> None:
         fd, nodeid = self.handles[fh]
         for place, name in enumerate(sorted(os.listdir(fd))[offset:], offset + 1):
             encoded = os.fsencode(name)

@@ -54,7 +54,7 @@ class Canned:
     def forget(self, forgets) -> None:
         self.forgotten += forgets
 
-    async def readdir(self, fh, offset, plus, add) -> None:
+    async def readdir(self, fh, offset, plus, add, unique=0) -> None:
         for number in range(offset, 100):
             if not add(b"name%d" % number, number + 1, ENTRY if plus else (7, 8)):
                 return

@@ -229,7 +229,7 @@ async def calls(bench: Bench) -> dict[str, Callable[[], Awaitable[object]]]:
 
 
 async def test_no_operation_asks_such_a_source_on_the_event_loop(
-    remote: None, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    root: None, remote: None, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(bench.ops, RemoteOperations)
     operations = await calls(bench)
@@ -243,7 +243,9 @@ async def test_no_operation_asks_such_a_source_on_the_event_loop(
     assert watch.seen <= LEFT_ON_THE_LOOP
 
 
-async def test_the_watch_sees_what_an_ordinary_source_is_asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_watch_sees_what_an_ordinary_source_is_asked(
+    root: None, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     operations = await calls(bench)
     watch = Watch(monkeypatch, bench.source)
     for name, call in operations.items():
