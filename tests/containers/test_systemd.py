@@ -161,6 +161,21 @@ def test_a_restart_with_other_settings(machine: Container) -> None:
     assert said in journal(machine, "--priority=warning")
 
 
+@pytest.mark.parametrize("command", [["umount"], ["pinfs", "umount", "--force"]], ids=" ".join)
+def test_an_unmount_while_no_daemon_serves(machine: Container, command: list[str]) -> None:
+    write(machine, f"{DROP_IN}/slow.conf", "[Service]", "RestartSec=3")
+    machine.exec("systemctl", "daemon-reload")
+    machine.exec("systemctl", "start", UNIT)
+    machine.exec("systemctl", "kill", "--signal=KILL", UNIT)
+    lazily = ["--lazy"] if command == ["umount"] else []
+    machine.exec(*command, *lazily, "/mnt/models")
+    assert nothing_is_mounted(machine)
+    eventually(lambda: shown(machine, "ActiveState") == "inactive")
+    assert (shown(machine, "Result"), shown(machine, "NFileDescriptorStore")) == ("success", "0")
+    machine.exec("systemctl", "start", UNIT)
+    assert is_served(machine)
+
+
 def test_a_unit_that_is_given_up_and_started_again(machine: Container) -> None:
     """StartLimitBurst=: systemd lets go of the connection, callers get ENOTCONN, the next start replaces the mount."""
     write(machine, f"{DROP_IN}/limit.conf", "[Unit]", "StartLimitBurst=2", "StartLimitIntervalSec=1h")
