@@ -40,7 +40,7 @@ from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Negotiated, Requested, neg
 from pinfs.bridge.once import Once
 from pinfs.bridge.resent import Resent
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
-from pinfs.fs.inodes import FOREIGN_IDS
+from pinfs.fs.inode import FOREIGN_IDS
 from pinfs.fs.operations import Operations
 from pinfs.fs.types import Caller, make_caller
 from pinfs.runtime.errors import errno_of, logged
@@ -116,6 +116,7 @@ class Dispatcher:
         """Requests whose handlers wait for events, by their numbers."""
         self._resumable: deque[int] = deque()
         """Those of them whose events have been set."""
+        self._turn_with_tasks_ms = 0 if ops.in_threads else TURN_WITH_TASKS_MS
         self._in_turn = False
         self._woken = _Woken()
         self._poll = select.poll()
@@ -182,7 +183,7 @@ class Dispatcher:
         self._woken.yes = False
         try:
             with fast_path:
-                return self._answer_requests(TURN_WITH_TASKS_MS if self._tasks else TURN_MS)
+                return self._answer_requests(self._turn_with_tasks_ms if self._tasks else TURN_MS)
         finally:
             self._in_turn = False
 
@@ -321,6 +322,7 @@ class Dispatcher:
             self.refused_because = str(e)
             raise Ended(True) from None
         requests = read_again(self._fd, self._buffers[0])
+        resent.begin(requests)
         self._in_turn = True
         try:
             for request in in_order(requests):

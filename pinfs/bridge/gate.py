@@ -7,7 +7,7 @@ from typing import Final
 from pinfs.bridge import wire
 from pinfs.bridge.handlers import UNANSWERED, Route
 from pinfs.fs.control import CONTROL_ID
-from pinfs.fs.inodes import FOREIGN_IDS
+from pinfs.fs.inode import FOREIGN_IDS
 from pinfs.fs.operations import Operations
 from pinfs.fs.pendingpins import PendingPins
 from pinfs.fs.types import Caller

@@ -226,15 +226,15 @@ class Handlers:
         return wire.open_out(await self._ops.opendir(nodeid, ctx))
 
     async def readdir(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
-        return await self._listing(body, plus=False)
+        return await self._listing(body, ctx, plus=False)
 
     async def readdirplus(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
-        return await self._listing(body, plus=True)
+        return await self._listing(body, ctx, plus=True)
 
-    async def _listing(self, body: memoryview, plus: bool) -> bytes:
+    async def _listing(self, body: memoryview, ctx: Caller, plus: bool) -> bytes:
         fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
         listing = wire.Listing(size, plus, self._entry_valid, self._valid, self._entry_out)
-        await self._ops.readdir(fh, offset, plus, listing.add)
+        await self._ops.readdir(fh, offset, plus, listing.add, ctx.unique)
         return b"".join(listing.parts)
 
     async def releasedir(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
@@ -289,7 +289,7 @@ class Handlers:
 
     def on_foreign(self, opcode: int, nodeid: int, work: Work) -> Work:
         """For requests on node ids from FOREIGN_IDS up: a file system that does not answer holds up its own only."""
-        if opcode in NEVER_WAIT or not self._ops.submounts.may_hang(nodeid):
+        if opcode in NEVER_WAIT or self._ops.in_threads or not self._ops.submounts.may_hang(nodeid):
             return work
         return self._after_answer(nodeid, work)
 

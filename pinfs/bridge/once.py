@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from pinfs.bridge import wire
 from pinfs.bridge.handlers import Handler, Route, Work
 from pinfs.fs.control import CONTROL_ID
-from pinfs.fs.inodes import FOREIGN_IDS, Inode
+from pinfs.fs.inode import FOREIGN_IDS, Inode
 from pinfs.fs.operations import Operations
 from pinfs.fs.pendingpins import PendingPins
 from pinfs.fs.pins import XATTR_CREATE

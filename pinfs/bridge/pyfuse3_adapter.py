@@ -80,6 +80,7 @@ class Pyfuse3Adapter(pyfuse3.Operations):
         self._answers_poll = answers_poll
         self.enable_acl = enable_acl
         self._ops = ops
+        ops.needs_entries = True
 
     def _attributes(self, nodeid: int, st: os.stat_result) -> EntryAttributes:
         result = EntryAttributes()

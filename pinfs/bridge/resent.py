@@ -29,7 +29,7 @@ from pinfs.fs import ioctls
 from pinfs.fs.control import ControlHandle
 from pinfs.fs.directories import DirectoryHandle
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FileHandle, Handle
-from pinfs.fs.inodes import Inode, Name
+from pinfs.fs.inode import Inode, Name
 from pinfs.fs.pins import RELEASED, XATTR_CREATE
 from pinfs.fs.restore import Restored
 from pinfs.fs.types import Caller, Entry, Opened, SetAttr, os_error
@@ -94,6 +94,11 @@ class Resent:
         if opcode in (wire.RENAME, wire.RENAME2):
             return self._renamed(opcode, nodeid, ctx, body)
         return self._answers.get(opcode, _not_executed)(nodeid, ctx, body)
+
+    def begin(self, requests: Iterable[Request]) -> None:
+        """These come first: what their answers have counted is counted again."""
+        unanswered = {request.unique & ~RESENT for request in requests if request.is_resent}
+        self._recorder.take_back_lookups(self._inodes, unanswered)
 
     def finish(self, requests: Iterable[Request]) -> None:
         """These are all that there are: what is known of others, whose callers have ended, is of no use any more."""

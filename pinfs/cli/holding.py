@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 
@@ -13,13 +13,14 @@ import click
 
 from pinfs.cli.exitcodes import ExitCode, of_signal
 from pinfs.cli.output import print_json_line
+from pinfs.cli.told import Told
 from pinfs.cli.verb import Failure
-from pinfs.client import xattrs
-from pinfs.client.channel import EventChannel
-from pinfs.client.inode import Inode
 from pinfs.client.model import Event, PinInfo
+from pinfs.observe.asking import BoundedMount, NoAnswerError
+from pinfs.observe.mounts import Mount
 from pinfs.observe.wording import printable
 
+_GONE = frozenset({errno.ENOENT, errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV, errno.ENOTDIR})
 _FORWARDED = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2})
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -38,7 +39,7 @@ def print_pin(info: PinInfo) -> None:
 class Held:
     """A pin of this process, and its reaction to a break (`on_break`)."""
 
-    inode: Inode
+    mount: Mount
     label: str
     name: str
     info: PinInfo
@@ -46,13 +47,18 @@ class Held:
     signal: int | None
     quiet: bool
 
-    def release(self) -> None:
-        """Release the pin; a revoked pin and a dead daemon are no errors."""
+    def release(self) -> bool:
+        """Release the pin; a revoked pin and a dead daemon are no errors. False: the daemon does not answer, and will
+        drop the pin with this process."""
         try:
-            xattrs.release(self.inode, self.name)
+            BoundedMount(*self.mount).command(f"release {self.info.id}")
+        except NoAnswerError as error:
+            click.echo(printable(f"pinfs: {self.label}: {error.why}; the pin ends with this process"), err=True)
+            return False
         except OSError as error:
-            if error.errno not in (errno.ENODATA, errno.ENOTCONN):
+            if error.errno not in _GONE:
                 raise
+        return True
 
     def say(self, text: str) -> None:
         """A line on stderr, unless --quiet."""
@@ -91,7 +97,7 @@ _WHAT_NOW = {
 }
 
 
-def hold(held: Held, channel: EventChannel, as_json: bool) -> int:
+def hold(held: Held, events: Iterable[Event], as_json: bool) -> int:
     """Without a command: hold until interrupted, or until the pin is gone. Returns the exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -99,21 +105,22 @@ def hold(held: Held, channel: EventChannel, as_json: bool) -> int:
             print_pin(held.info)
         else:
             click.echo(printable(f"pin {held.info.id}: {held.label} {span(held.info)}"))
-        for event in channel:
+        for event in events:
             if held.gone_with(event):
                 break
     except KeyboardInterrupt:
-        held.release()
+        with suppress(KeyboardInterrupt):  # once more: now
+            return ExitCode.OK if held.release() else ExitCode.NO_ANSWER
     return ExitCode.OK
 
 
-def run(held: Held, channel: EventChannel, command: Sequence[str]) -> int:
+def run(held: Held, told: Told, command: Sequence[str]) -> int:
     """Run COMMAND, holding the pin, and return its exit status as a shell would report it."""
     # Blocked here and in the thread, so that sigwaitinfo() receives them all, with their senders.
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED | {signal.SIGCHLD})
     with ending_as_a_shell(command[0]):
         child = os.posix_spawnp(command[0], list(command), os.environ, setsigmask=(), setsigdef=_IGNORED_BY_PYTHON)
-    with _answering(held, channel, child):
+    with _answering(held, told, child):
         status = _end_of(child)
     held.release()
     return status
@@ -132,24 +139,21 @@ def ending_as_a_shell(command: str) -> Iterator[None]:
 
 
 @contextmanager
-def _answering(held: Held, channel: EventChannel, child: int) -> Iterator[None]:
+def _answering(held: Held, told: Told, child: int) -> Iterator[None]:
     """Answer events in a thread while this one waits for signals."""
-    over = threading.Event()
-    thread = threading.Thread(target=_answer, args=(held, channel, child, over))
+    thread = threading.Thread(target=_answer, args=(held, told, child))
     thread.start()
     try:
         yield
     finally:
-        over.set()
-        channel.wake()
+        told.wake()
         thread.join()
 
 
-def _answer(held: Held, channel: EventChannel, child: int, over: threading.Event) -> None:
+def _answer(held: Held, told: Told, child: int) -> None:
     try:
-        while not over.is_set():
-            for event in channel.read():
-                held.gone_with(event, child)
+        for event in told:
+            held.gone_with(event, child)
     except OSError as error:  # the daemon is dead, and the pin gone with it; the command goes on
         held.say(f"the pin is gone: {error.strerror}")
 

@@ -14,9 +14,9 @@ import click
 from pinfs.cli.exitcodes import ExitCode
 from pinfs.cli.holding import Held, ending_as_a_shell, hold, print_pin, run
 from pinfs.cli.mounts import require_answer
+from pinfs.cli.told import Told
 from pinfs.cli.verb import Failure, Verb, failure_of
 from pinfs.client import xattrs
-from pinfs.client.channel import EventChannel
 from pinfs.client.inode import inode_of
 from pinfs.client.model import PinInfo
 from pinfs.client.mounts import require_pinfs
@@ -207,11 +207,11 @@ def _stay(request: Request) -> int:
     inode = _had(request, lambda: inode_of(path))
     _had(request, lambda: require_pinfs(inode))
     # Opened before the pin is registered, the channel misses none of its events.
-    with _had(request, lambda: EventChannel(inode)) as channel:
+    with _had(request, lambda: Told(inode)) as told:
         info = _had(request, lambda: register(request))
         on_break = request.on_break or ("wait" if request.command else "release")
-        held = Held(inode, path, request.name, info, on_break, request.number, request.quiet)
-        return run(held, channel, request.command) if request.command else hold(held, channel, request.as_json)
+        held = Held(told.mount, path, request.name, info, on_break, request.number, request.quiet)
+        return run(held, told, request.command) if request.command else hold(held, told, request.as_json)
 
 
 def _leave(request: Request) -> int:

@@ -44,14 +44,14 @@ def web(where: str | None, port: int, host: str, names: tuple[str, ...]) -> None
         fail(f"the page needs {' and '.join(missing)}: pip install 'pinfs[web]'")
     from pinfs.web.app import LOOPBACK_NAMES, serve
     from pinfs.web.feed import Feed
-    from pinfs.web.look import Look
+    from pinfs.web.look import AskedLook
 
     mount = Mount(*the_mount(where))
     key = secrets.token_urlsafe(18)
     with _listening(host, port) as listening:
         name = _in_address(host)
         click.echo(f"http://{name}:{listening.getsockname()[1]}/{key}/")
-        serve(Feed(partial(Look, mount)), listening, key, [*LOOPBACK_NAMES, name, *names])
+        serve(Feed(partial(AskedLook, mount)), listening, key, [*LOOPBACK_NAMES, name, *names])
 
 
 def _in_address(host: str) -> str:

@@ -5,7 +5,8 @@ import stat
 
 from pinfs.fs import fileflags
 from pinfs.fs.backing import Backing
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inode import Inode
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.set_ids import SetIds
 from pinfs.fs.types import NOW, CallerLike, SetAttr
 from pinfs.linux import syscalls

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -11,19 +12,23 @@ from typing import Final, Protocol, TypeVar
 import trio
 
 from pinfs.fs.evictions import Evictions
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.openfile import OpenFile
 from pinfs.fs.seal import Seal
 from pinfs.fs.types import CallerLike, os_error
 from pinfs.linux import syscalls
-from pinfs.linux.filesystems import IN_MEMORY, cuts_may_wait
+from pinfs.linux.filesystems import IN_MEMORY, calls_may_stall, cuts_may_wait
 from pinfs.linux.syscalls import file_system_magic
 from pinfs.runtime.descriptors import Budget
 from pinfs.runtime.parking import park
+from pinfs.runtime.threads import Threads
 
 T = TypeVar("T")
 
 log = logging.getLogger("pinfs.backing")
+
+_of_thread = threading.local()
 
 
 class BackingRegistry(Protocol):
@@ -70,11 +75,13 @@ class Backing:
         self.in_memory = file_system_magic(inodes.root.fd) in IN_MEMORY
         self.evictions = Evictions()
         """Last closes that may wait."""
+        self.threads = Threads() if calls_may_stall(inodes.root.fd) else None
+        """For calls on a source that may never answer; None where they are made on the event loop."""
         self._source_may_wait = cuts_may_wait(inodes.root.fd)
         self._may_wait: dict[int, bool] = {}
         """The same of other devices below the source, by st_dev."""
         self._inodes = inodes
-        self._share = share
+        self._share = share if self.threads is None else share._replace(idle_files=0)
         self._changes_owner = os.geteuid() == 0
         if self._changes_owner and not syscalls.keep_capabilities_across_fs_ids():
             log.warning("no CAP_SETPCAP: new files are created without the caller's supplementary groups")
@@ -110,6 +117,48 @@ class Backing:
         file.opens += 1
         self.open_files += file.opens == 1
         return file
+
+    def open_apart(self, view: Inode, flags: int) -> OpenFile:
+        """In a thread: open the backing file of an inode for `take_over`. Errors of open(2)."""
+        file = OpenFile()
+        access = flags & os.O_ACCMODE
+        try:
+            if access != os.O_RDONLY:
+                self._open_writer(view, file, flags)
+            if access != os.O_WRONLY and file.reader < 0:
+                file.read_by(self._open_to_keep(view, os.O_RDONLY))
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def take_over(self, inode: Inode, opened: OpenFile) -> None:
+        """Count what a thread has opened as one handle more. What is open already stays."""
+        file = inode.file
+        if file is None:
+            file = inode.file = opened
+        else:
+            spare = {opened.reader, opened.writer}
+            if file.writer < 0 <= opened.writer:
+                file.write_by(opened.writer)
+            if file.reader < 0 <= opened.reader:
+                file.read_by(opened.reader)
+            for fd in spare - {file.reader, file.writer, -1}:
+                self.close_descriptor(fd)
+        file.opens += 1
+        self.open_files += file.opens == 1
+
+    def check_room(self, fd: int) -> None:
+        """Close a descriptor that is one too many for a handle, and raise EMFILE."""
+        if fd >= self._share.files:
+            os.close(fd)
+            raise os_error(errno.EMFILE)
+
+    def use(self, inode: Inode) -> None:
+        """A thread begins to use the backing file: it counts one handle more until `release`. EBADF: it is not open."""
+        if inode.file is None:
+            raise os_error(errno.EBADF)
+        inode.file.opens += 1
 
     def adopt(self, inode: Inode, fd: int, flags: int) -> None:
         """Count `fd`, just made by open(O_CREAT), as one handle more, and take the descriptor over.
@@ -220,9 +269,23 @@ class Backing:
             inode.file = None
             file.close(self._inodes.descriptors.close_fd)
 
-    def close_descriptor(self, fd: int) -> None:
-        """Close a descriptor of a backing file, perhaps its last one."""
-        self._inodes.descriptors.close_fd(fd)
+    @property
+    def close_descriptor(self) -> Callable[[int], None]:
+        """Closes a descriptor of a backing file, perhaps its last one."""
+        return self._inodes.descriptors.close_fd
+
+    def outliving_name(self, name: Name) -> AbstractContextManager[None]:
+        """Inside of it a name may go: the last close of the inode behind it happens at the end, as that of others.
+
+        An inode that nothing has open would be evicted by unlink(2) and rename(2) themselves, on the event loop.
+        """
+        if self.close_descriptor is os.close:
+            return _AS_WE_ARE
+        try:
+            fd = os.open(name[1], O_PATH_NOFOLLOW, dir_fd=self._inodes.fd(name[0]))
+        except OSError:  # what it is, the call itself will tell
+            return _AS_WE_ARE
+        return _Open(fd, self.close_descriptor)
 
     def passthrough_id(self, inode: Inode) -> int:
         """The backing id of an open inode, one for all its handles (fuse_inode_uncached_io_start()); 0: none."""
@@ -252,14 +315,9 @@ class Backing:
         """EBADF: there is no handle."""
         return _valid(inode.file.any_fd if inode.file else -1)
 
-    def to_cut(self, inode: Inode) -> int | bytes:
-        """For truncate(2): a descriptor that is open for writing, or a path."""
-        if inode.file is not None and inode.file.writer >= 0:
-            return inode.file.writer
-        return self._inodes.magic_path(inode)
-
     def writing(self, inode: Inode) -> "_Writing":
         """A descriptor to cut the file with: that of its handles, or a temporary one (truncate(2) needs no handle).
+        EAGAIN: another process has a lease on the file.
 
         Inside of it the file counts one handle more: a breaker may wait there, while the last handle closes.
         """
@@ -269,10 +327,14 @@ class Backing:
         with self.seal.lifted(inode):
             return _Writing(self._inodes.open(inode, os.O_WRONLY | os.O_NONBLOCK), self)
 
+    def writing_by(self, fd: int) -> "_Writing":
+        """The same with a descriptor that a thread has opened; it is closed at the end."""
+        return _Writing(fd, self)
+
     def may_wait(self, inode: Inode) -> bool:
         """Whether the kernel may make a call wait without limit that cuts this file (`cuts_may_wait`)."""
         key = inode.key
-        if type(key) is int:
+        if type(key) is int or self.threads is not None:
             return self._source_may_wait
         device = self._inodes.stat(inode).st_dev
         known = self._may_wait.get(device)
@@ -290,6 +352,8 @@ class Backing:
         """Run what may wait for a disk in a thread of its own; on a backing in memory that would only cost time."""
         if self.in_memory:
             return call(*args)
+        if self.threads is not None:
+            return await self.threads.run(args, partial(call, *args))
         await park()
         return await trio.to_thread.run_sync(partial(call, *args))
 
@@ -301,6 +365,14 @@ class Backing:
             os.umask(ctx.umask)
             self._umask = ctx.umask
         return _AsCaller(ctx.uid, ctx.gid) if self._changes_owner and (ctx.uid or ctx.gid) else _AS_WE_ARE
+
+    def owned_by(self, ctx: CallerLike) -> AbstractContextManager[None]:
+        """The same in a thread, but for the umask, which all threads share."""
+        if not self._changes_owner or not (ctx.uid or ctx.gid):
+            return _AS_WE_ARE
+        if not hasattr(_of_thread, "keeps_capabilities"):  # a thread may be older than the mount
+            _of_thread.keeps_capabilities = syscalls.keep_capabilities_across_fs_ids()
+        return _AsCaller(ctx.uid, ctx.gid)
 
     def lower_privileges(self) -> None:
         """Act as any user would: set-user-id bits are dropped when a file is written, and quotas hold.
@@ -320,11 +392,7 @@ class Backing:
 
     async def sync(self) -> None:
         """syncfs(2) of the source."""
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._inodes.root.fd)
-        try:
-            await self.off_thread(syscalls.syncfs, fd)
-        finally:
-            os.close(fd)
+        await self.off_thread(_sync, self._inodes.root.fd)
 
     # What the backing can do
 
@@ -351,6 +419,14 @@ class Backing:
         return True
 
 
+def _sync(root_fd: int) -> None:
+    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
+    try:
+        syscalls.syncfs(fd)
+    finally:
+        os.close(fd)
+
+
 # Classes rather than @contextmanager, which would cost more than what happens inside.
 
 
@@ -370,6 +446,21 @@ class _Writing:
             self._backing.close_descriptor(self._fd)
         else:
             self._backing.release(self._inode)
+
+
+class _Open:
+    """A descriptor that is closed at the end."""
+
+    __slots__ = ("_close", "_fd")
+
+    def __init__(self, fd: int, close: Callable[[int], None]) -> None:
+        self._fd = fd
+        self._close = close
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self._close(self._fd)
 
 
 class _AsCaller:

@@ -17,7 +17,7 @@ from pinfs.core.owners import ProcessId
 from pinfs.fs.directories import DT_DIR, DT_REG, Add
 from pinfs.fs.events import EventQueue, ReadLimit
 from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_NONSEEKABLE, FOPEN_STREAM, ByteHandle, Handle, Wake
-from pinfs.fs.inodes import ROOT_ID, Inode, stale
+from pinfs.fs.inode import ROOT_ID, Inode, stale
 from pinfs.fs.linerecords import LineRecords
 from pinfs.fs.types import CallerLike, Entry, SetAttr
 from pinfs.interface.names import CONTROL

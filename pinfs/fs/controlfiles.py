@@ -26,7 +26,7 @@ from pinfs.fs.control import (
     check_read_only,
 )
 from pinfs.fs.events import EventHub, EventQueue, to_line
-from pinfs.fs.inodes import Inode
+from pinfs.fs.inode import Inode
 from pinfs.fs.pinlist import PinList, PinLister
 from pinfs.fs.pins import PinVerbs
 from pinfs.fs.types import Caller, CallerLike, os_error

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from pinfs.enforce.guard import Guard
 from pinfs.fs.backing import Backing
-from pinfs.fs.inodes import Inode
+from pinfs.fs.inode import Inode
 
 STEP: Final = 8 << 20
 """Bytes that one call copies at most: between two calls the kernel sees whether the caller was interrupted."""
@@ -31,6 +31,7 @@ class Copies:
     def __init__(self, backing: Backing, guard: Guard) -> None:
         self._backing = backing
         self._book = guard.book
+        self._small = SMALL if backing.threads is None else -1
 
     async def copy(self, source: Place, target: Place, length: int) -> int:
         """Copy at most `length` bytes; how many were copied. Errors of copy_file_range(2)."""
@@ -38,8 +39,12 @@ class Copies:
         reader, writer = self._backing.reader(source.inode), self._backing.writer(target.inode)
         args = (reader, writer, length, source.offset, target.offset)
         if self._is_pinned(source, length) or self._is_pinned(target, length):
-            return _through_memory(*args) if length <= SMALL else await self._backing.off_thread(_through_memory, *args)
-        if length <= SMALL:
+            return (
+                _through_memory(*args)
+                if length <= self._small
+                else await self._backing.off_thread(_through_memory, *args)
+            )
+        if length <= self._small:
             return os.copy_file_range(*args)
         with self._book.reserved(target.inode.nodeid, target.offset, target.offset + length):  # no pin comes meanwhile
             return await self._backing.off_thread(os.copy_file_range, *args)

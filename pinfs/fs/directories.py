@@ -10,14 +10,15 @@ import os
 import stat
 from collections.abc import Callable, Generator
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 import trio
 
 from pinfs.fs.handles import Handle
-from pinfs.fs.inodes import ROOT_ID, Inode, InodeTable
+from pinfs.fs.inode import ROOT_ID, Inode
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.submounts import Submounts
 from pinfs.fs.types import Entry, make_entry
 from pinfs.journal.records import HandleKind
@@ -86,6 +87,9 @@ class DirectoryHandle(Handle):
 class DirectoryReader:
     """Answers readdir. Names for which `is_hidden(nodeid of the directory, name)` holds are left out."""
 
+    with_entries = True
+    """Whether names come with their entries where the kernel asks for these: each is a look at the source."""
+
     def __init__(self, inodes: InodeTable, is_hidden: Callable[[int, bytes], bool], submounts: Submounts) -> None:
         self._inodes = inodes
         self._submounts = submounts
@@ -96,30 +100,30 @@ class DirectoryReader:
         self._snapshots: WeakValueDictionary[int, Snapshot] = WeakValueDictionary()
         """The latest large snapshot of each directory, while a handle has it."""
 
-    async def read(self, handle: DirectoryHandle, offset: int, plus: bool, add: Add) -> None:
+    async def read(self, handle: DirectoryHandle, offset: int, add: Add, plus: int | None) -> None:
         """Give the names from `offset` on to `add` until it says that the reply is full.
 
-        With `plus` each name but the dots comes with its entry, which counts as a lookup.
+        With `plus`, the number of the request, each name but the dots comes with its entry, which counts as a lookup.
         """
         if offset and handle.names is None and offset >= handle.was_listed_to > 0:
             return
         names = handle.names if offset else None
         is_new = names is None
         if names is None:
-            names = handle.names = self._shared(handle.inode.nodeid, await handle.take_snapshot())
+            names = handle.names = self._shared(handle.inode.nodeid, await self.snapshot_of(handle))
             handle.was_listed_to = 0
         if offset < 2 and not self._add_dots(handle.inode, offset, add):
             given = 0
         else:
-            given = self._add_names(handle, names, max(offset - 2, 0), plus, add)
+            given = self._add_names(handle, names, max(offset - 2, 0), add, plus)
         if is_new and self.records is not None:
             await self._write_down(self.records, handle, names, given)
 
-    def _add_names(self, handle: DirectoryHandle, names: Snapshot, first: int, plus: bool, add: Add) -> int:
+    def _add_names(self, handle: DirectoryHandle, names: Snapshot, first: int, add: Add, plus: int | None) -> int:
         """Returns how many of the names have been given by now."""
         directory = handle.inode
         may_hide = directory.nodeid == ROOT_ID
-        with_entries = plus and not self._submounts.may_hang(directory.nodeid)
+        with_entries = plus is not None and self.with_entries and not self._submounts.may_hang(directory.nodeid)
         end = min(first + SLICE, len(names))  # the kernel asks for more
         for position in range(first, end):
             listed = names[position]
@@ -131,7 +135,7 @@ class DirectoryReader:
                 if found is None:
                     continue
                 ino, kind = found
-            what = self._looked_up(directory, listed) if with_entries else (ino, kind)
+            what = self._looked_up(directory, listed, plus or 0) if with_entries else (ino, kind)
             if what is not None and not add(name, position + 3, what):
                 if isinstance(what, Entry):
                     self._inodes.forget(what.nodeid, 1)
@@ -159,6 +163,10 @@ class DirectoryReader:
         if self.records is not None:
             self.records.directory_closed(handle)
 
+    async def snapshot_of(self, handle: DirectoryHandle) -> Snapshot:
+        """All names of a directory, as they are now."""
+        return await handle.take_snapshot()
+
     def _shared(self, nodeid: int, names: Snapshot) -> Snapshot:
         if len(names) < SHARED_FROM:
             return names
@@ -169,14 +177,13 @@ class DirectoryReader:
         return names
 
     def _add_dots(self, directory: Inode, offset: int, add: Add) -> bool:
-        own = self._inodes.stat(directory).st_ino
-        parent = directory.parent
-        above = own if parent is None else self._inodes.stat(parent).st_ino
+        own = _ino(directory)
+        above = own if directory.parent is None else _ino(directory.parent)
         if offset == 0 and not add(b".", 1, (own, DT_DIR)):
             return False
         return add(b"..", 2, (above, DT_DIR))
 
-    def _looked_up(self, directory: Inode, listed: Listed) -> Entry | tuple[int, int] | None:
+    def _looked_up(self, directory: Inode, listed: Listed, unique: int) -> Entry | tuple[int, int] | None:
         """The entry of a name, or what is `listed` of it where it cannot be looked up (a submount whose server has
         ended, another user's FUSE mount): then only a lookup of it fails. None: it was removed."""
         name = listed[0]
@@ -189,7 +196,7 @@ class DirectoryReader:
             return None
         except OSError:
             return listed[1:]
-        self._inodes.looked_up(inode)
+        self._inodes.looked_up(inode, unique)
         return make_entry((inode.nodeid, st))
 
 
@@ -202,6 +209,15 @@ def _found(fd: int, name: bytes) -> tuple[int, int] | None:
     except OSError:
         return UNKNOWN_INO, DT_UNKNOWN
     return st.st_ino, st.st_mode >> 12
+
+
+def _ino(inode: Inode) -> int:
+    return inode.key if isinstance(inode.key, int) else inode.key[1]
+
+
+def snapshot(fd: int) -> Snapshot:
+    """All names of a directory but the dots."""
+    return Snapshot(chain.from_iterable(_slices(fd)))
 
 
 def _slices(fd: int) -> Generator[list[Listed], None, None]:

@@ -23,7 +23,8 @@ import trio
 
 from pinfs.fs.control import CONTROL_ID, Control
 from pinfs.fs.directories import SLICE
-from pinfs.fs.inodes import FOREIGN_IDS, ROOT_ID, Inode, InodeTable, stale
+from pinfs.fs.inode import FOREIGN_IDS, ROOT_ID, Inode, stale
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.lives import LIVED_BEFORE, life_of, settled_ctime_ns
 from pinfs.fs.nonblocking import AT_ONCE
 from pinfs.fs.search import Found, names_below
@@ -171,7 +172,7 @@ class Exports:
         try:
             wanted = self._above(inode) if name == b".." else inode
             st = self._inodes.stat(wanted)
-            wanted.lookups += 1
+            self._inodes.looked_up(wanted)
         finally:
             self._inodes.drop_if_unreferenced(inode)
         return make_entry((wanted.nodeid, st))

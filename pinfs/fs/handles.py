@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeVar
 
 from pinfs.core.owners import HandleId
-from pinfs.fs.inodes import Inode
+from pinfs.fs.inode import Inode
 from pinfs.fs.types import CallerLike, os_error
 from pinfs.journal.records import POLLED_WORD, HandleKind
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Container
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pinfs.fs.inodes import Inode
+    from pinfs.fs.inode import Inode
 
 
 class InodeDescriptors:

@@ -4,98 +4,26 @@ An inode is reached through its parent's descriptor and its name, never through 
 a symlink redirects nothing. What is found is checked against the inode number before it is used, so that a name that
 leads to another file since something changed the source behind pinfs gives ESTALE, never the other file's data. That
 holds for a number which the backing has used again, too (`fs/lives.py`).
-Descriptors are kept for few inodes only (O_PATH, least recently used go first): a walk over a million files costs no
-more of them than one over a thousand. An inode that has lost its last name keeps its descriptor, because nothing else
-leads to it any more.
-
-Directories may be nested as deep as the backing allows: nothing here recurses from one to the next.
+Descriptors are kept for few inodes only (`fs/inodefds.py`). An inode that has lost its last name keeps its descriptor,
+because nothing else leads to it. Directories may be nested as deep as the backing allows: nothing here recurses.
 """
 
-import errno
 import os
 import stat
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from pinfs.fs.inode import FOREIGN_IDS, O_PATH_NOFOLLOW, ROOT_ID, Inode, Key, Name, is_or_lies_in, stale
 from pinfs.fs.inodefds import InodeDescriptors
 from pinfs.fs.lives import LIVED_BEFORE, life_of, settled_ctime_ns, was_born_after
 from pinfs.fs.nonblocking import AT_ONCE, open_error
-from pinfs.fs.openfile import OpenFile
-from pinfs.fs.types import os_error
+from pinfs.linux.filesystems import IN_MEMORY, ON_DISK
+from pinfs.linux.syscalls import file_system_magic
 
 if TYPE_CHECKING:
     from pinfs.fs.exports import Exports
     from pinfs.fs.recorder import Recorder
-
-ROOT_ID: Final = 1
-FOREIGN_IDS: Final = 1 << 63  # node ids of files on other devices below the source
-O_PATH_NOFOLLOW: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-
-Key = int | tuple[int, int]  # st_ino on the source's own device, (st_dev, st_ino) elsewhere
-Name = tuple["Inode", bytes]  # the directory, and the name in it
-
-
-def stale() -> OSError:
-    return os_error(errno.ESTALE)
-
-
-class Inode:
-    """One file, directory or other thing below the source.
-
-    `lookups` is the kernel's lookup count. `children` counts the names in this directory by which inodes of the table
-    are reached: it stays in the table for them. `links` holds further names (hard links), None for nearly every inode.
-    `life` tells it from another inode with its number (`life_of`; `Exports` notes all). None: the daemon has a
-    descriptor, so there is no other, or never had one, and the kernel caches neither data nor names of it. With the
-    time of change `ctime_ns` it is the same inode; with `data_ctime_ns` the pages that the kernel caches are right.
-    `slot`: of its record in the journal; 0: it has none.
-    """
-
-    __slots__ = (
-        *("children", "ctime_ns", "data_ctime_ns", "fd", "file", "key", "kind"),
-        *("life", "links", "lookups", "name", "nodeid", "parent", "slot"),
-    )
-
-    def __init__(self, nodeid: int, key: Key, kind: int) -> None:
-        self.nodeid = nodeid
-        self.key = key
-        self.kind = kind  # S_IFMT
-        self.lookups = self.slot = 0
-        self.children = 0
-        self.parent: Inode | None = None
-        self.name: bytes | None = None
-        self.links: set[Name] | None = None
-        self.fd = -1
-        self.file: OpenFile | None = None
-        self.life: bytes | None = None
-        self.ctime_ns = self.data_ctime_ns = 0
-
-    @property
-    def is_file(self) -> bool:
-        return self.kind == stat.S_IFREG
-
-    def path(self) -> str | None:
-        """The path from the root of the mount, for listings and policy rules; None where the inode has no name."""
-        names: list[bytes] = []
-        at: Inode | None = self
-        while at is not None and at.nodeid != ROOT_ID:
-            if at.name is None:
-                return None
-            names.append(at.name)
-            at = at.parent
-        return os.fsdecode(b"/".join(reversed(names)))
-
-
-def _is_or_lies_in(directory: Inode, other: Inode) -> bool:
-    """Whether a name in `directory` would make a loop of `other`.
-
-    A directory that was moved behind pinfs may be found before its new parent is (`b` was in `a`, and now `a` is in
-    `b`), and a bind mount may show a directory below itself. The kernel refuses either (ELOOP, d_splice_alias()).
-    """
-    at: Inode | None = directory
-    while at is not None and at is not other:
-        at = at.parent
-    return at is not None
 
 
 class InodeTable:
@@ -113,6 +41,7 @@ class InodeTable:
         self.root.fd = root_fd
         self.root.lookups = 1  # of the kernel, which never forgets the root
         self._root_ino = st.st_ino
+        self._has_our_clock = file_system_magic(root_fd) in IN_MEMORY | ON_DISK
         self._is_pinned = is_pinned
         self.sealed: Container[int] = ()
         """Node ids of files whose seals are to be lifted: they stay in the table."""
@@ -141,10 +70,6 @@ class InodeTable:
 
     def __iter__(self) -> Iterator[Inode]:
         return iter(self._by_id.values())
-
-    @property
-    def cached_descriptors(self) -> int:
-        return len(self.descriptors)
 
     def get(self, nodeid: int) -> Inode:
         """The inode of a node id. ESTALE: the kernel knows more than we do."""
@@ -184,13 +109,13 @@ class InodeTable:
         """The inode that stat(2) found behind `name` in `parent`, new or known. Does not count as a lookup."""
         inode = self.find(st)
         if inode is None:
-            inode = self._add(st)
+            inode = self.add(st)
         elif inode.life is not None and not self._is_same(inode, st, (parent, name)):
-            inode = self._add_again(inode, st)
+            inode = self.add_again(inode, st)
         if inode.name != name or inode.parent is not parent:
             if self.exports is not None:
                 self.exports.named(inode, st, self.fd(parent), name)
-            self._add_name(inode, parent, name, st.st_nlink)
+            self.add_name(inode, parent, name, st.st_nlink)
         return inode
 
     def intern_nameless(self, st: os.stat_result, fd: int) -> Inode:
@@ -200,7 +125,7 @@ class InodeTable:
         """
         kept_fd = os.dup(fd)
         old = self.find(st)
-        inode = self._add(st) if old is None else self._add_again(old, st)
+        inode = self.add(st) if old is None else self.add_again(old, st)
         inode.fd = kept_fd
         if self.recorder is not None:
             self.recorder.inode(inode)
@@ -211,7 +136,7 @@ class InodeTable:
     def key_of(self, st: os.stat_result) -> Key:
         return st.st_ino if st.st_dev == self.device else (st.st_dev, st.st_ino)
 
-    def _add(self, st: os.stat_result) -> Inode:
+    def add(self, st: os.stat_result) -> Inode:
         key = self.key_of(st)
         nodeid = key if isinstance(key, int) and key not in self._reserved_inos else self._foreign_id(key)
         inode = self._by_id[nodeid] = Inode(nodeid, key, stat.S_IFMT(st.st_mode))
@@ -258,13 +183,19 @@ class InodeTable:
         if inode.life is None or inode.ctime_ns == st.st_ctime_ns:
             return True
         if inode.life is LIVED_BEFORE:
-            if was_born_after(fd, self.taken_over_ns):
+            if was_born_after(fd, self._last_seen_ns(inode)):
                 return False
             inode.life = life_of(fd)
         elif life_of(fd) != inode.life:
             return False
         inode.ctime_ns = settled_ctime_ns(st)
         return True
+
+    def _last_seen_ns(self, inode: Inode) -> int:
+        """When the daemon before knew it. Other machines have clocks of their own: there, when it was taken over."""
+        if self.recorder is None or not inode.slot or not self._has_our_clock:
+            return self.taken_over_ns
+        return self.recorder.seen_ns(inode)
 
     def prepare_close(self, inode: Inode, *, may_be_cached: bool) -> None:
         """Before the backing file of an inode is closed: keep a descriptor of it, or else note its life.
@@ -284,13 +215,13 @@ class InodeTable:
             inode.life = life_of(fd)
             inode.ctime_ns = settled_ctime_ns(os.fstat(fd))
 
-    def _add_again(self, old: Inode, st: os.stat_result) -> Inode:
+    def add_again(self, old: Inode, st: os.stat_result) -> Inode:
         """The number of `old` was used again: the new inode gets its own node id, and no name leads to `old` now."""
-        for parent, name in tuple(self._names(old)):
+        for parent, name in tuple(self.names_of(old)):
             self.drop_name(old, parent, name)
         if isinstance(old.key, int):
             self._reserved_inos.add(old.key)
-        return self._add(st)
+        return self.add(st)
 
     def _foreign_id(self, key: Key) -> int:
         nodeid = self._foreign[key] = self._next_foreign
@@ -299,13 +230,13 @@ class InodeTable:
 
     # Names: each name of an inode keeps its directory in the table.
 
-    def _add_name(self, inode: Inode, parent: Inode, name: bytes, nlink: int) -> None:
-        if inode is self.root:
+    def add_name(self, inode: Inode, parent: Inode, name: bytes, nlink: int) -> None:
+        if inode is self.root or (inode.name == name and inode.parent is parent):
             return
         if inode.name is not None and nlink > 1 and inode.kind != stat.S_IFDIR:
             self._add_link(inode, parent, name)
             return
-        if (inode.children or inode is parent) and _is_or_lies_in(parent, inode):
+        if (inode.children or inode is parent) and is_or_lies_in(parent, inode):
             return
         old_parent = inode.parent  # unless None, the inode was renamed behind pinfs
         inode.parent, inode.name = parent, name
@@ -383,21 +314,21 @@ class InodeTable:
     def move(self, inode: Inode, old: Name, new: Name) -> None:
         """The inode was renamed."""
         if inode.name == old[1] and inode.parent is old[0]:
-            self._add_name(inode, *new, nlink=1)  # in one step, so that no record ever says that it has no name
+            self.add_name(inode, *new, nlink=1)  # in one step, so that no record ever says that it has no name
             return
         new[0].children += 1  # first, so that a directory that is left and entered again is not dropped between
         self.drop_name(inode, *old)
-        self._add_name(inode, *new, nlink=1 if inode.name is None else 2)
+        self.add_name(inode, *new, nlink=1 if inode.name is None else 2)
         self._leave(new[0])
 
     # Lookup counts
 
-    def looked_up(self, inode: Inode) -> None:
+    def looked_up(self, inode: Inode, unique: int = 0) -> None:
         """The kernel gets one more reference, with an entry. Written down before the entry goes out: with a count that
-        is too low the kernel would have an inode that the next daemon does not know."""
+        is too low the kernel would have an inode that the next daemon does not know. `unique`: see the recorder's."""
         inode.lookups += 1
         if inode.slot and self.recorder is not None:
-            self.recorder.lookups(inode)
+            self.recorder.looked_up(inode, unique)
 
     def forget(self, nodeid: int, nlookup: int) -> None:
         """The kernel drops `nlookup` of the references that it got with entries."""
@@ -496,7 +427,7 @@ class InodeTable:
                 return os.open(b"/proc/self/fd/%d" % inode.fd, flags & ~os.O_NOFOLLOW | AT_ONCE)
             except OSError as e:
                 raise open_error(e) from e
-        for parent, name in self._names(inode):
+        for parent, name in self.names_of(inode):
             try:
                 fd = os.open(name, flags | os.O_NOFOLLOW | AT_ONCE, dir_fd=self.fd(parent))
             except (FileNotFoundError, NotADirectoryError):
@@ -511,7 +442,7 @@ class InodeTable:
         raise stale()
 
     @staticmethod
-    def _names(inode: Inode) -> Iterable[Name]:
+    def names_of(inode: Inode) -> Iterable[Name]:
         if inode.parent is None or inode.name is None:
             return inode.links or ()
         return ((inode.parent, inode.name), *(inode.links or ()))
@@ -543,7 +474,7 @@ class InodeTable:
         return self._stat_by_name(inode) is not None
 
     def _stat_by_name(self, inode: Inode) -> os.stat_result | None:
-        for parent, name in self._names(inode):
+        for parent, name in self.names_of(inode):
             try:
                 st = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
                 if self.key_of(st) == inode.key and (inode.life is None or self._is_same(inode, st, (parent, name))):

@@ -43,11 +43,22 @@ async def after_lease(act: Callable[[], T], path_fd: int, flags: int) -> T:
         os.close(path_fd)
 
 
+def with_patience(act: Callable[[], T], path_fd: int, flags: int) -> T:
+    """The same in a thread, from the first try on; `path_fd` stays the caller's."""
+    for _ in range(MAX_TRIES):
+        with suppress(BlockingIOError):
+            return act()
+        if flags & os.O_NONBLOCK:
+            break
+        _open_and_close([os.dup(path_fd)], flags & os.O_ACCMODE)
+    raise os_error(errno.EAGAIN)
+
+
 def _open_and_close(waiting: list[int], access: int) -> None:
-    """open(2) that waits. What else it may fail with, `act` will tell."""
+    """open(2) that waits. What else it may fail with, `act` will tell. O_APPEND: the file may be sealed."""
     path_fd = waiting.pop()  # this thread's now: the task that waits for it may leave
     with suppress(OSError):
-        os.close(os.open(b"/proc/self/fd/%d" % path_fd, access | os.O_CLOEXEC))
+        os.close(os.open(b"/proc/self/fd/%d" % path_fd, access | os.O_APPEND | os.O_CLOEXEC))
     os.close(path_fd)
 
 

@@ -3,7 +3,8 @@
 import os
 
 from pinfs.fs.backing import Backing
-from pinfs.fs.inodes import Inode, InodeTable, Name
+from pinfs.fs.inode import Inode, Name
+from pinfs.fs.inodes import InodeTable
 from pinfs.linux import syscalls
 
 
@@ -28,8 +29,13 @@ class Names:
         """unlink(2) of a name of `victim`."""
         self._inodes.keep_for_the_next(victim, directory, name)
         with self._seal.lifted(victim):
+            self.unlink_unknown(directory, name)
+            self.lose(victim, directory, name)
+
+    def unlink_unknown(self, directory: Inode, name: bytes) -> None:
+        """unlink(2) of a name whose inode the table need not know."""
+        with self._backing.outliving_name((directory, name)):
             os.unlink(name, dir_fd=self._inodes.fd(directory))
-            self._lose(victim, directory, name)
 
     def rename(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
         """renameat2(2). `moved` is the inode behind `old`, `victim` the one behind `new`; None if it is not known."""
@@ -51,20 +57,25 @@ class Names:
     def _rename(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
         old_fd = os.dup(self._inodes.fd(old[0]))  # the next line may close the table's own
         try:
-            with self._seal.lifted(moved), self._seal.lifted(victim):
+            with self._seal.lifted(moved), self._seal.lifted(victim), self._backing.outliving_name(new):
                 syscalls.renameat2(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
         finally:
             os.close(old_fd)
+        self.renamed(old, new, flags, moved, victim)
+
+    def renamed(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
+        """After a rename: have the table follow."""
         if victim is moved:  # neither is known, or both are names of one inode, with which rename(2) does nothing
             return
         if victim is not None and not flags & syscalls.RENAME_EXCHANGE:
-            self._lose(victim, *new)
+            self.lose(victim, *new)
         if moved is not None:
             self._inodes.move(moved, old, new)
         if victim is not None and flags & syscalls.RENAME_EXCHANGE:
             self._inodes.move(victim, new, old)
 
-    def _lose(self, inode: Inode, directory: Inode, name: bytes) -> None:
+    def lose(self, inode: Inode, directory: Inode, name: bytes) -> None:
+        """After an unlink: have the table follow."""
         self._inodes.drop_name(inode, directory, name)
         if inode.name is None:
             self._backing.close_idle(inode)

@@ -19,6 +19,17 @@ class OpenFile:
         self.reader = self.writer = self.any_fd = -1
         self.backing_id: int | None = None
 
+    @classmethod
+    def over(cls, fd: int, flags: int) -> "OpenFile":
+        """A file that `fd` has open with open(2) `flags`."""
+        file = cls()
+        access = flags & os.O_ACCMODE
+        if access != os.O_RDONLY:
+            file.write_by(fd)
+        if access != os.O_WRONLY:
+            file.read_by(fd)
+        return file
+
     def read_by(self, fd: int) -> None:
         self.reader = self.any_fd = fd
 

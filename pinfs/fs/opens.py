@@ -9,7 +9,8 @@ from functools import partial
 
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FOPEN_KEEP_CACHE, FileHandle, HandleTable
-from pinfs.fs.inodes import O_PATH_NOFOLLOW, Inode, InodeTable, Name, stale
+from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name, stale
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.leases import after_lease
 from pinfs.fs.lives import settled_ctime_ns
 from pinfs.fs.nonblocking import AT_ONCE, open_error
@@ -38,22 +39,32 @@ class Opens:
         self._uncached = uncached
         self._attr_timeout_s = attr_timeout_s
 
-    def opened(self, inode: Inode, flags: int, caller: CallerLike, *, with_entry: bool = False) -> Opened:
-        """A handle for an inode whose backing file is open. `with_entry`: the reply also carries attributes."""
+    def opened(
+        self,
+        inode: Inode,
+        flags: int,
+        caller: CallerLike,
+        *,
+        with_entry: bool = False,
+        st: os.stat_result | None = None,
+    ) -> Opened:
+        """A handle for an inode whose backing file is open. `with_entry`: the reply also carries attributes; `st`: the
+        present ones, where they are known."""
         backing_id = self._backing.passthrough_id(inode)
         if backing_id and flags & os.O_ACCMODE == os.O_RDWR and inode.nodeid not in self._uncached:
             self._uncached.enter(inode.nodeid, with_entry)
         fh = self._handles.add(FileHandle(inode, flags), caller)
-        flags = 0 if backing_id else self._cache_flags(inode, with_entry)
+        flags = 0 if backing_id else self._cache_flags(inode, with_entry, st)
         return make_opened((fh, flags, backing_id))
 
-    def _cache_flags(self, inode: Inode, with_entry: bool) -> int:
+    def _cache_flags(self, inode: Inode, with_entry: bool, st: os.stat_result | None) -> int:
         """FOPEN_KEEP_CACHE if the file has not changed since it was last opened.
 
         Else the kernel drops the pages that it has cached. Attributes that it cached before the change go as well:
         a size that is too small would cut off what is read.
         """
-        st = os.fstat(self._backing.any_fd(inode))
+        if st is None:
+            st = os.fstat(self._backing.any_fd(inode))
         known, inode.data_ctime_ns = inode.data_ctime_ns, settled_ctime_ns(st)
         if known and known == inode.data_ctime_ns:
             return FOPEN_KEEP_CACHE

@@ -22,7 +22,8 @@ from pinfs.fs.copying import Copies, Place
 from pinfs.fs.directories import Add, DirectoryHandle, DirectoryReader
 from pinfs.fs.exports import Exports
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle, Wake
-from pinfs.fs.inodes import ROOT_ID, Inode, InodeTable
+from pinfs.fs.inode import ROOT_ID, Inode, component
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.names import Names
 from pinfs.fs.opens import Opens
 from pinfs.fs.pins import PinVerbs
@@ -46,6 +47,11 @@ class Operations:
     `setattr`, `open`, `create`, `fallocate`, `unlink` and `rename` may be removals (SPEC 2): they also fail as
     `Removals` says.
     """
+
+    in_threads = False
+    """Whether most requests wait for threads: the dispatcher waits for these and for the kernel alike then."""
+    needs_entries = False
+    """Whether each name of a listing that is asked for with entries has to have one (pyfuse3 cannot do without)."""
 
     def __init__(
         self,
@@ -89,12 +95,12 @@ class Operations:
             directory = self._inodes.get(parent)
         if name in self._slow_names:
             await self.submounts.reach_name(directory, name)
-        return self._entry(directory, _component(name))
+        return self._entry(directory, component(name), getattr(ctx, "unique", 0))
 
-    def _entry(self, directory: Inode, name: bytes) -> Entry:
+    def _entry(self, directory: Inode, name: bytes, unique: int = 0) -> Entry:
         st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
         inode = self._inodes.intern(directory, name, st)
-        self._inodes.looked_up(inode)
+        self._inodes.looked_up(inode, unique)
         return make_entry((inode.nodeid, st))
 
     def known_by_name(self, parent: int, name: bytes) -> int | None:
@@ -156,7 +162,7 @@ class Operations:
         if self._in_kernel:
             await self._removals.until_unlocked(victim)
         if victim is None:
-            os.unlink(name, dir_fd=self._inodes.fd(directory))
+            self._names.unlink_unknown(directory, name)
         elif self._removals.takes_all(victim):
             async with self._removals.unlink(victim, (directory, name), ctx):
                 self._removals.check_still_there(victim, (directory, name))
@@ -181,9 +187,9 @@ class Operations:
         """renameat2(2). A removal where the new name is the last one of another file: policy `unlink` (SPEC 2)."""
         old = self._writable_directory(parent, name), name
         new = self._writable_directory(new_parent, new_name), new_name
-        for directory, component in (old, new):
-            if component in self._slow_names:
-                await self.submounts.reach_name(directory, component)
+        for directory, one in (old, new):
+            if one in self._slow_names:
+                await self.submounts.reach_name(directory, one)
         moved, victim = self._inodes.find_name(old), self._inodes.find_name(new)
         if self._in_kernel:
             await self._removals.until_unlocked(moved, victim)
@@ -195,7 +201,7 @@ class Operations:
             self._names.rename(old, new, flags, moved, victim)
 
     def _writable_directory(self, parent: int, name: bytes) -> Inode:
-        _component(name)
+        component(name)
         directory = self._known(parent)
         if directory is None or name == CONTROL_NAME:
             if self._control.owns(parent, name):
@@ -331,12 +337,16 @@ class Operations:
         """The last reference to a handle was closed: its pins go with it (SPEC 4). EBADF: no such handle."""
         handle = self.handles.pop(fh)
         if isinstance(handle, FileHandle):
-            self._pins.handle_closed(handle)
-            while handle.inode.nodeid in self._in_kernel:  # close(2) may need the lock, and nothing waits for it here
-                with suppress(OSError):
-                    await self._removals.until_unlocked(handle.inode)
-            self._backing.release(handle.inode)
-            self._inodes.drop_if_unreferenced(handle.inode)
+            try:  # each step, whatever becomes of those before it: the number is gone, and nothing leads here again
+                self._pins.handle_closed(handle)
+                while handle.inode.nodeid in self._in_kernel:  # close(2) may need the lock, and nothing waits for it
+                    with suppress(OSError):
+                        await self._removals.until_unlocked(handle.inode)
+            finally:
+                try:
+                    self._backing.release(handle.inode)
+                finally:
+                    self._inodes.drop_if_unreferenced(handle.inode)
         elif isinstance(handle, ControlHandle):
             handle.close()
 
@@ -359,6 +369,8 @@ class Operations:
         if not handle.writable:
             raise os_error(errno.EBADF)
         await self._removals.fallocate(handle, mode, offset, length, ctx)
+        if ctx.uid:  # the request does not say whether the caller may keep the bits
+            self._set_ids.drop(handle.inode)
 
     async def copy_file_range(
         self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int, ctx: CallerLike
@@ -405,15 +417,16 @@ class Operations:
         fh = self.handles.add(DirectoryHandle(inode, os.O_RDONLY, fd), ctx)
         return Opened(fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
 
-    async def readdir(self, fh: int, offset: int, plus: bool, add: Add) -> None:
-        """Give names from `offset` on to `add` until the reply is full; with `plus` each with its entry, a lookup."""
+    async def readdir(self, fh: int, offset: int, plus: bool, add: Add, unique: int = 0) -> None:
+        """Give names from `offset` on to `add` until the reply is full; with `plus` each with its entry, a lookup.
+        `unique`: the number of the request."""
         handle = self.handles.get(fh, Handle)
         if isinstance(handle, ControlDirectory):
             self._control.readdir(offset, plus, add)
             return
         if not isinstance(handle, DirectoryHandle):
             raise os_error(errno.EBADF)
-        await self.directories.read(handle, offset, plus, add)
+        await self.directories.read(handle, offset, add, unique if plus else None)
 
     async def releasedir(self, fh: int) -> None:
         """closedir(3)."""
@@ -485,10 +498,3 @@ class Operations:
                 await self._removals.until_unlocked(inode)
             with self._seal.lifted(inode), self._set_ids.keeping_without(name, inode, ctx):
                 os.removexattr(self._inodes.handle(inode), name)
-
-
-def _component(name: bytes) -> bytes:
-    """One component of a path, as the kernel sends it. EINVAL: anything else, which could lead out of the source."""
-    if b"/" in name or name in (b"", b".", b".."):
-        raise os_error(errno.EINVAL)
-    return name

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from pinfs.fs.control import ControlHandle
 from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_NONSEEKABLE
-from pinfs.fs.inodes import Inode
+from pinfs.fs.inode import Inode
 from pinfs.journal.records import HandleKind
 
 MAX_READ: Final = 16 << 10  # bytes in one read: longer ones would hold up all other requests

@@ -20,7 +20,8 @@ from pinfs.fs import ioctls
 from pinfs.fs.backing import Backing
 from pinfs.fs.describe import describe
 from pinfs.fs.handles import FileHandle, HandleTable, Wake
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inode import Inode
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.pinvalue import DEFAULT_SIGNAL, PinValue, parse_pin_value
 from pinfs.fs.types import CallerLike
 from pinfs.interface.attributes import PIN, PINS, RELEASE
@@ -214,13 +215,9 @@ class PinVerbs:
         """Write a device's bytes to the backing: what the kernel does when it unpins pages that it has dirtied."""
         fd = self._inodes.open(inode, os.O_RDONLY) if inode.file is None else os.dup(inode.file.any_fd)
         try:
-            if self._backing.in_memory:
-                os.fdatasync(fd)
-            else:
-                await park()
-                await trio.to_thread.run_sync(os.fdatasync, fd)
+            await self._backing.off_thread(os.fdatasync, fd)
         finally:
-            os.close(fd)
+            self._backing.close_descriptor(fd)
 
     def _listing(self, inode: Inode, ctx: CallerLike) -> bytes:
         """All pins of the file as JSON, as many as an attribute can hold (64 KiB)."""

@@ -11,7 +11,8 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from time import time_ns
 from typing import Final, Protocol
 
 import trio
@@ -20,7 +21,8 @@ from pinfs.core.events import BookEvent
 from pinfs.core.owners import ProcessId
 from pinfs.core.pins import Break, Mode, Pin
 from pinfs.fs.handles import Handle
-from pinfs.fs.inodes import Inode
+from pinfs.fs.inode import Inode
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.types import CallerLike
 from pinfs.journal import records
 from pinfs.journal.records import (
@@ -137,8 +139,9 @@ class Recorder:
         size = len(name)
         chain = self.put_text(name) if size > INLINE_NAME else 0
         body = pack_inode(
-            inode.nodeid, chain, inode.lookups, parent_id, ino, device, backing_id, inode.kind >> 12, 0, size, name
-        )
+            inode.nodeid, chain, inode.lookups, parent_id, ino, device, backing_id, time_ns(), inode.kind >> 12, 0,
+            size, name,
+        )  # fmt: skip
         old = inode.slot
         try:
             inode.slot = self.slots.put(_INODE, body)
@@ -148,9 +151,39 @@ class Recorder:
         if old:
             self.slots.free(old)
 
+    def seen_ns(self, inode: Inode) -> int:
+        """When a daemon last knew it to be what has its number, since the epoch."""
+        return self.slots.words[(inode.slot << WORD_BITS) + records.SEEN_WORD]
+
     def lookups(self, inode: Inode) -> None:
         """The kernel's lookup count has changed."""
         self.slots.words[(inode.slot << WORD_BITS) + records.LOOKUPS_WORD] = inode.lookups
+
+    def looked_up(self, inode: Inode, unique: int) -> None:
+        """The count has grown by one, for the reply to this request; 0: it is not one that is simply executed again
+        when its reply does not go out."""
+        words = self.slots.words
+        if unique:
+            if words[records.COUNTED_BY] != unique:
+                words[records.COUNTED] = 0
+                words[records.COUNTED_BY] = unique
+            count = words[records.COUNTED]
+            if count < records.MAX_COUNTED:
+                at = records.FIRST_COUNTED + 2 * count
+                words[at], words[at + 1] = inode.nodeid, inode.lookups - 1
+                words[records.COUNTED] = count + 1
+        words[(inode.slot << WORD_BITS) + records.LOOKUPS_WORD] = inode.lookups
+
+    def take_back_lookups(self, inodes: InodeTable, unanswered: Container[int]) -> None:
+        """Set back what the daemon before had counted for one of these requests: the kernel has not got the entries."""
+        words = self.slots.words
+        if words[records.COUNTED_BY] in unanswered:
+            for at in reversed(range(min(words[records.COUNTED], records.MAX_COUNTED))):
+                nodeid, lookups = words[records.FIRST_COUNTED + 2 * at : records.FIRST_COUNTED + 2 * at + 2]
+                inode = inodes.known(nodeid)
+                if inode is not None and inode.lookups > lookups:
+                    inodes.forget(nodeid, inode.lookups - lookups)
+        words[records.COUNTED] = 0
 
     def backing_id(self, inode: Inode, backing_id: int) -> None:
         """Its backing file is registered with the kernel, or is no longer (0)."""

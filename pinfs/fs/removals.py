@@ -7,19 +7,23 @@ away, then the pins. A holder is never notified of a removal that would fail any
 import errno
 import os
 import stat
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from pinfs.core.ranges import END
 from pinfs.enforce.guard import Breaker, Guard, RemovalCall
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FileHandle
-from pinfs.fs.inodes import Inode, InodeTable, Name, stale
+from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name, stale
+from pinfs.fs.inodes import InodeTable
+from pinfs.fs.leases import after_lease
 from pinfs.fs.set_ids import SetIds
 from pinfs.fs.types import CallerLike, os_error
 from pinfs.linux import syscalls
+
+T = TypeVar("T")
 
 _FIXED: Final = syscalls.STATX_ATTR_IMMUTABLE | syscalls.STATX_ATTR_APPEND
 _TAKES_RANGE: Final = {
@@ -47,6 +51,9 @@ class Removals:
         self._guard = guard
         self._set_ids = set_ids
         self._seal = backing.seal
+        self._threads = backing.threads
+        self.open_writer: Callable[[Inode, bool], Coroutine[Any, Any, AbstractContextManager[int]]] = self._writing
+        """`Backing.writing`, where that waits for another process to give up its lease: (inode, nonblock)."""
         self._files = guard.book.files  # an inode is in it iff it has pins or a removal is under way
 
     def is_guarded(self, inode: Inode) -> bool:
@@ -66,13 +73,15 @@ class Removals:
     ) -> None:
         """truncate(2) to `size` bytes. `op` names the call in events; `nonblock`: of an open with O_NONBLOCK."""
         may_wait = self._backing.may_wait(inode)
-        if not may_wait and not self.is_guarded(inode):
+        straight = not may_wait and not self.is_guarded(inode)
+        if straight and inode.file is not None and inode.file.writer >= 0:
             with self._seal.lifted(inode), self._set_ids.keeping(inode):
-                os.truncate(self._backing.to_cut(inode), size)
+                os.ftruncate(inode.file.writer, size)
             self._done(caller)
             return
-        with self._backing.writing(inode) as fd:
-            takes = size < os.fstat(fd).st_size
+        with await self.open_writer(inode, nonblock) as fd:
+            st = os.fstat(fd) if self._threads is None else await self._backing.off_thread(os.fstat, fd)
+            takes = size < st.st_size
             if not may_wait and (not takes or self._guard.is_free(inode.nodeid, size, END)):
                 with self._seal.lifted(inode), self._set_ids.keeping_of(fd):
                     os.ftruncate(fd, size)
@@ -86,11 +95,21 @@ class Removals:
                 size,
                 END,
                 caller,
-                check=partial(self._check_may_shrink, inode, syscalls.STATX_ATTR_APPEND),
+                check=partial(self._check_may_shrink, inode, fd, syscalls.STATX_ATTR_APPEND),
                 handle=None if handle is None else handle.number,
                 nonblock=nonblock or (handle is not None and handle.nonblocking),
             )
             await self._take(inode, call, fd, cut, takes=takes, may_wait=may_wait)
+
+    async def _writing(self, inode: Inode, nonblock: bool) -> AbstractContextManager[int]:
+        """`Backing.writing`, outside the event loop while another process gives up its lease: truncate(2) waits for
+        that as open(2) does, but has no O_NONBLOCK. EAGAIN: as `after_lease`."""
+        try:
+            return self._backing.writing(inode)
+        except BlockingIOError:
+            path_fd = self._inodes.open(inode, O_PATH_NOFOLLOW)
+            flags = os.O_WRONLY | (os.O_NONBLOCK if nonblock else 0)
+            return await after_lease(partial(self._backing.writing, inode), path_fd, flags)
 
     def _ftruncate(self, size: int, fd: int) -> None:
         with self._set_ids.keeping_of(fd):
@@ -102,9 +121,9 @@ class Removals:
         cut = partial(self._fallocate, mode, offset, length)
         may_wait, guarded = self._backing.may_wait(inode), self.is_guarded(inode)
         with self._backing.writing(inode) as fd:
-            taken = _taken_by_fallocate(fd, mode, offset, length) if guarded or may_wait else None
+            taken = await self._taken(fd, mode, offset, length) if guarded or may_wait else None
             if taken is not None and guarded:
-                self._backing.must_support_fallocate(fd, mode)
+                await self._ask(self._backing.must_support_fallocate, fd, mode)
             if taken is None and not may_wait:
                 with self._seal.lifted(inode):
                     cut(fd)
@@ -115,13 +134,19 @@ class Removals:
                     inode.path,
                     *(taken or ("fallocate", offset, offset + length)),
                     caller,
-                    check=partial(self._check_may_shrink, inode, _FIXED),
+                    check=partial(self._check_may_shrink, inode, fd, _FIXED),
                     handle=handle.number,
                     nonblock=handle.nonblocking,
                 )
                 await self._take(inode, call, fd, cut, takes=taken is not None, may_wait=may_wait)
-        if caller.uid:  # the request does not say whether the caller may keep the bits
-            self._set_ids.drop(inode)
+
+    async def _taken(self, fd: int, mode: int, offset: int, length: int) -> tuple[str, int, int] | None:
+        """The operation's name and the bytes [start, end) that fallocate(2) takes away; None where it takes nothing."""
+        return await self._ask(_taken_by_fallocate, fd, mode, offset, length)
+
+    async def _ask(self, call: Callable[..., T], *args: object) -> T:
+        """Here, or in a thread where the source may never answer."""
+        return call(*args) if self._threads is None else await self._threads.run(args or call, partial(call, *args))
 
     def _fallocate(self, mode: int, offset: int, length: int, fd: int) -> None:
         with self._set_ids.keeping_of(fd):
@@ -132,6 +157,9 @@ class Removals:
     ) -> None:
         """Have the guard decide, and make `cut` on the descriptor: here, or in a thread where it `may_wait`
         (`Cuts.around` lifts the seal then)."""
+        if self._threads is not None:
+            await self._ask(call.check)
+            call = call._replace(check=_checked)
         if may_wait:
             await self._guard.cut(call, fd, cut, takes=takes)
         else:
@@ -143,9 +171,9 @@ class Removals:
     def _done(self, caller: Breaker) -> None:
         self._guard.cuts.on_done(getattr(caller, "unique", 0))
 
-    def _check_may_shrink(self, inode: Inode, attributes: int) -> None:
+    def _check_may_shrink(self, inode: Inode, fd: int, attributes: int) -> None:
         """EPERM: the file has become append-only or immutable since it was opened (do_ftruncate(), vfs_fallocate())."""
-        if self._attributes(inode) & attributes:
+        if self._seal.attributes(inode, syscalls.attributes_of(fd)) & attributes:
             raise os_error(errno.EPERM)
 
     async def until_unlocked(self, *inodes: Inode | None) -> None:
@@ -163,22 +191,30 @@ class Removals:
 
     def unlink(self, victim: Inode, name: Name, caller: CallerLike) -> AbstractAsyncContextManager[None]:
         """Inside of it the last name of `victim` may go."""
-        check = partial(self._check_may_go, victim, name[0])
+        check = partial(self.check_may_go, victim, name[0])
         return self._guard.removal(RemovalCall(victim.nodeid, victim.path, "unlink", 0, END, caller, check))
 
     def replace(
         self, victim: Inode, new: Name, moved: Inode | None, old: Name, caller: CallerLike
     ) -> AbstractAsyncContextManager[None]:
         """The same for a rename over it: of `moved` (None: not known) from `old` to `new`, the name of `victim`."""
-        check = partial(self._check_may_replace, victim, new[0], moved, old[0])
+        check = partial(self.check_may_replace, victim, new[0], moved, old[0])
         return self._guard.removal(RemovalCall(victim.nodeid, victim.path, "rename", 0, END, caller, check))
+
+    def is_last_name(self, victim: Inode | None, st: os.stat_result) -> bool:
+        """`takes_all` of an inode with attributes that are known."""
+        return victim is not None and self.is_guarded(victim) and victim.is_file and st.st_nlink == 1
+
+    def checked(self, victim: Inode, op: str, caller: CallerLike) -> AbstractAsyncContextManager[None]:
+        """`unlink` or `replace` after `check_may_go` or `check_may_replace`."""
+        return self._guard.removal(RemovalCall(victim.nodeid, victim.path, op, 0, END, caller, _checked))
 
     def check_still_there(self, victim: Inode, name: Name) -> None:
         """After the wait. ESTALE: a change behind pinfs has put another file under the name meanwhile."""
         if self.is_guarded(victim) and self._inodes.find_name(name) is not victim:
             raise stale()
 
-    def _check_may_go(self, victim: Inode, directory: Inode) -> None:
+    def check_may_go(self, victim: Inode, directory: Inode) -> None:
         """EROFS, EPERM: what may_delete() in the kernel would find in the backing."""
         directory_fd = self._inodes.fd(directory)
         if os.fstatvfs(directory_fd).f_flag & os.ST_RDONLY:
@@ -186,13 +222,13 @@ class Removals:
         if (syscalls.attributes_of(directory_fd) | self._attributes(victim)) & _FIXED:
             raise os_error(errno.EPERM)
 
-    def _check_may_replace(self, victim: Inode, directory: Inode, moved: Inode | None, source: Inode) -> None:
+    def check_may_replace(self, victim: Inode, directory: Inode, moved: Inode | None, source: Inode) -> None:
         """The same for a rename over it. EXDEV, ENOTDIR."""
         if self._inodes.stat(source).st_dev != self._inodes.stat(directory).st_dev:
             raise os_error(errno.EXDEV)
-        self._check_may_go(victim, directory)
+        self.check_may_go(victim, directory)
         if moved is not None:
-            self._check_may_go(moved, source)
+            self.check_may_go(moved, source)
             if moved.kind == stat.S_IFDIR:
                 raise os_error(errno.ENOTDIR)
 
@@ -200,8 +236,11 @@ class Removals:
         return self._seal.attributes(inode, syscalls.attributes_of(self._inodes.fd(inode)))
 
 
+def _checked() -> None:
+    """Where the check has been made already."""
+
+
 def _taken_by_fallocate(fd: int, mode: int, offset: int, length: int) -> tuple[str, int, int] | None:
-    """The operation's name and the bytes [start, end) that it takes away; None where it takes nothing."""
     if offset < 0 or length <= 0 or offset >= os.fstat(fd).st_size:
         return None
     for flag, op in _TAKES_RANGE.items():

@@ -22,7 +22,8 @@ from pinfs.enforce.processes import Process
 from pinfs.fs.backing import Backing
 from pinfs.fs.directories import DirectoryHandle
 from pinfs.fs.handles import FileHandle, Handle, HandleTable
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inode import Inode
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.pendingpins import PendingPins
 from pinfs.fs.recorder import Recorder
 from pinfs.fs.uncached import UncachedFiles

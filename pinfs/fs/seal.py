@@ -24,7 +24,8 @@ import trio
 
 from pinfs.core.book import PinBook
 from pinfs.core.policy import Policy, PolicySet
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inode import Inode
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.seallist import SealedFile, SealList, is_sealed, lift, lists_of, read_list
 from pinfs.linux import inodeflags
 from pinfs.linux.filehandles import handle_of, open_handle

@@ -6,7 +6,8 @@ import stat
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inode import Inode
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.seal import Seal
 from pinfs.fs.types import CallerLike, os_error
 from pinfs.linux.proc import supplementary_groups

@@ -12,7 +12,8 @@ from typing import Final
 
 import trio
 
-from pinfs.fs.inodes import FOREIGN_IDS, Inode, InodeTable
+from pinfs.fs.inode import FOREIGN_IDS, Inode
+from pinfs.fs.inodes import InodeTable
 from pinfs.linux import mountinfo, syscalls
 from pinfs.runtime.errors import logged
 from pinfs.runtime.parking import park

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 
-from pinfs.fs.inodes import Inode
+from pinfs.fs.inode import Inode
 
 
 class UncachedFiles(set[int]):

@@ -55,24 +55,31 @@ SINCE: Final = FIRST_OWN_WORD + 9
 """When the mount began."""
 LEFT: Final = FIRST_OWN_WORD + 10
 """When the daemon before handed over; 0: it did not, it died."""
-
 EXPORT_GENERATION: Final = FIRST_OWN_WORD + 11
 """The generation of inodes whose node ids are of this mount only (mount option `nfs_export`)."""
+COUNTED_BY: Final = FIRST_OWN_WORD + 12
+"""The number of the request that counted lookups last; its reply may not have been written."""
+COUNTED: Final = FIRST_OWN_WORD + 13
+"""How many: of each the node id and the lookup count before, from FIRST_COUNTED on."""
+FIRST_COUNTED: Final = FIRST_OWN_WORD + 14
+MAX_COUNTED: Final = 200
 
-INLINE_NAME: Final = 56  # bytes
+INLINE_NAME: Final = 48  # bytes
 
 LOOKUPS_WORD: Final = 3
 PARENT_WORD: Final = 4
 """0: the inode has no name (any more)."""
 BACKING_ID_WORD: Final = 7
-_INODE: Final = Struct("<QQQQQQQBBH4x56s")
+SEEN_WORD: Final = 8
+_INODE: Final = Struct("<QQQQQQQQBBH4x48s")
 
 
 class InodeRecord(NamedTuple):
     """An inode that the kernel, a handle or a pin refers to, or a directory that leads to one.
 
     `device`, `ino`: st_dev and st_ino. `kind`: S_IFMT >> 12. `name`: in `parent`; empty: it has none. A name that is
-    longer than INLINE_NAME lies in the chain. `backing_id`: registered with the kernel, 0: none.
+    longer than INLINE_NAME lies in the chain. `backing_id`: registered with the kernel, 0: none. `seen_ns`: when the
+    daemon knew it to be this one, by CLOCK_REALTIME; an inode that was born later has got its number.
     """
 
     nodeid: int
@@ -82,6 +89,7 @@ class InodeRecord(NamedTuple):
     ino: int
     device: int
     backing_id: int
+    seen_ns: int
     kind: int
     flags: int
     name_size: int

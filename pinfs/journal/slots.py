@@ -38,8 +38,7 @@ _CHAIN_DATA: Final = SLOT - 8 - _CHAIN_HEAD.size
 # Words of the first page.
 _MAGIC_WORD, _VERSION_WORD, _USED_WORD = 0, 1, 2
 FIRST_OWN_WORD: Final = 8
-"""From here on the words of the first page are the user's, up to `LAST_OWN_WORD`."""
-LAST_OWN_WORD: Final = 63
+"""From here on the words of the first page are the user's."""
 
 
 class JournalError(Exception):

@@ -58,3 +58,33 @@ def _device_can_be_dax(device: int) -> bool:
         except OSError:
             continue
     return True
+
+
+SERVED: Final = frozenset(
+    {
+        0x65735546,  # FUSE, virtiofs
+        0x6969,  # NFS
+        0x517B,  # SMB
+        0xFF534D42,  # CIFS
+        0xFE534D42,  # SMB2
+        0x01021997,  # 9P
+        0x00C36400,  # Ceph
+        0x5346414F,  # AFS
+        0x6B414653,  # AFS of the kernel
+        0x73757245,  # Coda
+        0x0BD00BD0,  # Lustre
+        0x47504653,  # GPFS
+        0x19830326,  # BeeGFS
+        0x20030528,  # OrangeFS
+        0x7461636F,  # OCFS2
+        0x01161970,  # GFS2
+        0x0187,  # autofs
+    }
+)
+"""Served by other programs and machines, or locked by them. Magic numbers of linux/magic.h and of the projects."""
+
+
+def calls_may_stall(fd: int) -> bool:
+    """Whether every call on the file system below `fd` (O_PATH will do) may wait for another program or machine, and so
+    for ever. Stacked file systems do not tell what they lie on: these count as prompt."""
+    return file_system_magic(fd) in SERVED

@@ -13,7 +13,7 @@ import select
 import signal
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NoReturn, TypeVar
@@ -77,15 +77,15 @@ class BoundedMount(Mount):
 
 
 class Question:
-    """A child that sends the items of `make()` one after the other."""
+    """A child that sends the items of `make()` one after the other. `keep`: descriptors that it needs for that."""
 
-    def __init__(self, mount: Mount, make: Callable[[], Iterable[Any]]) -> None:
+    def __init__(self, mount: Mount, make: Callable[[], Iterable[Any]], keep: Sequence[int] = ()) -> None:
         self._mount = mount
         self._pipe, writing = os.pipe()
         parent = os.getpid()
         self._child = os.fork()
         if self._child == 0:
-            _answer(parent, writing, make)
+            _answer(parent, writing, make, keep)
         os.close(writing)
 
     def __enter__(self) -> "Question":
@@ -101,6 +101,10 @@ class Question:
         _readable(pidfd, _REAP_MS)
         os.close(pidfd)
         os.waitpid(self._child, os.WNOHANG)
+
+    def fileno(self) -> int:
+        """Readable when there is an item."""
+        return self._pipe
 
     def next(self) -> Any:
         """The next item, as soon as it comes. Raises NoAnswerError, what `make()` raises, EIO where there is none."""
@@ -168,11 +172,11 @@ def _readable(fd: int, limit_ms: int) -> bool:
     return bool(waiter.poll(limit_ms))
 
 
-def _answer(parent: int, writing: int, make: Callable[[], Iterable[Any]]) -> NoReturn:
+def _answer(parent: int, writing: int, make: Callable[[], Iterable[Any]], keep: Sequence[int]) -> NoReturn:
     """The child: sends what `make()` yields, or what it raises, and ends."""
     try:
         die_with_parent(parent)
-        _let_go_of_all_but(writing)
+        _let_go_of_all_but(writing, *keep)
         try:
             for item in make():
                 _send(writing, (False, item))
@@ -182,15 +186,18 @@ def _answer(parent: int, writing: int, make: Callable[[], Iterable[Any]]) -> NoR
         os._exit(0)
 
 
-def _let_go_of_all_but(kept: int) -> None:
+def _let_go_of_all_but(*kept: int) -> None:
     """Ctrl-C ends this process like any other; it says nothing, and holds none of the caller's pipes and locks."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(nowhere, standard)
-    os.closerange(3, kept)
-    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    first = 3
+    for fd in sorted(kept):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def _send(fd: int, item: tuple[bool, Any]) -> None:

@@ -21,6 +21,7 @@ from pinfs.fs.inodes import InodeTable
 from pinfs.fs.operations import Operations
 from pinfs.fs.pins import PinVerbs
 from pinfs.fs.recorder import Recorder
+from pinfs.fs.remote import RemoteOperations
 from pinfs.fs.restore import Parts
 from pinfs.fs.seal import Seal
 from pinfs.fs.streamrecords import StreamRecords
@@ -155,7 +156,8 @@ def assemble(
     hub.breaking_of = book.breaks.of_process
     holders.on_forgotten = hub.forget
     backing = Backing(inodes, passthrough, share, seal)
-    backing.evictions.any_may_wait = lambda: guard.cuts.left_alone > 0
+    stalls = backing.threads is not None
+    backing.evictions.any_may_wait = lambda: stalls or guard.cuts.left_alone > 0
     guard.cuts.around = lambda nodeid: seal.cutting(inodes.known(nodeid))
     verbs = PinVerbs(guard, holders, inodes, backing, HandleTable())
     guard.on_handle_event = verbs.on_handle_event
@@ -183,7 +185,8 @@ def assemble(
     sources = Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status, shown, upgrade)
     control = Control(sources.files())
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout)
-    operations = Operations(inodes, backing, guard, verbs, control, timeouts)
+    make = Operations if backing.threads is None else RemoteOperations
+    operations = make(inodes, backing, guard, verbs, control, timeouts)
     if config.mount.nfs_export:
         operations.exports = Exports(inodes, control, operations.submounts)
     shown_besides = control, policies, counters, life, upgrade

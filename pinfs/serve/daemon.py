@@ -312,6 +312,8 @@ class Daemon:
     def _seal_unavailable_because(self) -> str:
         passthrough = not self.passthrough.unavailable_because
         depth = stack_depth(self._source_fd)
+        if self.fs.backing.threads is not None:  # ioctls of seals are made on the event loop
+            return "the source is served by another program or machine"
         return seal_unavailable_because(self._source_fd, passthrough=passthrough, stack_depth=depth)
 
     def _passthrough_unavailable_because(self) -> str:
@@ -363,6 +365,7 @@ class Daemon:
             "pins": len(book.table),
             "waiting": book.waiting,
             "evictions": len(self.fs.backing.evictions),
+            "source_calls": None if self.fs.backing.threads is None else len(self.fs.backing.threads),
             "descriptors": descriptors.in_use(),
             **self.fs.life.shown(),
         }

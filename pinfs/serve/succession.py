@@ -68,6 +68,9 @@ class Succession:
         """Write down what the next daemon needs, from before the first request on."""
         if self._store is None:
             return
+        if self._fs.backing.threads is not None:  # threads work on it, and one writes the journal
+            self._end_with_this("the source is served by another program or machine")
+            return
         try:
             self._journal_fd, slots = new_journal()
         except (OSError, JournalFullError) as e:

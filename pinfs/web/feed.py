@@ -5,18 +5,17 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
-from contextlib import closing
-from typing import Final, TypeVar
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, TypeVar
 
-from pinfs.web.look import Look
+from pinfs.web.look import AGE_S, AskedLook, Look
 
 T = TypeVar("T")
 
 MAX_CLIENTS: Final = 16
 PAUSE_S: Final = 0.2  # between two readings at least
 SHARE: Final = 9.0  # and this many times the duration of the last one, so that a big mount is read less often
-AGE_S: Final = 1.0  # without news, the next reading comes after this
 
 
 class Feed:
@@ -25,7 +24,7 @@ class Feed:
     A picture contains all that the page shows, so a slow client may skip pictures without losing anything.
     """
 
-    def __init__(self, make_look: Callable[[], Look]) -> None:
+    def __init__(self, make_look: Callable[[], Look | AskedLook]) -> None:
         self._make_look = make_look
         self._clients = 0
         self._closed = False
@@ -60,13 +59,18 @@ class Feed:
             self._clients -= 1
 
     async def _look_on(self) -> None:
-        with closing(self._make_look()) as look:
+        look = self._make_look()
+        try:
             while self._clients and not self._closed:
                 began = time.monotonic()
-                self._publish(await _in_thread(lambda: json.dumps(look.take())))
-                await asyncio.sleep(max(PAUSE_S, SHARE * (time.monotonic() - began)))
+                picture = await _in_thread(look.take)
+                self._publish(json.dumps(picture))
+                pause_s = AGE_S if "error" in picture else max(PAUSE_S, SHARE * (time.monotonic() - began))
+                await asyncio.sleep(pause_s)
                 await _in_thread(lambda: look.wait_for_news(AGE_S))
             self._looking = None
+        finally:
+            look.close()
 
     def _publish(self, picture: str) -> None:
         self._latest = b"data: %b\n\n" % picture.encode()
@@ -76,16 +80,21 @@ class Feed:
 
 async def _in_thread(call: Callable[[], T]) -> T:
     """Run `call` in a daemon thread: asyncio waits for its own threads at the end, and a mount may never answer."""
-    future: Future[T] = Future()
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
 
     def run() -> None:
         try:
-            result = call()
+            answer = partial(_unless_done, future, future.set_result, call())
         except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
+            answer = partial(_unless_done, future, future.set_exception, error)
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(answer)
 
-    future.set_running_or_notify_cancel()
     threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wrap_future(future)
+    return await future
+
+
+def _unless_done(future: asyncio.Future[T], answer: Callable[[Any], None], what: object) -> None:
+    if not future.done():  # cancelled
+        answer(what)

@@ -12,18 +12,79 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count, islice
-from typing import Final
+from typing import Any, Final
 
 from pinfs.client.relay import answers_poll
+from pinfs.observe.asking import NoAnswerError, Question
 from pinfs.observe.mounts import Mount
 from pinfs.observe.wording import describe, differences, life_text
 from pinfs.web import picture
 from pinfs.web.picture import MAX_PINS, Json, text
 
 MAX_EVENTS: Final = 100  # shown on the page
+AGE_S: Final = 1.0  # without news, the next reading comes after this
 _BUFFER: Final = 1 << 20
 
 log = logging.getLogger("pinfs.web")
+
+
+class AskedLook:
+    """A look at a mount through a process of its own: none of this one's calls waits for the daemon, which may not
+    answer any more."""
+
+    def __init__(self, mount: Mount) -> None:
+        self._mount = mount
+        wanted, self._want = os.pipe()
+        self._question = Question(mount, lambda: _answers(Look(mount), wanted), keep=[wanted])
+        os.close(wanted)
+        self._owed = 0
+        """Answers that have not come so far, as the daemon was silent when they were asked for."""
+
+    def close(self) -> None:
+        os.close(self._want)
+        self._question.__exit__(None, None, None)
+
+    def take(self) -> Json:
+        """As `Look.take`."""
+        try:
+            picture: Json = self._ask(b"t")
+        except NoAnswerError as error:
+            return self._failed(f"{error.why}; to fix: {error.fix}")
+        except OSError as error:
+            return self._failed(error.strerror)
+        return picture
+
+    def _failed(self, why: str | None) -> Json:
+        return empty(self._mount) | {"error": text(why), "events": []}
+
+    def wait_for_news(self, limit_s: float) -> None:
+        """As `Look.wait_for_news`; the limit is AGE_S."""
+        with suppress(OSError):
+            self._ask(b"w")
+
+    def _ask(self, what: bytes) -> Any:
+        while self._owed:
+            self._question.next()
+            self._owed -= 1
+        os.write(self._want, what)
+        self._owed = 1
+        answer = self._question.next()
+        self._owed = 0
+        return answer
+
+
+def _answers(look: "Look", wanted: int) -> Iterator[Json | None]:
+    while what := os.read(wanted, 1):
+        if what == b"t":
+            yield look.take()
+        else:
+            look.wait_for_news(AGE_S)
+            yield None
+
+
+def empty(mount: Mount) -> Json:
+    """What is in every picture."""
+    return {"v": 1, "at": time.time(), "mount": text(mount.point)}
 
 
 class Look:
@@ -44,7 +105,7 @@ class Look:
 
     def take(self) -> Json:
         """The whole picture; for a mount that does not answer, one with the key `error`."""
-        shown: Json = {"v": 1, "at": time.time(), "mount": text(self._mount.point)}
+        shown = empty(self._mount)
         try:
             told = self._mount.status()
             status = {key: text(value) if isinstance(value, str) else value for key, value in told.items()}

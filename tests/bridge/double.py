@@ -24,6 +24,8 @@ O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 class Double:
     """`registry`: what registers backing files (bridge.passthrough), or None."""
 
+    in_threads = needs_entries = False
+
     def __init__(self, source: str, registry=None, *, timeout_s: float = 60.0) -> None:
         self.entry_timeout_s = self.attr_timeout_s = timeout_s
         self.uncached = UncachedFiles(lambda inode, flags: -1)

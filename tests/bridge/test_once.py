@@ -81,7 +81,7 @@ class World:
     def names_of(self, name: str) -> set[bytes]:
         """The names that the table has for an inode that was known as `name`."""
         inode = self.inodes.known(self.nodeids[name])
-        return set() if inode is None else {name for _, name in self.inodes._names(inode)}
+        return set() if inode is None else {name for _, name in self.inodes.names_of(inode)}
 
 
 @dataclass(frozen=True)
@@ -528,7 +528,7 @@ def check_table(inodes: InodeTable) -> None:
     """Each name leads to its inode, and each directory counts its names."""
     children = dict.fromkeys(inodes, 0)
     for inode in inodes:
-        for parent, name in inodes._names(inode):
+        for parent, name in inodes.names_of(inode):
             children[parent] += 1
             st = os.stat(name, dir_fd=inodes.fd(parent), follow_symlinks=False)
             assert inodes.key_of(st) == inode.key

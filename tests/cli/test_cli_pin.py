@@ -1,6 +1,5 @@
 """pin: what the command line means, and what is done on a break. With a real mount: test_mounted_cli."""
 
-import json
 import os
 import signal
 import time
@@ -14,10 +13,10 @@ from pinfs.cli import pin as verb
 from pinfs.cli.holding import Held, ending_as_a_shell
 from pinfs.cli.verb import Failure
 from pinfs.client import xattrs
-from pinfs.client.channel import EventChannel
 from pinfs.client.errors import ADVICE
-from pinfs.client.inode import inode_of
 from pinfs.client.model import Event, PinInfo
+from pinfs.observe.asking import BoundedMount
+from pinfs.observe.mounts import Mount
 
 DEFAULTS = {"file": "f", "command": (), "mode": "deny", "start": None, "length": None, "on_break": None, "number": None,
             "note": "", "name": "n", "dirty": False, "pid": None, "wait_s": 0.0, "no_fork": False, "failure_code": None,
@@ -135,13 +134,13 @@ class Recorder:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[object] = []
-        monkeypatch.setattr(xattrs, "release", lambda _inode, name: self.done.append(name))
+        monkeypatch.setattr(BoundedMount, "command", lambda _mount, line: self.done.append(line))
         monkeypatch.setattr(os, "kill", lambda pid, number: self.done.append((pid, signal.Signals(number).name)))
 
 
 def held(tmp_path: Path, on_break: str, number: int | None = None, *, quiet: bool = False) -> Held:
     info = PinInfo(7, 0, 4096, "lease", "held")
-    return Held(inode_of(tmp_path), "a\x1bfile", "n", info, on_break, number, quiet)
+    return Held(Mount(str(tmp_path), ""), "a\x1bfile", "n", info, on_break, number, quiet)
 
 
 BREAK = Event("break", pin=7, op="truncate", remaining_s=45.0)
@@ -152,10 +151,10 @@ BREAK = Event("break", pin=7, op="truncate", remaining_s=45.0)
     [
         ("wait", None, [], False),
         ("ignore", None, [], False),
-        ("release", None, ["n"], True),
+        ("release", None, ["release 7"], True),
         ("term", None, [(99, "SIGTERM")], False),
         ("wait", signal.SIGUSR1, [(99, "SIGUSR1")], False),
-        ("release", signal.SIGUSR1, [(99, "SIGUSR1"), "n"], True),
+        ("release", signal.SIGUSR1, [(99, "SIGUSR1"), "release 7"], True),
     ],
 )
 def test_what_is_done_on_a_break(
@@ -186,12 +185,8 @@ def test_events_of_other_pins_and_the_end_of_our_own(tmp_path: Path, capsys) -> 
 
 
 def test_hold_ends_when_the_pin_is_gone(tmp_path: Path, capsys) -> None:
-    ours, theirs = os.pipe()
-    os.set_blocking(ours, False)
-    os.write(theirs, json.dumps({"event": "revoked", "pin": 7, "by": "root"}).encode() + b"\n")
-    with EventChannel.over(ours) as channel:
-        assert holding.hold(held(tmp_path, "release"), channel, as_json=False) == 0
-    os.close(theirs)
+    events = [Event("revoked", pin=7, by="root")]
+    assert holding.hold(held(tmp_path, "release"), events, as_json=False) == 0
     assert capsys.readouterr().out == "pin 7: a\\x1bfile [0, 4096)\n"
 
 

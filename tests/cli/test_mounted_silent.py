@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +115,39 @@ def test_watch_ends_by_ctrl_c_when_the_daemon_has_stopped(mount: Mount) -> None:
     eventually(lambda: has_open(watching.process.pid, "trace"))
     with stopped(mount):
         assert watching.end(signal.SIGINT)[0] == 130
+
+
+@pytest.mark.mount("poll=off")
+def test_pin_that_holds_without_poll_ends_by_ctrl_c_when_the_daemon_has_stopped(mount: Mount) -> None:
+    """There a read waits for events at the daemon, and no signal ends it: a child makes it."""
+    check_end_of_pin(mount)
+
+
+def test_pin_that_holds_ends_by_ctrl_c_when_the_daemon_has_stopped(mount: Mount) -> None:
+    check_end_of_pin(mount)
+
+
+def check_end_of_pin(mount: Mount) -> None:
+    (mount.path / "f").write_bytes(b"x")
+    holding = Running("pin", "--json", mount.path / "f")
+    next(holding.out)
+    with stopped(mount):
+        began = time.monotonic()
+        code, err = holding.end(signal.SIGINT)
+        assert time.monotonic() - began < LIMIT_S / 2
+        assert code == NO_ANSWER
+        assert f"the daemon does not answer (pid {mount.pid}, state T: stopped); the pin ends with this process" in err
+    eventually(lambda: mount.pins() == [])
+
+
+def test_pin_ends_with_its_command_when_the_daemon_has_stopped(mount: Mount) -> None:
+    (mount.path / "f").write_bytes(b"x")
+    holding = Running("pin", mount.path / "f", "--", "sh", "-c", "echo begun; exec sleep 60")
+    assert next(holding.out) == "begun\n"
+    with stopped(mount):
+        code, err = holding.end(signal.SIGTERM)
+        assert (code, "the daemon does not answer" in err) == (128 + signal.SIGTERM, True)
+    eventually(lambda: mount.pins() == [])
 
 
 def test_umount_force_lets_a_stopped_daemon_end(mount: Mount) -> None:

@@ -11,7 +11,7 @@ import trio
 from pinfs.config.options import Config, load
 from pinfs.config.policies import PolicyBox
 from pinfs.fs.backing import NoPassthrough
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.operations import Operations
 from pinfs.fs.types import Caller, Opened, SetAttr
 from pinfs.serve.assembly import FileSystem, assemble

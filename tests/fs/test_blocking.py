@@ -12,8 +12,10 @@ import pytest
 import trio
 
 from pinfs.fs.directories import SLICE
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.types import Entry
+from pinfs.linux import inodeflags
+from pinfs.linux.inodeflags import APPEND
 
 from .conftest import ME, Bench
 
@@ -71,6 +73,79 @@ async def test_an_open_that_waits_for_a_lease_can_be_interrupted(bench: Bench) -
             await trio.sleep(0.01)
     opened = await bench.ops.open(nodeid, os.O_RDONLY, ME)
     await bench.ops.release(opened.fh)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("kind", [fcntl.F_RDLCK, fcntl.F_WRLCK])
+async def test_a_truncate_by_path_waits_for_a_lease_and_nothing_else_does(
+    bench: Bench, kind: int, pinned: bool
+) -> None:
+    """truncate(2) itself would wait for it on the event loop, up to /proc/sys/fs/lease-break-time."""
+    nodeid = await bench.file("leased", 100)
+    other = await bench.file("other", 100)
+    bench.fs.inodes.descriptors.close(bench.fs.inodes.get(nodeid))
+    with leased(bench.source / "leased", kind) as fd:
+        if pinned:
+            await bench.pin(nodeid, "n", "0:1,mode=deny")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.truncate, nodeid, 10)
+            for _ in range(100):
+                await trio.lowlevel.checkpoint()
+                assert (await bench.ops.getattr(other, ME)).st_size == 100
+            assert (bench.source / "leased").stat().st_size == 100
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    assert (bench.source / "leased").stat().st_size == 10
+
+
+async def test_a_truncate_by_path_that_waits_for_a_lease_can_be_interrupted(bench: Bench) -> None:
+    nodeid = await bench.file("leased", 100)
+    with leased(bench.source / "leased", fcntl.F_RDLCK) as fd:
+        with trio.move_on_after(0.2) as scope:
+            await bench.truncate(nodeid, 10)
+        assert scope.cancelled_caught
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    assert (bench.source / "leased").stat().st_size == 100
+
+
+@pytest.mark.parametrize("how", ["open", "create", "truncate"])
+async def test_a_sealed_file_is_opened_for_writing_when_a_lease_is_gone(bench: Bench, how: str, root: None) -> None:
+    """The append-only flag refuses an open for writing before the kernel looks at leases."""
+    path, nodeid = bench.source / "leased", await bench.file("leased", 100)
+    seal = bench.fs.backing.seal
+    seal.start("", bench.source.parent / "list" / "sealed", str(bench.source))
+    await bench.pin(nodeid, "n", "0:10")
+    assert get_flags_of(path) & APPEND
+    opened: list[int] = []
+
+    async def act() -> None:
+        if how == "open":
+            opened.append((await bench.ops.open(nodeid, os.O_RDWR, ME)).fh)
+        elif how == "create":
+            opened.append((await bench.ops.create(ROOT_ID, b"leased", 0o644, os.O_RDWR, ME))[0].fh)
+        else:
+            await bench.truncate(nodeid, 50)
+
+    with leased(path, fcntl.F_RDLCK) as fd:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(act)
+            for _ in range(100):
+                await trio.lowlevel.checkpoint()
+            assert not opened and path.stat().st_size == 100
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    if how == "truncate":
+        assert path.stat().st_size == 50
+    else:
+        await bench.ops.release(opened[0])
+    assert get_flags_of(path) & APPEND
+    seal.close()
+
+
+def get_flags_of(path: Path) -> int:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return inodeflags.get_flags(fd)
+    finally:
+        os.close(fd)
 
 
 async def listed(bench: Bench, fh: int, plus: bool) -> list[bytes]:

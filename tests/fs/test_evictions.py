@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from pinfs.fs.evictions import MAX_THREADS, Evictions
+from pinfs.fs.inode import ROOT_ID
+
+from .conftest import ME, Bench
 
 
 class Threads:
@@ -99,3 +102,28 @@ def test_real_threads(tmp_path: Path) -> None:
     while len(evictions):
         os.sched_yield()
     assert not any(map(is_open, files))
+
+
+@pytest.mark.parametrize("how", ["unlink", "rename", "unlink of a known file"])
+async def test_the_last_name_of_a_file_that_nothing_has_open(bench: Bench, how: str) -> None:
+    """unlink(2) and rename(2) would evict the inode themselves, on the event loop: its last close is made to come
+    after them."""
+    closed: list[tuple[int, int]] = []
+
+    def close(fd: int) -> None:
+        st = os.fstat(fd)
+        closed.append((st.st_ino, st.st_nlink))
+        os.close(fd)
+
+    bench.fs.inodes.descriptors.close_fd = close
+    victim = bench.source / "victim"
+    victim.touch()
+    ino = victim.stat().st_ino
+    if how == "rename":
+        await bench.file("f")
+        await bench.ops.rename(ROOT_ID, b"f", ROOT_ID, b"victim", 0, ME)
+    else:
+        if how == "unlink of a known file":
+            await bench.ops.lookup(ROOT_ID, b"victim", ME)
+        await bench.ops.unlink(ROOT_ID, b"victim", ME)
+    assert (ino, 0) in closed

@@ -20,7 +20,7 @@ from pinfs.config.policies import PolicyBox
 from pinfs.fs import exports, search
 from pinfs.fs.backing import NoPassthrough
 from pinfs.fs.exports import Exports
-from pinfs.fs.inodes import FOREIGN_IDS, ROOT_ID
+from pinfs.fs.inode import FOREIGN_IDS, ROOT_ID
 from pinfs.fs.search import Found
 from pinfs.fs.types import Entry, SetAttr
 from pinfs.linux import syscalls
@@ -266,7 +266,7 @@ class TestAfterARestart:
             inodes.descriptors.max_descriptors = 8
             found = [await find(bench, wanted) for wanted in handles]
             assert all(inodes.path_of(nodeid) is None for nodeid in found)
-            assert inodes.cached_descriptors <= 8
+            assert len(inodes.descriptors) <= 8
             for n, nodeid in enumerate(found):
                 assert (await bench.ops.getattr(nodeid, ME)).st_ino == nodeid
                 assert await data_of(bench, nodeid) == f"data{n}".encode()

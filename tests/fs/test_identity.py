@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pinfs.fs.handles import FOPEN_KEEP_CACHE
-from pinfs.fs.inodes import FOREIGN_IDS, ROOT_ID
+from pinfs.fs.inode import FOREIGN_IDS, ROOT_ID
 
 from .conftest import ME, Bench
 
@@ -89,7 +89,7 @@ async def test_pinned_inodes_keep_their_descriptors_within_the_budget(bench: Ben
     pinned = [await bench.file(f"pinned{n}", 100) for n in range(20)]
     for nodeid in pinned:
         await bench.pin(nodeid, "p", "0:100")
-    assert inodes.cached_descriptors <= 8
+    assert len(inodes.descriptors) <= 8
     assert sum(inodes.get(nodeid).fd >= 0 for nodeid in pinned) == 8
     for nodeid in pinned:  # those without a descriptor are known by their life
         assert inodes.get(nodeid).fd >= 0 or inodes.get(nodeid).life is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.types import Caller
 from pinfs.linux.syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, RENAME_NOREPLACE
 

@@ -20,7 +20,7 @@ from trio.testing import MockClock
 from pinfs.client import ioctl
 from pinfs.core.pins import Mode
 from pinfs.fs.events import ReadLimit
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.pins import SHORTEST_JSON
 from pinfs.fs.pinvalue import parse_pin_value
 from pinfs.fs.types import Caller

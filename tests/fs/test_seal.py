@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.seal import IDLE_S, Seal
 from pinfs.fs.seallist import SealedFile, SealList, read_list, source_of
 from pinfs.fs.types import Caller, SetAttr

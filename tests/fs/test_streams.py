@@ -17,7 +17,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from pinfs.fs import events, streamrecords
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.types import Caller, Entry
 from pinfs.journal.records import COMMANDED_WORD, Kind
 

@@ -22,7 +22,7 @@ from trio.testing import MockClock
 from pinfs.bridge import wire
 from pinfs.config.options import load
 from pinfs.fs.backing import NoPassthrough
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 from pinfs.runtime.parking import Parked, rest_of, run_straight
 from pinfs.serve.assembly import assemble
 

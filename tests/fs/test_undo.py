@@ -13,7 +13,8 @@ from bridge.fake_kernel import dispatching
 
 from pinfs.bridge import wire
 from pinfs.bridge.pyfuse3_adapter import Pyfuse3Adapter
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
+from pinfs.fs.pins import PinVerbs
 
 from .conftest import ME, Bench
 
@@ -86,7 +87,7 @@ async def test_a_create_that_may_not_drop_set_ids(
 
 
 async def test_a_create_that_may_not_cut(bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "truncate", refuse)
+    monkeypatch.setattr(os, "ftruncate", refuse)
     with nothing_stays(bench):
         await bench.ops.create(ROOT_ID, b"f", 0o644, CUT, ME)
 
@@ -144,3 +145,20 @@ async def test_a_nameless_file_with_the_number_of_a_file_that_was_removed_behind
     inodes.drop_if_unreferenced(inode)
     bench.ops.forget([(directory, 1), (removed.nodeid, 1)])
     assert len(inodes) == 1
+
+
+@pytest.mark.parametrize("failing", ["pins", "backing"])
+async def test_a_release_whose_first_steps_fail(
+    bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Each step of it is made: the number of the handle is gone, and nothing would come back for the rest."""
+    inode = bench.fs.inodes.get(nodeid)
+    opened = await bench.ops.open(nodeid, os.O_RDWR, ME)
+    bench.ops.forget([(nodeid, inode.lookups)])
+    if failing == "pins":
+        monkeypatch.setattr(PinVerbs, "handle_closed", refuse)
+    else:
+        monkeypatch.setattr(bench.fs.inodes, "prepare_close", refuse)
+    with pytest.raises(PermissionError):
+        await bench.ops.release(opened.fh)
+    assert (bench.fs.backing.open_files, inode.file, bench.fs.inodes.known(nodeid)) == (0, None, None)

@@ -64,6 +64,12 @@ class SealedMount(mounts.Mount):
     program = Path(__file__).with_name("sealed_mount.py")
 
 
+class ServedMount(mounts.Mount):
+    """Its source is taken for one that another program serves: all calls on it are made in threads."""
+
+    program = Path(__file__).with_name("served_mount.py")
+
+
 class UsersMount(mounts.Mount):
     """Mounted by USER with fusermount3: nobody else may enter, not even root."""
 

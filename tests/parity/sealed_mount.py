@@ -9,7 +9,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from pinfs.cli.main import main
-from pinfs.fs.inodes import Inode, InodeTable
+from pinfs.fs.inode import Inode
+from pinfs.fs.inodes import InodeTable
 from pinfs.fs.seal import Seal
 from pinfs.serve import assembly
 

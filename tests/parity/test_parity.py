@@ -36,6 +36,7 @@ from parity.modes import (
     THROUGH_THE_DAEMON,
     Mode,
     SealedMount,
+    ServedMount,
     UsersMount,
 )
 from parity.pair import DifferenceError, Pair
@@ -202,6 +203,20 @@ def test_a_mount_whose_files_are_all_sealed_does(fuse: None, backing: str) -> No
             return mount
 
         drive_new_mounts(new, SECONDS, SEALED)
+
+
+@pytest.mark.parametrize("mode", [ON_TMPFS, THROUGH_THE_DAEMON, PYFUSE3_ALONE], ids=lambda mode: mode.options[-1])
+def test_a_mount_of_a_source_that_may_never_answer_does(fuse: None, mode: Mode) -> None:
+    with ExitStack() as stack:
+
+        def new() -> mounts.Mount:
+            base = mounts.new_base()
+            stack.callback(mounts.remove_tree, base)
+            mount = stack.enter_context(ServedMount(base, mode.options))
+            assert mount.status()["source_calls"] is not None
+            return mount
+
+        drive_new_mounts(new, SECONDS / 3, mode)
 
 
 @pytest.mark.parametrize("mode", [THROUGH_THE_DAEMON, PYFUSE3_ALONE, EXPORTED], ids=lambda mode: mode.options[-1])

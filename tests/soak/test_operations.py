@@ -20,7 +20,7 @@ from support.seeds import chance
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pinfs.client import ioctl
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.types import Caller, SetAttr
 from pinfs.serve.assembly import FileSystem
 from soak import census

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 from pinfs.config.options import load
 from pinfs.config.policies import PolicyBox
 from pinfs.fs.backing import NoPassthrough
-from pinfs.fs.inodes import Inode
+from pinfs.fs.inode import Inode
 from pinfs.fs.recorder import Recorder
 from pinfs.fs.restore import Restoration, Restored
 from pinfs.journal.slots import Slots, new_journal_file
@@ -68,7 +67,7 @@ class Written:
         fs = _assembled(self.source)
         try:
             recorder = _recorder(fs, slots, store)
-            fs.inodes.taken_over_ns = time.time_ns()
+
             inherited = store.copy().held  # the daemon's own, as SCM_RIGHTS gives them
             restoration = Restoration(fs.parts, recorder, slots.load(), inherited)
             restoration.inodes()

@@ -219,10 +219,10 @@ class Data(Load):
 
     def _difference(self, found: bytes, offset: int) -> str:
         wanted = self.bytes[offset : offset + 3 * BLOCK]
-        at = next(
-            (i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted))
-        )
-        return f"at {offset + at}: {found[at : at + 8].hex()}, wanted {wanted[at : at + 8].hex()} ({len(found)}, {len(wanted)})"
+        pairs = enumerate(zip(found, wanted, strict=False))
+        at = next((i for i, (a, b) in pairs if a != b), min(len(found), len(wanted)))
+        sizes = f"({len(found)} bytes in place of {len(wanted)})"
+        return f"at {offset + at}: {found[at : at + 8].hex()} in place of {wanted[at : at + 8].hex()} {sizes}"
 
     def _write(self) -> None:
         offset = self.rng.randrange(self.SIZE)

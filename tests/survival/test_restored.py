@@ -18,7 +18,7 @@ from support import seeds
 
 from pinfs.client import ioctl
 from pinfs.fs import recorder as recorder_module
-from pinfs.fs.inodes import ROOT_ID
+from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.types import Caller, Entry, SetAttr
 from pinfs.journal import slots as slots_module
 from pinfs.journal.slots import SLOT

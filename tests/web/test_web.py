@@ -52,6 +52,31 @@ def file(mount: Mount) -> Path:
 # What it tells
 
 
+def test_a_daemon_that_is_stopped_and_goes_on(mount: Mount, file: Path, web: Web) -> None:
+    with news(web) as answer:
+        stream = pictures(answer)
+        assert "error" not in next(stream)
+        mount.process.send_signal(signal.SIGSTOP)
+        try:
+            failed = next(picture for picture in stream if "error" in picture)
+        finally:
+            mount.process.send_signal(signal.SIGCONT)
+        assert f"the daemon does not answer (pid {mount.pid}, state T: stopped)" in failed["error"]
+        assert next(picture for picture in stream if "error" not in picture)["mount"] == str(mount.path)
+
+
+def test_it_ends_while_the_daemon_is_stopped(mount: Mount, serve: Serve) -> None:
+    web = serve(mount)
+    with news(web) as answer:
+        next(pictures(answer))
+        mount.process.send_signal(signal.SIGSTOP)
+        try:
+            next(picture for picture in pictures(answer) if "error" in picture)
+            assert web.end() == (-signal.SIGTERM, "")
+        finally:
+            mount.process.send_signal(signal.SIGCONT)
+
+
 def test_pins_breaks_and_policy_as_they_happen(mount: Mount, file: Path, web: Web) -> None:
     holder, breaker = mount.actor(uid=1000), mount.actor()
     with news(web) as answer:
@@ -178,7 +203,9 @@ def test_the_mount_is_read_for_viewers_only(mount: Mount, web: Web) -> None:
     trace = str(mount.control("trace"))
 
     def is_looking() -> bool:
-        for descriptor in Path(f"/proc/{web.process.pid}/fd").iterdir():
+        """A child of it, as only such a one waits for the daemon."""
+        children = Path(f"/proc/{web.process.pid}/task/{web.process.pid}/children").read_text().split()
+        for descriptor in (each for pid in children for each in Path(f"/proc/{pid}/fd").iterdir()):
             with suppress(FileNotFoundError):  # others come and go
                 if os.readlink(descriptor) == trace:
                     return True
