@@ -254,8 +254,13 @@ def test_a_mount_unit_from_fstab(machine: Container, kind: str) -> None:
     machine.exec("systemctl", "start", "mnt-models.mount")
     assert is_served(machine)
     assert "break_timeout = 7" in machine.exec("cat", "/mnt/models/.pinfs/policy")
+    mounted, first = device(machine), status(machine)["pid"]
+    machine.exec("sh", "-c", f"kill -9 {first}")
+    assert status(machine)["pid"] != first
+    assert (device(machine), shown(machine, "ActiveState", "mnt-models.mount")) == (mounted, "active")
     machine.exec("systemctl", "stop", "mnt-models.mount")
     assert nothing_is_mounted(machine)
+    eventually(lambda: "pinfs" not in machine.exec("sh", "-c", "cat /proc/[0-9]*/comm"))
     assert machine.exec("mount", "-a") == ""
     assert is_served(machine)
     eventually(lambda: shown(machine, "ActiveState", "mnt-models.mount") == "active")
@@ -276,6 +281,8 @@ def test_an_automount_point(machine: Container, kind: str) -> None:
         assert nothing_is_mounted(machine)
         assert is_served(machine)
         assert shown(machine, "ActiveState", "mnt-models.mount") == "active"
+        machine.exec("sh", "-c", f"kill -9 {status(machine)['pid']}")
+        assert is_served(machine), "the daemon that takes over does not wait for its own mount point"
         eventually(lambda: shown(machine, "ActiveState", "mnt-models.mount") == "inactive")
 
 
