@@ -6,11 +6,13 @@ What a pid namespace of its own means: the daemon sees the processes of its own 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import acts
@@ -25,12 +27,12 @@ Boxed = Callable[..., BoxedActor]
 TO_END = 2**64 - 1
 
 
-def start(podman: Podman, image: str, share: Path, *options: str) -> Container:
+def start(podman: Podman, image: str, share: Path, *options: str, survive: str = "auto") -> Container:
     """A container that serves share/source on share/mnt, for everybody who shares the directory."""
     for name in ("source", "mnt"):
         with suppress(FileExistsError):
             os.mkdir(share / name)
-    words = ["mount", "/share/source", "/share/mnt", "-o", "break_timeout=20,replace_stale"]
+    words = ["mount", "/share/source", "/share/mnt", "-o", f"break_timeout=20,replace_stale,survive={survive}"]
     box = podman.start(image, *words, options=[*CAN_MOUNT, "-v", f"{share}:/share:rshared", *options])
     eventually(lambda: is_served(share / "mnt"))
     return box
@@ -68,6 +70,35 @@ def app(boxed: Boxed, share: Path) -> Callable[..., BoxedActor]:
         return boxed("-v", f"{share}:/share:rslave", *options)
 
     return start
+
+
+def test_a_mount_that_survives_its_daemon(
+    podman: Podman, image: str, share: Path, app: Callable[..., BoxedActor]
+) -> None:
+    """The keeper is the first process of the container."""
+    box = start(podman, image, share, survive="on")
+    file = share / "mnt/file"
+    file.write_bytes(bytes(8192))
+    mounted = os.stat(share / "mnt").st_dev
+    holder, breaker = app(), app()
+    fd = holder(os.open, "/share/mnt/file", os.O_RDWR)
+    holder(ioctl.pin, fd, ioctl.PinRequest(0, 8192, ioctl.LEASE))
+    cut = breaker.start(os.truncate, "/share/mnt/file", 0)
+    eventually(lambda: status(share)["waiting"] == 1)
+    pid = status(share)["pid"]
+    box.exec("sh", "-c", f"kill -9 {pid}")
+    assert status(share)["pid"] not in (1, pid)
+    assert (status(share)["waiting"], os.stat(share / "mnt").st_dev) == (1, mounted)
+    holder(os.close, fd)
+    assert cut.error() is None
+    box.kill("TERM")
+    assert box.wait() == 0, box.log()
+    assert not is_mounted(share / "mnt")
+
+
+def status(share: Path) -> dict[str, Any]:
+    shown: dict[str, Any] = json.loads((share / "mnt/.pinfs/status").read_text())
+    return shown
 
 
 def test_another_pid_namespace_pins_by_handle(box: Container, app: Boxed) -> None:

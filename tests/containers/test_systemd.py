@@ -161,6 +161,21 @@ def test_a_restart_with_other_settings(machine: Container) -> None:
     assert said in journal(machine, "--priority=warning")
 
 
+@pytest.mark.parametrize("command", [["umount"], ["pinfs", "umount", "--force"]], ids=" ".join)
+def test_an_unmount_while_no_daemon_serves(machine: Container, command: list[str]) -> None:
+    write(machine, f"{DROP_IN}/slow.conf", "[Service]", "RestartSec=3")
+    machine.exec("systemctl", "daemon-reload")
+    machine.exec("systemctl", "start", UNIT)
+    machine.exec("systemctl", "kill", "--signal=KILL", UNIT)
+    lazily = ["--lazy"] if command == ["umount"] else []
+    machine.exec(*command, *lazily, "/mnt/models")
+    assert nothing_is_mounted(machine)
+    eventually(lambda: shown(machine, "ActiveState") == "inactive")
+    assert (shown(machine, "Result"), shown(machine, "NFileDescriptorStore")) == ("success", "0")
+    machine.exec("systemctl", "start", UNIT)
+    assert is_served(machine)
+
+
 def test_a_unit_that_is_given_up_and_started_again(machine: Container) -> None:
     """StartLimitBurst=: systemd lets go of the connection, callers get ENOTCONN, the next start replaces the mount."""
     write(machine, f"{DROP_IN}/limit.conf", "[Unit]", "StartLimitBurst=2", "StartLimitIntervalSec=1h")
@@ -239,8 +254,13 @@ def test_a_mount_unit_from_fstab(machine: Container, kind: str) -> None:
     machine.exec("systemctl", "start", "mnt-models.mount")
     assert is_served(machine)
     assert "break_timeout = 7" in machine.exec("cat", "/mnt/models/.pinfs/policy")
+    mounted, first = device(machine), status(machine)["pid"]
+    machine.exec("sh", "-c", f"kill -9 {first}")
+    assert status(machine)["pid"] != first
+    assert (device(machine), shown(machine, "ActiveState", "mnt-models.mount")) == (mounted, "active")
     machine.exec("systemctl", "stop", "mnt-models.mount")
     assert nothing_is_mounted(machine)
+    eventually(lambda: "pinfs" not in machine.exec("sh", "-c", "cat /proc/[0-9]*/comm"))
     assert machine.exec("mount", "-a") == ""
     assert is_served(machine)
     eventually(lambda: shown(machine, "ActiveState", "mnt-models.mount") == "active")
@@ -261,6 +281,8 @@ def test_an_automount_point(machine: Container, kind: str) -> None:
         assert nothing_is_mounted(machine)
         assert is_served(machine)
         assert shown(machine, "ActiveState", "mnt-models.mount") == "active"
+        machine.exec("sh", "-c", f"kill -9 {status(machine)['pid']}")
+        assert is_served(machine), "the daemon that takes over does not wait for its own mount point"
         eventually(lambda: shown(machine, "ActiveState", "mnt-models.mount") == "inactive")
 
 
