@@ -269,6 +269,11 @@ class Restoration:
 
     def _pin(self, slot: int, body: bytes) -> None:
         book, record = self._parts.guard.book, records.unpack_pin(body)
+        if record.unique & records.RELEASED_BIT:  # its end has been told
+            self._was_executed(record.unique & ~records.RELEASED_BIT)
+            self._free_pin(record.id, slot)
+            book.ended["holder"] += 1
+            return
         pin = self._as_registered(record)
         by = self._ended_by(pin, record)
         if by is None:
@@ -280,9 +285,14 @@ class Restoration:
             if slot_of_break := self._found.get(Kind.BREAK, {}).get(pin.id):
                 self._break(pin, slot_of_break)
         else:
-            self._slots.free(slot)
-            self.restored.counts["pins ended"] += 1
+            self._free_pin(pin.id, slot)
             book.restore_ended(pin, trio.current_time(), by)
+
+    def _free_pin(self, pin_id: int, slot: int) -> None:
+        self._slots.free(slot)
+        self.restored.counts["pins ended"] += 1
+        if slot_of_break := self._found.get(Kind.BREAK, {}).get(pin_id):
+            self._slots.free(slot_of_break)
 
     def _as_registered(self, record: PinRecord) -> Pin:
         text = self._slots.text(record.chain) if record.chain else record.name[: record.name_size]
@@ -326,9 +336,6 @@ class Restoration:
 
     def _ended_by(self, pin: Pin, record: PinRecord) -> str | None:
         """Why a pin is not restored; None: its owner lives, and its process is watched from here on."""
-        if record.unique & records.RELEASED_BIT:
-            self._was_executed(record.unique & ~records.RELEASED_BIT)
-            return "holder"
         if self._parts.inodes.known(pin.inode) is None:
             self.restored.lose(f"pin {pin.id}", "its file is not known")
             return "death"

@@ -65,7 +65,7 @@ class FileSystem:
         streams = self.streams = None if recorder is None else StreamRecords(recorder)
         self.verbs.handles.streams = self.hub.records = self.operations.directories.records = streams
         self.counters.streams = streams
-        hears = _NobodyHears() if streams is None else streams
+        hears = _NoRecords() if streams is None else streams
         book = self.guard.book
         book.silent.on_change = hears.silent
         book.reservations.on_orphan, book.reservations.on_orphan_gone = hears.orphan, hears.orphan_gone
@@ -120,7 +120,7 @@ class FileSystem:
             self.operations.exports.close()
 
 
-class _NobodyHears:
+class _NoRecords:
     """Stands for the records of a mount that does not outlive its daemon."""
 
     def silent(self, owner: Owner, until: float | None) -> None:
