@@ -79,6 +79,13 @@ class Recorder:
         self._stored: dict[int, int] = {}
         """What the store has of inodes, by node id: duplicates of our own, so that nothing else closes them."""
 
+    def close(self) -> None:
+        """Close what is its own: the duplicates of what the store has, and the journal's mapping."""
+        for fd in self._stored.values():
+            os.close(fd)
+        self._stored.clear()
+        self.slots.close()
+
     # Slots
 
     def put(self, kind: Kind, body: bytes, old: int = 0) -> int:

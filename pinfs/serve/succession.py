@@ -123,6 +123,10 @@ class Succession:
         """The mount is over."""
         if self._store is not None:
             self._store.ended()
+        recorder = self._fs.recorder
+        if recorder is not None:
+            self._fs.record(None)
+            recorder.close()
         if self._journal_fd >= 0:
             os.close(self._journal_fd)
             self._journal_fd = -1

@@ -71,13 +71,21 @@ class Generations:
 
     def die(self) -> None:
         """Nothing is put in order: descriptors are closed, as the kernel closes those of a process that is killed."""
-        fs = self.fs
-        fs.record(None)
-        for handle in list(fs.operations.handles.all()):
+        self._stop_recording()
+        self._close_handles()
+        self.fs.inodes.close()
+        self.fs.holders.close()
+
+    def _stop_recording(self) -> None:
+        recorder = self.fs.recorder
+        assert recorder is not None
+        self.fs.record(None)
+        recorder.close()
+
+    def _close_handles(self) -> None:
+        for handle in list(self.fs.operations.handles.all()):
             if hasattr(handle, "close"):
                 handle.close()
-        fs.inodes.close()
-        fs.holders.close()
 
     def take_over(self) -> Restored:
         self.fs = self._assembled()
@@ -94,7 +102,8 @@ class Generations:
         return restoration.restored
 
     def close(self) -> None:
-        self.fs.record(None)
+        self._stop_recording()
+        self._close_handles()
         self.fs.close()
         self.store.close()
         os.close(self.journal)
