@@ -17,8 +17,7 @@ from typing import Final, NamedTuple
 
 from pinfs.bridge import wire
 from pinfs.bridge.handlers import Handler, Route, Work
-from pinfs.fs.control import CONTROL_ID
-from pinfs.fs.inode import FOREIGN_IDS, Inode
+from pinfs.fs.inode import Inode
 from pinfs.fs.operations import Operations
 from pinfs.fs.pendingpins import PendingPins
 from pinfs.fs.pins import XATTR_CREATE
@@ -95,7 +94,7 @@ REPEATABLE: Final[dict[int, Repeatable]] = {
     wire.CREATE: _record("the handle; until it is there an intent: the name was free before, and leads to a file now"),
     wire.TMPFILE: _record("the handle; a file without one is gone with the daemon"),
     wire.READ: _repeated("it only reads; an event channel knows which request took which lines"),
-    wire.WRITE: _repeated("the same bytes at the same place; commands have an intent: the pins that they end"),
+    wire.WRITE: _repeated("the same bytes at the same place; an event channel knows which commands are done"),
     wire.RELEASE: _repeated("the kernel does not look at the reply, which is EBADF for a handle that is closed"),
     wire.FLUSH: _repeated("it is answered ENOSYS"),
     wire.FSYNC: _SYNCS,
@@ -137,8 +136,6 @@ NAMES_AT: Final = {
 MOVES_TAIL: Final = syscalls.FALLOC_FL_COLLAPSE_RANGE | syscalls.FALLOC_FL_INSERT_RANGE
 _CUTS: Final = MOVES_TAIL | syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_ZERO_RANGE
 _TRUNC_BYTE: Final = os.O_TRUNC >> 8
-MAX_NOTED_COMMANDS: Final = 64  # bits of a word
-MAX_DIGITS: Final = 20
 
 Facts = tuple[int, int, int, int, int, int]
 """Of an intent: device, ino, other_device, other_ino, size, was_there."""
@@ -164,7 +161,6 @@ class Once:
         self.parts = parts
         self.restored = restored
         self.pending = pending
-        self.pins = parts.guard.book.table.by_id
         self.plain: dict[int, Route] = {}
         """The routes without intents."""
         self._inodes = parts.inodes
@@ -188,7 +184,6 @@ class Once:
         wrapped |= {
             wire.OPEN: self._open(routes[wire.OPEN].handler),
             wire.FALLOCATE: self._with_intent(wire.FALLOCATE, routes[wire.FALLOCATE].handler, self._of_fallocate),
-            wire.WRITE: self._write(routes[wire.WRITE].handler),
             wire.SETXATTR: self._setxattr(routes[wire.SETXATTR]),
             wire.REMOVEXATTR: self._removexattr(routes[wire.REMOVEXATTR].handler),
         }
@@ -378,34 +373,8 @@ class Once:
             return False
         return True
 
-    # Commands
-
-    def _write(self, handler: Handler) -> Handler:
-        """Only what is written to files of .pinfs."""
-        once = self._with_intent(wire.WRITE, handler, self._of_commands)
-
-        def write(nodeid: int, ctx: Caller, body: memoryview) -> Work:
-            return once(nodeid, ctx, body) if CONTROL_ID <= nodeid < FOREIGN_IDS else handler(nodeid, ctx, body)
-
-        return write
-
-    def _of_commands(self, nodeid: int, body: memoryview) -> Facts | None:
-        ended = pins_ended_by(body[wire.WRITE_IN.size :].tobytes().splitlines()[:MAX_NOTED_COMMANDS])
-        there = sum(1 << line for line, pin_id in enumerate(ended) if pin_id in self.pins)
-        return 0, 0, 0, 0, 0, there
-
 
 def name_offset(route: Route) -> int:
     """Where the name of a SETXATTR begins, in bytes of the body, which depends on SETXATTR_EXT: the shortest one holds
     a name of one byte."""
     return route.shortest - wire.IN_SIZE - 2
-
-
-def pins_ended_by(lines: list[bytes]) -> list[int]:
-    """The pin that each command ends, 0: none (`pinfs.fs.pins.PinVerbs.command`)."""
-    return [_pin_ended_by(*line.split()) for line in lines]
-
-
-def _pin_ended_by(verb: bytes = b"", number: bytes = b"", *more: bytes) -> int:
-    ends = verb in (b"release", b"revoke") and not more
-    return int(number) if ends and number.isdigit() and len(number) < MAX_DIGITS else 0

@@ -19,7 +19,6 @@ from pinfs.bridge.gate import Gate
 from pinfs.bridge.handlers import Handler, Handlers, Route, sized
 from pinfs.bridge.once import (
     MAKE_NAMES,
-    MAX_NOTED_COMMANDS,
     MOVES_TAIL,
     NAMES_AT,
     Once,
@@ -356,10 +355,6 @@ async def _not_executed(nodeid: int, ctx: Caller, body: memoryview) -> bytes | N
 
 def _leads_to(st: os.stat_result | None, device: int, ino: int) -> bool:
     return st is not None and (st.st_dev, st.st_ino) == (device, ino)
-
-
-def _was_there(intent: IntentRecord, command: int) -> bool:
-    return command >= MAX_NOTED_COMMANDS or bool(intent.was_there >> command & 1)
 
 
 def _name_at(body: memoryview, offset: int) -> bytes:

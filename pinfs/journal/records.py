@@ -41,18 +41,12 @@ LAST_PIN: Final = FIRST_OWN_WORD + 2
 """The id of the newest pin."""
 LAST_HANDLE: Final = FIRST_OWN_WORD + 3
 """The number of the newest handle."""
-NEXT_FOREIGN: Final = FIRST_OWN_WORD + 4
-"""The next node id of a file on another device."""
 TRACE_SEQ: Final = FIRST_OWN_WORD + 5
 """The number of the newest event of all."""
 LAST_SERIAL: Final = FIRST_OWN_WORD + 6
 """The newest id of records that have none of their own (links, orphans, lines...)."""
-TAKEOVERS: Final = FIRST_OWN_WORD + 7
-"""How often the mount was taken over."""
 BROKEN: Final = FIRST_OWN_WORD + 8
 """Not 0: records are missing, because there was no room for them. The mount cannot be taken over."""
-SINCE: Final = FIRST_OWN_WORD + 9
-"""When the mount began."""
 LEFT: Final = FIRST_OWN_WORD + 10
 """When the daemon before handed over; 0: it did not, it died."""
 EXPORT_GENERATION: Final = FIRST_OWN_WORD + 11
@@ -376,13 +370,10 @@ class TextId(IntEnum):
 
     IDENTITY = 1
     """JSON: of which mount this is the journal."""
-    INIT = 2
-    """The body of the kernel's INIT request."""
     POLICY = 3
     """JSON: the policy in force, with what it began with, and why the last one was refused."""
     STATS = 4
     """JSON: the counters."""
-    SEALS = 5
     HISTORY = 6
     """JSON: the latest take-overs."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pinfs.bridge.once import Once
 from pinfs.config.options import MountOptions
 from pinfs.fs.recorder import Recorder
-from pinfs.journal.records import EXPORT_GENERATION, LEFT, TAKEOVERS, TextId
+from pinfs.journal.records import EXPORT_GENERATION, LEFT, TextId
 from pinfs.journal.slots import JournalFullError, Slots
 from pinfs.linux.proc import age_s
 from pinfs.serve.assembly import FileSystem
@@ -149,7 +149,6 @@ class Succession:
         over = self._takeover = TakeOver(fs, recorder, left)
         over.begin(resume_seal)
         wake_pollers(over.restored.pollers)
-        left.slots.words[TAKEOVERS] += 1
         fs.life.history.add(takeover(self._end_before(left, store), over.restored.counts, over.restored.lost))
         fs.write_texts()
         store.mounted(left.identity.mountpoint, left.identity.device)

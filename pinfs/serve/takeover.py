@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -146,7 +145,6 @@ def new_journal() -> tuple[int, Slots]:
     except BaseException:
         os.close(fd)
         raise
-    slots.words[records.SINCE] = time.monotonic_ns()
     return fd, slots
 
 
