@@ -17,6 +17,7 @@ import hypothesis
 import pytest
 from support import acts, mounts, seeds, start
 from support.actor import Actors
+from support.disks import Disks
 from support.mounts import Mount
 
 hypothesis.settings.register_profile("default", max_examples=50, deadline=None, print_blob=True)
@@ -49,6 +50,16 @@ def pytest_sessionstart() -> None:
 
 def pytest_report_header() -> str:
     return f"seed: {seeds.SEED} ({seeds.REPEAT})"
+
+
+@pytest.fixture
+def disks() -> Iterator[Disks]:
+    """File systems in images, which go with the test."""
+    base = mounts.new_base("disk")
+    disks = Disks(base)
+    yield disks
+    disks.close()
+    shutil.rmtree(base)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,15 +56,22 @@ def options() -> list[str]:
     return []
 
 
-@pytest.fixture
-async def bench(tmp_path: Path, options: list[str]) -> AsyncIterator[Bench]:
+@asynccontextmanager
+async def serving(source: Path, options: list[str]) -> AsyncIterator[Bench]:
+    """A file system over `source`, with its tasks."""
     config: Config = load(options, None)
     policies = PolicyBox(config.policies)
-    source_fd = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
-    fs = assemble(source_fd, config, policies, NoPassthrough(), lambda: {"source": str(tmp_path)}, 1 << 20)
+    source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
+    fs = assemble(source_fd, config, policies, NoPassthrough(), lambda: {"source": str(source)}, 1 << 20)
     async with trio.open_nursery() as nursery:
         await nursery.start(fs.guard.run)
         await nursery.start(fs.holders.run)
-        yield Bench(fs, tmp_path, policies)
+        yield Bench(fs, source, policies)
         nursery.cancel_scope.cancel()
     fs.close()
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, options: list[str]) -> AsyncIterator[Bench]:
+    async with serving(tmp_path, options) as bench:
+        yield bench

@@ -5,7 +5,6 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +14,21 @@ from support import mounts
 from support.disks import Disks
 from trio.testing import MockClock
 
-from pinfs.config.options import load
-from pinfs.config.policies import PolicyBox
 from pinfs.fs import exports, search
-from pinfs.fs.backing import NoPassthrough
 from pinfs.fs.exports import Exports
 from pinfs.fs.inode import FOREIGN_IDS, ROOT_ID
 from pinfs.fs.search import Found
 from pinfs.fs.types import Entry, SetAttr
 from pinfs.linux import syscalls
-from pinfs.serve.assembly import assemble
 
-from .conftest import ME, Bench
+from .conftest import ME, Bench, serving
 from .test_identity import use_number_again
 
 pytestmark = pytest.mark.usefixtures("root")
 
+EXPORTED = "nfs_export=on"
 SOURCES = ["tmpfs", "tmpfs/below", "ext4", "ext4/below", "xfs", "xfs/below", "btrfs/below"]
 MKFS = {"ext4": (), "xfs": ("-m", "reflink=0"), "btrfs": ()}
-
-
-@asynccontextmanager
-async def serving(source: Path) -> AsyncIterator[Bench]:
-    config = load(["nfs_export=on"], None)
-    policies = PolicyBox(config.policies)
-    fs = assemble(
-        os.open(source, os.O_PATH | os.O_DIRECTORY), config, policies, NoPassthrough(), lambda: {"source": ""}, 1 << 20
-    )
-    async with trio.open_nursery() as nursery:
-        await nursery.start(fs.guard.run)
-        await nursery.start(fs.holders.run)
-        yield Bench(fs, source, policies)
-        nursery.cancel_scope.cancel()
-    fs.close()
-
-
-@pytest.fixture
-def disks() -> Iterator[Disks]:
-    base = mounts.new_base("disk")
-    disks = Disks(base)
-    yield disks
-    disks.close()
-    shutil.rmtree(base)
 
 
 @pytest.fixture(params=SOURCES)
@@ -76,7 +48,7 @@ def source(request: pytest.FixtureRequest, disks: Disks, base: Path) -> Path:
 
 @pytest.fixture
 async def bench(source: Path) -> AsyncIterator[Bench]:
-    async with serving(source) as bench:
+    async with serving(source, [EXPORTED]) as bench:
         yield bench
 
 
@@ -203,11 +175,11 @@ class TestAfterARestart:
     @pytest.mark.parametrize("source", [s for s in SOURCES if not s.startswith("tmpfs")], indirect=True)
     async def test_handles_last(self, source: Path) -> None:
         tree(source)
-        async with serving(source) as before:
+        async with serving(source, [EXPORTED]) as before:
             assert exports_of(before).handles_last
             handles = [await handle(before, *path.split("/")) for path in ("d", "d/e", "d/e/file")]
         drop_caches()
-        async with serving(source) as after:
+        async with serving(source, [EXPORTED]) as after:
             assert [await find(after, wanted) for wanted in reversed(handles)] == [h[0] for h in reversed(handles)]
             assert await data_of(after, handles[2][0]) == b"data"
             assert after.fs.inodes.path_of(handles[2][0]) == "d/e/file"
@@ -220,10 +192,10 @@ class TestAfterARestart:
     @pytest.mark.parametrize("source", ["tmpfs", "tmpfs/below"], indirect=True)
     async def test_those_of_tmpfs_do_not(self, source: Path) -> None:
         tree(source)
-        async with serving(source) as before:
+        async with serving(source, [EXPORTED]) as before:
             assert not exports_of(before).handles_last
             wanted = await handle(before, "d", "e", "file")
-        async with serving(source) as after:
+        async with serving(source, [EXPORTED]) as after:
             assert await is_stale(after, wanted)
 
     @pytest.mark.parametrize("source", ["ext4/below"], indirect=True)
@@ -239,9 +211,9 @@ class TestAfterARestart:
         monkeypatch.setattr(exports, "names_below", names_below)
         tree(source)
         (source.parent / "outside").write_text("secret")
-        async with serving(source) as before:
+        async with serving(source, [EXPORTED]) as before:
             wanted = await handle(before, "d", "e", "file")
-        async with serving(source) as bench:
+        async with serving(source, [EXPORTED]) as bench:
             outside = (source.parent / "outside").stat().st_ino
             drop_caches()
             for _ in range(3):
@@ -258,10 +230,10 @@ class TestAfterARestart:
         monkeypatch.setattr(exports, "MAX_REMEMBERED", 0)
         for n in range(40):
             (source / f"file{n}").write_text(f"data{n}")
-        async with serving(source) as before:
+        async with serving(source, [EXPORTED]) as before:
             handles = [await handle(before, f"file{n}") for n in range(40)]
         drop_caches()
-        async with serving(source) as bench:
+        async with serving(source, [EXPORTED]) as bench:
             inodes = bench.fs.inodes
             inodes.descriptors.max_descriptors = 8
             found = [await find(bench, wanted) for wanted in handles]
@@ -455,6 +427,6 @@ async def test_what_is_remembered_is_limited(bench: Bench, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("source", ["tmpfs"], indirect=True)
 async def test_a_new_daemon_takes_no_handle_of_control_files_for_its_own(source: Path) -> None:
-    async with serving(source) as before, serving(source) as after:
+    async with serving(source, [EXPORTED]) as before, serving(source, [EXPORTED]) as after:
         nodeid = (await before.ops.lookup(ROOT_ID, b".pinfs", ME)).nodeid
         assert exports_of(before).generation(nodeid) != exports_of(after).generation(nodeid)

@@ -27,15 +27,6 @@ pytestmark = pytest.mark.usefixtures("root")
 EXPORTED = "nfs_export=on"
 
 
-@pytest.fixture
-def disks() -> Iterator[Disks]:
-    base = mounts.new_base("disk")
-    disks = Disks(base)
-    yield disks
-    disks.close()
-    shutil.rmtree(base)
-
-
 @pytest.fixture(params=["tmpfs", "ext4", "ext4/below"])
 def exported(request: pytest.FixtureRequest, fuse: None, disks: Disks) -> Iterator[Mount]:
     kind, _, below = request.param.partition("/")

@@ -47,15 +47,6 @@ def small() -> Iterator[SmallTmpfs]:
     base.rmdir()
 
 
-@pytest.fixture
-def disks() -> Iterator[Disks]:
-    base = mounts.new_base("disk")
-    disks = Disks(base)
-    yield disks
-    disks.close()
-    shutil.rmtree(base)
-
-
 def test_no_space(small: SmallTmpfs, new_place: NewPlace) -> None:
     place = new_place(source=small.mount("size=2m"))
     path = place.path / "file"
