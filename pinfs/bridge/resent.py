@@ -139,7 +139,7 @@ class Resent:
 
     async def _entry(self, nodeid: int, ctx: Caller, name: bytes, *, is_counted: bool) -> bytes:
         """The entry of a name. `is_counted`: the daemon before has counted this lookup. ENOENT."""
-        reply = await self._handlers.lookup(nodeid, ctx, memoryview(name + b"\0"))
+        reply = await self._handlers.lookup(nodeid, _for_good(ctx), memoryview(name + b"\0"))
         (found,) = wire.U64.unpack_from(reply)
         if not found:
             raise os_error(errno.ENOENT)
@@ -248,7 +248,7 @@ class Resent:
     async def _open_created(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         """Open a file that the request has made: with rights that its mode may not give a second time."""
         flags, *_ = wire.CREATE_IN.unpack_from(body)
-        entry = await self._ops.lookup(nodeid, wire.name_of(body, NAMES_AT[wire.CREATE]), ctx)
+        entry = await self._ops.lookup(nodeid, wire.name_of(body, NAMES_AT[wire.CREATE]), _for_good(ctx))
         try:
             return self._handlers.created(await self._open(entry, flags & _WITHOUT_CREATING, ctx), entry)
         except BaseException:
@@ -351,6 +351,11 @@ class Resent:
 async def _not_executed(nodeid: int, ctx: Caller, body: memoryview) -> bytes | None:
     """Of all other opcodes: they may be executed again."""
     return None
+
+
+def _for_good(ctx: Caller) -> Caller:
+    """For a lookup that no later daemon takes back: once executed, the request is answered without another one."""
+    return ctx._replace(unique=0)
 
 
 def _leads_to(st: os.stat_result | None, device: int, ino: int) -> bool:
