@@ -88,16 +88,14 @@ class Recorder:
 
     # Slots
 
-    def put(self, kind: Kind, body: bytes, old: int = 0) -> int:
-        """Write a record in place of an `old` one; its slot, 0 where there was no room."""
+    def put(self, kind: int, body: bytes, old: int = 0) -> int:
+        """Write a record in place of an `old` one (0: there is none); its slot. Where there is no room, that of the old
+        one, which stands."""
         try:
-            slot = self.slots.put(kind, body)
+            return self.slots.replace(old, kind, body) if old else self.slots.put(kind, body)
         except JournalFullError as e:
             self._break(str(e))
-            slot = 0
-        if old:
-            self.slots.free(old)
-        return slot
+            return old
 
     def put_text(self, text: bytes) -> int:
         """Write what does not fit into a record; its first slot, 0 where there was no room."""
@@ -149,14 +147,7 @@ class Recorder:
             inode.nodeid, chain, inode.lookups, parent_id, ino, device, backing_id, time_ns(), inode.kind >> 12, 0,
             size, name,
         )  # fmt: skip
-        old = inode.slot
-        try:
-            inode.slot = self.slots.put(_INODE, body)
-        except JournalFullError as e:
-            self._break(str(e))
-            inode.slot = 0
-        if old:
-            self.slots.free(old)
+        inode.slot = self.put(_INODE, body, inode.slot)
 
     def seen_ns(self, inode: Inode) -> int:
         """When a daemon last knew it to be what has its number, since the epoch."""
@@ -285,13 +276,10 @@ class Recorder:
         inode = handle.inode
         if inode.name is None and inode.slot:
             self._store(inode)
-        number, slots = handle.number, self.slots
+        number = handle.number
         body = pack_file_handle(number, inode.nodeid, getattr(caller, "unique", 0), handle.flags, handle.record_kind)
-        slots.words[records.LAST_HANDLE] = number
-        try:
-            handle.slot = slots.put(_HANDLE, body)
-        except JournalFullError as e:
-            self._break(str(e))
+        self.slots.words[records.LAST_HANDLE] = number
+        handle.slot = self.put(_HANDLE, body)
         if handle.record_kind is HandleKind.DIRECTORY:
             self._directories[inode.nodeid] += 1
 
@@ -332,18 +320,11 @@ class Recorder:
             pid, pin.uid, start_time, incarnation, unique, proxy_uid, spec.mode is Mode.LEASE, spec.signal or 0, flags,
             size, name,
         )  # fmt: skip
-        pin_id, slots, pins = pin.id, self.slots, self._pins
-        try:
-            slot = slots.put(_PIN, body)
-        except JournalFullError as e:
-            self._break(str(e))
-            slot = 0
+        pin_id, pins = pin.id, self._pins
         old = pins.get(pin_id)
-        pins[pin_id] = slot
+        pins[pin_id] = self.put(_PIN, body, old or 0)
         if old is None:
-            slots.words[records.LAST_PIN] = pin_id
-        elif old:
-            slots.free(old)
+            self.slots.words[records.LAST_PIN] = pin_id
 
     def pin_ended(self, pin: Pin, unique: int) -> None:
         """It is no longer; `unique`: the request that released it, 0: none did."""

@@ -14,7 +14,7 @@ from pinfs.linux.proc import age_s
 from pinfs.serve.assembly import FileSystem
 from pinfs.serve.descriptorstore import DescriptorStore
 from pinfs.serve.history import End, Survival, takeover
-from pinfs.serve.takeover import CONNECTION, JOURNAL, SOURCE, Identity, Left, TakeOver, new_journal, write_text
+from pinfs.serve.takeover import CONNECTION, JOURNAL, SOURCE, Identity, Left, TakeOver, new_journal
 
 log = logging.getLogger("pinfs.daemon")
 
@@ -93,7 +93,8 @@ class Succession:
         if not mount.negotiated.resends:
             self._end_with_this("the kernel does not send requests again (Linux 6.9)")
             return None
-        write_text(recorder, TextId.IDENTITY, mount.to_json())
+        assert self._fs.streams is not None  # as there is a recorder
+        self._fs.streams.text(TextId.IDENTITY, mount.to_json())
         kept = {SOURCE: source_fd, JOURNAL: self._journal_fd, CONNECTION: connection}
         if not all(store.keep(name, fd) for name, fd in kept.items()):
             self._end_with_this("there is no room for its descriptors")

@@ -146,8 +146,3 @@ def new_journal() -> tuple[int, Slots]:
         os.close(fd)
         raise
     return fd, slots
-
-
-def write_text(recorder: Recorder, id_: TextId, text: bytes, old: int = 0) -> int:
-    """Write a TEXT record; its slot."""
-    return recorder.put(Kind.TEXT, records.pack_text(id_, recorder.put_text(text)), old)
