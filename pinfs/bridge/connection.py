@@ -107,3 +107,12 @@ def in_order(requests: Iterable[Request]) -> list[Request]:
     """Resent ones by number, since the kernel sends them in the order of a hash; then all others, as they came: an
     INTERRUPT after the request that it names."""
     return sorted(requests, key=lambda request: (not request.is_resent, request.unique if request.is_resent else 0))
+
+
+def knows(fd: int, nodeid: int) -> bool:
+    """Whether the kernel has an inode with this node id, as far as it can be asked. It forgets the attributes."""
+    try:
+        os.write(fd, wire.forget_attributes(nodeid))
+    except OSError as e:  # ENOENT of fuse_reverse_inval_inode()
+        return e.errno != errno.ENOENT
+    return True

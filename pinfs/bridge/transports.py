@@ -8,6 +8,7 @@ from typing import Protocol
 
 import trio
 
+from pinfs.bridge.connection import knows
 from pinfs.bridge.dispatch import Dispatcher
 from pinfs.bridge.negotiate import Negotiated, Requested
 from pinfs.bridge.once import Once
@@ -32,6 +33,9 @@ class Transport(Protocol):
 
     def wake_pollers(self, numbers: Iterable[int]) -> None:
         """Programs that poll the files with these numbers of the kernel look again."""
+
+    def knows(self, nodeid: int) -> bool:
+        """Whether the kernel has an inode with this node id, as far as it can be asked."""
 
     def close(self) -> None:
         """Let go of the connection; what is still under way is answered ENOTCONN by the kernel."""
@@ -62,6 +66,9 @@ class Bridged:
 
     def wake_pollers(self, numbers: Iterable[int]) -> None:
         self._dispatcher.wake_pollers(numbers)
+
+    def knows(self, nodeid: int) -> bool:
+        return knows(self._fd, nodeid)
 
     def _negotiated(self, negotiated: Negotiated) -> Once | None:
         once = None

@@ -337,7 +337,7 @@ class Daemon:
             self.store.ready(self.config.mount.watchdog)
         self.manager.tell("READY=1", f"STATUS={self.status_line()}")
         nursery.start_soon(self.manager.keep_telling, self.status_line)
-        nursery.start_soon(self.succession.finish)
+        nursery.start_soon(self.succession.finish, self.transport.knows)
 
     # Its state
 

@@ -164,10 +164,11 @@ class Succession:
             return End("handed over", at)
         return End("hung" if before.has_hung else "died", at, before.why)
 
-    async def finish(self) -> None:
-        """The rest of very many pins."""
+    async def finish(self, kernel_knows: Callable[[int], bool]) -> None:
+        """What need not be done before the first request. `kernel_knows`: whether the kernel has an inode with this
+        node id."""
         if self._takeover is not None:
-            await self._takeover.finish()
+            await self._takeover.finish(kernel_knows)
 
 
 def ends_because(options: MountOptions) -> str:

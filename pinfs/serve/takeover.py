@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+import trio
+
 from pinfs.bridge.mount import MountError
 from pinfs.bridge.negotiate import Init, Negotiated
+from pinfs.fs.inode import ROOT_ID, Inode
 from pinfs.fs.recorder import Recorder
 from pinfs.fs.restore import Records, Restoration
 from pinfs.fs.streamrestore import StreamRestoration
@@ -24,6 +27,8 @@ CONNECTION: Final = "fuse"
 SOURCE: Final = "source"
 JOURNAL: Final = "journal"
 """Names of descriptors in the store."""
+FORGOTTEN_S: Final = 1.0
+"""How long a FORGET that the kernel has queued may take until it is read."""
 
 
 @dataclass(frozen=True)
@@ -125,16 +130,33 @@ class TakeOver:
         if not self.pending.files:
             self._settle()
 
-    async def finish(self) -> None:
-        """The rest of very many pins."""
+    async def finish(self, kernel_knows: Callable[[int], bool]) -> None:
+        """The rest of very many pins, and of inodes that the kernel has forgotten."""
         if self.pending.files:
             await self.pending.run()
             self._settle()
             log.info("all pins are restored: %d", len(self._fs.guard.book.table))
+        await self._forget_lost(kernel_knows)
+
+    async def _forget_lost(self, kernel_knows: Callable[[int], bool]) -> None:
+        """A FORGET that the daemon before had read and not acted on never comes again: without it a removed inode would
+        stay in the table until the mount ends. One that is still to be read has been when this asks a second time."""
+        inodes = self._fs.inodes
+        lost = [(inode, inode.lookups) for inode in inodes if _is_over(inode) and not kernel_knows(inode.nodeid)]
+        await trio.sleep(FORGOTTEN_S)
+        for inode, lookups in lost:
+            is_same = inodes.known(inode.nodeid) is inode and inode.lookups == lookups and _is_over(inode)
+            if is_same and not kernel_knows(inode.nodeid):
+                inodes.forget(inode.nodeid, lookups)
 
     def _settle(self) -> None:
         self._readers.settle()
         self._fs.backing.seal.resumed()
+
+
+def _is_over(inode: Inode) -> bool:
+    """Whether nothing but the kernel's lookup count keeps it."""
+    return inode.name is None and inode.lookups > 0 and inode.file is None and inode.nodeid != ROOT_ID
 
 
 def new_journal() -> tuple[int, Slots]:

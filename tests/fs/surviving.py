@@ -84,23 +84,27 @@ class Survivor(Bench):
     def die(self) -> Restored:
         """As by SIGKILL; the next one takes over."""
         self.stop()
+        return self.take_over()
+
+    def take_over(self) -> Restored:
+        """After `stop`: the next one begins."""
         self.slots = Slots(self.journal)
         self._make()
         left = Left({name: os.dup(fd) for name, fd in self.store.kept.items()}, self.slots, self.slots.load(), IDENTITY)
-        taken = TakeOver(self.fs, self._recorder(), left)
-        taken.begin(lambda: None)
-        assert not taken.pending.files
-        self.restored = taken.restored
+        self.taken = TakeOver(self.fs, self._recorder(), left)
+        self.taken.begin(lambda: None)
+        assert not self.taken.pending.files
+        self.restored = self.taken.restored
         for slot in self.restored.intent_slots.values():  # no kernel sends requests again
             self.slots.free(slot)
         return self.restored
 
     def stop(self) -> None:
         """Nothing of the old objects writes any more, and their descriptors are closed."""
-        assert self.fs.recorder is not None
-        for fd in self.fs.recorder._stored.values():
-            os.close(fd)
+        recorder = self.fs.recorder
+        assert recorder is not None
         self.fs.record(None)
+        recorder.close()
         self.fs.policies.on_change = lambda: None
         for handle in self.ops.handles._handles.values():
             if isinstance(handle, DirectoryHandle):
@@ -109,7 +113,6 @@ class Survivor(Bench):
                     os.close(handle.kept_fd)
         self.fs.inodes.close()
         self.fs.holders.close()
-        self.slots.close()
 
     def records(self, *kinds: Kind) -> dict[str, int]:
         """How many records of which kinds the journal has; of all kinds where none is named."""
