@@ -72,7 +72,7 @@ _COPIES: Final = _repeated("the caller holds the lock of the target, which gets 
 
 REPEATABLE: Final[dict[int, Repeatable]] = {
     wire.LOOKUP: _LOOKS_UP,
-    wire.FORGET: _never("no caller waits for it; a removed inode that the kernel has forgotten goes after the take-over"),
+    wire.FORGET: _never("no caller waits for it; removed inodes that the kernel forgot go after the take-over"),
     wire.BATCH_FORGET: _never("as FORGET"),
     wire.INTERRUPT: _never("the kernel sends a new one, after the request that it interrupts"),
     wire.INIT: _never("a mount outlives its daemon only after the reply to it"),
