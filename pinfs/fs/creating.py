@@ -30,11 +30,10 @@ class Created(NamedTuple):
 
 
 def masked(directory_fd: int, mode: int, ctx: CallerLike) -> int:
-    """The mode of what the caller creates. All threads share one umask: none is left in force here.
+    """The mode of what the caller creates: the daemon's own umask is 0, since all threads share one.
 
     A default ACL of the directory takes the place of the caller's (posix_acl_create()).
     """
-    os.umask(0)
     if not mode & ctx.umask:
         return mode
     try:

@@ -78,7 +78,7 @@ class RemoteOperations(Operations):
         super().__init__(inodes, backing, guard, pins, control, timeouts)
         assert backing.threads is not None
         self._threads = backing.threads
-        os.umask(0)  # all threads share one: what is created is masked by hand (`masked`), a symlink not at all
+        os.umask(0)  # all threads share one: what is created is masked by hand (`masked`)
         self._reaching = Reaching(inodes, self._threads)
         self._removals.open_writer = self._open_writer
         self.directories = _Directories(inodes, control.owns, self.submounts)

@@ -190,8 +190,14 @@ class Side:
         self._put(slot, fd)
 
     def reopen(self, slot: int, old: int, flags: str) -> None:
-        """Through the magic link of an open file: O_PATH handles become readable so."""
-        self._put(slot, os.open(f"/proc/self/fd/{self.slots[old]}", bits(flags) | os.O_NONBLOCK))
+        """Through the magic link of an open file: O_PATH handles become readable so.
+
+        Never the link itself: it is procfs's, and its mode changes when the number of a descriptor is used again.
+        """
+        wanted = bits(flags) | os.O_NONBLOCK
+        if wanted & os.O_PATH:
+            wanted &= ~os.O_NOFOLLOW
+        self._put(slot, os.open(f"/proc/self/fd/{self.slots[old]}", wanted))
 
     def dup(self, slot: int, old: int) -> None:
         self._put(slot, os.dup(self.slots[old]))
