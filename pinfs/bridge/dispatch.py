@@ -1,6 +1,7 @@
 """The dispatcher: reads requests from /dev/fuse and answers them.
 
-The fast path: one handler runs straight from the request to the reply, with no task and no scheduling in between. A
+Most requests are answered by a plain function (`pinfs.bridge.fast`). For all others one handler runs straight from the
+request to the reply, with no task and no scheduling in between. A
 handler that waits for a OneShot is kept, and resumed when the event is set; a handler that needs a thread or another
 trio primitive goes on in a task of its own. An INTERRUPT ends either.
 
@@ -11,16 +12,15 @@ request is served.
 import errno
 import logging
 import os
-import select
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 import trio
 
 from pinfs.bridge import wire
+from pinfs.bridge.channel import Channel
 from pinfs.bridge.connection import (
     MAX_FAILED_READS,
     NOT_AWAITED,
@@ -34,15 +34,17 @@ from pinfs.bridge.connection import (
     read_again,
 )
 from pinfs.bridge.exporting import ExportHandlers
+from pinfs.bridge.fast import FastHandlers, Flag, Loop
 from pinfs.bridge.gate import Gate
 from pinfs.bridge.handlers import NO_ROUTE, UNANSWERED, Handlers, PollWake, Route, Work
 from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Negotiated, Requested, negotiate
 from pinfs.bridge.once import Once
 from pinfs.bridge.resent import Resent
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
+from pinfs.fs.fast import FastOperations
 from pinfs.fs.inode import FOREIGN_IDS
 from pinfs.fs.operations import Operations
-from pinfs.fs.types import Caller, make_caller
+from pinfs.fs.types import Caller, make_caller, os_error
 from pinfs.runtime.errors import errno_of, logged
 from pinfs.runtime.parking import OneShot, Parked, fast_path, known_trap, rest_of, run_deferred, run_straight
 
@@ -67,10 +69,10 @@ class _Woken(trio.abc.Instrument):
     """Notes that a task has become runnable: trio gets its turn at once then, not when requests run out."""
 
     def __init__(self) -> None:
-        self.yes = False
+        self.flag = Flag()
 
     def task_scheduled(self, task: trio.lowlevel.Task) -> None:
-        self.yes = True
+        self.flag.yes = True
 
 
 class _Waiting(NamedTuple):
@@ -119,20 +121,29 @@ class Dispatcher:
         self._turn_with_tasks_ms = 0 if ops.in_threads else TURN_WITH_TASKS_MS
         self._in_turn = False
         self._woken = _Woken()
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
-        self._take_fresh_buffer()
+        self._buffer = bytearray(BUFFER_SIZE)
+        self._channel = Channel(fd, self._buffer)
+        self._loop = Loop(
+            self._channel, self._answer, _read_failed, self._woken.flag, self._resumable, self._resume_waiting
+        )
+        self._fast = None if ops.fast is None else self._fast_handlers(ops.fast)
 
     @property
     def parked(self) -> int:
         """Requests that wait right now."""
         return len(self._tasks) + len(self._waiting)
 
-    def _take_fresh_buffer(self) -> tuple[bytearray, list[bytearray], memoryview]:
-        """What the loop reads into, as unpack, readv and handlers want it."""
-        buffer = bytearray(BUFFER_SIZE)
-        self._buffers = buffer, [buffer], memoryview(buffer)
-        return self._buffers
+    def _take_fresh_buffer(self) -> None:
+        """A handler keeps the one that its request came in."""
+        self._buffer = bytearray(BUFFER_SIZE)
+        self._channel.use(self._buffer)
+
+    def _fast_handlers(self, fast: FastOperations) -> FastHandlers:
+        ops, handlers = self._ops, self._handlers
+        return FastHandlers(
+            self._channel, fast, ops.exports, ops.uncached, handlers.entry_valid, handlers.attr_valid,
+            self._fast_failed, self._fast_undelivered,
+        )  # fmt: skip
 
     # The loop
 
@@ -180,68 +191,52 @@ class Dispatcher:
     def _turn(self) -> bool:
         """Answer requests until there are no more (False) or trio should get a turn (True)."""
         self._in_turn = True
-        self._woken.yes = False
+        woken, loop = self._woken.flag, self._loop
+        woken.yes = False
         try:
             with fast_path:
-                return self._answer_requests(self._turn_with_tasks_ms if self._tasks else TURN_MS)
+                more = loop.run(self._turn_with_tasks_ms if self._tasks else TURN_MS)
+                if not woken.yes:
+                    run_deferred()
+                return more
         finally:
             self._in_turn = False
+            self._counts["fast"] += loop.answered_fast
+            loop.answered_fast = 0
 
-    def _answer_requests(self, turn_ms: int) -> bool:
-        # The hot loop. Between two requests the caller's program runs, and fills the caches with what is its own: each
-        # step of the interpreter costs some 15 ns then. So all of it stands in one place, and in local variables.
-        poll, readv, write, writev, fd = self._poll.poll, os.readv, os.write, os.writev, self._fd
-        unpack, pack, route_of = wire.IN_HEADER.unpack_from, wire.OUT_HEADER.pack, self._routes.get
-        woken, resumable, counts = self._woken, self._resumable, self._counts
-        buffer, into, view = self._buffers
-        until = perf_counter() + turn_ms / 1000
-        wait_ms = 0  # trio comes first: another of its tasks may be waited for
-        while more := bool(poll(wait_ms)):
-            wait_ms = turn_ms
+    def _answer(self, size: int) -> None:
+        """Answer the request in the buffer, by the handler of its opcode."""
+        buffer, view = self._buffer, memoryview(self._buffer)
+        length, opcode, unique, nodeid, uid, gid, pid, extensions, _ = wire.IN_HEADER.unpack_from(buffer)
+        handler, shortest = self._routes.get(opcode, NO_ROUTE)
+        end = size - extensions * 8
+        if length != size or end < shortest:
+            self._answer_without_handler(opcode, unique, size, view)
+            return
+        counts = self._counts
+        counts["fast"] += 1
+        try:
+            work = handler(nodeid, make_caller((uid, gid, pid, 0, unique)), view[IN_SIZE:end])
+            if nodeid >= FOREIGN_IDS:
+                work = self._handlers.on_foreign(opcode, nodeid, work)
             try:
-                size = readv(fd, into)
-            except OSError as e:
-                check_read(e)
-                continue
-            length, opcode, unique, nodeid, uid, gid, pid, extensions, _ = unpack(buffer)
-            handler, shortest = route_of(opcode, NO_ROUTE)
-            end = size - extensions * 8
-            if length != size or end < shortest:
-                self._answer_without_handler(opcode, unique, size, view)
-            else:
-                counts["fast"] += 1
-                try:
-                    work = handler(nodeid, make_caller((uid, gid, pid, 0, unique)), view[IN_SIZE:end])
-                    if nodeid >= FOREIGN_IDS:
-                        work = self._handlers.on_foreign(opcode, nodeid, work)
-                    try:
-                        trap = known_trap(work, work.send(None))
-                        if not isinstance(trap, OneShot):  # a task, which keeps the buffer
-                            buffer, into, view = self._take_fresh_buffer()
-                        self._park(opcode, unique, work, trap)
-                        counts["parked"] += 1
-                        counts["fast"] -= 1
-                    except StopIteration as answer:
-                        body = answer.value
-                        if body is not None:
-                            try:
-                                if len(body) < LARGE:
-                                    write(fd, pack(OUT_SIZE + len(body), 0, unique) + body)
-                                else:
-                                    writev(fd, (pack(OUT_SIZE + len(body), 0, unique), body))
-                            except OSError as e:
-                                self._undelivered(e, opcode, unique, body)
-                        elif opcode not in UNANSWERED:
-                            self._no_body(opcode, unique)
-                except (Exception, GeneratorExit) as e:
-                    self._failed(opcode, unique, e)
-            if resumable:
-                self._resume_waiting()
-            if woken.yes or perf_counter() > until:
-                break
-        if not woken.yes:
-            run_deferred()
-        return more
+                trap = known_trap(work, work.send(None))
+                if not isinstance(trap, OneShot):  # a task, which keeps the buffer
+                    self._take_fresh_buffer()
+                self._park(opcode, unique, work, trap)
+                counts["parked"] += 1
+                counts["fast"] -= 1
+            except StopIteration as answer:
+                self._reply(opcode, unique, answer.value)
+        except (Exception, GeneratorExit) as e:
+            self._failed(opcode, unique, e)
+
+    def _fast_failed(self, e: BaseException) -> None:
+        self._failed(self._channel.opcode, self._channel.unique, e)
+
+    def _fast_undelivered(self) -> None:
+        channel = self._channel
+        self._undelivered(os_error(channel.error), channel.opcode, channel.unique, channel.reply)
 
     def _answer_without_handler(self, opcode: int, unique: int, size: int, request: memoryview) -> None:
         """INIT, and what is not a request that a handler could answer."""
@@ -295,10 +290,20 @@ class Dispatcher:
         self.negotiated = negotiated
         if Init.SETXATTR_EXT in negotiated.flags:
             self._routes[wire.SETXATTR] = self._handlers.route_of_setxattr_ext()
+            if self._fast is not None:
+                self._fast.setxattr_at = wire.SETXATTR_EXT_IN.size
         once = self._on_negotiated(negotiated)
         if once is not None:
             self._routes.update(once.routes(self._routes))
+        if self._ops.fast is not None:
+            self._ops.fast.intents = once
+        self._loop.fast = self._fast
         return once
+
+    def _open_gate(self, routes: dict[int, Route]) -> None:
+        """All pins are restored: no request has to wait for them any more."""
+        self._routes.update(routes)
+        self._loop.fast = self._fast
 
     # Taking over
 
@@ -311,7 +316,8 @@ class Dispatcher:
         if once.pending is not None and once.pending.files:
             gate = Gate(once.pending, self._ops)
             self._routes.update((opcode, gate.before(opcode, route)) for opcode, route in open_routes.items())
-            once.pending.on_end = partial(self._routes.update, open_routes)
+            once.pending.on_end = partial(self._open_gate, open_routes)
+            self._loop.fast = None
         return Resent(once, once.restored, self._handlers, open_routes, gate)
 
     def _take_over(self, resent: Resent) -> None:
@@ -321,7 +327,7 @@ class Dispatcher:
         except NoResendError as e:
             self.refused_because = str(e)
             raise Ended(True) from None
-        requests = read_again(self._fd, self._buffers[0])
+        requests = read_again(self._fd, self._buffer)
         resent.begin(requests)
         self._in_turn = True
         try:
@@ -427,8 +433,12 @@ class Dispatcher:
             if opcode not in UNANSWERED:
                 self._no_body(opcode, unique)
             return
+        header = wire.OUT_HEADER.pack(OUT_SIZE + len(body), 0, unique)
         try:
-            os.writev(self._fd, (wire.OUT_HEADER.pack(OUT_SIZE + len(body), 0, unique), body))
+            if len(body) < LARGE:
+                os.write(self._fd, header + body)
+            else:
+                os.writev(self._fd, (header, body))
         except OSError as e:
             self._undelivered(e, opcode, unique, body)
 
@@ -473,6 +483,11 @@ class Dispatcher:
                 fh, _, _ = wire.OPEN_OUT.unpack_from(body, len(body) - wire.OPEN_OUT.size)
                 release = self._ops.releasedir if opcode == wire.OPENDIR else self._ops.release
                 self._nursery.start_soon(_logged, release(fh), f"the release of handle {fh}")
+
+
+def _read_failed(number: int) -> None:
+    """Returns where there is nothing to do; else raises Ended, or the error."""
+    check_read(os_error(number))
 
 
 async def _logged(work: Coroutine[Any, Any, None], what: str) -> None:

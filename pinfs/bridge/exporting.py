@@ -27,4 +27,4 @@ class ExportHandlers(Handlers):
         if name not in DOTS:
             return await super().lookup(nodeid, ctx, body)
         entry = await self._exports.lookup(nodeid, name)
-        return self._entry_out(entry, self._entry_valid, self._valid(entry.nodeid))
+        return self._entry_out(entry, self.entry_valid, self._valid(entry.nodeid))

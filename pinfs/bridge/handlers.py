@@ -54,16 +54,16 @@ class Handlers:
     def __init__(self, ops: Operations, notify: Callable[[bytes], None]) -> None:
         self._ops = ops
         self._notify = notify
-        self._entry_valid = wire.seconds(ops.entry_timeout_s)
-        self._attr_valid = wire.seconds(ops.attr_timeout_s)
+        self.entry_valid = wire.seconds(ops.entry_timeout_s)
+        self.attr_valid = wire.seconds(ops.attr_timeout_s)
         self._entry_out: EntryOut = wire.entry_out
         self._uncached = ops.uncached
         ops.uncached.on_entered = lambda nodeid: notify(wire.forget_attributes(nodeid))
-        self._nothing = wire.no_entry_out(self._entry_valid)
+        self._nothing = wire.no_entry_out(self.entry_valid)
 
     def _valid(self, nodeid: int) -> tuple[int, int]:
         """How long the kernel may cache the attributes of an inode (see `UncachedFiles`)."""
-        return wire.A_TICK if nodeid in self._uncached else self._attr_valid
+        return wire.A_TICK if nodeid in self._uncached else self.attr_valid
 
     # Names
 
@@ -72,7 +72,7 @@ class Handlers:
             entry = await self._ops.lookup(nodeid, wire.name_of(body), ctx)
         except FileNotFoundError:
             return self._nothing
-        return self._entry_out(entry, self._entry_valid, self._valid(entry.nodeid))
+        return self._entry_out(entry, self.entry_valid, self._valid(entry.nodeid))
 
     async def forget(self, nodeid: int, ctx: Caller, body: memoryview) -> None:
         self._ops.forget([(nodeid, *wire.U64.unpack_from(body))])
@@ -84,22 +84,22 @@ class Handlers:
     async def mknod(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         mode, rdev, umask, _ = wire.MKNOD_IN.unpack_from(body)
         entry = await self._ops.mknod(nodeid, wire.name_of(body, 16), mode, rdev, _with_umask(ctx, umask))
-        return self._entry_out(entry, self._entry_valid, self._attr_valid)
+        return self._entry_out(entry, self.entry_valid, self.attr_valid)
 
     async def mkdir(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         mode, umask = wire.MKDIR_IN.unpack_from(body)
         entry = await self._ops.mkdir(nodeid, wire.name_of(body, 8), mode, _with_umask(ctx, umask))
-        return self._entry_out(entry, self._entry_valid, self._attr_valid)
+        return self._entry_out(entry, self.entry_valid, self.attr_valid)
 
     async def symlink(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         name, target = wire.names_of(body, 0)
         entry = await self._ops.symlink(nodeid, name, target, ctx)
-        return self._entry_out(entry, self._entry_valid, self._attr_valid)
+        return self._entry_out(entry, self.entry_valid, self.attr_valid)
 
     async def link(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         (old_nodeid,) = wire.U64.unpack_from(body)
         entry = await self._ops.link(old_nodeid, nodeid, wire.name_of(body, 8), ctx)
-        return self._entry_out(entry, self._entry_valid, self._valid(entry.nodeid))
+        return self._entry_out(entry, self.entry_valid, self._valid(entry.nodeid))
 
     async def readlink(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         return await self._ops.readlink(nodeid, ctx)
@@ -165,7 +165,7 @@ class Handlers:
 
     def created(self, opened: Opened, entry: Entry) -> bytes:
         """The reply to CREATE and TMPFILE."""
-        return self._entry_out(entry, self._entry_valid, self._valid(entry.nodeid)) + wire.open_out(opened)
+        return self._entry_out(entry, self.entry_valid, self._valid(entry.nodeid)) + wire.open_out(opened)
 
     async def read(self, nodeid: int, ctx: Caller, body: memoryview) -> bytes:
         fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
@@ -233,7 +233,7 @@ class Handlers:
 
     async def _listing(self, body: memoryview, ctx: Caller, plus: bool) -> bytes:
         fh, offset, size, *_ = wire.READ_IN.unpack_from(body)
-        listing = wire.Listing(size, plus, self._entry_valid, self._valid, self._entry_out)
+        listing = wire.Listing(size, plus, self.entry_valid, self._valid, self._entry_out)
         await self._ops.readdir(fh, offset, plus, listing.add, ctx.unique)
         return b"".join(listing.parts)
 

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from pinfs.bridge import wire
 from pinfs.bridge.handlers import Handler, Route, Work
+from pinfs.fs.fast import Request
 from pinfs.fs.inode import Inode
 from pinfs.fs.operations import Operations
 from pinfs.fs.pendingpins import PendingPins
@@ -189,7 +190,29 @@ class Once:
         }
         return {opcode: Route(handler, routes[opcode].shortest) for opcode, handler in wrapped.items()}
 
-    # Intents
+    # Intents of the fast path
+
+    def begin(self, request: Request, device: int, ino: int, other_device: int, other_ino: int) -> int:
+        """Write down what the names of a request lead to, before it changes them."""
+        body = pack_intent(request.unique, 0, request.opcode, device, ino, other_device, other_ino, 0, 0, 0)
+        return self.recorder.put(Kind.INTENT, body)
+
+    def executed(self, request: Request, slot: int) -> None:
+        """What comes next is the reply."""
+        self.recorder.slots.words[EXECUTED] = request.unique
+        self.recorder.slots.free(slot)
+
+    def drop(self, slot: int) -> None:
+        """The request has failed, or is begun anew by its handler."""
+        self.recorder.slots.free(slot)
+
+    def keep(self, victim: Inode) -> None:
+        """Before the last name of a file goes: a file that is in use must not go with this daemon."""
+        if victim.fd < 0 and victim.file is None and victim.nodeid in self.parts.guard.book.files:
+            self._inodes.fd(victim)
+        self.recorder.nameless(victim)
+
+    # Intents of handlers
 
     def _with_intent(self, opcode: int, handler: Handler, facts_of: FactsOf) -> Handler:
         recorder, free, cuts = self.recorder, self.recorder.slots.free, self._cuts
@@ -303,9 +326,7 @@ class Once:
         if st.st_nlink == 1:
             victim = self._inodes.find(st)
             if victim is not None:
-                if victim.fd < 0 and victim.file is None and victim.nodeid in self.parts.guard.book.files:
-                    self._inodes.fd(victim)
-                self.recorder.nameless(victim)
+                self.keep(victim)
 
     # Bytes
 

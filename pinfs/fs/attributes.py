@@ -36,9 +36,23 @@ class Attributes:
         if changes.mode is not None:
             self._set_ids.chmod(inode, stat.S_IMODE(changes.mode))
         if changes.atime_ns is not None or changes.mtime_ns is not None:
-            with self._seal.lifted(inode):
-                self._set_times(inode, changes.atime_ns, changes.mtime_ns)
+            self.set_times(inode, changes.atime_ns, changes.mtime_ns)
         return self._inodes.stat(inode)
+
+    def set_times(self, inode: Inode, atime_ns: int | None, mtime_ns: int | None) -> None:
+        """utimensat(2). Nanoseconds, or NOW; None leaves one alone."""
+        with self._seal.lifted(inode):
+            self._set_times(inode, atime_ns, mtime_ns)
+
+    def set_extended(self, inode: Inode, name: bytes, value: bytes, flags: int) -> None:
+        """setxattr(2), of an attribute that is not pinfs's."""
+        with self._seal.lifted(inode), self._set_ids.keeping_from(name):
+            os.setxattr(self._inodes.handle(inode), name, value, flags)
+
+    def remove_extended(self, inode: Inode, name: bytes, caller: CallerLike) -> None:
+        """removexattr(2), of an attribute that is not pinfs's."""
+        with self._seal.lifted(inode), self._set_ids.keeping_without(name, inode, caller):
+            os.removexattr(self._inodes.handle(inode), name)
 
     def _set_times(self, inode: Inode, atime_ns: int | None, mtime_ns: int | None) -> None:
         if atime_ns is None or mtime_ns is None or (atime_ns == NOW) != (mtime_ns == NOW):

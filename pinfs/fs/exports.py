@@ -29,7 +29,7 @@ from pinfs.fs.lives import LIVED_BEFORE, life_of, settled_ctime_ns
 from pinfs.fs.nonblocking import AT_ONCE
 from pinfs.fs.search import Found, names_below
 from pinfs.fs.submounts import Submounts
-from pinfs.fs.types import Entry, make_entry
+from pinfs.fs.types import Entry, StatLike, make_entry
 from pinfs.linux import filehandles, mountinfo
 from pinfs.linux.filesystems import BTRFS_MAGIC
 from pinfs.linux.syscalls import file_system_magic
@@ -108,7 +108,7 @@ class Exports:
 
     # What the inode table tells
 
-    def named(self, inode: Inode, st: os.stat_result, fd: int, name: bytes = b"") -> None:
+    def named(self, inode: Inode, st: StatLike, fd: int, name: bytes = b"") -> None:
         """Note the life of an inode that has just come into the table, behind `name` in the directory `fd`, or as `fd`
         itself. It never changes after that, because the generation must not."""
         if inode.life is not None:

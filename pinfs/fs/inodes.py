@@ -18,6 +18,8 @@ from pinfs.fs.inode import FOREIGN_IDS, O_PATH_NOFOLLOW, ROOT_ID, Inode, Key, Na
 from pinfs.fs.inodefds import InodeDescriptors
 from pinfs.fs.lives import LIVED_BEFORE, life_of, settled_ctime_ns, was_born_after
 from pinfs.fs.nonblocking import AT_ONCE, open_error
+from pinfs.fs.types import StatLike, os_error
+from pinfs.linux.calls import Stat, stat_at, stat_fd
 from pinfs.linux.filesystems import IN_MEMORY, ON_DISK
 from pinfs.linux.syscalls import file_system_magic
 
@@ -49,8 +51,9 @@ class InodeTable:
         """Writes down what changes here; None: the mount does not outlive the daemon."""
         self.taken_over_ns = 0
         """When this daemon took over, since the epoch; 0: it mounted."""
-        self._by_id: dict[int, Inode] = {ROOT_ID: self.root}
-        self.known = self._by_id.get
+        self.by_id: dict[int, Inode] = {ROOT_ID: self.root}
+        """All of them, by node id; only the table itself changes it."""
+        self.known = self.by_id.get
         """The inode of a node id, or None."""
         self._reserved_inos: set[Key] = {ROOT_ID, st.st_ino}
         """Inode numbers of the source's device that are no node ids, or not their own: the root's, and those that the
@@ -66,34 +69,34 @@ class InodeTable:
         self._closable = self.descriptors.closable
 
     def __len__(self) -> int:
-        return len(self._by_id)
+        return len(self.by_id)
 
     def __iter__(self) -> Iterator[Inode]:
-        return iter(self._by_id.values())
+        return iter(self.by_id.values())
 
     def get(self, nodeid: int) -> Inode:
         """The inode of a node id. ESTALE: the kernel knows more than we do."""
         try:
-            return self._by_id[nodeid]
+            return self.by_id[nodeid]
         except KeyError:
             raise stale() from None
 
-    def find(self, st: os.stat_result) -> Inode | None:
+    def find(self, st: StatLike) -> Inode | None:
         """The inode with the number in a stat result, if one is known. Whether it is the same: `is_same`."""
         ino = st.st_ino
         if st.st_dev == self.device and ino not in self._reserved_inos:
-            return self._by_id.get(ino)
+            return self.by_id.get(ino)
         key = self.key_of(st)
         if key == self._root_ino:
             return self.root
         nodeid = self._foreign.get(key)
-        return None if nodeid is None else self._by_id[nodeid]
+        return None if nodeid is None else self.by_id[nodeid]
 
     def find_key(self, device: int, ino: int) -> Inode | None:
         """The inode with these numbers, if one is known."""
         key: Key = ino if device == self.device else (device, ino)
         nodeid = self._foreign.get(key, ino if isinstance(key, int) else 0)
-        return self._by_id.get(nodeid)
+        return self.by_id.get(nodeid)
 
     def find_name(self, name: Name) -> Inode | None:
         """The inode that a name leads to, if it is known."""
@@ -102,10 +105,14 @@ class InodeTable:
             st = os.stat(component, dir_fd=self.fd(directory), follow_symlinks=False)
         except FileNotFoundError:
             return None
-        inode = self.find(st)
-        return inode if inode is None or self._is_same(inode, st, name) else None
+        return self.behind(name, st)
 
-    def intern(self, parent: Inode, name: bytes, st: os.stat_result) -> Inode:
+    def behind(self, name: Name, st: StatLike) -> Inode | None:
+        """The inode that stat(2) has found behind a name, if it is known."""
+        inode = self.find(st)
+        return inode if inode is None or inode.life is None or self._is_same(inode, st, name) else None
+
+    def intern(self, parent: Inode, name: bytes, st: StatLike) -> Inode:
         """The inode that stat(2) found behind `name` in `parent`, new or known. Does not count as a lookup."""
         inode = self.find(st)
         if inode is None:
@@ -133,18 +140,18 @@ class InodeTable:
             self.exports.named(inode, st, fd)
         return inode
 
-    def key_of(self, st: os.stat_result) -> Key:
+    def key_of(self, st: StatLike) -> Key:
         return st.st_ino if st.st_dev == self.device else (st.st_dev, st.st_ino)
 
-    def add(self, st: os.stat_result) -> Inode:
+    def add(self, st: StatLike) -> Inode:
         key = self.key_of(st)
         nodeid = key if isinstance(key, int) and key not in self._reserved_inos else self._foreign_id(key)
-        inode = self._by_id[nodeid] = Inode(nodeid, key, stat.S_IFMT(st.st_mode))
+        inode = self.by_id[nodeid] = Inode(nodeid, key, stat.S_IFMT(st.st_mode))
         return inode
 
     def restore(self, nodeid: int, key: Key, kind: int) -> Inode:
         """An inode of the daemon before, without a name so far. `kind`: S_IFMT."""
-        inode = self._by_id[nodeid] = Inode(nodeid, key, kind)
+        inode = self.by_id[nodeid] = Inode(nodeid, key, kind)
         inode.life = LIVED_BEFORE
         if nodeid >= FOREIGN_IDS:
             self._foreign[key] = max(nodeid, self._foreign.get(key, 0))
@@ -164,7 +171,7 @@ class InodeTable:
 
     # Numbers that were used again
 
-    def _is_same(self, inode: Inode, st: os.stat_result, name: Name) -> bool:
+    def _is_same(self, inode: Inode, st: StatLike, name: Name) -> bool:
         """Whether stat(2) of `name` found this inode, and not another one that has got its number since."""
         if inode.life is None or inode.ctime_ns == st.st_ctime_ns or inode.fd >= 0 or inode.file is not None:
             return True
@@ -215,7 +222,7 @@ class InodeTable:
             inode.life = life_of(fd)
             inode.ctime_ns = settled_ctime_ns(os.fstat(fd))
 
-    def add_again(self, old: Inode, st: os.stat_result) -> Inode:
+    def add_again(self, old: Inode, st: StatLike) -> Inode:
         """The number of `old` was used again: the new inode gets its own node id, and no name leads to `old` now."""
         for parent, name in tuple(self.names_of(old)):
             self.drop_name(old, parent, name)
@@ -260,13 +267,21 @@ class InodeTable:
         parent.children -= 1
         self.drop_if_unreferenced(parent)
 
-    def hold_for_unlink(self, parent: Inode, name: bytes) -> Inode | None:
-        """The known inode behind a name that is about to go, made reachable without it; None where it is not known."""
+    def hold_for_unlink(self, parent: Inode, name: bytes, st: Stat | None = None) -> Inode | None:
+        """The known inode behind a name that is about to go, made reachable without it; None where it is not known.
+
+        `st` is filled with what is there; a number of 0: nothing.
+        """
+        st = Stat() if st is None else st
         try:
             fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=self.fd(parent))
         except FileNotFoundError:
+            st.st_ino = 0
             return None
-        inode = self.find(os.fstat(fd))
+        if error := stat_fd(fd, st):
+            os.close(fd)
+            raise os_error(error)
+        inode = self.find(st)
         if inode is None or inode.fd >= 0 or inode.file is not None:
             os.close(fd)
         elif not self._is_open_as(inode, fd):
@@ -332,7 +347,7 @@ class InodeTable:
 
     def forget(self, nodeid: int, nlookup: int) -> None:
         """The kernel drops `nlookup` of the references that it got with entries."""
-        inode = self._by_id.get(nodeid)
+        inode = self.by_id.get(nodeid)
         if inode is not None and inode is not self.root:
             inode.lookups = max(0, inode.lookups - nlookup)
             if inode.slot and self.recorder is not None:
@@ -352,12 +367,12 @@ class InodeTable:
                 self.on_forgotten(inode)
             if inode.children or inode.file is not None or inode.nodeid in self.sealed or self._is_pinned(inode.nodeid):
                 continue
-            if self._by_id.get(inode.nodeid) is inode:
+            if self.by_id.get(inode.nodeid) is inode:
                 pending += self._drop(inode)
 
     def _drop(self, inode: Inode) -> list[Inode]:
         """Take an inode out of the table. Returns the directories that have one child fewer now."""
-        del self._by_id[inode.nodeid]
+        del self.by_id[inode.nodeid]
         if inode.slot and self.recorder is not None:
             self.recorder.inode_dropped(inode)
         self.on_dropped(inode.nodeid)
@@ -378,19 +393,19 @@ class InodeTable:
 
     def _unreserve(self, key: Key) -> None:
         """After an inode whose number was used again has been dropped."""
-        if key not in self._foreign and key not in self._by_id:
+        if key not in self._foreign and key not in self.by_id:
             self._reserved_inos.discard(key)
 
     def drop_id_if_unreferenced(self, nodeid: int) -> None:
         """As `drop_if_unreferenced`, for an inode that has just lost its last pin."""
-        inode = self._by_id.get(nodeid)
+        inode = self.by_id.get(nodeid)
         if inode is not None:
             self.descriptors.unpinned(inode)
             self.drop_if_unreferenced(inode)
 
     def path_of(self, nodeid: int) -> str | None:
         """The path of an inode below the root of the mount; None where it has no name (any more)."""
-        inode = self._by_id.get(nodeid)
+        inode = self.by_id.get(nodeid)
         return None if inode is None else inode.path()
 
     # Descriptors
@@ -460,6 +475,17 @@ class InodeTable:
             return os.fstat(self.fd(inode))
         raise stale()
 
+    def stat_into(self, inode: Inode, st: Stat) -> bool:
+        """The usual case of `stat`. False: it takes more to reach this one."""
+        if inode.file is not None:
+            return stat_fd(inode.file.any_fd, st) == 0
+        if inode.fd >= 0:
+            return stat_fd(inode.fd, st) == 0
+        parent, name = inode.parent, inode.name
+        if parent is None or name is None or inode.life is not None or stat_at(self.fd(parent), name, st):
+            return False
+        return st.st_ino == inode.key and st.st_dev == self.device
+
     def size(self, inode: Inode) -> int:
         """st_size, in bytes, of an inode that is about to be pinned, which keeps a descriptor from now on.
 
@@ -493,8 +519,8 @@ class InodeTable:
 
     def close(self) -> None:
         """Close everything; the table is of no use afterwards."""
-        for inode in self._by_id.values():
+        for inode in self.by_id.values():
             if inode.file is not None:
                 inode.file.close(self.descriptors.close_fd)
             self.descriptors.close(inode)
-        self._by_id.clear()
+        self.by_id.clear()

@@ -6,11 +6,11 @@ an inode that the kernel may cache data of is closed, its life is noted (`Inode.
 turns up again with another time of change.
 """
 
-import os
 import time
 from contextlib import suppress
 from typing import Final
 
+from pinfs.fs.types import StatLike
 from pinfs.linux import filehandles, syscalls
 
 LIVED_BEFORE: Final = b"before this daemon"
@@ -30,7 +30,7 @@ def life_of(fd: int) -> bytes:
     return b""
 
 
-def settled_ctime_ns(st: os.stat_result) -> int:
+def settled_ctime_ns(st: StatLike) -> int:
     """The time of change in nanoseconds, if a later change must show another one; else 0, which no time equals."""
     ctime_ns = st.st_ctime_ns
     return ctime_ns if time.time_ns() - ctime_ns > A_TICK_NS else 0

@@ -1,11 +1,15 @@
 """Names: changed in the source directory and in the inode table together."""
 
 import os
+from typing import Final
 
 from pinfs.fs.backing import Backing
 from pinfs.fs.inode import Inode, Name
 from pinfs.fs.inodes import InodeTable
 from pinfs.linux import syscalls
+
+KEEPS_VICTIM: Final = syscalls.RENAME_EXCHANGE | syscalls.RENAME_NOREPLACE
+"""The flags with which a rename takes no file away."""
 
 
 class Names:

@@ -14,7 +14,7 @@ from pinfs.fs.inodes import InodeTable
 from pinfs.fs.leases import after_lease
 from pinfs.fs.lives import settled_ctime_ns
 from pinfs.fs.nonblocking import AT_ONCE, open_error
-from pinfs.fs.types import CallerLike, Opened, make_opened
+from pinfs.fs.types import CallerLike, Opened, StatLike, make_opened
 from pinfs.fs.uncached import UncachedFiles
 
 
@@ -37,7 +37,7 @@ class Opens:
         self._backing = backing
         self._handles = handles
         self._uncached = uncached
-        self._attr_timeout_s = attr_timeout_s
+        self._attr_timeout_ns = int(attr_timeout_s * 1e9)
 
     def opened(
         self,
@@ -50,25 +50,33 @@ class Opens:
     ) -> Opened:
         """A handle for an inode whose backing file is open. `with_entry`: the reply also carries attributes; `st`: the
         present ones, where they are known."""
+        handle = self.handle(inode, flags, caller, with_entry)
+        backing_id = self._backing.passthrough_id(inode)
+        if backing_id:
+            return make_opened((handle.number, 0, backing_id))
+        if st is None:
+            st = os.fstat(self._backing.any_fd(inode))
+        return make_opened((handle.number, self.cache_flags(inode, with_entry, st), 0))
+
+    def handle(self, inode: Inode, flags: int, caller: CallerLike, with_entry: bool) -> FileHandle:
+        """The first part of `opened`: the handle, and the decision about passthrough."""
         backing_id = self._backing.passthrough_id(inode)
         if backing_id and flags & os.O_ACCMODE == os.O_RDWR and inode.nodeid not in self._uncached:
             self._uncached.enter(inode.nodeid, with_entry)
-        fh = self._handles.add(FileHandle(inode, flags), caller)
-        flags = 0 if backing_id else self._cache_flags(inode, with_entry, st)
-        return make_opened((fh, flags, backing_id))
+        handle = FileHandle(inode, flags)
+        self._handles.add(handle, caller)
+        return handle
 
-    def _cache_flags(self, inode: Inode, with_entry: bool, st: os.stat_result | None) -> int:
-        """FOPEN_KEEP_CACHE if the file has not changed since it was last opened.
+    def cache_flags(self, inode: Inode, with_entry: bool, st: StatLike) -> int:
+        """The second, without passthrough: FOPEN_KEEP_CACHE if the file has not changed since it was last opened.
 
         Else the kernel drops the pages that it has cached. Attributes that it cached before the change go as well:
         a size that is too small would cut off what is read.
         """
-        if st is None:
-            st = os.fstat(self._backing.any_fd(inode))
         known, inode.data_ctime_ns = inode.data_ctime_ns, settled_ctime_ns(st)
         if known and known == inode.data_ctime_ns:
             return FOPEN_KEEP_CACHE
-        if not with_entry and (known or time.time() - st.st_ctime < self._attr_timeout_s):
+        if not with_entry and (known or time.time_ns() - st.st_ctime_ns < self._attr_timeout_ns):
             self._uncached.on_entered(inode.nodeid)
         return 0
 
@@ -92,15 +100,27 @@ class Opens:
         Without O_TRUNC, which is a removal; and without O_APPEND and O_DIRECT, which the kernel does itself. ESTALE:
         something else than a regular file has got the name behind pinfs.
         """
+        fd = self.make(directory, name, mode, flags, caller)
+        try:
+            st = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return self.made(directory, name, flags, fd, st), st
+
+    def make(self, directory: Inode, name: bytes, mode: int, flags: int, caller: CallerLike) -> int:
+        """The first part of `create`: open(2). The descriptor is the caller's, until `made`."""
         flags = flags & ~(os.O_TRUNC | os.O_APPEND | os.O_DIRECT) | os.O_CREAT | os.O_NOFOLLOW
         directory_fd = self._inodes.fd(directory)  # opened as the daemon
         with self._backing.creating_as(caller):
             try:
-                fd = os.open(name, flags | AT_ONCE, mode, dir_fd=directory_fd)
+                return os.open(name, flags | AT_ONCE, mode, dir_fd=directory_fd)
             except OSError as e:
-                fd = self._open_sealed(e, (directory, name), flags, mode)
+                return self._open_sealed(e, (directory, name), flags, mode)
+
+    def made(self, directory: Inode, name: bytes, flags: int, fd: int, st: StatLike) -> Inode:
+        """The second: the inode of `fd`, which is taken over, or closed. `st`: of it."""
         try:
-            st = os.fstat(fd)
             if not stat.S_ISREG(st.st_mode):
                 raise stale()
             inode = self._inodes.intern(directory, name, st)
@@ -109,7 +129,7 @@ class Opens:
             self._discard(fd)
             raise
         self._inodes.looked_up(inode)
-        return inode, st
+        return inode
 
     def _open_sealed(self, failure: OSError, name: Name, flags: int, mode: int) -> int:
         """After open(2) with O_CREAT has failed. EPERM: there is a file, which pinfs itself may have sealed."""

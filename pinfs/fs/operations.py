@@ -21,10 +21,11 @@ from pinfs.fs.control import CONTROL_NAME, Control, ControlDirectory, ControlHan
 from pinfs.fs.copying import Copies, Place
 from pinfs.fs.directories import Add, DirectoryHandle, DirectoryReader
 from pinfs.fs.exports import Exports
+from pinfs.fs.fast import FastOperations
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle, Wake
 from pinfs.fs.inode import ROOT_ID, Inode, component
 from pinfs.fs.inodes import InodeTable
-from pinfs.fs.names import Names
+from pinfs.fs.names import KEEPS_VICTIM, Names
 from pinfs.fs.opens import Opens
 from pinfs.fs.pins import PinVerbs
 from pinfs.fs.removals import Removals
@@ -37,7 +38,6 @@ from pinfs.linux import syscalls
 
 POLLPRI: Final = 0x2
 FILE_READY: Final = 0x1 | 0x4 | 0x40 | 0x100  # POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
-KEEPS_VICTIM: Final = syscalls.RENAME_EXCHANGE | syscalls.RENAME_NOREPLACE
 HIDDEN: Final = (PREFIX, b"trusted.")
 
 
@@ -69,7 +69,6 @@ class Operations:
         self.uncached = UncachedFiles(inodes.open)
         inodes.on_dropped = self.uncached.discard
         self._backing = backing
-        self._seal = backing.seal
         self._in_kernel = guard.cuts.inodes
         self._inodes = inodes
         self._known = inodes.known
@@ -83,6 +82,11 @@ class Operations:
         self._copies = Copies(backing, guard)
         self.directories = DirectoryReader(inodes, control.owns, self.submounts)
         self.exports: Exports | None = None
+        self.fast: FastOperations | None = FastOperations(
+            inodes, backing, pins, self._names, self._opens, self._removals, self._attributes, self._set_ids,
+            self.uncached, self._slow_names, self._in_kernel, guard.book.table.by_owner,
+        )  # fmt: skip
+        """The fast path; None where every call may have to be waited for."""
 
     # Names
 
@@ -465,8 +469,7 @@ class Operations:
         else:
             if self._in_kernel:
                 await self._removals.until_unlocked(inode)
-            with self._seal.lifted(inode), self._set_ids.keeping_from(name):
-                os.setxattr(self._inodes.handle(inode), name, value, flags)
+            self._attributes.set_extended(inode, name, value, flags)
             if kill_sgid:
                 self._set_ids.drop_group(inode)
 
@@ -496,5 +499,4 @@ class Operations:
         else:
             if self._in_kernel:
                 await self._removals.until_unlocked(inode)
-            with self._seal.lifted(inode), self._set_ids.keeping_without(name, inode, ctx):
-                os.removexattr(self._inodes.handle(inode), name)
+            self._attributes.remove_extended(inode, name, ctx)

@@ -73,23 +73,45 @@ class PinVerbs:
 
     async def set(self, inode: Inode, attribute: bytes, value: bytes, flags: int, ctx: CallerLike) -> None:
         """Register or replace the caller's pin. Errors: EINVAL, ENXIO, EAGAIN, EDQUOT, EPERM, ESRCH (SPEC 5)."""
+        if self.set_at_once(inode, attribute, value, flags, ctx):
+            return
+        name, wanted = attribute[len(PIN) :], parse_pin_value(value)
+        process = self._caller(ctx) if wanted.pid is None else await self._named(wanted.pid, ctx)
+        old = self._replaced(inode, process, name, flags)
+        if old is not None and old.dirty and not _covers(wanted.spec, old):
+            await self._flush(inode)
+            old = self._table.find(inode.nodeid, process.id, name)  # it may have gone meanwhile
+        uid, proxy_uid = (ctx.uid, None) if wanted.pid is None else (process.uids[0], ctx.uid)
+        request = make_pin_request((inode.nodeid, process.id, process.id, uid, name, wanted.spec, proxy_uid))
+        self._register(request, inode, process if old is None else None, ctx)
+
+    def set_at_once(self, inode: Inode, attribute: bytes, value: bytes, flags: int, ctx: CallerLike) -> bool:
+        """The usual case of `set`: the caller's own pin, and no bytes of a device to be written. False: it is not.
+        Errors as there."""
         name = attribute[len(PIN) :]
         if not name or not attribute.startswith(PIN) or inode.kind != stat.S_IFREG:
             _fail(errno.EINVAL, "pins are set as user.pinfs.pin.NAME on regular files")
-        wanted = parse_pin_value(value)
-        process = self._caller(ctx) if wanted.pid is None else await self._named(wanted.pid, ctx)
+        spec, pid = parse_pin_value(value)
+        if pid is not None:
+            return False
+        process = self._caller(ctx)
+        old = self._replaced(inode, process, name, flags)
+        if old is not None and old.spec.dirty and not _covers(spec, old):
+            return False
         owner = process.id
-        old = self._table.find(inode.nodeid, owner, name)
-        if flags & XATTR_CREATE and old is not None:
-            _fail(errno.EEXIST)
-        if flags & XATTR_REPLACE and old is None:
-            _fail(errno.ENODATA)
-        if old is not None and old.dirty and not _covers(wanted.spec, old):
-            await self._flush(inode)
-            old = self._table.find(inode.nodeid, owner, name)  # it may have gone meanwhile
-        uid, proxy_uid = (ctx.uid, None) if wanted.pid is None else (process.uids[0], ctx.uid)
-        request = make_pin_request((inode.nodeid, owner, owner, uid, name, wanted.spec, proxy_uid))
+        request = make_pin_request((inode.nodeid, owner, owner, ctx.uid, name, spec, None))
         self._register(request, inode, process if old is None else None, ctx)
+        return True
+
+    def _replaced(self, inode: Inode, process: Process, name: bytes, flags: int) -> Pin | None:
+        """The pin that a pin of this name replaces. EEXIST, ENODATA: as the flags of setxattr(2) have it."""
+        old = self._table.find(inode.nodeid, process.id, name)
+        if flags:
+            if flags & XATTR_CREATE and old is not None:
+                _fail(errno.EEXIST)
+            if flags & XATTR_REPLACE and old is None:
+                _fail(errno.ENODATA)
+        return old
 
     def _register(self, request: PinRequest, inode: Inode, newly_held: Process | None, ctx: CallerLike) -> Pin:
         """Each pin keeps an eye on its process, from here to `on_end`; ESRCH where that has just ended."""
@@ -179,10 +201,19 @@ class PinVerbs:
 
     async def remove(self, inode: Inode, attribute: bytes, ctx: CallerLike) -> None:
         """Release the caller's pin. ENODATA: no such pin."""
+        if not self.remove_at_once(inode, attribute, ctx):
+            await self._release(inode, self._find(inode, attribute[len(PIN) :], ctx), ctx)
+
+    def remove_at_once(self, inode: Inode, attribute: bytes, ctx: CallerLike) -> bool:
+        """The usual case of `remove`: no bytes of a device are to be written. False: there are. ENODATA."""
         name = attribute[len(PIN) :]
         if not name or not attribute.startswith(PIN):
             _fail(errno.ENODATA)
-        await self._release(inode, self._find(inode, name, ctx), ctx)
+        pin = self._find(inode, name, ctx)
+        if pin.spec.dirty:
+            return False
+        self._let_go(self._guard.release, pin, ctx)
+        return True
 
     def _find(self, inode: Inode, name: bytes, ctx: CallerLike) -> Pin:
         """The caller's own pin, or the one that its uid registered for another process."""
@@ -198,11 +229,7 @@ class PinVerbs:
             await self._flush(inode)
             if self._table.by_id.get(pin.id) is not pin:
                 return  # it went away meanwhile: released all the same
-        self._released_by = getattr(ctx, "unique", 0)
-        try:
-            self._guard.release(pin)
-        finally:
-            self._released_by = 0
+        self._let_go(self._guard.release, pin, ctx)
 
     def _let_go(self, end: Callable[[Pin], None], pin: Pin, ctx: CallerLike) -> None:
         self._released_by = getattr(ctx, "unique", 0)

@@ -32,8 +32,9 @@ from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, File
 from pinfs.fs.inode import ROOT_ID, Inode, Name, component
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.leases import with_patience
+from pinfs.fs.names import KEEPS_VICTIM
 from pinfs.fs.openfile import OpenFile
-from pinfs.fs.operations import HIDDEN, KEEPS_VICTIM, Operations
+from pinfs.fs.operations import HIDDEN, Operations
 from pinfs.fs.pins import PinVerbs
 from pinfs.fs.reaching import Found, Reaching, found_at
 from pinfs.fs.types import Caller, CallerLike, Entry, Opened, SetAttr, Timeouts, make_entry, os_error
@@ -77,6 +78,7 @@ class RemoteOperations(Operations):
     ) -> None:
         super().__init__(inodes, backing, guard, pins, control, timeouts)
         assert backing.threads is not None
+        self.fast = None
         self._threads = backing.threads
         os.umask(0)  # all threads share one: what is created is masked by hand (`masked`)
         self._reaching = Reaching(inodes, self._threads)

@@ -72,13 +72,9 @@ class Removals:
         nonblock: bool = False,
     ) -> None:
         """truncate(2) to `size` bytes. `op` names the call in events; `nonblock`: of an open with O_NONBLOCK."""
-        may_wait = self._backing.may_wait(inode)
-        straight = not may_wait and not self.is_guarded(inode)
-        if straight and inode.file is not None and inode.file.writer >= 0:
-            with self._seal.lifted(inode), self._set_ids.keeping(inode):
-                os.ftruncate(inode.file.writer, size)
-            self._done(caller)
+        if self.truncate_at_once(inode, size, caller):
             return
+        may_wait = self._backing.may_wait(inode)
         with await self.open_writer(inode, nonblock) as fd:
             st = os.fstat(fd) if self._threads is None else await self._backing.off_thread(os.fstat, fd)
             takes = size < st.st_size
@@ -100,6 +96,16 @@ class Removals:
                 nonblock=nonblock or (handle is not None and handle.nonblocking),
             )
             await self._take(inode, call, fd, cut, takes=takes, may_wait=may_wait)
+
+    def truncate_at_once(self, inode: Inode, size: int, caller: CallerLike) -> bool:
+        """The usual case of `truncate`: the file is open for writing, and no one is to be asked. False: it is not."""
+        file = inode.file
+        if file is None or file.writer < 0 or self._backing.may_wait(inode) or self.is_guarded(inode):
+            return False
+        with self._seal.lifted(inode), self._set_ids.keeping(inode):
+            os.ftruncate(file.writer, size)
+        self._done(caller)
+        return True
 
     async def _writing(self, inode: Inode, nonblock: bool) -> AbstractContextManager[int]:
         """`Backing.writing`, outside the event loop while another process gives up its lease: truncate(2) waits for

@@ -41,6 +41,23 @@ class CallerLike(Protocol):
     def umask(self) -> int: ...
 
 
+class StatLike(Protocol):
+    """What the inode table needs to know of a file: os.stat_result, or `pinfs.linux.calls.Stat`."""
+
+    @property
+    def st_mode(self) -> int: ...
+    @property
+    def st_ino(self) -> int: ...
+    @property
+    def st_dev(self) -> int: ...
+    @property
+    def st_nlink(self) -> int: ...
+    @property
+    def st_size(self) -> int: ...
+    @property
+    def st_ctime_ns(self) -> int: ...
+
+
 class Entry(NamedTuple):
     """The reply to a lookup: each one given to the kernel adds one to the lookup count of `nodeid`."""
 

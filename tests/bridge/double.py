@@ -25,6 +25,7 @@ class Double:
     """`registry`: what registers backing files (bridge.passthrough), or None."""
 
     in_threads = needs_entries = False
+    fast = exports = None
 
     def __init__(self, source: str, registry=None, *, timeout_s: float = 60.0) -> None:
         self.entry_timeout_s = self.attr_timeout_s = timeout_s

@@ -40,6 +40,7 @@ class Canned:
         def __setattr__(self, name: str, value: Any) -> None: ...
 
     entry_timeout_s = attr_timeout_s = 1.5
+    fast = exports = None
 
     def __init__(self) -> None:
         self.uncached = UncachedFiles(lambda inode, flags: -1)

@@ -1,0 +1,331 @@
+"""The loop that reads requests, and the fast path: requests that are answered by plain functions.
+
+Between two requests the caller's program runs, and fills the caches with what is its own: each step of the interpreter
+costs some 15 ns then. So nothing is made for a request that its reply does not need: no coroutine, no tuple, no view of
+the buffer. Each handler here decodes a request, calls `FastOperations` and sends the reply; where it answers False, the
+request has changed nothing, and goes the way of all others (`pinfs.bridge.handlers`).
+"""
+
+from collections.abc import Callable, Sized
+from typing import Final
+
+from pinfs.bridge import wire
+from pinfs.bridge.channel import Channel
+from pinfs.fs.exports import Exports
+from pinfs.fs.fast import FastOperations
+from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FileHandle
+from pinfs.fs.inode import Inode
+from pinfs.fs.types import NOW
+from pinfs.linux.calls import clock
+
+_OPCODES: Final = 64
+_S: Final = 1_000_000_000  # nanoseconds
+_SIZE: Final = wire.FATTR_SIZE
+_CHANGES: Final = wire.FATTR_MODE | wire.FATTR_UID | wire.FATTR_GID | _SIZE | wire.FATTR_TIMES | wire.FATTR_KILL_SUIDGID
+_DIRECTORY_FLAGS: Final = FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE | wire.FOPEN_NOFLUSH
+_TICK_S, _TICK_NS = wire.A_TICK
+
+
+class Flag:
+    """Something that is to be noticed soon."""
+
+    __slots__ = ("yes",)
+
+    def __init__(self) -> None:
+        self.yes = False
+
+
+class Loop:
+    """Reads requests and has them answered: by `fast`, or else by `slow(size)`. `read_failed(errno)` raises where there
+    will be no more requests. `woken`: trio is to have its turn. `resumable`: handlers that are to be resumed, by
+    `resume`."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        slow: Callable[[int], None],
+        read_failed: Callable[[int], None],
+        woken: Flag,
+        resumable: Sized,
+        resume: Callable[[], None],
+    ) -> None:
+        self.fast: FastHandlers | None = None
+        """None: the fast path may not be used (now)."""
+        self.answered_fast = 0
+        """Requests since this was last set to 0."""
+        self._channel = channel
+        self._slow = slow
+        self._read_failed = read_failed
+        self._woken = woken
+        self._resumable = resumable
+        self._resume = resume
+
+    def run(self, turn_ms: int) -> bool:
+        """Answer requests until there are no more (False) or trio should get a turn (True)."""
+        channel, woken, resumable = self._channel, self._woken, self._resumable
+        until = clock() + turn_ms / 1000
+        wait_ms = 0  # trio comes first: another of its tasks may be waited for
+        while True:
+            got = channel.take(wait_ms)
+            if not got:
+                return False
+            wait_ms = turn_ms
+            if got < 0:
+                self._read_failed(channel.error)
+                continue
+            fast = self.fast
+            if fast is not None and fast.answer():
+                self.answered_fast += 1
+            else:
+                self._slow(channel.size)
+            if resumable:
+                self._resume()
+            if woken.yes or clock() > until:
+                return True
+
+
+class FastHandlers:
+    """`failed(e)` answers a request whose handler has raised; `undelivered()` hears of a reply that the kernel did not
+    take."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        ops: FastOperations,
+        exports: Exports | None,
+        uncached: set[int],
+        entry_valid: tuple[int, int],
+        attr_valid: tuple[int, int],
+        failed: Callable[[BaseException], None],
+        undelivered: Callable[[], None],
+    ) -> None:
+        self.setxattr_at = wire.SETXATTR_IN.size
+        """Where the name of a SETXATTR begins, in bytes of the body."""
+        self._channel = channel
+        self._ops = ops
+        self._exports = exports
+        self._uncached = uncached
+        self._entry_s, self._entry_ns = entry_valid
+        self._attr_s, self._attr_ns = attr_valid
+        self._failed = failed
+        self._undelivered = undelivered
+        self._handlers: list[Callable[[], bool] | None] = [None] * _OPCODES
+        self._shortest = [0] * _OPCODES
+        for opcode, (handler, shortest) in self._table().items():
+            self._handlers[opcode] = handler
+            self._shortest[opcode] = wire.IN_SIZE + shortest
+
+    def answer(self) -> bool:
+        """Whether the request has been answered."""
+        channel, ops = self._channel, self._ops
+        opcode = channel.opcode
+        if opcode >= _OPCODES:
+            return False
+        handler = self._handlers[opcode]
+        if handler is None or channel.size < self._shortest[opcode]:
+            return False
+        try:
+            answered = handler()
+        except Exception as e:
+            ops.drop_intent()
+            self._failed(e)
+            return True
+        if not answered:
+            ops.drop_intent()
+            return False
+        if channel.error:
+            self._undelivered()
+        return True
+
+    def _table(self) -> dict[int, tuple[Callable[[], bool], int]]:
+        """Opcode to handler, with the least that the body of a request holds, in bytes."""
+        return {
+            wire.LOOKUP: (self.lookup, 2),
+            wire.FORGET: (self.forget, 8),
+            wire.MKDIR: (self.mkdir, wire.MKDIR_IN.size + 2),
+            wire.SYMLINK: (self.symlink, 4),
+            wire.LINK: (self.link, 8 + 2),
+            wire.UNLINK: (self.unlink, 2),
+            wire.RMDIR: (self.rmdir, 2),
+            wire.RENAME: (self.rename, 8 + 4),
+            wire.RENAME2: (self.rename2, wire.RENAME2_IN.size + 4),
+            wire.GETATTR: (self.getattr, wire.GETATTR_IN.size),
+            wire.SETATTR: (self.setattr, wire.SETATTR_IN.size),
+            wire.OPEN: (self.open, wire.OPEN_IN.size),
+            wire.CREATE: (self.create, wire.CREATE_IN.size + 2),
+            wire.RELEASE: (self.release, wire.RELEASE_IN.size),
+            wire.FSYNC: (self.fsync, wire.FSYNC_IN.size),
+            wire.OPENDIR: (self.opendir, wire.OPEN_IN.size),
+            wire.SETXATTR: (self.setxattr, wire.SETXATTR_IN.size + 2),
+            wire.GETXATTR: (self.getxattr, wire.GETXATTR_IN.size + 2),
+            wire.REMOVEXATTR: (self.removexattr, 2),
+        }
+
+    # Names
+
+    def lookup(self) -> bool:
+        channel = self._channel
+        inode = self._ops.lookup(channel.nodeid, channel.name(0), channel)
+        if inode is not None:
+            return self._entry(inode)
+        return self._ops.is_missing and channel.no_entry(self._entry_s, self._entry_ns)
+
+    def _entry(self, inode: Inode) -> bool:
+        """The reply with the attributes that the operation has found."""
+        nodeid, generation = inode.nodeid, 0
+        if self._exports is not None:
+            generation = self._exports.generation(nodeid)
+        attr_s, attr_ns = self._attr_s, self._attr_ns
+        if nodeid in self._uncached:
+            attr_s, attr_ns = _TICK_S, _TICK_NS
+        return self._channel.entry(nodeid, generation, self._ops.st, self._entry_s, self._entry_ns, attr_s, attr_ns)
+
+    def forget(self) -> bool:
+        channel = self._channel
+        self._ops.forget(channel.nodeid, channel.u64(0))
+        return True
+
+    def mkdir(self) -> bool:
+        channel = self._channel
+        channel.umask = channel.u32(4)
+        inode = self._ops.mkdir(channel.nodeid, channel.name(8), channel.u32(0), channel)
+        return inode is not None and self._entry(inode)
+
+    def symlink(self) -> bool:
+        channel = self._channel
+        name, target = channel.two(0)
+        if b"/" in name or not target:
+            return False
+        inode = self._ops.symlink(channel.nodeid, name, target, channel)
+        return inode is not None and self._entry(inode)
+
+    def link(self) -> bool:
+        channel = self._channel
+        inode = self._ops.link(channel.u64(0), channel.nodeid, channel.name(8), channel)
+        return inode is not None and self._entry(inode)
+
+    def unlink(self) -> bool:
+        channel = self._channel
+        return self._ops.unlink(channel.nodeid, channel.name(0), channel) and channel.done()
+
+    def rmdir(self) -> bool:
+        channel = self._channel
+        return self._ops.rmdir(channel.nodeid, channel.name(0), channel) and channel.done()
+
+    def rename(self) -> bool:
+        return self._rename(8, 0)
+
+    def rename2(self) -> bool:
+        return self._rename(wire.RENAME2_IN.size, self._channel.u32(8))
+
+    def _rename(self, names_at: int, flags: int) -> bool:
+        channel = self._channel
+        name, new_name = channel.two(names_at)
+        if b"/" in name or b"/" in new_name:
+            return False
+        return self._ops.rename(channel.nodeid, name, channel.u64(0), new_name, flags, channel) and channel.done()
+
+    # Attributes
+
+    def getattr(self) -> bool:
+        inode = self._ops.getattr(self._channel.nodeid)
+        return inode is not None and self._attributes(inode)
+
+    def _attributes(self, inode: Inode) -> bool:
+        nodeid = inode.nodeid
+        if nodeid in self._uncached:
+            return self._channel.attributes(nodeid, self._ops.st, _TICK_S, _TICK_NS)
+        return self._channel.attributes(nodeid, self._ops.st, self._attr_s, self._attr_ns)
+
+    def setattr(self) -> bool:
+        """One change at a time; chown(2) is none of them."""
+        channel, ops = self._channel, self._ops
+        valid = channel.u32(0) & _CHANGES
+        if valid == _SIZE:
+            inode = ops.truncate(channel.nodeid, channel.u64(16), channel)
+        elif valid == wire.FATTR_MODE:
+            inode = ops.chmod(channel.nodeid, channel.u32(68))
+        elif valid and not valid & ~wire.FATTR_TIMES:
+            atime_ns = self._time(valid & wire.FATTR_ATIME, valid & wire.FATTR_ATIME_NOW, 32, 56)
+            mtime_ns = self._time(valid & wire.FATTR_MTIME, valid & wire.FATTR_MTIME_NOW, 40, 60)
+            inode = ops.utimes(channel.nodeid, atime_ns, mtime_ns)
+        else:
+            return False
+        return inode is not None and self._attributes(inode)
+
+    def _time(self, is_set: int, is_now: int, seconds_at: int, nanoseconds_at: int) -> int | None:
+        if is_now:
+            return NOW
+        return self._channel.i64(seconds_at) * _S + self._channel.u32(nanoseconds_at) if is_set else None
+
+    # Files
+
+    def open(self) -> bool:
+        channel = self._channel
+        if channel.u32(4) & wire.OPEN_KILL_SUIDGID:
+            return False
+        handle = self._ops.open(channel.nodeid, channel.u32(0), channel)
+        if handle is None:
+            return False
+        backing_id = self._ops.backing_id(handle.inode)
+        return channel.opened(handle.number, self._open_flags(handle, backing_id, False), backing_id)
+
+    def _open_flags(self, handle: FileHandle, backing_id: int, with_entry: bool) -> int:
+        if backing_id:
+            return wire.FOPEN_PASSTHROUGH | wire.FOPEN_NOFLUSH
+        return self._ops.cache_flags(handle.inode, with_entry) | wire.FOPEN_NOFLUSH
+
+    def create(self) -> bool:
+        channel = self._channel
+        channel.umask = channel.u32(8)
+        kill_suidgid = channel.u32(12) & wire.OPEN_KILL_SUIDGID != 0
+        handle = self._ops.create(
+            channel.nodeid, channel.name(16), channel.u32(4), channel.u32(0), kill_suidgid, channel
+        )
+        if handle is None:
+            return False
+        inode, generation = handle.inode, 0
+        backing_id = self._ops.backing_id(inode)
+        flags = self._open_flags(handle, backing_id, True)
+        if self._exports is not None:
+            generation = self._exports.generation(inode.nodeid)
+        attr_s, attr_ns = self._attr_s, self._attr_ns
+        if inode.nodeid in self._uncached:
+            attr_s, attr_ns = _TICK_S, _TICK_NS
+        return channel.created(
+            inode.nodeid, generation, self._ops.st, self._entry_s, self._entry_ns, attr_s, attr_ns,
+            handle.number, flags, backing_id,
+        )  # fmt: skip
+
+    def release(self) -> bool:
+        return self._ops.release(self._channel.u64(0)) and self._channel.done()
+
+    def fsync(self) -> bool:
+        channel = self._channel
+        return self._ops.fsync(channel.u64(0), channel.u32(8) & wire.FSYNC_FDATASYNC != 0) and channel.done()
+
+    def opendir(self) -> bool:
+        fh = self._ops.opendir(self._channel.nodeid, self._channel)
+        return fh != 0 and self._channel.opened(fh, _DIRECTORY_FLAGS, 0)
+
+    # Extended attributes
+
+    def setxattr(self) -> bool:
+        channel, at = self._channel, self.setxattr_at
+        if at > wire.SETXATTR_IN.size and channel.u32(8):
+            return False
+        name, value = channel.name_and_value(at, channel.u32(0))
+        if not name:
+            return False
+        return self._ops.setxattr(channel.nodeid, name, value, channel.u32(4), channel) and channel.done()
+
+    def getxattr(self) -> bool:
+        channel = self._channel
+        name = channel.name(8)
+        where = self._ops.getxattr(channel.nodeid, name) if name else None
+        return where is not None and channel.attribute(where, name, channel.u32(0))
+
+    def removexattr(self) -> bool:
+        channel = self._channel
+        name = channel.name(0)
+        return name != b"" and self._ops.removexattr(channel.nodeid, name, channel) and channel.done()

@@ -1,0 +1,422 @@
+"""The fast path: the operations that programs call most, in their usual case, as plain functions.
+
+Nothing is waited for here, and nothing is decided here: each function asks what `Operations` asks, and where a request
+is unusual (a pin or a lease in its way, a file system that has to answer first, a file that the kernel has locked) it
+says so before it has changed anything, and `Operations` does the whole. With a journal, what changes names writes its
+intent here, from what it has looked at in any case.
+"""
+
+import os
+import stat
+from collections.abc import Container
+from errno import ENOENT
+from typing import Final, Protocol
+
+from pinfs.fs.attributes import Attributes
+from pinfs.fs.backing import Backing
+from pinfs.fs.control import CONTROL_NAME
+from pinfs.fs.directories import DirectoryHandle
+from pinfs.fs.handles import FileHandle
+from pinfs.fs.inode import FOREIGN_IDS, Inode
+from pinfs.fs.inodes import InodeTable
+from pinfs.fs.names import KEEPS_VICTIM, Names
+from pinfs.fs.opens import Opens
+from pinfs.fs.pins import XATTR_CREATE, PinVerbs
+from pinfs.fs.removals import Removals
+from pinfs.fs.set_ids import SetIds
+from pinfs.fs.types import CallerLike, os_error
+from pinfs.fs.uncached import UncachedFiles
+from pinfs.interface.attributes import PREFIX
+from pinfs.linux.calls import Stat, stat_at, stat_fd
+
+UNUSUAL_NAMES: Final = frozenset({b"", b".", b"..", CONTROL_NAME})
+
+
+class Request(CallerLike, Protocol):
+    """A request, as it came: its caller, and its number."""
+
+    @property
+    def opcode(self) -> int: ...
+    @property
+    def unique(self) -> int: ...
+
+
+class Intents(Protocol):
+    """Where the intent of a request stands until it has been executed (SPEC 13)."""
+
+    def begin(self, request: Request, device: int, ino: int, other_device: int, other_ino: int) -> int:
+        """Write down what was there before. Returns where."""
+
+    def executed(self, request: Request, slot: int) -> None: ...
+    def drop(self, slot: int) -> None: ...
+    def keep(self, victim: Inode) -> None:
+        """Before the last name of a file goes: a file that is in use must not go with this daemon."""
+
+
+class FastOperations:
+    """`st` holds what the last call has found. A function that gives nothing back (None, False) leaves the request to
+    `Operations`. Each may raise OSError as that does."""
+
+    def __init__(
+        self,
+        inodes: InodeTable,
+        backing: Backing,
+        pins: PinVerbs,
+        names: Names,
+        opens: Opens,
+        removals: Removals,
+        attributes: Attributes,
+        set_ids: SetIds,
+        uncached: UncachedFiles,
+        slow_names: set[bytes],
+        in_kernel: Container[int],
+        pinned_owners: Container[object],
+    ) -> None:
+        self.st = Stat()
+        self.intents: Intents | None = None
+        """None: the mount ends with its daemon."""
+        self.intent = 0
+        """That of the request under way; 0: it has none."""
+        self.is_missing = False
+        """Whether the last lookup gave nothing because there is no such name."""
+        self._other = Stat()
+        self._inodes = inodes
+        self._by_id = inodes.by_id
+        self._backing = backing
+        self._pins = pins
+        self._handles = pins.handles
+        self._names = names
+        self._opens = opens
+        self._removals = removals
+        self._attributes = attributes
+        self._set_ids = set_ids
+        self._uncached = uncached
+        self._slow_names = slow_names
+        self._in_kernel = in_kernel
+        self._pinned_owners = pinned_owners
+
+    # Intents
+
+    def _begin(self, request: Request, st: Stat | None, other: Stat | None) -> None:
+        """`st`, `other`: what is there now; None: nothing."""
+        if self.intents is not None:
+            device, ino = (0, 0) if st is None else (st.st_dev, st.st_ino)
+            other_device, other_ino = (0, 0) if other is None or not other.st_ino else (other.st_dev, other.st_ino)
+            self.intent = self.intents.begin(request, device, ino, other_device, other_ino)
+
+    def _executed(self, request: Request) -> None:
+        if self.intents is not None and self.intent:
+            intent, self.intent = self.intent, 0
+            self.intents.executed(request, intent)
+
+    def drop_intent(self) -> None:
+        """The request has failed."""
+        if self.intents is not None and self.intent:
+            intent, self.intent = self.intent, 0
+            self.intents.drop(intent)
+
+    # Names
+
+    def _directory(self, parent: int, name: bytes) -> Inode | None:
+        """The directory of a name that can be looked at without waiting."""
+        if name in UNUSUAL_NAMES or parent >= FOREIGN_IDS or name in self._slow_names:
+            return None
+        return self._by_id.get(parent)
+
+    def _unlocked_directory(self, parent: int, name: bytes) -> Inode | None:
+        """The same, to change something in it."""
+        return None if self._in_kernel else self._directory(parent, name)
+
+    def lookup(self, parent: int, name: bytes, request: Request) -> Inode | None:
+        """One lookup more. None: see `is_missing`."""
+        directory, st = self._directory(parent, name), self.st
+        self.is_missing = False
+        if directory is None:
+            return None
+        error = stat_at(self._inodes.fd(directory), name, st)
+        if error:
+            self.is_missing = error == ENOENT
+            return None
+        inode = self._inodes.intern(directory, name, st)
+        self._inodes.looked_up(inode, request.unique)
+        return inode
+
+    def forget(self, nodeid: int, nlookup: int) -> None:
+        """Take from the lookup count. Never fails."""
+        self._inodes.forget(nodeid, nlookup)
+
+    def mkdir(self, parent: int, name: bytes, mode: int, request: Request) -> Inode | None:
+        """mkdir(2), and one lookup."""
+        directory = self._unlocked_directory(parent, name)
+        if directory is None:
+            return None
+        self._begin_making(directory, name, request)
+        directory_fd = self._inodes.fd(directory)
+        with self._backing.creating_as(request):
+            os.mkdir(name, mode, dir_fd=directory_fd)
+        return self._made(directory, name, request)
+
+    def symlink(self, parent: int, name: bytes, target: bytes, request: Request) -> Inode | None:
+        """symlink(2), and one lookup."""
+        directory = self._unlocked_directory(parent, name)
+        if directory is None:
+            return None
+        self._begin_making(directory, name, request)
+        directory_fd = self._inodes.fd(directory)
+        with self._backing.creating_as(request):
+            os.symlink(target, name, dir_fd=directory_fd)
+        return self._made(directory, name, request)
+
+    def link(self, nodeid: int, parent: int, name: bytes, request: Request) -> Inode | None:
+        """link(2), and one lookup."""
+        directory, inode = self._unlocked_directory(parent, name), self._by_id.get(nodeid)
+        if directory is None or inode is None or nodeid >= FOREIGN_IDS:
+            return None
+        self._begin_making(directory, name, request)
+        self._names.link(inode, directory, name)
+        return self._made(directory, name, request)
+
+    def _begin_making(self, directory: Inode, name: bytes, request: Request) -> None:
+        """What makes a name fails where there is one, and needs no intent then."""
+        if self.intents is not None and stat_at(self._inodes.fd(directory), name, self._other) == ENOENT:
+            self._begin(request, None, None)
+
+    def _made(self, directory: Inode, name: bytes, request: Request) -> Inode:
+        if error := stat_at(self._inodes.fd(directory), name, self.st):
+            raise os_error(error)
+        inode = self._inodes.intern(directory, name, self.st)
+        self._inodes.looked_up(inode)
+        self._executed(request)
+        return inode
+
+    def unlink(self, parent: int, name: bytes, request: Request) -> bool:
+        """unlink(2), where no bytes go that are guarded."""
+        directory, st = self._unlocked_directory(parent, name), self.st
+        if directory is None:
+            return False
+        victim = self._inodes.hold_for_unlink(directory, name, st)
+        if victim is not None and self._removals.takes_all(victim):
+            return False
+        self._begin_removing(victim, st, request)
+        if victim is None:
+            self._names.unlink_unknown(directory, name)
+        else:
+            self._names.unlink(victim, directory, name)
+        self._executed(request)
+        return True
+
+    def rmdir(self, parent: int, name: bytes, request: Request) -> bool:
+        """rmdir(2)."""
+        directory, st = self._unlocked_directory(parent, name), self.st
+        if directory is None:
+            return False
+        victim = self._inodes.hold_for_unlink(directory, name, st)
+        self._begin_removing(victim, st, request)
+        os.rmdir(name, dir_fd=self._inodes.fd(directory))
+        if victim is not None:
+            self._inodes.drop_name(victim, directory, name)
+        self._executed(request)
+        return True
+
+    def _begin_removing(self, victim: Inode | None, st: Stat, request: Request) -> None:
+        if self.intents is not None and st.st_ino:
+            if victim is not None and st.st_nlink == 1:
+                self.intents.keep(victim)
+            self._begin(request, st, None)
+
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, request: Request) -> bool:
+        """renameat2(2), where no bytes go that are guarded."""
+        source, target = self._unlocked_directory(parent, name), self._unlocked_directory(new_parent, new_name)
+        if source is None or target is None:
+            return False
+        st, other, inodes = self.st, self._other, self._inodes
+        if stat_at(inodes.fd(source), name, st):
+            return False
+        old, new = (source, name), (target, new_name)
+        moved, victim = inodes.behind(old, st), None
+        error = stat_at(inodes.fd(target), new_name, other)
+        if not error:
+            victim = inodes.behind(new, other)
+            takes = victim is not None and victim is not moved and not flags & KEEPS_VICTIM
+            if takes and victim is not None and self._removals.takes_all(victim):
+                return False
+        elif error == ENOENT:
+            other.st_ino = 0
+        else:
+            return False
+        if self.intents is not None:
+            if victim is not None and other.st_nlink == 1:
+                self.intents.keep(victim)
+            self._begin(request, st, other)
+        self._names.rename(old, new, flags, moved, victim)
+        self._executed(request)
+        return True
+
+    # Attributes
+
+    def getattr(self, nodeid: int) -> Inode | None:
+        """fstatat(2)."""
+        inode = self._by_id.get(nodeid)
+        if inode is None or nodeid >= FOREIGN_IDS:
+            return None
+        if nodeid in self._uncached and (inode.file is None or inode.file.writer < 0):
+            return None  # they may be cached again
+        return inode if self._inodes.stat_into(inode, self.st) else None
+
+    def _unlocked(self, nodeid: int) -> Inode | None:
+        """An inode of the source that the kernel does not lock."""
+        return None if self._in_kernel or nodeid >= FOREIGN_IDS else self._by_id.get(nodeid)
+
+    def chmod(self, nodeid: int, mode: int) -> Inode | None:
+        """chmod(2)."""
+        inode = self._unlocked(nodeid)
+        if inode is None:
+            return None
+        self._set_ids.chmod(inode, stat.S_IMODE(mode))
+        return self._changed(inode)
+
+    def utimes(self, nodeid: int, atime_ns: int | None, mtime_ns: int | None) -> Inode | None:
+        """utimensat(2). Nanoseconds, or NOW; None leaves one alone."""
+        inode = self._unlocked(nodeid)
+        if inode is None:
+            return None
+        self._attributes.set_times(inode, atime_ns, mtime_ns)
+        return self._changed(inode)
+
+    def truncate(self, nodeid: int, size: int, request: Request) -> Inode | None:
+        """truncate(2), where no one is to be asked."""
+        inode = self._unlocked(nodeid)
+        if inode is None or not self._removals.truncate_at_once(inode, size, request):
+            return None
+        return self._changed(inode)
+
+    def _changed(self, inode: Inode) -> Inode:
+        if not self._inodes.stat_into(inode, self.st):
+            self.st.fill(self._inodes.stat(inode))
+        return inode
+
+    # Files
+
+    def open(self, nodeid: int, flags: int, request: Request) -> FileHandle | None:
+        """open(2) of an existing file, without O_TRUNC."""
+        inode = self._by_id.get(nodeid)
+        if inode is None or nodeid >= FOREIGN_IDS or flags & os.O_TRUNC:
+            return None
+        self._backing.close_idle_if_moved(inode)
+        try:
+            self._backing.open(inode, flags)
+        except BlockingIOError:  # another process has a lease
+            return None
+        try:
+            return self._opens.handle(inode, flags, request, False)
+        except BaseException:
+            self._backing.release(inode)
+            raise
+
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, kill_suidgid: bool, request: Request
+    ) -> FileHandle | None:
+        """open(2) with O_CREAT, and one lookup, where that makes a file or has nothing to cut."""
+        directory, st = self._unlocked_directory(parent, name), self.st
+        if directory is None:
+            return None
+        if self.intents is not None or kill_suidgid:
+            if stat_at(self._inodes.fd(directory), name, st) != ENOENT:
+                return None
+            self._begin(request, None, None)
+        try:
+            fd = self._opens.make(directory, name, mode, flags, request)
+        except BlockingIOError:
+            return None
+        error = stat_fd(fd, st)
+        if error or (flags & os.O_TRUNC and st.st_size):  # it was there
+            os.close(fd)
+            return None
+        inode = self._opens.made(directory, name, flags, fd, st)
+        try:
+            handle = self._opens.handle(inode, flags, request, True)
+        except BaseException:
+            self._opens.abandon(inode)
+            raise
+        self._executed(request)
+        return handle
+
+    @staticmethod
+    def backing_id(inode: Inode) -> int:
+        """Of an open file; 0: no passthrough."""
+        file = inode.file
+        return 0 if file is None else file.backing_id or 0
+
+    def cache_flags(self, inode: Inode, with_entry: bool) -> int:
+        """FOPEN_* of a handle without passthrough. `with_entry`: `st` is of this inode, and goes out as well."""
+        if not with_entry:
+            assert inode.file is not None
+            if error := stat_fd(inode.file.any_fd, self.st):
+                raise os_error(error)
+        return self._opens.cache_flags(inode, with_entry, self.st)
+
+    def release(self, fh: int) -> bool:
+        """The last reference to a handle of a file without pins was closed."""
+        handle = self._handles.find(fh)
+        if type(handle) is not FileHandle or self._in_kernel or handle.number in self._pinned_owners:
+            return False
+        self._handles.pop(fh)
+        try:
+            self._backing.release(handle.inode)
+        finally:
+            self._inodes.drop_if_unreferenced(handle.inode)
+        return True
+
+    def file(self, fh: int) -> Inode | None:
+        """The file of a handle, whose descriptors may be used."""
+        handle = self._handles.find(fh)
+        return handle.inode if type(handle) is FileHandle and not self._in_kernel else None
+
+    def fsync(self, fh: int, datasync: bool) -> bool:
+        """fsync(2), where there is no disk."""
+        inode = self.file(fh)
+        if inode is None or not self._backing.in_memory:
+            return False
+        (os.fdatasync if datasync else os.fsync)(self._backing.any_fd(inode))
+        return True
+
+    def opendir(self, nodeid: int, request: Request) -> int:
+        """opendir(3). Returns the handle's number; 0: the request is unusual."""
+        inode = self._by_id.get(nodeid)
+        if inode is None or nodeid >= FOREIGN_IDS:
+            return 0
+        fd = self._backing.open_directory(inode)
+        return self._handles.add(DirectoryHandle(inode, os.O_RDONLY, fd), request)
+
+    # Extended attributes
+
+    def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int, request: Request) -> bool:
+        """setxattr(2), and a pin."""
+        inode = self._unlocked(nodeid)
+        if inode is None:
+            return False
+        if name.startswith(PREFIX):
+            return self._pins.set_at_once(inode, name, value, flags, request)
+        if flags & XATTR_CREATE and self.intents is not None:
+            return False
+        self._attributes.set_extended(inode, name, value, flags)
+        return True
+
+    def getxattr(self, nodeid: int, name: bytes) -> int | bytes | None:
+        """Where getxattr(2) finds an attribute that is not pinfs's: a descriptor or a path."""
+        inode = self._by_id.get(nodeid)
+        if inode is None or nodeid >= FOREIGN_IDS or name.startswith(PREFIX):
+            return None
+        return self._inodes.handle(inode)
+
+    def removexattr(self, nodeid: int, name: bytes, request: Request) -> bool:
+        """removexattr(2), and the release of a pin."""
+        inode = self._unlocked(nodeid)
+        if inode is None:
+            return False
+        if name.startswith(PREFIX):
+            return self._pins.remove_at_once(inode, name, request)
+        if self.intents is not None:
+            return False
+        self._attributes.remove_extended(inode, name, request)
+        return True

@@ -1,0 +1,53 @@
+"""System calls that say what went wrong by its errno, for the fast path, where an exception would cost more than the
+call.
+
+Where pinfs is compiled, `calls.pyx` is imported in place of this module; the two behave alike
+(tests/linux/test_calls.py).
+"""
+
+import os
+from time import perf_counter
+
+clock = perf_counter
+"""Seconds, as trio's clock counts them but for its start."""
+
+
+class Stat:
+    """What stat(2) has told of a file: one object, filled again and again. The names are those of os.stat_result."""
+
+    __slots__ = ("_result", "st_ctime_ns", "st_dev", "st_gid", "st_ino", "st_mode", "st_nlink", "st_size", "st_uid")
+
+    def __init__(self) -> None:
+        self.st_dev = self.st_ino = self.st_mode = self.st_nlink = self.st_uid = self.st_gid = self.st_size = 0
+        self.st_ctime_ns = 0
+        self._result: os.stat_result | None = None
+
+    @property
+    def result(self) -> os.stat_result:
+        """All of it."""
+        assert self._result is not None
+        return self._result
+
+    def fill(self, result: os.stat_result) -> None:
+        """Take over what os.stat() has told."""
+        self._result = result
+        self.st_mode, self.st_ino, self.st_dev, self.st_nlink, self.st_uid, self.st_gid, self.st_size = result[:7]
+        self.st_ctime_ns = result.st_ctime_ns
+
+
+def stat_at(directory_fd: int, name: bytes, st: Stat) -> int:
+    """fstatat(2) of a name itself, whatever it is. Returns 0, or the errno."""
+    try:
+        st.fill(os.stat(name, dir_fd=directory_fd, follow_symlinks=False))
+    except OSError as e:
+        return e.errno or 0
+    return 0
+
+
+def stat_fd(fd: int, st: Stat) -> int:
+    """fstat(2). Returns 0, or the errno."""
+    try:
+        st.fill(os.fstat(fd))
+    except OSError as e:
+        return e.errno or 0
+    return 0
