@@ -29,6 +29,7 @@ from pinfs.interface.attributes import PREFIX
 from pinfs.journal.records import DONE_WORD, EXECUTED, Kind, pack_intent
 from pinfs.journal.slots import WORD_BITS
 from pinfs.linux import syscalls
+from pinfs.linux.calls import Stat
 
 
 class How(Enum):
@@ -192,8 +193,10 @@ class Once:
 
     # Intents of the fast path
 
-    def begin(self, request: Request, device: int, ino: int, other_device: int, other_ino: int) -> int:
+    def begin(self, request: Request, st: Stat | None, other: Stat | None) -> int:
         """Write down what the names of a request lead to, before it changes them."""
+        device, ino = (0, 0) if st is None else (st.st_dev, st.st_ino)
+        other_device, other_ino = (0, 0) if other is None else (other.st_dev, other.st_ino)
         body = pack_intent(request.unique, 0, request.opcode, device, ino, other_device, other_ino, 0, 0, 0)
         return self.recorder.put(Kind.INTENT, body)
 

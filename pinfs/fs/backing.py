@@ -81,7 +81,9 @@ class Backing:
         self._may_wait: dict[int, bool] = {}
         """The same of other devices below the source, by st_dev."""
         self._inodes = inodes
-        self._share = share if self.threads is None else share._replace(idle_files=0)
+        self._first_spare = share.files
+        self._first_spare_of_holders = share.holders
+        self._idle_files = share.idle_files if self.threads is None else 0
         self._changes_owner = os.geteuid() == 0
         if self._changes_owner and not syscalls.keep_capabilities_across_fs_ids():
             log.warning("no CAP_SETPCAP: new files are created without the caller's supplementary groups")
@@ -150,7 +152,7 @@ class Backing:
 
     def check_room(self, fd: int) -> None:
         """Close a descriptor that is one too many for a handle, and raise EMFILE."""
-        if fd >= self._share.files:
+        if fd >= self._first_spare:
             os.close(fd)
             raise os_error(errno.EMFILE)
 
@@ -169,7 +171,7 @@ class Backing:
             self.open(inode, flags & ~os.O_CREAT)
             os.close(fd)
             return
-        if fd >= self._share.files:
+        if fd >= self._first_spare:
             self._make_room()
             spare, fd = fd, os.dup(fd)
             os.close(spare)
@@ -188,7 +190,7 @@ class Backing:
         """A descriptor for a handle of a directory. EMFILE when only the last spare ones are left: directories can be
         listed when files have taken their share."""
         fd = self._inodes.open(inode, os.O_RDONLY | os.O_DIRECTORY)
-        if fd >= self._share.holders:
+        if fd >= self._first_spare_of_holders:
             os.close(fd)
             raise os_error(errno.EMFILE)
         return fd
@@ -196,7 +198,7 @@ class Backing:
     def _open_to_keep(self, inode: Inode, flags: int) -> int:
         """A descriptor for a handle. EMFILE when only spare ones are left: the kernel gives the lowest number that is
         free."""
-        while (fd := self._inodes.open(inode, flags)) >= self._share.files:
+        while (fd := self._inodes.open(inode, flags)) >= self._first_spare:
             os.close(fd)
             self._make_room()
         return fd
@@ -240,7 +242,7 @@ class Backing:
             self._close(inode, file)
             return
         self._idle[inode] = None
-        if len(self._idle) > self._share.idle_files:
+        if len(self._idle) > self._idle_files:
             self.close_idle(next(iter(self._idle)))
 
     def close_idle_if_moved(self, inode: Inode) -> None:

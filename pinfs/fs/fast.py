@@ -44,8 +44,8 @@ class Request(CallerLike, Protocol):
 class Intents(Protocol):
     """Where the intent of a request stands until it has been executed (SPEC 13)."""
 
-    def begin(self, request: Request, device: int, ino: int, other_device: int, other_ino: int) -> int:
-        """Write down what was there before. Returns where."""
+    def begin(self, request: Request, st: Stat | None, other: Stat | None) -> int:
+        """Write down what the names of a request lead to; None: to nothing. Returns where."""
 
     def executed(self, request: Request, slot: int) -> None: ...
     def drop(self, slot: int) -> None: ...
@@ -98,11 +98,8 @@ class FastOperations:
     # Intents
 
     def _begin(self, request: Request, st: Stat | None, other: Stat | None) -> None:
-        """`st`, `other`: what is there now; None: nothing."""
         if self.intents is not None:
-            device, ino = (0, 0) if st is None else (st.st_dev, st.st_ino)
-            other_device, other_ino = (0, 0) if other is None or not other.st_ino else (other.st_dev, other.st_ino)
-            self.intent = self.intents.begin(request, device, ino, other_device, other_ino)
+            self.intent = self.intents.begin(request, st, other)
 
     def _executed(self, request: Request) -> None:
         if self.intents is not None and self.intent:
@@ -240,14 +237,12 @@ class FastOperations:
             takes = victim is not None and victim is not moved and not flags & KEEPS_VICTIM
             if takes and victim is not None and self._removals.takes_all(victim):
                 return False
-        elif error == ENOENT:
-            other.st_ino = 0
-        else:
+        elif error != ENOENT:
             return False
         if self.intents is not None:
             if victim is not None and other.st_nlink == 1:
                 self.intents.keep(victim)
-            self._begin(request, st, other)
+            self._begin(request, st, None if error else other)
         self._names.rename(old, new, flags, moved, victim)
         self._executed(request)
         return True

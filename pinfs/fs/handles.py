@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from pinfs.core.owners import HandleId
 from pinfs.fs.inode import Inode
@@ -35,7 +35,7 @@ class Handle:
     """
 
     __slots__ = ("__weakref__", "flags", "inode", "number", "slot")
-    record_kind: ClassVar[HandleKind]
+    record_kind = HandleKind.FILE
     """As which it is written down."""
 
     def __init__(self, inode: Inode, flags: int) -> None:
@@ -63,7 +63,6 @@ class FileHandle(ByteHandle):
     """A handle of a regular file. `wakes` tell the kernel that the result of a poll(2) may have changed."""
 
     __slots__ = ("wakes",)
-    record_kind = HandleKind.FILE
 
     def __init__(self, inode: Inode, flags: int) -> None:
         self.inode = inode  # without super(), because each open makes one
@@ -87,15 +86,16 @@ class HandleTable:
         self.streams: StreamRecords | None = None
         """The same for control files, with what their readers have been given."""
         self._handles: dict[int, Handle] = {}
-        self._last = 0
+        self.last = 0
+        """The number that was given last."""
 
     def __len__(self) -> int:
         return len(self._handles)
 
     def add(self, handle: Handle, caller: CallerLike) -> int:
         """The number that the handle has from now on."""
-        number: HandleId = self._last + 1  # type: ignore[assignment]  # HandleId() would be one more call for each open
-        self._last = handle.number = number
+        number: HandleId = self.last + 1  # type: ignore[assignment]  # HandleId() would be one more call for each open
+        self.last = handle.number = number
         self._handles[number] = handle
         if self.recorder is not None:
             self.recorder.handle(handle, caller)
@@ -103,8 +103,8 @@ class HandleTable:
 
     def add_control(self, handle: "ControlHandle", caller: CallerLike) -> int:
         """The same for a control file."""
-        handle.number = HandleId(self._last + 1)
-        self._last = handle.number
+        handle.number = HandleId(self.last + 1)
+        self.last = handle.number
         self._handles[handle.number] = handle
         if self.streams is not None:
             self.streams.opened(handle, caller)
@@ -122,7 +122,7 @@ class HandleTable:
 
     def count_on(self, last: int) -> None:
         """Numbers up to `last` have been given."""
-        self._last = max(self._last, last)
+        self.last = max(self.last, last)
 
     def get(self, fh: int, kind: type[H]) -> H:
         """EBADF: no such handle, or not of this kind."""

@@ -67,6 +67,7 @@ class InodeTable:
         self.exports: Exports | None = None
         self.descriptors = InodeDescriptors(max_descriptors, is_pinned, self._note_life)
         self._closable = self.descriptors.closable
+        self._st = Stat()
 
     def __len__(self) -> int:
         return len(self.by_id)
@@ -304,8 +305,7 @@ class InodeTable:
         if self.recorder is not None and inode.kind == stat.S_IFREG and self._only_name(inode, parent, name):
             self.recorder.nameless(inode)
 
-    @staticmethod
-    def _only_name(inode: Inode, parent: Inode, name: bytes) -> bool:
+    def _only_name(self, inode: Inode, parent: Inode, name: bytes) -> bool:
         return not inode.links and inode.name == name and inode.parent is parent
 
     def drop_name(self, inode: Inode, parent: Inode, name: bytes) -> None:
@@ -329,12 +329,13 @@ class InodeTable:
     def move(self, inode: Inode, old: Name, new: Name) -> None:
         """The inode was renamed."""
         if inode.name == old[1] and inode.parent is old[0]:
-            self.add_name(inode, *new, nlink=1)  # in one step, so that no record ever says that it has no name
+            self.add_name(inode, *new, 1)  # in one step, so that no record ever says that it has no name
             return
-        new[0].children += 1  # first, so that a directory that is left and entered again is not dropped between
+        target = new[0]
+        target.children += 1  # first, so that a directory that is left and entered again is not dropped between
         self.drop_name(inode, *old)
-        self.add_name(inode, *new, nlink=1 if inode.name is None else 2)
-        self._leave(new[0])
+        self.add_name(inode, *new, 1 if inode.name is None else 2)
+        self._leave(target)
 
     # Lookup counts
 
@@ -497,6 +498,10 @@ class InodeTable:
 
     def leads_to(self, inode: Inode) -> bool:
         """Whether a name still leads to the inode."""
+        parent, name, st = inode.parent, inode.name, self._st
+        if parent is not None and name is not None and inode.life is None and not stat_at(self.fd(parent), name, st):
+            if st.st_ino == inode.key and st.st_dev == self.device:
+                return True
         return self._stat_by_name(inode) is not None
 
     def _stat_by_name(self, inode: Inode) -> os.stat_result | None:

@@ -5,7 +5,6 @@ import os
 import stat
 import time
 from contextlib import suppress
-from functools import partial
 
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FOPEN_KEEP_CACHE, FileHandle, HandleTable
@@ -83,7 +82,7 @@ class Opens:
     async def open_after_lease(self, inode: Inode, flags: int) -> None:
         """`Backing.open`, after it has failed with EAGAIN. Errors of open(2); EAGAIN with O_NONBLOCK only."""
         path_fd = self._inodes.open(inode, O_PATH_NOFOLLOW)
-        await after_lease(partial(self._backing.open, inode, flags), path_fd, flags)
+        await after_lease(lambda: self._backing.open(inode, flags), path_fd, flags)
 
     def is_there(self, directory: Inode, name: bytes) -> bool:
         """Whether `create` will find a file instead of creating one."""
@@ -145,7 +144,7 @@ class Opens:
     ) -> tuple[Inode, os.stat_result]:
         """`create`, after it has failed with EAGAIN: the file is there, and has a lease."""
         path_fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=self._inodes.fd(directory))
-        return await after_lease(partial(self.create, directory, name, mode, flags, caller), path_fd, flags)
+        return await after_lease(lambda: self.create(directory, name, mode, flags, caller), path_fd, flags)
 
     def create_nameless(
         self, directory: Inode, mode: int, flags: int, caller: CallerLike

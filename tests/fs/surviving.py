@@ -106,7 +106,7 @@ class Survivor(Bench):
         self.fs.record(None)
         recorder.close()
         self.fs.policies.on_change = lambda: None
-        for handle in self.ops.handles._handles.values():
+        for handle in self.ops.handles.all():
             if isinstance(handle, DirectoryHandle):
                 os.close(handle.fd)
                 if handle.kept_fd >= 0:

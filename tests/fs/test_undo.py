@@ -158,7 +158,9 @@ async def test_a_release_whose_first_steps_fail(
     if failing == "pins":
         monkeypatch.setattr(PinVerbs, "handle_closed", refuse)
     else:
-        monkeypatch.setattr(bench.fs.inodes, "prepare_close", refuse)
+        assert inode.file is not None
+        inode.file.backing_id = 7
+        monkeypatch.setattr(bench.fs.backing.passthrough, "close", refuse, raising=False)
     with pytest.raises(PermissionError):
         await bench.ops.release(opened.fh)
     assert (bench.fs.backing.open_files, inode.file, bench.fs.inodes.known(nodeid)) == (0, None, None)

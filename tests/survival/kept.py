@@ -113,7 +113,7 @@ def image(fs: FileSystem) -> Image:
     handles = fs.operations.handles
     return {
         "inodes": {inode.nodeid: _inode(inode) for inode in fs.inodes},
-        "handles": {fh: (type(h).__name__, h.inode.nodeid, h.flags) for fh, h in handles._handles.items()},
+        "handles": {h.number: (type(h).__name__, h.inode.nodeid, h.flags) for h in handles.all()},
         "opens": {i.nodeid: i.file.opens for i in fs.inodes if i.file is not None and i.file.opens},
         "pins": {
             pin.id: (pin.inode, pin.owner, pin.process, pin.uid, pin.name, pin.spec, pin.proxy_uid, pin.charged)
@@ -124,7 +124,7 @@ def image(fs: FileSystem) -> Image:
             for pin in fs.guard.book.table.by_id.values()
             if pin.breaking is not None
         },
-        "last": {0: (handles._last, fs.guard.book.table._last_id)},
+        "last": {0: (handles.last, fs.guard.book.table._last_id)},
     }
 
 

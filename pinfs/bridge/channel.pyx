@@ -1,0 +1,255 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""The connection to the kernel, as the fast path uses it: channel.py, compiled."""
+
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.errno cimport EAGAIN, EIO, ERANGE, errno
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memchr, memset
+
+from pinfs.linux.calls cimport Stat, c_stat
+
+cdef extern from *:
+    """
+    #include <linux/fuse.h>
+    #include <poll.h>
+    #include <sys/xattr.h>
+    #include <unistd.h>
+    """
+    struct fuse_in_header:
+        uint32_t len
+        uint32_t opcode
+        uint64_t unique
+        uint64_t nodeid
+        uint32_t uid
+        uint32_t gid
+        uint32_t pid
+        uint32_t padding
+    struct fuse_out_header:
+        uint32_t len
+        int32_t error
+        uint64_t unique
+    struct fuse_attr:
+        uint64_t ino
+        uint64_t size
+        uint64_t blocks
+        uint64_t atime
+        uint64_t mtime
+        uint64_t ctime
+        uint32_t atimensec
+        uint32_t mtimensec
+        uint32_t ctimensec
+        uint32_t mode
+        uint32_t nlink
+        uint32_t uid
+        uint32_t gid
+        uint32_t rdev
+        uint32_t blksize
+    struct fuse_attr_out:
+        uint64_t attr_valid
+        uint32_t attr_valid_nsec
+        fuse_attr attr
+    struct fuse_entry_out:
+        uint64_t nodeid
+        uint64_t generation
+        uint64_t entry_valid
+        uint64_t attr_valid
+        uint32_t entry_valid_nsec
+        uint32_t attr_valid_nsec
+        fuse_attr attr
+    struct fuse_open_out:
+        uint64_t fh
+        uint32_t open_flags
+        uint32_t padding
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    short POLLIN
+    int poll(pollfd *fds, unsigned long count, int wait_ms) nogil
+    ssize_t c_read "read"(int fd, void *into, size_t size) nogil
+    ssize_t c_write "write"(int fd, const void *data, size_t size) nogil
+    ssize_t c_getxattr "getxattr"(const char *path, const char *name, void *value, size_t size) nogil
+    ssize_t c_fgetxattr "fgetxattr"(int fd, const char *name, void *value, size_t size) nogil
+
+cdef enum:
+    IN_SIZE = 40
+    OUT_SIZE = 16
+
+
+cdef inline void put_attributes(fuse_attr *to, uint64_t nodeid, Stat st) noexcept:
+    cdef c_stat *raw = &st.raw
+    memset(to, 0, sizeof(fuse_attr))
+    to.ino, to.size, to.blocks = nodeid, raw.st_size, raw.st_blocks
+    to.atime, to.atimensec = raw.st_atim.tv_sec, <uint32_t>raw.st_atim.tv_nsec
+    to.mtime, to.mtimensec = raw.st_mtim.tv_sec, <uint32_t>raw.st_mtim.tv_nsec
+    to.ctime, to.ctimensec = raw.st_ctim.tv_sec, <uint32_t>raw.st_ctim.tv_nsec
+    to.mode, to.nlink, to.uid, to.gid = raw.st_mode, <uint32_t>raw.st_nlink, raw.st_uid, raw.st_gid
+    to.rdev, to.blksize = <uint32_t>raw.st_rdev, <uint32_t>raw.st_blksize
+
+
+cdef class Channel:
+    def __init__(self, int fd, bytearray buffer):
+        self.fd = fd
+        self.reply = b""
+        self.use(buffer)
+
+    cpdef use(self, bytearray buffer):
+        self.buffer = buffer
+        self.raw = PyByteArray_AS_STRING(buffer)
+        self.room = PyByteArray_GET_SIZE(buffer)
+
+    # The request
+
+    cpdef int take(self, int wait_ms) noexcept:
+        cdef pollfd watched
+        cdef int ready
+        cdef fuse_in_header *header = <fuse_in_header *>self.raw
+        cdef ssize_t size = c_read(self.fd, self.raw, self.room)
+        if size < 0 and errno == EAGAIN:  # a request is often there already: it costs one call less then
+            watched.fd, watched.events, watched.revents = self.fd, POLLIN, 0
+            with nogil:
+                ready = poll(&watched, 1, wait_ms)
+            if ready <= 0:
+                return 0
+            size = c_read(self.fd, self.raw, self.room)
+        if size < 0:
+            self.error = errno
+            return -1
+        self.size = size
+        self.error = self.umask = 0
+        self.opcode = 0
+        if size >= IN_SIZE:
+            if header.len == size and not header.padding & 0xFFFF:
+                self.opcode = header.opcode
+            self.unique, self.nodeid = header.unique, header.nodeid
+            self.uid, self.gid, self.pid = header.uid, header.gid, header.pid
+        return 1
+
+    cpdef uint32_t u32(self, Py_ssize_t at) noexcept:
+        return (<uint32_t *>(self.raw + IN_SIZE + at))[0]
+
+    cpdef uint64_t u64(self, Py_ssize_t at) noexcept:
+        return (<uint64_t *>(self.raw + IN_SIZE + at))[0]
+
+    cpdef int64_t i64(self, Py_ssize_t at) noexcept:
+        return (<int64_t *>(self.raw + IN_SIZE + at))[0]
+
+    cpdef bytes name(self, Py_ssize_t at):
+        cdef char *text = self.raw + IN_SIZE + at
+        cdef Py_ssize_t length = self.size - IN_SIZE - at - 1
+        if length < 1 or text[length] or memchr(text, 0, length) != NULL or memchr(text, c"/", length) != NULL:
+            return b""
+        return PyBytes_FromStringAndSize(text, length)
+
+    cpdef tuple two(self, Py_ssize_t at):
+        cdef char *text = self.raw + IN_SIZE + at
+        cdef Py_ssize_t length = self.size - IN_SIZE - at
+        cdef char *end = <char *>memchr(text, 0, length) if length > 0 else NULL
+        cdef char *second_end
+        cdef Py_ssize_t first, second
+        if end != NULL:
+            first = end - text
+            second = length - first - 1
+            second_end = <char *>memchr(end + 1, 0, second) if second > 0 else NULL
+            if second_end == text + length - 1:
+                return PyBytes_FromStringAndSize(text, first), PyBytes_FromStringAndSize(end + 1, second - 1)
+        return b"", b""
+
+    cpdef tuple name_and_value(self, Py_ssize_t at, Py_ssize_t size):
+        cdef char *text = self.raw + IN_SIZE + at
+        cdef Py_ssize_t length = self.size - IN_SIZE - at
+        cdef char *end = <char *>memchr(text, 0, length) if length > 0 else NULL
+        cdef Py_ssize_t first
+        if end != NULL:
+            first = end - text
+            if length - first - 1 == size:
+                return PyBytes_FromStringAndSize(text, first), PyBytes_FromStringAndSize(end + 1, size)
+        return b"", b""
+
+    # The reply
+
+    cdef bint send(self, int number, size_t body) except -1:
+        cdef fuse_out_header *header = <fuse_out_header *>self.out
+        header.len, header.error, header.unique = <uint32_t>(OUT_SIZE + body), -number, self.unique
+        if c_write(self.fd, self.out, header.len) < 0:
+            self.error = errno
+            self.reply = PyBytes_FromStringAndSize(self.out + OUT_SIZE, body)
+        return True
+
+    cpdef bint done(self) except -1:
+        return self.send(0, 0)
+
+    cpdef bint refuse(self, int number) except -1:
+        return self.send(number, 0)
+
+    cpdef bint attributes(self, uint64_t nodeid, Stat st, uint64_t valid_s, uint32_t valid_ns) except -1:
+        cdef fuse_attr_out *body = <fuse_attr_out *>(self.out + OUT_SIZE)
+        memset(body, 0, sizeof(fuse_attr_out))
+        body.attr_valid, body.attr_valid_nsec = valid_s, valid_ns
+        put_attributes(&body.attr, nodeid, st)
+        return self.send(0, sizeof(fuse_attr_out))
+
+    cpdef bint entry(
+        self, uint64_t nodeid, uint64_t generation, Stat st,
+        uint64_t entry_s, uint32_t entry_ns, uint64_t attr_s, uint32_t attr_ns,
+    ) except -1:
+        self.put_entry(nodeid, generation, st, entry_s, entry_ns, attr_s, attr_ns)
+        return self.send(0, sizeof(fuse_entry_out))
+
+    cpdef bint no_entry(self, uint64_t entry_s, uint32_t entry_ns) except -1:
+        cdef fuse_entry_out *body = <fuse_entry_out *>(self.out + OUT_SIZE)
+        memset(body, 0, sizeof(fuse_entry_out))
+        body.entry_valid, body.entry_valid_nsec = entry_s, entry_ns
+        return self.send(0, sizeof(fuse_entry_out))
+
+    cpdef bint opened(self, uint64_t fh, uint32_t flags, int backing_id) except -1:
+        self.put_open(self.out + OUT_SIZE, fh, flags, backing_id)
+        return self.send(0, sizeof(fuse_open_out))
+
+    cpdef bint created(
+        self, uint64_t nodeid, uint64_t generation, Stat st,
+        uint64_t entry_s, uint32_t entry_ns, uint64_t attr_s, uint32_t attr_ns,
+        uint64_t fh, uint32_t flags, int backing_id,
+    ) except -1:
+        self.put_entry(nodeid, generation, st, entry_s, entry_ns, attr_s, attr_ns)
+        self.put_open(self.out + OUT_SIZE + sizeof(fuse_entry_out), fh, flags, backing_id)
+        return self.send(0, sizeof(fuse_entry_out) + sizeof(fuse_open_out))
+
+    cdef void put_entry(
+        self, uint64_t nodeid, uint64_t generation, Stat st,
+        uint64_t entry_s, uint32_t entry_ns, uint64_t attr_s, uint32_t attr_ns,
+    ) noexcept:
+        cdef fuse_entry_out *body = <fuse_entry_out *>(self.out + OUT_SIZE)
+        body.nodeid, body.generation = nodeid, generation
+        body.entry_valid, body.entry_valid_nsec = entry_s, entry_ns
+        body.attr_valid, body.attr_valid_nsec = attr_s, attr_ns
+        put_attributes(&body.attr, nodeid, st)
+
+    cdef void put_open(self, char *at, uint64_t fh, uint32_t flags, int backing_id) noexcept:
+        cdef fuse_open_out *body = <fuse_open_out *>at
+        body.fh, body.open_flags, body.padding = fh, flags, <uint32_t>backing_id
+
+    cpdef bint attribute(self, object where, bytes name, size_t size) except -1:
+        cdef ssize_t length
+        cdef int fd
+        cdef const char *path
+        cdef const char *text = PyBytes_AS_STRING(name)
+        cdef char *value = self.out + OUT_SIZE
+        if isinstance(where, bytes):
+            path = PyBytes_AS_STRING(where)
+            with nogil:
+                length = c_getxattr(path, text, value, REPLY_SIZE - OUT_SIZE)
+        else:
+            fd = where
+            with nogil:
+                length = c_fgetxattr(fd, text, value, REPLY_SIZE - OUT_SIZE)
+        if length < 0:
+            return self.send(errno or EIO, 0)
+        if not size:
+            (<uint32_t *>value)[0] = <uint32_t>length
+            (<uint32_t *>value)[1] = 0
+            return self.send(0, 8)
+        if <size_t>length > size:
+            return self.send(ERANGE, 0)
+        return self.send(0, length)

@@ -1,0 +1,80 @@
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+
+from pinfs.bridge.channel cimport Channel
+from pinfs.fs.fast cimport FastOperations
+from pinfs.fs.handles cimport FileHandle
+from pinfs.fs.inode cimport Inode
+from pinfs.linux.calls cimport clock
+
+cdef class Flag:
+    cdef public bint yes
+
+cdef class Loop:
+    cdef public FastHandlers fast
+    cdef public long answered_fast
+    cdef Channel _channel
+    cdef object _slow, _read_failed, _resumable, _resume
+    cdef Flag _woken
+
+    @cython.locals(channel=Channel, woken=Flag, fast=FastHandlers, until=double, wait_ms=int, got=int)
+    cpdef bint run(self, int turn_ms) except -1
+
+cdef class FastHandlers:
+    cdef public Py_ssize_t setxattr_at
+    cdef Channel _channel
+    cdef FastOperations _ops
+    cdef object _exports, _failed, _undelivered
+    cdef object _uncached
+    cdef uint64_t _entry_s, _attr_s
+    cdef uint32_t _entry_ns, _attr_ns
+    cdef list _handlers, _shortest
+
+    @cython.locals(channel=Channel, ops=FastOperations, opcode=uint32_t, answered=bint)
+    cpdef bint answer(self) except -1
+    @cython.locals(channel=Channel, inode=Inode)
+    cpdef bint lookup(self) except -1
+    @cython.locals(nodeid=uint64_t, generation=uint64_t, attr_s=uint64_t, attr_ns=uint32_t)
+    cdef bint _entry(self, Inode inode) except -1
+    @cython.locals(channel=Channel)
+    cpdef bint forget(self) except -1
+    @cython.locals(channel=Channel, inode=Inode)
+    cpdef bint mkdir(self) except -1
+    @cython.locals(channel=Channel, inode=Inode, name=bytes, target=bytes)
+    cpdef bint symlink(self) except -1
+    @cython.locals(channel=Channel, inode=Inode)
+    cpdef bint link(self) except -1
+    @cython.locals(channel=Channel)
+    cpdef bint unlink(self) except -1
+    @cython.locals(channel=Channel)
+    cpdef bint rmdir(self) except -1
+    cpdef bint rename(self) except -1
+    cpdef bint rename2(self) except -1
+    @cython.locals(channel=Channel, name=bytes, new_name=bytes)
+    cdef bint _rename(self, Py_ssize_t names_at, uint32_t flags) except -1
+    @cython.locals(inode=Inode)
+    cpdef bint getattr(self) except -1
+    @cython.locals(nodeid=uint64_t)
+    cdef bint _attributes(self, Inode inode) except -1
+    @cython.locals(channel=Channel, ops=FastOperations, valid=uint32_t, inode=Inode)
+    cpdef bint setattr(self) except -1
+    cdef object _time(self, uint32_t is_set, uint32_t is_now, Py_ssize_t seconds_at, Py_ssize_t nanoseconds_at)
+    @cython.locals(channel=Channel, handle=FileHandle, backing_id=int)
+    cpdef bint open(self) except -1
+    cdef long _open_flags(self, FileHandle handle, int backing_id, bint with_entry) except -1
+    @cython.locals(
+        channel=Channel, handle=FileHandle, inode=Inode, backing_id=int, flags=uint32_t, kill_suidgid=bint,
+        generation=uint64_t, attr_s=uint64_t, attr_ns=uint32_t,
+    )
+    cpdef bint create(self) except -1
+    cpdef bint release(self) except -1
+    @cython.locals(channel=Channel)
+    cpdef bint fsync(self) except -1
+    @cython.locals(fh=uint64_t)
+    cpdef bint opendir(self) except -1
+    @cython.locals(channel=Channel, at=Py_ssize_t, name=bytes, value=bytes)
+    cpdef bint setxattr(self) except -1
+    @cython.locals(channel=Channel, name=bytes)
+    cpdef bint getxattr(self) except -1
+    @cython.locals(channel=Channel, name=bytes)
+    cpdef bint removexattr(self) except -1

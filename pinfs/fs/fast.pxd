@@ -1,0 +1,85 @@
+cimport cython
+from libc.stdint cimport uint32_t, uint64_t
+
+from pinfs.fs.backing cimport Backing
+from pinfs.fs.handles cimport FileHandle, Handle, HandleTable
+from pinfs.fs.inode cimport Inode
+from pinfs.fs.inodes cimport InodeTable
+from pinfs.fs.opens cimport Opens
+from pinfs.linux.calls cimport Stat, stat_at, stat_fd
+
+cdef class FastOperations:
+    cdef public Stat st
+    cdef public object intents
+    cdef public long intent
+    cdef public bint is_missing
+    cdef Stat _other
+    cdef InodeTable _inodes
+    cdef Backing _backing
+    cdef Opens _opens
+    cdef object _pins, _names, _removals, _attributes, _set_ids, _in_kernel
+    cdef dict _by_id, _pinned_owners
+    cdef object _uncached
+    cdef set _slow_names
+    cdef HandleTable _handles
+
+    cdef _begin(self, object request, Stat st, Stat other)
+    @cython.locals(intent=long)
+    cdef _executed(self, object request)
+    @cython.locals(intent=long)
+    cpdef drop_intent(self)
+    cdef Inode _directory(self, uint64_t parent, bytes name)
+    cdef Inode _unlocked_directory(self, uint64_t parent, bytes name)
+    @cython.locals(directory=Inode, st=Stat, error=int, inode=Inode)
+    cpdef Inode lookup(self, uint64_t parent, bytes name, object request)
+    cpdef forget(self, uint64_t nodeid, uint64_t nlookup)
+    @cython.locals(directory=Inode, directory_fd=int)
+    cpdef Inode mkdir(self, uint64_t parent, bytes name, uint32_t mode, object request)
+    @cython.locals(directory=Inode, directory_fd=int)
+    cpdef Inode symlink(self, uint64_t parent, bytes name, bytes target, object request)
+    @cython.locals(directory=Inode, inode=Inode)
+    cpdef Inode link(self, uint64_t nodeid, uint64_t parent, bytes name, object request)
+    cdef _begin_making(self, Inode directory, bytes name, object request)
+    @cython.locals(error=int, inode=Inode)
+    cdef Inode _made(self, Inode directory, bytes name, object request)
+    @cython.locals(directory=Inode, st=Stat, victim=Inode)
+    cpdef bint unlink(self, uint64_t parent, bytes name, object request) except -1
+    @cython.locals(directory=Inode, st=Stat, victim=Inode)
+    cpdef bint rmdir(self, uint64_t parent, bytes name, object request) except -1
+    cdef _begin_removing(self, Inode victim, Stat st, object request)
+    @cython.locals(source=Inode, target=Inode, st=Stat, other=Stat, moved=Inode, victim=Inode, error=int, takes=bint)
+    cpdef bint rename(
+        self, uint64_t parent, bytes name, uint64_t new_parent, bytes new_name, uint32_t flags, object request
+    ) except -1
+    @cython.locals(inode=Inode)
+    cpdef Inode getattr(self, uint64_t nodeid)
+    cdef Inode _unlocked(self, uint64_t nodeid)
+    @cython.locals(inode=Inode)
+    cpdef Inode chmod(self, uint64_t nodeid, uint32_t mode)
+    @cython.locals(inode=Inode)
+    cpdef Inode utimes(self, uint64_t nodeid, object atime_ns, object mtime_ns)
+    @cython.locals(inode=Inode)
+    cpdef Inode truncate(self, uint64_t nodeid, object size, object request)
+    cdef Inode _changed(self, Inode inode)
+    @cython.locals(inode=Inode)
+    cpdef FileHandle open(self, uint64_t nodeid, uint32_t flags, object request)
+    @cython.locals(directory=Inode, st=Stat, fd=int, error=int, inode=Inode, handle=FileHandle)
+    cpdef FileHandle create(
+        self, uint64_t parent, bytes name, uint32_t mode, uint32_t flags, bint kill_suidgid, object request
+    )
+    @cython.locals(error=int)
+    cpdef long cache_flags(self, Inode inode, bint with_entry) except -1
+    @cython.locals(handle=Handle)
+    cpdef bint release(self, uint64_t fh) except -1
+    @cython.locals(handle=Handle)
+    cpdef Inode file(self, uint64_t fh)
+    @cython.locals(inode=Inode)
+    cpdef bint fsync(self, uint64_t fh, bint datasync) except -1
+    @cython.locals(inode=Inode, fd=int)
+    cpdef uint64_t opendir(self, uint64_t nodeid, object request) except? 0
+    @cython.locals(inode=Inode)
+    cpdef bint setxattr(self, uint64_t nodeid, bytes name, bytes value, uint32_t flags, object request) except -1
+    @cython.locals(inode=Inode)
+    cpdef object getxattr(self, uint64_t nodeid, bytes name)
+    @cython.locals(inode=Inode)
+    cpdef bint removexattr(self, uint64_t nodeid, bytes name, object request) except -1

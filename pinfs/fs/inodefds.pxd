@@ -1,0 +1,13 @@
+from pinfs.fs.inode cimport Inode
+
+cdef class InodeDescriptors:
+    cdef public long max_descriptors
+    cdef public object closable, close_fd, on_foreign, by_handle
+    cdef public set _pinned
+    cdef object _is_pinned, _note_life
+
+    cpdef keep(self, Inode inode, int fd)
+    cpdef named(self, Inode inode)
+    cpdef nameless(self, Inode inode)
+    cpdef close(self, Inode inode)
+    cdef _let_go(self, Inode inode)

@@ -1,0 +1,61 @@
+cimport cython
+from libc.stdint cimport int64_t, uint64_t
+
+from pinfs.fs.inode cimport Inode
+from pinfs.fs.inodefds cimport InodeDescriptors
+from pinfs.linux.calls cimport Stat, stat_at, stat_fd
+
+cdef class InodeTable:
+    cdef public uint64_t device
+    cdef public object first_spare, sealed, recorder, taken_over_ns, known, on_forgotten, on_dropped, exports
+    cdef public Inode root
+    cdef public dict by_id
+    cdef public InodeDescriptors descriptors
+    cdef uint64_t _root_ino
+    cdef bint _has_our_clock
+    cdef object _is_pinned, _next_foreign, _closable
+    cdef set _reserved_inos
+    cdef dict _foreign
+    cdef Stat _st
+
+    @cython.locals(ino=uint64_t)
+    cpdef Inode find(self, object st)
+    @cython.locals(inode=Inode)
+    cpdef Inode behind(self, tuple name, object st)
+    @cython.locals(inode=Inode)
+    cpdef Inode intern(self, Inode parent, bytes name, object st)
+    @cython.locals(inode=Inode)
+    cpdef Inode add(self, object st)
+    @cython.locals(fd=int)
+    cpdef bint _is_same(self, Inode inode, object st, tuple name) except -1
+    @cython.locals(old_parent=Inode)
+    cpdef add_name(self, Inode inode, Inode parent, bytes name, uint64_t nlink)
+    @cython.locals(links=set)
+    cdef _add_link(self, Inode inode, Inode parent, bytes name)
+    cdef _leave(self, Inode parent)
+    @cython.locals(fd=int, error=int, inode=Inode)
+    cpdef Inode hold_for_unlink(self, Inode parent, bytes name, Stat st=*)
+    cpdef keep_reachable(self, Inode inode, Inode parent, bytes name)
+    cpdef keep_for_the_next(self, Inode inode, Inode parent, bytes name)
+    cdef bint _only_name(self, Inode inode, Inode parent, bytes name) except -1
+    @cython.locals(other=tuple)
+    cpdef drop_name(self, Inode inode, Inode parent, bytes name)
+    @cython.locals(target=Inode)
+    cpdef move(self, Inode inode, tuple old, tuple new)
+    cpdef looked_up(self, Inode inode, uint64_t unique=*)
+    @cython.locals(inode=Inode)
+    cpdef forget(self, object nodeid, int64_t nlookup)
+    @cython.locals(pending=list)
+    cpdef drop_if_unreferenced(self, Inode inode)
+    @cython.locals(directory=Inode, directories=list)
+    cdef list _drop(self, Inode inode)
+    @cython.locals(unopened=list, parent=Inode)
+    cpdef int fd(self, Inode inode) except -2
+    @cython.locals(fd=int)
+    cdef _open_descriptor(self, Inode inode)
+    @cython.locals(parent=Inode, name=bytes)
+    cpdef bint stat_into(self, Inode inode, Stat st) except -1
+    @cython.locals(parent=Inode, name=bytes, st=Stat)
+    cpdef bint leads_to(self, Inode inode) except -1
+    cpdef object handle(self, Inode inode)
+    cpdef bytes magic_path(self, Inode inode)

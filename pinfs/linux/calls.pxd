@@ -1,0 +1,31 @@
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+cdef extern from "<sys/stat.h>" nogil:
+    struct timespec:
+        int64_t tv_sec
+        int64_t tv_nsec
+    struct c_stat "stat":
+        uint64_t st_dev
+        uint64_t st_ino
+        uint64_t st_nlink
+        uint32_t st_mode
+        uint32_t st_uid
+        uint32_t st_gid
+        uint64_t st_rdev
+        int64_t st_size
+        int64_t st_blksize
+        int64_t st_blocks
+        timespec st_atim
+        timespec st_mtim
+        timespec st_ctim
+
+cdef class Stat:
+    cdef public uint64_t st_dev, st_ino, st_nlink
+    cdef public uint32_t st_mode, st_uid, st_gid
+    cdef public int64_t st_size, st_ctime_ns
+    cdef c_stat raw
+    cdef void known(self) noexcept
+
+cpdef double clock() noexcept
+cpdef int stat_at(int directory_fd, bytes name, Stat st) noexcept
+cpdef int stat_fd(int fd, Stat st) noexcept

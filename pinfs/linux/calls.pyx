@@ -1,0 +1,65 @@
+# cython: language_level=3
+"""System calls that say what went wrong by its errno: calls.py, compiled."""
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.errno cimport errno
+from libc.stdint cimport int64_t
+
+cdef extern from "<fcntl.h>" nogil:
+    int AT_SYMLINK_NOFOLLOW
+
+cdef extern from "<sys/stat.h>" nogil:
+    int c_fstat "fstat"(int fd, c_stat *st)
+    int c_fstatat "fstatat"(int fd, const char *name, c_stat *st, int flags)
+
+cdef extern from "<time.h>" nogil:
+    int CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec *now)
+
+cdef int64_t NS = 1000000000
+
+
+cpdef double clock() noexcept:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
+
+
+cdef class Stat:
+    cdef void known(self) noexcept:
+        cdef c_stat *raw = &self.raw
+        self.st_dev, self.st_ino, self.st_nlink = raw.st_dev, raw.st_ino, raw.st_nlink
+        self.st_mode, self.st_uid, self.st_gid = raw.st_mode, raw.st_uid, raw.st_gid
+        self.st_size, self.st_ctime_ns = raw.st_size, raw.st_ctim.tv_sec * NS + raw.st_ctim.tv_nsec
+
+    def fill(self, result):
+        cdef c_stat *raw = &self.raw
+        raw.st_dev, raw.st_ino, raw.st_nlink = result.st_dev, result.st_ino, result.st_nlink
+        raw.st_mode, raw.st_uid, raw.st_gid = result.st_mode, result.st_uid, result.st_gid
+        raw.st_rdev, raw.st_size = result.st_rdev, result.st_size
+        raw.st_blksize, raw.st_blocks = result.st_blksize, result.st_blocks
+        raw.st_atim.tv_sec, raw.st_atim.tv_nsec = divmod(result.st_atime_ns, NS)
+        raw.st_mtim.tv_sec, raw.st_mtim.tv_nsec = divmod(result.st_mtime_ns, NS)
+        raw.st_ctim.tv_sec, raw.st_ctim.tv_nsec = divmod(result.st_ctime_ns, NS)
+        self.known()
+
+
+cpdef int stat_at(int directory_fd, bytes name, Stat st) noexcept:
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef int failed
+    with nogil:
+        failed = c_fstatat(directory_fd, text, &st.raw, AT_SYMLINK_NOFOLLOW)
+    if failed:
+        return errno
+    st.known()
+    return 0
+
+
+cpdef int stat_fd(int fd, Stat st) noexcept:
+    cdef int failed
+    with nogil:
+        failed = c_fstat(fd, &st.raw)
+    if failed:
+        return errno
+    st.known()
+    return 0
