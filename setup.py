@@ -9,8 +9,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 COMPILED = (
+    *("core/ranges.py", "core/pins.py", "core/files.py", "core/table.py", "core/book.py"),
+    *("enforce/processes.py", "enforce/holders.py", "enforce/guard.py"),
     *("linux/calls.pyx", "bridge/channel.pyx", "bridge/fast.py"),
-    *("fs/openfile.py", "fs/inode.py", "fs/handles.py", "fs/inodefds.py", "fs/inodes.py", "fs/backing.py", "fs/opens.py", "fs/fast.py"),
+    *("fs/openfile.py", "fs/inode.py", "fs/inodefds.py", "fs/inodes.py", "fs/backing.py", "fs/handles.py"),
+    *("fs/opens.py", "fs/pins.py", "fs/fast.py"),
 )
 """The modules that are compiled. Those in .py have their C types beside them, in .pxd."""
 

@@ -16,13 +16,13 @@ class FileState:
     __slots__ = ("breaking", "deny", "lease", "orphans", "reserved")
 
     def __init__(self) -> None:
-        self.deny: RangeTree[Pin] | None = None
-        self.lease: RangeTree[Pin] | None = None
-        self.breaking: RangeTree[Pin] | None = None
-        self.reserved: RangeTree[Reservation] | None = None
+        self.deny: RangeTree | None = None
+        self.lease: RangeTree | None = None
+        self.breaking: RangeTree | None = None
+        self.reserved: RangeTree | None = None
         self.orphans: tuple[Orphan, ...] = ()
 
-    def trees(self) -> Iterator[RangeTree[Pin]]:
+    def trees(self) -> Iterator[RangeTree]:
         """Deny pins first: what cannot be broken decides."""
         if self.deny:
             yield self.deny
@@ -78,7 +78,7 @@ class FileState:
     def first(self, start: int, end: int) -> Pin | None:
         """One pin that shares a byte with [start, end), a deny pin if there is one."""
         for tree in self.trees():
-            pin = tree.first_overlap(start, end)
+            pin: Pin | None = tree.first_overlap(start, end)
             if pin is not None:
                 return pin
         return None

@@ -83,24 +83,26 @@ make_pin_request: Final = cast(Callable[[tuple[Any, ...]], PinRequest], partial(
 """All fields as one tuple. Without the constructor, which takes twice as long: one is made for each pin."""
 
 
-@dataclass(slots=True, eq=False)
 class Pin:
-    """One pin: its id, the fields of its `PinRequest` in their order, when it was registered, and `charged`: bytes
-    counted against the limits, as at registration, and its key among the pins of its owner.
+    """One pin: its id, the fields of its `PinRequest`, when it was registered, and `charged`: bytes counted against the
+    limits, as at registration, and its key among the pins of its owner.
     """
 
-    id: int
-    inode: int
-    owner: Owner
-    process: ProcessId | None
-    uid: int
-    name: bytes | None
-    spec: PinSpec
-    proxy_uid: int | None
-    since: float
-    charged: int
-    own_key: OwnKey
-    breaking: "Break | None" = None
+    __slots__ = (
+        *("breaking", "charged", "id", "inode", "name", "own_key", "owner", "process", "proxy_uid", "since"),
+        *("spec", "uid"),
+    )
+
+    def __init__(self, pin_id: int, request: PinRequest, since: float, charged: int, own_key: OwnKey) -> None:
+        self.id = pin_id
+        self.inode, self.owner, self.process, self.uid, self.name, self.spec, self.proxy_uid = request
+        self.since = since
+        self.charged = charged
+        self.own_key = own_key
+        self.breaking: Break | None = None
+
+    def __repr__(self) -> str:
+        return f"<Pin {self.id} of {self.owner} on inode {self.inode}: {self.spec}>"
 
     @property
     def sort_key(self) -> SortKey:

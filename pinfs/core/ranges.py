@@ -6,26 +6,24 @@ largest end of its subtree. The priorities are random so that a user who chooses
 
 import random
 from collections.abc import Iterator
-from typing import Final, Generic, TypeVar
+from typing import Any, Final
 
 END: Final = 2**63
 """Exclusive bound of "for ever": one more than the largest offset a file can have (loff_t), in bytes."""
 
-T = TypeVar("T")
 
-
-class _Node(Generic[T]):
+class _Node:
     __slots__ = ("end", "key", "left", "max_end", "priority", "right", "start", "value")
 
-    def __init__(self, start: int, end: int, key: int, value: T, priority: float) -> None:
+    def __init__(self, start: int, end: int, key: int, value: Any, priority: float) -> None:
         self.start = start
         self.end = end
         self.key = key
         self.value = value
         self.priority = priority
         self.max_end = end
-        self.left: _Node[T] | None = None
-        self.right: _Node[T] | None = None
+        self.left: _Node | None = None
+        self.right: _Node | None = None
 
     def measure(self) -> int:
         """The largest end of this subtree, from the node's own end and its children's."""
@@ -38,29 +36,31 @@ class _Node(Generic[T]):
         return largest
 
 
-class RangeTree(Generic[T]):
-    """Half-open ranges [start, end) in bytes, each with a value; `key` (unique) tells equal starts apart."""
+class RangeTree:
+    """Half-open ranges [start, end) in bytes, each with a value; `key` (unique) tells equal starts apart.
+
+    Not generic, because an extension type cannot be."""
 
     __slots__ = ("_random", "_root", "_size")
 
     def __init__(self, seed: int | None = None) -> None:
         """`seed`: makes the shape reproducible, for tests only."""
-        self._root: _Node[T] | None = None
+        self._root: _Node | None = None
         self._size = 0
         self._random = random.random if seed is None else random.Random(seed).random
 
     def __len__(self) -> int:
         return self._size
 
-    def insert(self, start: int, end: int, key: int, value: T) -> None:
+    def insert(self, start: int, end: int, key: int, value: Any) -> None:
         """Add [start, end). The pair (start, key) must not be in the tree."""
         new = _Node(start, end, key, value, self._random())
         self._size += 1
         if self._root is None:  # most files have one pin at a time
             self._root = new
             return
-        parent: _Node[T] | None = None
-        node: _Node[T] | None = self._root
+        parent: _Node | None = None
+        node: _Node | None = self._root
         goes_left = False
         while node is not None and node.priority >= new.priority:
             if node.max_end < end:
@@ -79,7 +79,7 @@ class RangeTree(Generic[T]):
             self._size -= 1
             self._root = _merge(root.left, root.right)
             return
-        path: list[_Node[T]] = []
+        path: list[_Node] = []
         node, goes_left = root, False
         while node is not None and (node.start != start or node.key != key):
             path.append(node)
@@ -91,13 +91,13 @@ class RangeTree(Generic[T]):
         self._hang(path[-1] if path else None, goes_left, _merge(node.left, node.right))
         _measure_up(path)
 
-    def overlapping(self, start: int, end: int, after: tuple[int, int] | None = None) -> Iterator[T]:
+    def overlapping(self, start: int, end: int, after: tuple[int, int] | None = None) -> Iterator[Any]:
         """The values of all ranges that share a byte with [start, end), by rising start.
 
         `after`: only those behind this (start, key), which need not be in the tree any more. The tree must not change
         while the iterator is in use.
         """
-        pending: list[_Node[T]] = []
+        pending: list[_Node] = []
         node = self._root if start < end else None
         while True:
             while node is not None and node.max_end > start:
@@ -115,7 +115,7 @@ class RangeTree(Generic[T]):
                 yield node.value
             node = node.right
 
-    def first_overlap(self, start: int, end: int) -> T | None:
+    def first_overlap(self, start: int, end: int) -> Any:
         """The value of one range that shares a byte with [start, end), or None. O(log n) whatever the hits."""
         node = self._root if start < end else None
         while node is not None:
@@ -131,7 +131,7 @@ class RangeTree(Generic[T]):
         """Does any range share a byte with [start, end)? O(log n) whatever the number of hits."""
         return self.first_overlap(start, end) is not None
 
-    def _hang(self, parent: _Node[T] | None, left: bool, node: _Node[T] | None) -> None:
+    def _hang(self, parent: _Node | None, left: bool, node: _Node | None) -> None:
         if parent is None:
             self._root = node
         elif left:
@@ -140,7 +140,7 @@ class RangeTree(Generic[T]):
             parent.right = node
 
 
-def _split(tree: _Node[T] | None, start: int, key: int) -> tuple[_Node[T] | None, _Node[T] | None]:
+def _split(tree: _Node | None, start: int, key: int) -> tuple[_Node | None, _Node | None]:
     """Part a subtree into what goes before (start, key) and what goes after. As deep as the tree: some 2 ln n."""
     if tree is None:
         return None, None
@@ -153,7 +153,7 @@ def _split(tree: _Node[T] | None, start: int, key: int) -> tuple[_Node[T] | None
     return tree, high
 
 
-def _merge(low: _Node[T] | None, high: _Node[T] | None) -> _Node[T] | None:
+def _merge(low: _Node | None, high: _Node | None) -> _Node | None:
     """One subtree out of two, where everything in `low` goes before everything in `high`."""
     if low is None or high is None:
         return low if high is None else high
@@ -166,7 +166,7 @@ def _merge(low: _Node[T] | None, high: _Node[T] | None) -> _Node[T] | None:
     return high
 
 
-def _measure_up(path: list[_Node[T]]) -> None:
+def _measure_up(path: list[_Node]) -> None:
     """After a removal: correct the largest ends from the bottom to the root, as far as they change."""
     for node in reversed(path):
         largest = node.measure()

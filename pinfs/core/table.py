@@ -2,7 +2,6 @@
 
 import errno
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from pinfs.core.files import Files, FileState
@@ -15,12 +14,14 @@ K = TypeVar("K")
 L = TypeVar("L")
 
 
-@dataclass(slots=True)
 class Usage:
     """What one uid has pinned: pins, and bytes as they were at registration."""
 
-    pins: int = 0
-    bytes: int = 0
+    __slots__ = ("bytes", "pins")
+
+    def __init__(self) -> None:
+        self.pins = 0
+        self.bytes = 0
 
 
 _NONE: Final = Usage()
@@ -95,7 +96,7 @@ class PinTable:
         self._check_limits(request.uid, charge, None, now)
         self._last_id += 1
         key = self._last_id if request.name is None else (request.inode, request.name)
-        pin = Pin(self._last_id, *request, now, charge, key)
+        pin = Pin(self._last_id, request, now, charge, key)
         self._put(pin)
         return pin
 

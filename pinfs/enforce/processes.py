@@ -2,10 +2,9 @@
 
 import contextlib
 import os
-import select
-from collections.abc import Callable
 
 from pinfs.core.owners import ProcessId
+from pinfs.linux.calls import is_readable
 from pinfs.linux.proc import Status, read_comm, read_status
 from pinfs.linux.syscalls import is_thread_of
 
@@ -15,7 +14,7 @@ class Process:
     (see `Holders`); `id` is the value that stands for it everywhere else.
     """
 
-    __slots__ = ("__weakref__", "_last", "_poll", "holds", "id", "pid", "pidfd")
+    __slots__ = ("__weakref__", "_close", "_last", "holds", "id", "pid", "pidfd")
 
     def __init__(self, process_id: ProcessId, status: Status, pidfd: int) -> None:
         self.id = process_id
@@ -24,12 +23,10 @@ class Process:
         self.holds = 0
         """How many pins and event channels keep an eye on it."""
         self._last = status
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        self._poll = poller.poll
+        self._close = os.close  # at the interpreter's end the name `os` may be gone before the last process
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        close(self.pidfd)  # at the interpreter's end the name `os` may be gone before the last process
+    def __del__(self) -> None:
+        self._close(self.pidfd)
 
     def __repr__(self) -> str:
         return f"<Process {self.pid} {self._last.comm!r}>"
@@ -37,11 +34,11 @@ class Process:
     @property
     def alive(self) -> bool:
         """Whether any of its threads still runs; a zombie is dead."""
-        return not self._poll(0)
+        return not is_readable(self.pidfd)
 
     def has_thread(self, tid: int) -> bool:
         """Whether the thread `tid` is one of this living process."""
-        return (tid == self.pid or is_thread_of(self.pid, tid)) and not self._poll(0)
+        return (tid == self.pid or is_thread_of(self.pid, tid)) and not is_readable(self.pidfd)
 
     @property
     def status(self) -> Status:

@@ -212,7 +212,7 @@ class PinVerbs:
         pin = self._find(inode, name, ctx)
         if pin.spec.dirty:
             return False
-        self._let_go(self._guard.release, pin, ctx)
+        self._let_go(pin, ctx)
         return True
 
     def _find(self, inode: Inode, name: bytes, ctx: CallerLike) -> Pin:
@@ -229,12 +229,15 @@ class PinVerbs:
             await self._flush(inode)
             if self._table.by_id.get(pin.id) is not pin:
                 return  # it went away meanwhile: released all the same
-        self._let_go(self._guard.release, pin, ctx)
+        self._let_go(pin, ctx)
 
-    def _let_go(self, end: Callable[[Pin], None], pin: Pin, ctx: CallerLike) -> None:
+    def _let_go(self, pin: Pin, ctx: CallerLike, revoke: bool = False) -> None:
         self._released_by = getattr(ctx, "unique", 0)
         try:
-            end(pin)
+            if revoke:
+                self._guard.revoke(pin)
+            else:
+                self._guard.release(pin)
         finally:
             self._released_by = 0
 
@@ -379,7 +382,7 @@ class PinVerbs:
                 pin = self._commanded(number, ctx)
                 if ctx.uid not in self._admins:
                     _fail(errno.EPERM)
-                self._let_go(self._guard.revoke, pin, ctx)
+                self._let_go(pin, ctx, revoke=True)
             case _:
                 _fail(errno.EINVAL, f"unknown command {line!r}")
 

@@ -15,7 +15,7 @@ from typing import Final, Literal, cast
 import trio
 
 from pinfs.core.owners import HandleId, Owner, ProcessId
-from pinfs.core.pins import Break, Mode, Pin, PinSpec
+from pinfs.core.pins import Break, Mode, Pin, PinRequest, PinSpec
 from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.enforce.processes import Process
@@ -304,8 +304,7 @@ class Restoration:
         owner: Owner | None = HandleId(record.handle) if record.handle else process_id
         assert owner is not None
         process = self._process(process_id)
-        return Pin(
-            record.id,
+        request = PinRequest(
             record.nodeid,
             owner,
             process_id if process is not None or not record.handle else None,
@@ -313,10 +312,9 @@ class Restoration:
             name if record.flags & records.HAS_NAME else None,
             spec,
             record.proxy_uid if record.flags & records.HAS_PROXY else None,
-            self._recorder.moment_s(record.since_s),
-            record.charged,
-            (record.nodeid, name) if record.flags & records.HAS_NAME else record.id,
         )
+        own_key = (record.nodeid, name) if record.flags & records.HAS_NAME else record.id
+        return Pin(record.id, request, self._recorder.moment_s(record.since_s), record.charged, own_key)
 
     def _process_id(self, record: PinRecord) -> ProcessId | None:
         if not record.flags & records.HAS_PROCESS:

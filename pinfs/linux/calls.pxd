@@ -29,3 +29,4 @@ cdef class Stat:
 cpdef double clock() noexcept
 cpdef int stat_at(int directory_fd, bytes name, Stat st) noexcept
 cpdef int stat_fd(int fd, Stat st) noexcept
+cpdef bint is_readable(int fd) noexcept

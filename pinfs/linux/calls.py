@@ -6,6 +6,7 @@ Where pinfs is compiled, `calls.pyx` is imported in place of this module; the tw
 """
 
 import os
+import select
 from time import perf_counter
 
 clock = perf_counter
@@ -51,3 +52,10 @@ def stat_fd(fd: int, st: Stat) -> int:
     except OSError as e:
         return e.errno or 0
     return 0
+
+
+def is_readable(fd: int) -> bool:
+    """Whether poll(2) finds something to read: of a pidfd, that its process has ended."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))

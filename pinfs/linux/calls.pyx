@@ -8,6 +8,14 @@ from libc.stdint cimport int64_t
 cdef extern from "<fcntl.h>" nogil:
     int AT_SYMLINK_NOFOLLOW
 
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    short POLLIN
+    int poll(pollfd *fds, unsigned long count, int wait_ms)
+
 cdef extern from "<sys/stat.h>" nogil:
     int c_fstat "fstat"(int fd, c_stat *st)
     int c_fstatat "fstatat"(int fd, const char *name, c_stat *st, int flags)
@@ -63,3 +71,9 @@ cpdef int stat_fd(int fd, Stat st) noexcept:
         return errno
     st.known()
     return 0
+
+
+cpdef bint is_readable(int fd) noexcept:
+    cdef pollfd watched
+    watched.fd, watched.events, watched.revents = fd, POLLIN, 0
+    return poll(&watched, 1, 0) > 0

@@ -19,7 +19,7 @@ steps = st.lists(st.tuples(st.sampled_from(["insert", "insert", "remove"]), rang
 def test_answers_as_a_plain_list_does(
     seed: int, steps: list[Any], asked: tuple[int, int], after: tuple[int, int]
 ) -> None:
-    tree: RangeTree[int] = RangeTree(seed)
+    tree = RangeTree(seed)
     plain: dict[int, tuple[int, int]] = {}
     for key, (verb, (start, end), which) in enumerate(steps):
         if verb == "insert":
@@ -39,7 +39,7 @@ def test_answers_as_a_plain_list_does(
 
 
 def test_ranges_that_touch_do_not_overlap() -> None:
-    tree: RangeTree[str] = RangeTree(1)
+    tree = RangeTree(1)
     tree.insert(10, 20, 1, "pin")
     assert not tree.any_overlap(0, 10)
     assert not tree.any_overlap(20, END)
@@ -49,13 +49,13 @@ def test_ranges_that_touch_do_not_overlap() -> None:
 
 
 def test_for_ever_reaches_to_the_last_byte() -> None:
-    tree: RangeTree[str] = RangeTree(1)
+    tree = RangeTree(1)
     tree.insert(5, END, 1, "pin")
     assert list(tree.overlapping(END - 1, END)) == ["pin"]
 
 
 def test_removing_what_is_not_there_is_an_error() -> None:
-    tree: RangeTree[str] = RangeTree(1)
+    tree = RangeTree(1)
     tree.insert(5, 6, 1, "pin")
     with pytest.raises(KeyError):
         tree.remove(5, 2)
@@ -63,7 +63,7 @@ def test_removing_what_is_not_there_is_an_error() -> None:
 
 
 def comparisons_of_a_question(size: int, hits: int) -> int:
-    tree: RangeTree[int] = RangeTree(7)
+    tree = RangeTree(7)
     for i in range(size):
         tree.insert(Counted(i * 10), Counted(i * 10 + 5), i, i)
     middle = size // 2 * 10
@@ -79,7 +79,7 @@ def test_a_question_costs_log_n_plus_hits() -> None:
 
 
 def test_any_overlap_costs_the_same_whatever_the_hits() -> None:
-    tree: RangeTree[int] = RangeTree(7)
+    tree = RangeTree(7)
     for i in range(10_000):
         tree.insert(Counted(0), Counted(END), i, i)
     Counted.comparisons = 0
@@ -88,7 +88,7 @@ def test_any_overlap_costs_the_same_whatever_the_hits() -> None:
 
 
 def test_rising_ranges_do_not_make_a_list_of_the_tree() -> None:
-    tree: RangeTree[int] = RangeTree()
+    tree = RangeTree()
     for i in range(10_000):
         tree.insert(Counted(i), Counted(i + 1), i, i)
     Counted.comparisons = 0

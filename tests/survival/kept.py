@@ -124,7 +124,7 @@ def image(fs: FileSystem) -> Image:
             for pin in fs.guard.book.table.by_id.values()
             if pin.breaking is not None
         },
-        "last": {0: (handles.last, fs.guard.book.table._last_id)},
+        "last": {0: (handles.last, fs.guard.book.table.registered)},
     }
 
 

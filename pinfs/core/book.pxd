@@ -1,0 +1,20 @@
+cimport cython
+
+from pinfs.core.files cimport FileState
+from pinfs.core.pins cimport Pin
+from pinfs.core.table cimport PinTable
+
+cdef class PinBook:
+    cdef public object files, deadlines, reservations, breaks, notifying, withdrawals, reaping, silent
+    cdef public object is_dead, ended, on_end
+    cdef public PinTable table
+    cdef public bint closing, subscribed
+    cdef object _emit, _slices
+    cdef dict _waiting
+
+    @cython.locals(file=FileState)
+    cpdef bint touches(self, object inode, object start, object end) except -1
+    @cython.locals(table=PinTable, old=Pin, pin=Pin, file=FileState)
+    cpdef Pin pin(self, object request, object size, double now)
+    cpdef release(self, Pin pin, double now, str by=*)
+    cdef _end(self, Pin pin, str kind, double now, str by)

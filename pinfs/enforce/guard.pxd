@@ -1,0 +1,12 @@
+from pinfs.core.book cimport PinBook
+from pinfs.core.pins cimport Pin
+
+cdef class Guard:
+    cdef public PinBook book
+    cdef public object on_handle_event, mount_device, record, cuts
+    cdef object _holders, _policies, _events, _stats, _sooner, _sleeps_until
+    cdef list _reap_waiters
+
+    cpdef bint is_free(self, object inode, object start, object end) except -1
+    cpdef Pin pin(self, object request, object size)
+    cpdef release(self, Pin pin)
