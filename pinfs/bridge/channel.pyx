@@ -3,7 +3,7 @@
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, EIO, ERANGE, errno
+from libc.errno cimport EAGAIN, EIO, errno
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memset
 
@@ -236,20 +236,19 @@ cdef class Channel:
         cdef const char *path
         cdef const char *text = PyBytes_AS_STRING(name)
         cdef char *value = self.out + OUT_SIZE
+        cdef size_t room = min(size, <size_t>(REPLY_SIZE - OUT_SIZE))
         if isinstance(where, bytes):
             path = PyBytes_AS_STRING(where)
             with nogil:
-                length = c_getxattr(path, text, value, REPLY_SIZE - OUT_SIZE)
+                length = c_getxattr(path, text, value, room)
         else:
             fd = where
             with nogil:
-                length = c_fgetxattr(fd, text, value, REPLY_SIZE - OUT_SIZE)
+                length = c_fgetxattr(fd, text, value, room)
         if length < 0:
             return self.send(errno or EIO, 0)
         if not size:
             (<uint32_t *>value)[0] = <uint32_t>length
             (<uint32_t *>value)[1] = 0
             return self.send(0, 8)
-        if <size_t>length > size:
-            return self.send(ERANGE, 0)
         return self.send(0, length)

@@ -1,11 +1,12 @@
 cimport cython
 
-from pinfs.core.files cimport FileState
-from pinfs.core.pins cimport Pin
+from pinfs.core.files cimport Files, FileState
+from pinfs.core.pins cimport Pin, PinRequest, PinSpec
 from pinfs.core.table cimport PinTable
 
 cdef class PinBook:
-    cdef public object files, deadlines, reservations, breaks, notifying, withdrawals, reaping, silent
+    cdef public Files files
+    cdef public object deadlines, reservations, breaks, notifying, withdrawals, reaping, silent
     cdef public object is_dead, ended, on_end
     cdef public PinTable table
     cdef public bint closing, subscribed
@@ -14,7 +15,7 @@ cdef class PinBook:
 
     @cython.locals(file=FileState)
     cpdef bint touches(self, object inode, object start, object end) except -1
-    @cython.locals(table=PinTable, old=Pin, pin=Pin, file=FileState)
-    cpdef Pin pin(self, object request, object size, double now)
+    @cython.locals(table=PinTable, old=Pin, pin=Pin, file=FileState, spec=PinSpec)
+    cpdef Pin pin(self, PinRequest request, object size, double now)
     cpdef release(self, Pin pin, double now, str by=*)
     cdef _end(self, Pin pin, str kind, double now, str by)

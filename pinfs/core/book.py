@@ -266,7 +266,9 @@ class PinBook:
 
     def _is_refused_at_once(self, removal: Removal, now: float) -> bool:
         """SPEC 3.2, 3.3, 3.8, 3.10: what is decided before any holder is notified."""
-        file, policy, owns = self.files.get(removal.inode, FileState()), removal.policy, removal.request.owns
+        file = self.files.get(removal.inode)
+        file = FileState() if file is None else file
+        policy, owns = removal.policy, removal.request.owns
         removal.exempt = policy.own == "allow" and all(map(owns, file.overlapping(removal.start, removal.end)))
         if not removal.exempt:
             scanned = islice(_denying(file, removal), self._slices.deny_scan)
@@ -407,7 +409,8 @@ class PinBook:
             tree = self.files[waiter.inode].breaking
             pin = None if tree is None else tree.first_overlap(waiter.start, waiter.end)
             if pin is not None:
-                return pin.breaking
+                breaking: Break | None = pin.breaking
+                return breaking
             removal = self.notifying.inside(waiter)
             if removal is None:
                 return None

@@ -108,26 +108,44 @@ def _raise(when: str, failure: Exception) -> None:
     raise failure
 
 
-class Files(dict[int, FileState]):
-    """An inode is a key if and only if it has pins or reservations: `inode in files` is the fast way to ask.
+class Files:
+    """The states, by inode: an inode is in it if and only if it has pins or reservations.
 
     `on_empty` is called with an inode that has just left; `on_failure` hears what it raises.
     """
 
-    on_empty: Callable[[int], None] | None = None
-    on_failure: Callable[[str, Exception], None] = staticmethod(_raise)
+    def __init__(self) -> None:
+        self.on_empty: Callable[[int], None] | None = None
+        self.on_failure: Callable[[str, Exception], None] = _raise
+        self.states: dict[int, FileState] = {}
+
+    def __contains__(self, inode: object) -> bool:
+        return inode in self.states
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.states)
+
+    def __getitem__(self, inode: int) -> FileState:
+        return self.states[inode]
+
+    def get(self, inode: int) -> FileState | None:
+        """The state of an inode; None: it has neither pins nor reservations."""
+        return self.states.get(inode)
 
     def of(self, inode: int) -> FileState:
-        """The state of an inode, which becomes a key: the caller adds to it."""
-        file = self.get(inode)
+        """The state of an inode, which is in from now on: the caller adds to it."""
+        file = self.states.get(inode)
         if file is None:
-            file = self[inode] = FileState()
+            file = self.states[inode] = FileState()
         return file
 
     def drop_if_empty(self, inode: int) -> None:
-        file = self.get(inode)
+        file = self.states.get(inode)
         if file is not None and not (file.deny or file.lease or file.reserved):
-            del self[inode]
+            del self.states[inode]
             if self.on_empty is not None:
                 try:
                     self.on_empty(inode)

@@ -1,3 +1,18 @@
+cdef class PinSpec:
+    cdef readonly object start, length, end, mode, signal
+    cdef readonly bint dirty
+    cdef readonly str note
+
+    cpdef check(self, object size)
+
+cdef class PinRequest:
+    cdef readonly object inode, owner, process, uid, proxy_uid
+    cdef readonly bytes name
+    cdef readonly PinSpec spec
+
 cdef class Pin:
-    cdef public object id, inode, owner, process, uid, name, spec, proxy_uid, charged, own_key, breaking
-    cdef public double since
+    cdef readonly object id, inode, owner, own_key
+    cdef public object process, uid, proxy_uid, charged, breaking
+    cdef readonly bytes name
+    cdef public PinSpec spec
+    cdef readonly double since

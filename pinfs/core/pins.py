@@ -1,11 +1,9 @@
 """A pin, what its holder asked for, and its break: values and records, without the rules (SPEC 1 and 5)."""
 
 import errno
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Final, TypeAlias
 
 from pinfs.core.owners import Owner, ProcessId
 from pinfs.core.policy import Policy
@@ -35,23 +33,43 @@ class State(StrEnum):
     BREAKING = "breaking"
 
 
-@dataclass(frozen=True, slots=True)
 class PinSpec:
-    """What a holder pins and how. Bytes; length 0: to the end of the file, wherever that moves. signal None: no signal.
+    """What a holder pins and how: a value, which never changes. Bytes; length 0: to the end of the file, wherever that
+    moves. signal None: no signal.
 
     `end` is exclusive.
     """
 
-    start: int
-    length: int
-    mode: Mode = Mode.DENY
-    signal: int | None = None
-    dirty: bool = False
-    note: str = ""
-    end: int = field(init=False, repr=False, compare=False)
+    __slots__ = ("dirty", "end", "length", "mode", "note", "signal", "start")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "end", self.start + self.length if self.length else END)
+    def __init__(
+        self,
+        start: int,
+        length: int,
+        mode: Mode = Mode.DENY,
+        signal: int | None = None,
+        dirty: bool = False,
+        note: str = "",
+    ) -> None:
+        self.start = start
+        self.length = length
+        self.mode = mode
+        self.signal = signal
+        self.dirty = dirty
+        self.note = note
+        self.end = start + length if length else END
+
+    def _value(self) -> tuple[object, ...]:
+        return self.start, self.length, self.mode, self.signal, self.dirty, self.note
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PinSpec) and self._value() == other._value()
+
+    def __hash__(self) -> int:
+        return hash(self._value())
+
+    def __repr__(self) -> str:
+        return f"PinSpec{self._value()}"
 
     def check(self, size: int) -> None:
         """OSError: EINVAL (no file has such a range: off_t is 63 bits), ENXIO (not inside `size` bytes). SPEC 5."""
@@ -62,7 +80,7 @@ class PinSpec:
             raise OSError(errno.ENXIO, f"the range ends behind the file's {size} bytes")
 
 
-class PinRequest(NamedTuple):
+class PinRequest:
     """A holder's request to pin: all that the table keeps of it.
 
     `process`: the process that registers it (None: not visible), also where a handle owns the pin. `uid` is charged and
@@ -70,17 +88,25 @@ class PinRequest(NamedTuple):
     another process (`pid=`), else None.
     """
 
-    inode: int
-    owner: Owner
-    process: ProcessId | None
-    uid: int
-    name: bytes | None
-    spec: PinSpec
-    proxy_uid: int | None = None
+    __slots__ = ("inode", "name", "owner", "process", "proxy_uid", "spec", "uid")
 
-
-make_pin_request: Final = cast(Callable[[tuple[Any, ...]], PinRequest], partial(tuple.__new__, PinRequest))
-"""All fields as one tuple. Without the constructor, which takes twice as long: one is made for each pin."""
+    def __init__(
+        self,
+        inode: int,
+        owner: Owner,
+        process: ProcessId | None,
+        uid: int,
+        name: bytes | None,
+        spec: PinSpec,
+        proxy_uid: int | None = None,
+    ) -> None:
+        self.inode = inode
+        self.owner = owner
+        self.process = process
+        self.uid = uid
+        self.name = name
+        self.spec = spec
+        self.proxy_uid = proxy_uid
 
 
 class Pin:
@@ -95,7 +121,13 @@ class Pin:
 
     def __init__(self, pin_id: int, request: PinRequest, since: float, charged: int, own_key: OwnKey) -> None:
         self.id = pin_id
-        self.inode, self.owner, self.process, self.uid, self.name, self.spec, self.proxy_uid = request
+        self.inode = request.inode
+        self.owner = request.owner
+        self.process = request.process
+        self.uid = request.uid
+        self.name = request.name
+        self.spec = request.spec
+        self.proxy_uid = request.proxy_uid
         self.since = since
         self.charged = charged
         self.own_key = own_key

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
-from pinfs.core.files import Files, FileState
+from pinfs.core.files import Files
 from pinfs.core.owners import HandleId, Owner, ProcessId
 from pinfs.core.pins import OwnKey, Pin, PinRequest
 from pinfs.core.policy import Limits
@@ -124,10 +124,7 @@ class PinTable:
             del self.usage[pin.uid]
 
     def _put(self, pin: Pin) -> None:
-        file = self._files.get(pin.inode)
-        if file is None:
-            file = self._files[pin.inode] = FileState()
-        file.add(pin)
+        self._files.of(pin.inode).add(pin)
         self.by_id[pin.id] = pin
         owned = self.by_owner.get(pin.owner)
         if owned is None:

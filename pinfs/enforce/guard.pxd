@@ -1,5 +1,5 @@
 from pinfs.core.book cimport PinBook
-from pinfs.core.pins cimport Pin
+from pinfs.core.pins cimport Pin, PinRequest
 
 cdef class Guard:
     cdef public PinBook book
@@ -8,5 +8,5 @@ cdef class Guard:
     cdef list _reap_waiters
 
     cpdef bint is_free(self, object inode, object start, object end) except -1
-    cpdef Pin pin(self, object request, object size)
+    cpdef Pin pin(self, PinRequest request, object size)
     cpdef release(self, Pin pin)

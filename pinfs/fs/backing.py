@@ -18,6 +18,7 @@ from pinfs.fs.openfile import OpenFile
 from pinfs.fs.seal import Seal
 from pinfs.fs.types import CallerLike, os_error
 from pinfs.linux import syscalls
+from pinfs.linux.calls import set_fs_ids
 from pinfs.linux.filesystems import IN_MEMORY, calls_may_stall, cuts_may_wait
 from pinfs.linux.syscalls import file_system_magic
 from pinfs.runtime.descriptors import Budget
@@ -473,10 +474,10 @@ class _AsCaller:
         self._gid = gid
 
     def __enter__(self) -> None:
-        syscalls.set_fs_ids(self._uid, self._gid)
+        set_fs_ids(self._uid, self._gid)
 
     def __exit__(self, *_: object) -> None:
-        syscalls.set_fs_ids(0, 0)
+        set_fs_ids(0, 0)
 
 
 _AS_WE_ARE: Final[AbstractContextManager[None]] = nullcontext()

@@ -1,12 +1,17 @@
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
+from pinfs.fs.attributes cimport Attributes
 from pinfs.fs.backing cimport Backing
 from pinfs.fs.handles cimport FileHandle, Handle, HandleTable
 from pinfs.fs.inode cimport Inode
 from pinfs.fs.inodes cimport InodeTable
+from pinfs.fs.names cimport Names
 from pinfs.fs.opens cimport Opens
-from pinfs.linux.calls cimport Stat, stat_at, stat_fd
+from pinfs.fs.pins cimport PinVerbs
+from pinfs.fs.removals cimport Removals
+from pinfs.fs.set_ids cimport SetIds
+from pinfs.linux.calls cimport Stat, mkdir_at, rmdir_at, stat_at, stat_fd
 
 cdef class FastOperations:
     cdef public Stat st
@@ -17,7 +22,12 @@ cdef class FastOperations:
     cdef InodeTable _inodes
     cdef Backing _backing
     cdef Opens _opens
-    cdef object _pins, _names, _removals, _attributes, _set_ids, _in_kernel
+    cdef PinVerbs _pins
+    cdef Names _names
+    cdef Removals _removals
+    cdef Attributes _attributes
+    cdef SetIds _set_ids
+    cdef object _in_kernel
     cdef dict _by_id, _pinned_owners
     cdef object _uncached
     cdef set _slow_names

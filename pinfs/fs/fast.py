@@ -27,7 +27,7 @@ from pinfs.fs.set_ids import SetIds
 from pinfs.fs.types import CallerLike, os_error
 from pinfs.fs.uncached import UncachedFiles
 from pinfs.interface.attributes import PREFIX
-from pinfs.linux.calls import Stat, stat_at, stat_fd
+from pinfs.linux.calls import Stat, mkdir_at, rmdir_at, stat_at, stat_fd
 
 UNUSUAL_NAMES: Final = frozenset({b"", b".", b"..", CONTROL_NAME})
 
@@ -150,7 +150,7 @@ class FastOperations:
         self._begin_making(directory, name, request)
         directory_fd = self._inodes.fd(directory)
         with self._backing.creating_as(request):
-            os.mkdir(name, mode, dir_fd=directory_fd)
+            mkdir_at(directory_fd, name, mode)
         return self._made(directory, name, request)
 
     def symlink(self, parent: int, name: bytes, target: bytes, request: Request) -> Inode | None:
@@ -209,7 +209,7 @@ class FastOperations:
             return False
         victim = self._inodes.hold_for_unlink(directory, name, st)
         self._begin_removing(victim, st, request)
-        os.rmdir(name, dir_fd=self._inodes.fd(directory))
+        rmdir_at(self._inodes.fd(directory), name)
         if victim is not None:
             self._inodes.drop_name(victim, directory, name)
         self._executed(request)

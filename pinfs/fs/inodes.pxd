@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 from pinfs.fs.inode cimport Inode
 from pinfs.fs.inodefds cimport InodeDescriptors
-from pinfs.linux.calls cimport Stat, stat_at, stat_fd
+from pinfs.linux.calls cimport Stat, open_at, stat_at, stat_fd
 
 cdef class InodeTable:
     cdef public uint64_t device
@@ -55,7 +55,7 @@ cdef class InodeTable:
     cdef _open_descriptor(self, Inode inode)
     @cython.locals(parent=Inode, name=bytes)
     cpdef bint stat_into(self, Inode inode, Stat st) except -1
-    @cython.locals(parent=Inode, name=bytes, st=Stat)
+    @cython.locals(parent=Inode, name=bytes, st=Stat, error=int)
     cpdef bint leads_to(self, Inode inode) except -1
     cpdef object handle(self, Inode inode)
     cpdef bytes magic_path(self, Inode inode)

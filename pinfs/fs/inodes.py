@@ -19,7 +19,7 @@ from pinfs.fs.inodefds import InodeDescriptors
 from pinfs.fs.lives import LIVED_BEFORE, life_of, settled_ctime_ns, was_born_after
 from pinfs.fs.nonblocking import AT_ONCE, open_error
 from pinfs.fs.types import StatLike, os_error
-from pinfs.linux.calls import Stat, stat_at, stat_fd
+from pinfs.linux.calls import Stat, open_at, stat_at, stat_fd
 from pinfs.linux.filesystems import IN_MEMORY, ON_DISK
 from pinfs.linux.syscalls import file_system_magic
 
@@ -275,7 +275,7 @@ class InodeTable:
         """
         st = Stat() if st is None else st
         try:
-            fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=self.fd(parent))
+            fd = open_at(self.fd(parent), name, O_PATH_NOFOLLOW, 0)
         except FileNotFoundError:
             st.st_ino = 0
             return None
@@ -445,7 +445,7 @@ class InodeTable:
                 raise open_error(e) from e
         for parent, name in self.names_of(inode):
             try:
-                fd = os.open(name, flags | os.O_NOFOLLOW | AT_ONCE, dir_fd=self.fd(parent))
+                fd = open_at(self.fd(parent), name, flags | os.O_NOFOLLOW | AT_ONCE, 0)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as e:
@@ -499,8 +499,9 @@ class InodeTable:
     def leads_to(self, inode: Inode) -> bool:
         """Whether a name still leads to the inode."""
         parent, name, st = inode.parent, inode.name, self._st
-        if parent is not None and name is not None and inode.life is None and not stat_at(self.fd(parent), name, st):
-            if st.st_ino == inode.key and st.st_dev == self.device:
+        if parent is not None and name is not None and inode.life is None:
+            error = stat_at(self.fd(parent), name, st)
+            if not error and st.st_ino == inode.key and st.st_dev == self.device:
                 return True
         return self._stat_by_name(inode) is not None
 

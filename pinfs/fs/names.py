@@ -7,6 +7,7 @@ from pinfs.fs.backing import Backing
 from pinfs.fs.inode import Inode, Name
 from pinfs.fs.inodes import InodeTable
 from pinfs.linux import syscalls
+from pinfs.linux.calls import rename_at, unlink_at
 
 KEEPS_VICTIM: Final = syscalls.RENAME_EXCHANGE | syscalls.RENAME_NOREPLACE
 """The flags with which a rename takes no file away."""
@@ -39,12 +40,12 @@ class Names:
     def unlink_unknown(self, directory: Inode, name: bytes) -> None:
         """unlink(2) of a name whose inode the table need not know."""
         with self._backing.outliving_name((directory, name)):
-            os.unlink(name, dir_fd=self._inodes.fd(directory))
+            unlink_at(self._inodes.fd(directory), name)
 
     def rename(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
         """renameat2(2). `moved` is the inode behind `old`, `victim` the one behind `new`; None if it is not known."""
         if victim is not None and victim is not moved:
-            self._inodes.keep_reachable(victim, *new)
+            self._inodes.keep_reachable(victim, new[0], new[1])
         recorder = self._inodes.recorder
         if recorder is None:
             self._rename(old, new, flags, moved, victim)
@@ -59,20 +60,28 @@ class Names:
             recorder.rename_ended()
 
     def _rename(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
-        old_fd = os.dup(self._inodes.fd(old[0]))  # the next line may close the table's own
-        try:
-            with self._seal.lifted(moved), self._seal.lifted(victim), self._backing.outliving_name(new):
-                syscalls.renameat2(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
-        finally:
-            os.close(old_fd)
+        if old[0] is new[0]:
+            self._rename_at(self._inodes.fd(old[0]), old, new, flags, moved, victim)
+        else:
+            old_fd = os.dup(self._inodes.fd(old[0]))  # the next line may close the table's own
+            try:
+                self._rename_at(old_fd, old, new, flags, moved, victim)
+            finally:
+                os.close(old_fd)
         self.renamed(old, new, flags, moved, victim)
+
+    def _rename_at(
+        self, old_fd: int, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None
+    ) -> None:
+        with self._seal.lifted(moved), self._seal.lifted(victim), self._backing.outliving_name(new):
+            rename_at(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
 
     def renamed(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
         """After a rename: have the table follow."""
         if victim is moved:  # neither is known, or both are names of one inode, with which rename(2) does nothing
             return
         if victim is not None and not flags & syscalls.RENAME_EXCHANGE:
-            self.lose(victim, *new)
+            self.lose(victim, new[0], new[1])
         if moved is not None:
             self._inodes.move(moved, old, new)
         if victim is not None and flags & syscalls.RENAME_EXCHANGE:

@@ -4,6 +4,7 @@ from pinfs.fs.backing cimport Backing
 from pinfs.fs.handles cimport FileHandle, HandleTable
 from pinfs.fs.inode cimport Inode
 from pinfs.fs.inodes cimport InodeTable
+from pinfs.linux.calls cimport open_at
 
 cimport cython
 

@@ -15,6 +15,7 @@ from pinfs.fs.lives import settled_ctime_ns
 from pinfs.fs.nonblocking import AT_ONCE, open_error
 from pinfs.fs.types import CallerLike, Opened, StatLike, make_opened
 from pinfs.fs.uncached import UncachedFiles
+from pinfs.linux.calls import open_at
 
 
 class Opens:
@@ -113,7 +114,7 @@ class Opens:
         directory_fd = self._inodes.fd(directory)  # opened as the daemon
         with self._backing.creating_as(caller):
             try:
-                return os.open(name, flags | AT_ONCE, mode, dir_fd=directory_fd)
+                return open_at(directory_fd, name, flags | AT_ONCE, mode)
             except OSError as e:
                 return self._open_sealed(e, (directory, name), flags, mode)
 

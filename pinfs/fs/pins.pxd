@@ -1,7 +1,8 @@
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
-from pinfs.core.pins cimport Pin
+from pinfs.core.files cimport Files
+from pinfs.core.pins cimport Pin, PinRequest, PinSpec
 from pinfs.core.table cimport PinTable
 from pinfs.enforce.guard cimport Guard
 from pinfs.enforce.holders cimport Holders
@@ -10,24 +11,26 @@ from pinfs.fs.backing cimport Backing
 from pinfs.fs.handles cimport HandleTable
 from pinfs.fs.inode cimport Inode
 from pinfs.fs.inodes cimport InodeTable
+from pinfs.fs.seal cimport Seal
 
 cdef class PinVerbs:
     cdef public HandleTable handles
     cdef public object recorder, released_before
     cdef Guard _guard
-    cdef object _book, _breaking_of, _seal, _released_by, _pid_namespace, _echoes
+    cdef object _book, _breaking_of, _released_by, _pid_namespace, _echoes
     cdef PinTable _table
     cdef Holders _holders
     cdef InodeTable _inodes
     cdef Backing _backing
+    cdef Seal _seal
     cdef set _admins
 
-    @cython.locals(name=bytes, process=Process, old=Pin)
+    @cython.locals(name=bytes, process=Process, old=Pin, spec=PinSpec)
     cpdef bint set_at_once(self, Inode inode, bytes attribute, bytes value, uint32_t flags, object ctx) except -1
     @cython.locals(old=Pin)
     cdef Pin _replaced(self, Inode inode, Process process, bytes name, uint32_t flags)
     @cython.locals(pin=Pin)
-    cdef Pin _register(self, object request, Inode inode, Process newly_held, object ctx)
+    cdef Pin _register(self, PinRequest request, Inode inode, Process newly_held, object ctx)
     @cython.locals(process=Process)
     cdef Process _caller(self, object ctx)
     @cython.locals(name=bytes, pin=Pin)

@@ -6,13 +6,12 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
 
 from pinfs.core.owners import Owner, ProcessId
-from pinfs.core.pins import Pin, PinRequest, PinSpec, make_pin_request
+from pinfs.core.pins import Pin, PinRequest, PinSpec
 from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.enforce.processes import Process
@@ -82,7 +81,7 @@ class PinVerbs:
             await self._flush(inode)
             old = self._table.find(inode.nodeid, process.id, name)  # it may have gone meanwhile
         uid, proxy_uid = (ctx.uid, None) if wanted.pid is None else (process.uids[0], ctx.uid)
-        request = make_pin_request((inode.nodeid, process.id, process.id, uid, name, wanted.spec, proxy_uid))
+        request = PinRequest(inode.nodeid, process.id, process.id, uid, name, wanted.spec, proxy_uid)
         self._register(request, inode, process if old is None else None, ctx)
 
     def set_at_once(self, inode: Inode, attribute: bytes, value: bytes, flags: int, ctx: CallerLike) -> bool:
@@ -99,7 +98,7 @@ class PinVerbs:
         if old is not None and old.spec.dirty and not _covers(spec, old):
             return False
         owner = process.id
-        request = make_pin_request((inode.nodeid, owner, owner, ctx.uid, name, spec, None))
+        request = PinRequest(inode.nodeid, owner, owner, ctx.uid, name, spec)
         self._register(request, inode, process if old is None else None, ctx)
         return True
 
@@ -394,7 +393,8 @@ class PinVerbs:
             await self._flush(inode)
             if self._table.by_id.get(pin.id) is not pin:
                 _fail(errno.ENOENT, "it went away meanwhile")
-        spec = replace(pin.spec, start=wanted.spec.start, length=wanted.spec.length)
+        old = pin.spec
+        spec = PinSpec(wanted.spec.start, wanted.spec.length, old.mode, old.signal, old.dirty, old.note)
         size = self._inodes.stat(inode).st_size
         request = PinRequest(pin.inode, pin.owner, pin.process, pin.uid, pin.name, spec, pin.proxy_uid)
         self._record(self._guard.pin(request, size), ctx)

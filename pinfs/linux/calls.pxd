@@ -30,3 +30,9 @@ cpdef double clock() noexcept
 cpdef int stat_at(int directory_fd, bytes name, Stat st) noexcept
 cpdef int stat_fd(int fd, Stat st) noexcept
 cpdef bint is_readable(int fd) noexcept
+cpdef int open_at(int directory_fd, bytes name, int flags, unsigned int mode) except -1
+cpdef int unlink_at(int directory_fd, bytes name) except -1
+cpdef int rmdir_at(int directory_fd, bytes name) except -1
+cpdef int mkdir_at(int directory_fd, bytes name, unsigned int mode) except -1
+cpdef int rename_at(int old_fd, bytes old, int new_fd, bytes new, unsigned int flags) except -1
+cpdef set_fs_ids(unsigned int uid, unsigned int gid)

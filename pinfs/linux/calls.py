@@ -9,6 +9,8 @@ import os
 import select
 from time import perf_counter
 
+from pinfs.linux import syscalls
+
 clock = perf_counter
 """Seconds, as trio's clock counts them but for its start."""
 
@@ -59,3 +61,36 @@ def is_readable(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+# The same as in `os`, with the name in a directory that a descriptor stands for. Each raises OSError.
+
+
+def open_at(directory_fd: int, name: bytes, flags: int, mode: int) -> int:
+    """openat(2), with O_CLOEXEC."""
+    return os.open(name, flags, mode, dir_fd=directory_fd)
+
+
+def unlink_at(directory_fd: int, name: bytes) -> None:
+    """unlinkat(2)."""
+    os.unlink(name, dir_fd=directory_fd)
+
+
+def rmdir_at(directory_fd: int, name: bytes) -> None:
+    """unlinkat(2) with AT_REMOVEDIR."""
+    os.rmdir(name, dir_fd=directory_fd)
+
+
+def mkdir_at(directory_fd: int, name: bytes, mode: int) -> None:
+    """mkdirat(2)."""
+    os.mkdir(name, mode, dir_fd=directory_fd)
+
+
+def rename_at(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:
+    """renameat2(2)."""
+    syscalls.renameat2(old_fd, old, new_fd, new, flags)
+
+
+def set_fs_ids(uid: int, gid: int) -> None:
+    """The owner of what this thread creates from now on (setfsuid(2), setfsgid(2); they cannot report an error)."""
+    syscalls.set_fs_ids(uid, gid)

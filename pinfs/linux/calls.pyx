@@ -1,12 +1,25 @@
 # cython: language_level=3
+# distutils: define_macros=_GNU_SOURCE=1
 """System calls that say what went wrong by its errno: calls.py, compiled."""
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.errno cimport errno
+from cpython.exc cimport PyErr_SetFromErrno
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t
 
 cdef extern from "<fcntl.h>" nogil:
-    int AT_SYMLINK_NOFOLLOW
+    int AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, O_CLOEXEC
+    int openat(int directory_fd, const char *name, int flags, unsigned int mode)
+
+cdef extern from "<stdio.h>" nogil:
+    int renameat2(int old_fd, const char *old, int new_fd, const char *new, unsigned int flags)
+
+cdef extern from "<sys/fsuid.h>" nogil:
+    int setfsuid(unsigned int uid)
+    int setfsgid(unsigned int gid)
+
+cdef extern from "<unistd.h>" nogil:
+    int unlinkat(int directory_fd, const char *name, int flags)
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -19,6 +32,7 @@ cdef extern from "<poll.h>" nogil:
 cdef extern from "<sys/stat.h>" nogil:
     int c_fstat "fstat"(int fd, c_stat *st)
     int c_fstatat "fstatat"(int fd, const char *name, c_stat *st, int flags)
+    int mkdirat(int directory_fd, const char *name, unsigned int mode)
 
 cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC
@@ -77,3 +91,59 @@ cpdef bint is_readable(int fd) noexcept:
     cdef pollfd watched
     watched.fd, watched.events, watched.revents = fd, POLLIN, 0
     return poll(&watched, 1, 0) > 0
+
+
+cdef inline int done(int result) except -1:
+    """OSError, where a system call has failed."""
+    if result < 0:
+        PyErr_SetFromErrno(OSError)
+    return result
+
+
+cpdef int open_at(int directory_fd, bytes name, int flags, unsigned int mode) except -1:
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef int fd = -1
+    with nogil:
+        while True:
+            fd = openat(directory_fd, text, flags | O_CLOEXEC, mode)
+            if fd >= 0 or errno != EINTR:
+                break
+    return done(fd)
+
+
+cpdef int unlink_at(int directory_fd, bytes name) except -1:
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef int result
+    with nogil:
+        result = unlinkat(directory_fd, text, 0)
+    return done(result)
+
+
+cpdef int rmdir_at(int directory_fd, bytes name) except -1:
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef int result
+    with nogil:
+        result = unlinkat(directory_fd, text, AT_REMOVEDIR)
+    return done(result)
+
+
+cpdef int mkdir_at(int directory_fd, bytes name, unsigned int mode) except -1:
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef int result
+    with nogil:
+        result = mkdirat(directory_fd, text, mode)
+    return done(result)
+
+
+cpdef int rename_at(int old_fd, bytes old, int new_fd, bytes new, unsigned int flags) except -1:
+    cdef const char *from_ = PyBytes_AS_STRING(old)
+    cdef const char *to = PyBytes_AS_STRING(new)
+    cdef int result
+    with nogil:
+        result = renameat2(old_fd, from_, new_fd, to, flags)
+    return done(result)
+
+
+cpdef set_fs_ids(unsigned int uid, unsigned int gid):
+    setfsgid(gid)
+    setfsuid(uid)

@@ -195,7 +195,7 @@ def test_a_lease_breaks_and_its_release_lets_the_removal_go_on() -> None:
     assert woken == [Turn.READY]
     book.finish(removal, book.now)
     assert book.kinds() == ["break", "released", "proceeded"]
-    assert book.files == {}, "nothing lingers after a removal that had its turn"
+    assert book.files.states == {}, "nothing lingers after a removal that had its turn"
 
 
 def test_a_removal_waits_for_all_its_holders() -> None:
@@ -494,7 +494,7 @@ def test_an_interrupted_breaker_leaves_the_break_and_the_reservation() -> None:
     book.release(pin, book.now)
     refused(book, 15, 1)
     book.at(10 + COOL_DOWN_S)
-    assert book.files == {}
+    assert book.files.states == {}
     assert book.lease(15, 1)
 
 
@@ -517,7 +517,7 @@ def test_a_breaker_that_does_not_block_gets_eagain_and_can_try_again() -> None:
     third = book.remove(nonblock=True)
     assert third.turn is Turn.READY
     book.finish(third, book.now)
-    assert book.files == {}, "whoever has had its turn leaves nothing behind"
+    assert book.files.states == {}, "whoever has had its turn leaves nothing behind"
 
 
 def test_a_breaker_leaves_nothing_where_nothing_is_breaking() -> None:
@@ -527,7 +527,7 @@ def test_a_breaker_leaves_nothing_where_nothing_is_breaking() -> None:
     book.release(pin, book.now)
     book.leave(second, book.now)
     book.leave(first, book.now)
-    assert book.files == {}
+    assert book.files.states == {}
 
 
 def test_those_who_waited_behind_one_that_leaves_go_on() -> None:
@@ -708,7 +708,7 @@ def test_the_break_of_who_does_not_wait_goes_on_to_all_holders() -> None:
     for pin in pins[2:]:
         book.release(pin, book.now)
     book.at(COOL_DOWN_S)
-    assert (book.files, book.run_slices()) == ({}, None)
+    assert (book.files.states, book.run_slices()) == ({}, None)
 
 
 def test_a_breaker_that_leaves_has_its_other_holders_asked() -> None:

@@ -365,7 +365,7 @@ class Breaks(RuleBasedStateMachine):
         assert {p.id: p.deadline for p in self.book.table.by_id.values() if p.state is State.BREAKING} == self.breaking
         of_owners = {pin: owner for owner, pins in self.book.breaks.of_owner.items() for pin in pins}
         assert of_owners == {pin: self.owners[pin] for pin in self.breaking}
-        of_files = [file.breaking.overlapping(0, END) for file in self.book.files.values() if file.breaking]
+        of_files = [file.breaking.overlapping(0, END) for file in self.book.files.states.values() if file.breaking]
         assert {pin.id: held(pin) for pins in of_files for pin in pins} == {
             pin: self.standing[pin] for pin in self.breaking
         }
@@ -426,7 +426,7 @@ class Breaks(RuleBasedStateMachine):
         assert not self.now_in(Turn.WAITING), "somebody waits for nobody"
         self.pass_time(COOL_DOWN_S + 1000)
         assert not self.book.breaks.of_owner
-        assert (self.book.files, self.book.table.by_id, self.book.table.by_owner, self.book.table.usage) == (
+        assert (self.book.files.states, self.book.table.by_id, self.book.table.by_owner, self.book.table.usage) == (
             {},
             {},
             {},

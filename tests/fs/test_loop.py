@@ -43,6 +43,7 @@ OTHER_OPENS = {
     ("bridge/mount.py", "open_source"): "a directory, before the mount begins",
     ("bridge/passthrough.py", "_sample"): "while the mount begins; a lease on that file can hold that up",
     ("bridge/sealprobe.py", "*"): "a file system that the daemon has just made; /dev/fuse",
+    ("linux/calls.py", "open_at"): "its callers give the flags",
     ("linux/proc.py", "*"): "procfs",
     ("serve/background.py", "*"): "/dev/null, before the mount begins",
 }
@@ -57,8 +58,8 @@ def opens_that_may_wait() -> set[tuple[str, str]]:
             for function in ast.walk(tree):
                 if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                     for call in ast.walk(function):
-                        if isinstance(call, ast.Call) and ast.unparse(call.func) == "os.open":
-                            flags = ast.unparse(call.args[1])
+                        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("os.open", "open_at"):
+                            flags = ast.unparse(call.args[1 if ast.unparse(call.func) == "os.open" else 2])
                             if not any(word in names.get(flags, "") + flags for word in CANNOT_WAIT):
                                 found.add((str(path.relative_to(PACKAGE)), _innermost(tree, call)))
     return found

@@ -298,7 +298,7 @@ async def test_no_pin_comes_into_a_range_while_its_blocks_may_be_replaced(
         slow.go_on.set()
     await bench.pin(b, "inside", f"{MEGABYTE}:1")
     assert slow.asked == 1
-    assert bench.fs.guard.book.files.keys() == {b}
+    assert bench.fs.guard.book.files.states.keys() == {b}
 
 
 @pytest.mark.parametrize("size", [MEGABYTE, 4096])

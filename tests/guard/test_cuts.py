@@ -115,7 +115,7 @@ async def test_a_call_that_comes_back_is_a_removal_like_any_other(world: World) 
     world.calls[0].end()
     await wait_all_tasks_blocked()
     assert world.outcomes == [("b", "cut", 3.0)]
-    assert (len(world.cuts), world.cuts.inodes, dict(world.guard.book.files)) == (0, {}, {})
+    assert (len(world.cuts), world.cuts.inodes, world.guard.book.files.states) == (0, {}, {})
 
 
 async def test_a_call_that_comes_back_at_once_needs_no_task(world: World) -> None:
@@ -125,7 +125,7 @@ async def test_a_call_that_comes_back_at_once_needs_no_task(world: World) -> Non
     world.at_once = errno.EFBIG
     await world.cut("c")
     assert [what for _, what, _ in world.outcomes] == ["cut", "EFBIG"]
-    assert (len(world.cuts), world.cuts.inodes, dict(world.guard.book.files)) == (0, {}, {})
+    assert (len(world.cuts), world.cuts.inodes, world.guard.book.files.states) == (0, {}, {})
 
 
 async def test_an_error_of_the_call_is_the_breakers(world: World) -> None:
@@ -147,7 +147,7 @@ async def test_the_deadline_takes_it_back(world: World, caplog: pytest.LogCaptur
     assert world.stats.refusals == {("truncate", "kernel"): 1}
     assert "truncate of 'f' [0, end) by pid 500 uid 1000 is refused (kernel)" in caplog.text
     assert "waits in the kernel: pid 77 (reader, 8 KiB pinned) maps it" in caplog.text
-    assert (world.cuts.inodes, dict(world.guard.book.files)) == ({}, {})
+    assert (world.cuts.inodes, world.guard.book.files.states) == ({}, {})
 
 
 async def test_a_call_that_is_only_slow_has_a_second(world: World) -> None:
@@ -167,7 +167,7 @@ async def test_an_interrupt_of_the_breaker_ends_it_at_once(world: World) -> None
     assert [(name, what) for name, what, _ in world.outcomes] == [("b", "interrupted")]
     assert world.outcomes[0][2] < 5.1
     assert world.refusals() == []
-    assert (len(world.cuts), dict(world.guard.book.files)) == (0, {})
+    assert (len(world.cuts), world.guard.book.files.states) == (0, {})
 
 
 async def test_an_interrupt_that_comes_too_late_finds_the_bytes_gone(world: World) -> None:

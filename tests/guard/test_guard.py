@@ -223,7 +223,7 @@ async def test_who_has_seen_the_holder_end_is_not_refused_for_its_pins(world: Wo
     world.holders.dead = ["p1"]
     await world.cut("b")
     assert world.outcomes == [("b", "cut", 0.0)]
-    assert world.guard.book.files == {}
+    assert world.guard.book.files.states == {}
 
 
 # Mappings
@@ -276,7 +276,7 @@ async def test_the_holder_lets_go_and_the_bytes_are_cut(world: World) -> None:
     await wait_all_tasks_blocked()
     assert world.outcomes == [("b", "cut", 3.0)]
     assert (world.stats.breaks_started, world.stats.breaks_answered, world.stats.break_seconds.total) == (1, 1, 3.0)
-    assert world.guard.book.files == {}
+    assert world.guard.book.files.states == {}
 
 
 async def test_waiting_is_logged_with_some_holders(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -424,7 +424,7 @@ async def test_a_removal_is_not_refused_for_a_great_many_pins_of_the_dead(world:
     world.holders.dead.append("p1")
     await world.breaker("b")
     assert world.outcomes == [("b", "cut", 0.0)]
-    assert world.guard.book.files == {}
+    assert world.guard.book.files.states == {}
 
 
 async def test_the_living_refuse_once_the_dead_are_buried(world: World) -> None:
@@ -479,7 +479,7 @@ async def test_who_waits_for_a_burial_can_be_answered_before(world: World, how: 
         run_straight(parked)
     await wait_all_tasks_blocked()
     assert world.outcomes == [("b", {"interrupted": "interrupted", "closed": "EBUSY"}[how], 0.0)]
-    assert world.guard.book.files == {}
+    assert world.guard.book.files.states == {}
 
 
 async def asked(world: World) -> list[int]:
@@ -555,7 +555,7 @@ async def test_a_great_many_holders_are_dead_before_they_are_asked(world: World)
     world.guard.owner_gone("p1")
     await rest_of(parked)
     assert world.outcomes == [("b", "cut", 0.0)]
-    assert world.guard.book.files == {}
+    assert world.guard.book.files.states == {}
 
 
 async def test_closing_answers_who_has_a_great_many_asked(world: World) -> None:
@@ -609,7 +609,7 @@ async def test_a_breaker_that_is_interrupted_when_its_turn_has_come_lets_the_nex
         run_straight(parked, InterruptedError())
     await wait_all_tasks_blocked()
     assert world.outcomes == [("first", "interrupted", 0.0), ("second", "cut", 0.0)]
-    assert world.guard.book.files == {}
+    assert world.guard.book.files.states == {}
 
 
 async def test_a_failed_cut_lets_the_next_one_go_on(world: World) -> None:

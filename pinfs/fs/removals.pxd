@@ -1,0 +1,26 @@
+cimport cython
+
+from pinfs.core.files cimport Files
+from pinfs.enforce.guard cimport Guard
+from pinfs.fs.backing cimport Backing
+from pinfs.fs.inode cimport Inode
+from pinfs.fs.inodes cimport InodeTable
+from pinfs.fs.openfile cimport OpenFile
+from pinfs.fs.seal cimport Seal
+from pinfs.fs.set_ids cimport SetIds
+
+cdef class Removals:
+    cdef public object open_writer
+    cdef InodeTable _inodes
+    cdef Backing _backing
+    cdef Guard _guard
+    cdef SetIds _set_ids
+    cdef Seal _seal
+    cdef object _threads
+    cdef Files _files
+
+    cpdef bint is_guarded(self, Inode inode) except -1
+    @cython.locals(file=OpenFile)
+    cpdef bint truncate_at_once(self, Inode inode, object size, object caller) except -1
+    cpdef _done(self, object caller)
+    cpdef bint takes_all(self, Inode victim) except -1
