@@ -24,12 +24,14 @@ cdef class Channel:
     cpdef bytes name(self, Py_ssize_t at)
     cpdef tuple two(self, Py_ssize_t at)
     cpdef tuple name_and_value(self, Py_ssize_t at, Py_ssize_t size)
+    cpdef object view(self, Py_ssize_t at)
     cdef bint send(self, int number, size_t body) except -1
     cdef void put_entry(
         self, uint64_t nodeid, uint64_t generation, Stat st,
         uint64_t entry_s, uint32_t entry_ns, uint64_t attr_s, uint32_t attr_ns,
     ) noexcept
     cdef void put_open(self, char *at, uint64_t fh, uint32_t flags, int backing_id) noexcept
+    cpdef bint data(self, bytes body) except -1
     cpdef bint done(self) except -1
     cpdef bint refuse(self, int number) except -1
     cpdef bint attributes(self, uint64_t nodeid, Stat st, uint64_t valid_s, uint32_t valid_ns) except -1

@@ -13,6 +13,7 @@ cdef extern from *:
     """
     #include <linux/fuse.h>
     #include <poll.h>
+    #include <sys/uio.h>
     #include <sys/xattr.h>
     #include <unistd.h>
     """
@@ -66,6 +67,10 @@ cdef extern from *:
         short events
         short revents
     short POLLIN
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t writev(int fd, const iovec *parts, int count) nogil
     int poll(pollfd *fds, unsigned long count, int wait_ms) nogil
     ssize_t c_read "read"(int fd, void *into, size_t size) nogil
     ssize_t c_write "write"(int fd, const void *data, size_t size) nogil
@@ -167,6 +172,9 @@ cdef class Channel:
                 return PyBytes_FromStringAndSize(text, first), PyBytes_FromStringAndSize(end + 1, size)
         return b"", b""
 
+    cpdef object view(self, Py_ssize_t at):
+        return memoryview(self.buffer)[IN_SIZE + at : self.size]
+
     # The reply
 
     cdef bint send(self, int number, size_t body) except -1:
@@ -175,6 +183,17 @@ cdef class Channel:
         if c_write(self.fd, self.out, header.len) < 0:
             self.error = errno
             self.reply = PyBytes_FromStringAndSize(self.out + OUT_SIZE, body)
+        return True
+
+    cpdef bint data(self, bytes body) except -1:
+        cdef fuse_out_header *header = <fuse_out_header *>self.out
+        cdef iovec parts[2]
+        parts[0].iov_base, parts[0].iov_len = self.out, OUT_SIZE
+        parts[1].iov_base, parts[1].iov_len = PyBytes_AS_STRING(body), len(body)
+        header.len, header.error, header.unique = <uint32_t>(OUT_SIZE + len(body)), 0, self.unique
+        if writev(self.fd, parts, 2) < 0:
+            self.error = errno
+            self.reply = body
         return True
 
     cpdef bint done(self) except -1:

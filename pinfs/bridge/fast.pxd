@@ -1,5 +1,5 @@
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from pinfs.bridge.channel cimport Channel
 from pinfs.fs.fast cimport FastOperations
@@ -59,7 +59,7 @@ cdef class FastHandlers:
     @cython.locals(channel=Channel, ops=FastOperations, valid=uint32_t, inode=Inode)
     cpdef bint setattr(self) except -1
     cdef object _time(self, uint32_t is_set, uint32_t is_now, Py_ssize_t seconds_at, Py_ssize_t nanoseconds_at)
-    @cython.locals(channel=Channel, handle=FileHandle, backing_id=int)
+    @cython.locals(channel=Channel, handle=FileHandle, backing_id=int, kill_suidgid=bint)
     cpdef bint open(self) except -1
     cdef long _open_flags(self, FileHandle handle, int backing_id, bint with_entry) except -1
     @cython.locals(
@@ -68,6 +68,11 @@ cdef class FastHandlers:
     )
     cpdef bint create(self) except -1
     cpdef bint release(self) except -1
+    @cython.locals(channel=Channel, data=bytes)
+    cpdef bint read(self) except -1
+    @cython.locals(channel=Channel, size=uint32_t, written=int64_t)
+    cpdef bint write(self) except -1
+    cpdef bint statfs(self) except -1
     @cython.locals(channel=Channel)
     cpdef bint fsync(self) except -1
     @cython.locals(fh=uint64_t)

@@ -127,11 +127,11 @@ class FastHandlers:
         try:
             answered = handler()
         except Exception as e:
-            ops.drop_intent()
+            ops.drop_intent(channel)
             self._failed(e)
             return True
         if not answered:
-            ops.drop_intent()
+            ops.drop_intent(channel)
             return False
         if channel.error:
             self._undelivered()
@@ -154,6 +154,9 @@ class FastHandlers:
             wire.OPEN: (self.open, wire.OPEN_IN.size),
             wire.CREATE: (self.create, wire.CREATE_IN.size + 2),
             wire.RELEASE: (self.release, wire.RELEASE_IN.size),
+            wire.READ: (self.read, wire.READ_IN.size),
+            wire.WRITE: (self.write, wire.WRITE_IN.size),
+            wire.STATFS: (self.statfs, 0),
             wire.FSYNC: (self.fsync, wire.FSYNC_IN.size),
             wire.OPENDIR: (self.opendir, wire.OPEN_IN.size),
             wire.SETXATTR: (self.setxattr, wire.SETXATTR_IN.size + 2),
@@ -262,9 +265,8 @@ class FastHandlers:
 
     def open(self) -> bool:
         channel = self._channel
-        if channel.u32(4) & wire.OPEN_KILL_SUIDGID:
-            return False
-        handle = self._ops.open(channel.nodeid, channel.u32(0), channel)
+        kill_suidgid = channel.u32(4) & wire.OPEN_KILL_SUIDGID != 0
+        handle = self._ops.open(channel.nodeid, channel.u32(0), kill_suidgid, channel)
         if handle is None:
             return False
         backing_id = self._ops.backing_id(handle.inode)
@@ -299,6 +301,22 @@ class FastHandlers:
 
     def release(self) -> bool:
         return self._ops.release(self._channel.u64(0)) and self._channel.done()
+
+    def read(self) -> bool:
+        channel = self._channel
+        data = self._ops.read(channel.u64(0), channel.i64(8), channel.u32(16))
+        return data is not None and channel.data(data)
+
+    def write(self) -> bool:
+        channel, size = self._channel, self._channel.u32(16)
+        if channel.u32(20) & wire.WRITE_KILL_SUIDGID or channel.size != wire.IN_SIZE + wire.WRITE_IN.size + size:
+            return False
+        written = self._ops.write(channel.u64(0), channel.i64(8), channel.view(wire.WRITE_IN.size))
+        return written >= 0 and channel.data(wire.WRITE_OUT.pack(written, 0))
+
+    def statfs(self) -> bool:
+        st = self._ops.statfs(self._channel.nodeid)
+        return st is not None and self._channel.data(wire.statfs_out(st))
 
     def fsync(self) -> bool:
         channel = self._channel

@@ -200,13 +200,25 @@ class Once:
         body = pack_intent(request.unique, 0, request.opcode, device, ino, other_device, other_ino, 0, 0, 0)
         return self.recorder.put(Kind.INTENT, body)
 
+    def begin_cut(self, request: Request, size: int) -> int:
+        """The same before it cuts a file of `size` bytes."""
+        slot = self.recorder.put(Kind.INTENT, pack_intent(request.unique, 0, request.opcode, 0, 0, 0, 0, size, 1, 0))
+        self._cuts[request.unique] = slot
+        return slot
+
+    def begin_removing_attribute(self, request: Request) -> int:
+        """The same before it removes an attribute, which is there."""
+        return self.recorder.put(Kind.INTENT, pack_intent(request.unique, 0, request.opcode, 0, 0, 0, 0, 0, 1, 0))
+
     def executed(self, request: Request, slot: int) -> None:
         """What comes next is the reply."""
         self.recorder.slots.words[EXECUTED] = request.unique
-        self.recorder.slots.free(slot)
+        self.drop(request, slot)
 
-    def drop(self, slot: int) -> None:
+    def drop(self, request: Request, slot: int) -> None:
         """The request has failed, or is begun anew by its handler."""
+        if self._cuts:
+            self._cuts.pop(request.unique, None)
         self.recorder.slots.free(slot)
 
     def keep(self, victim: Inode) -> None:

@@ -33,6 +33,8 @@ cdef class Backing:
     @cython.locals(file=OpenFile)
     cpdef long passthrough_id(self, Inode inode) except -1
     cdef _record_backing_id(self, Inode inode, long backing_id)
+    cpdef int reader(self, Inode inode) except -2
+    cpdef int writer(self, Inode inode) except -2
     cpdef int any_fd(self, Inode inode) except -2
     cpdef bint may_wait(self, Inode inode) except -1
     cpdef object creating_as(self, object ctx)

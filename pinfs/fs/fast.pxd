@@ -1,5 +1,5 @@
 cimport cython
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from pinfs.fs.attributes cimport Attributes
 from pinfs.fs.backing cimport Backing
@@ -37,7 +37,7 @@ cdef class FastOperations:
     @cython.locals(intent=long)
     cdef _executed(self, object request)
     @cython.locals(intent=long)
-    cpdef drop_intent(self)
+    cpdef drop_intent(self, object request)
     cdef Inode _directory(self, uint64_t parent, bytes name)
     cdef Inode _unlocked_directory(self, uint64_t parent, bytes name)
     @cython.locals(directory=Inode, st=Stat, error=int, inode=Inode)
@@ -72,7 +72,8 @@ cdef class FastOperations:
     cpdef Inode truncate(self, uint64_t nodeid, object size, object request)
     cdef Inode _changed(self, Inode inode)
     @cython.locals(inode=Inode)
-    cpdef FileHandle open(self, uint64_t nodeid, uint32_t flags, object request)
+    cpdef FileHandle open(self, uint64_t nodeid, uint32_t flags, bint kill_suidgid, object request)
+    cdef bint _cut(self, Inode inode, bint kill_suidgid, object request) except -1
     @cython.locals(directory=Inode, st=Stat, fd=int, error=int, inode=Inode, handle=FileHandle)
     cpdef FileHandle create(
         self, uint64_t parent, bytes name, uint32_t mode, uint32_t flags, bint kill_suidgid, object request
@@ -83,6 +84,12 @@ cdef class FastOperations:
     cpdef bint release(self, uint64_t fh) except -1
     @cython.locals(handle=Handle)
     cpdef Inode file(self, uint64_t fh)
+    @cython.locals(inode=Inode)
+    cpdef bytes read(self, uint64_t fh, int64_t offset, uint32_t size)
+    @cython.locals(inode=Inode)
+    cpdef int64_t write(self, uint64_t fh, int64_t offset, object data) except? -2
+    @cython.locals(inode=Inode)
+    cpdef object statfs(self, uint64_t nodeid)
     @cython.locals(inode=Inode)
     cpdef bint fsync(self, uint64_t fh, bint datasync) except -1
     @cython.locals(inode=Inode, fd=int)

@@ -47,8 +47,13 @@ class Intents(Protocol):
     def begin(self, request: Request, st: Stat | None, other: Stat | None) -> int:
         """Write down what the names of a request lead to; None: to nothing. Returns where."""
 
+    def begin_cut(self, request: Request, size: int) -> int:
+        """The same for a request that is about to cut a file of `size` bytes."""
+
     def executed(self, request: Request, slot: int) -> None: ...
-    def drop(self, slot: int) -> None: ...
+    def drop(self, request: Request, slot: int) -> None: ...
+    def has_attribute(self, inode: Inode, name: bytes) -> bool: ...
+    def begin_removing_attribute(self, request: Request) -> int: ...
     def keep(self, victim: Inode) -> None:
         """Before the last name of a file goes: a file that is in use must not go with this daemon."""
 
@@ -106,11 +111,11 @@ class FastOperations:
             intent, self.intent = self.intent, 0
             self.intents.executed(request, intent)
 
-    def drop_intent(self) -> None:
-        """The request has failed."""
+    def drop_intent(self, request: Request) -> None:
+        """The request has failed, or is left to `Operations`."""
         if self.intents is not None and self.intent:
             intent, self.intent = self.intent, 0
-            self.intents.drop(intent)
+            self.intents.drop(request, intent)
 
     # Names
 
@@ -292,10 +297,10 @@ class FastOperations:
 
     # Files
 
-    def open(self, nodeid: int, flags: int, request: Request) -> FileHandle | None:
-        """open(2) of an existing file, without O_TRUNC."""
+    def open(self, nodeid: int, flags: int, kill_suidgid: bool, request: Request) -> FileHandle | None:
+        """open(2) of an existing file. With O_TRUNC, where no one is to be asked."""
         inode = self._by_id.get(nodeid)
-        if inode is None or nodeid >= FOREIGN_IDS or flags & os.O_TRUNC:
+        if inode is None or nodeid >= FOREIGN_IDS or (flags & os.O_TRUNC and self._in_kernel):
             return None
         self._backing.close_idle_if_moved(inode)
         try:
@@ -303,10 +308,24 @@ class FastOperations:
         except BlockingIOError:  # another process has a lease
             return None
         try:
+            if flags & os.O_TRUNC and not self._cut(inode, kill_suidgid, request):
+                self._backing.release(inode)
+                return None
             return self._opens.handle(inode, flags, request, False)
         except BaseException:
             self._backing.release(inode)
             raise
+
+    def _cut(self, inode: Inode, kill_suidgid: bool, request: Request) -> bool:
+        """The O_TRUNC of an open. `kill_suidgid`: the caller may not keep the set-id bits."""
+        if self.intents is not None:
+            self.intent = self.intents.begin_cut(request, self._inodes.size(inode))
+        if not self._removals.truncate_at_once(inode, 0, request):
+            return False
+        if kill_suidgid:
+            self._set_ids.drop(inode)
+        self._executed(request)
+        return True
 
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, kill_suidgid: bool, request: Request
@@ -367,6 +386,21 @@ class FastOperations:
         handle = self._handles.find(fh)
         return handle.inode if type(handle) is FileHandle and not self._in_kernel else None
 
+    def read(self, fh: int, offset: int, size: int) -> bytes | None:
+        """pread(2)."""
+        inode = self.file(fh)
+        return None if inode is None else os.pread(self._backing.reader(inode), size, offset)
+
+    def write(self, fh: int, offset: int, data: memoryview) -> int:
+        """pwrite(2). Returns how many bytes; -1: the request is unusual."""
+        inode = self.file(fh)
+        return -1 if inode is None else os.pwrite(self._backing.writer(inode), data, offset)
+
+    def statfs(self, nodeid: int) -> os.statvfs_result | None:
+        """statvfs(3)."""
+        inode = self._by_id.get(nodeid)
+        return None if inode is None or nodeid >= FOREIGN_IDS else self._backing.statvfs(inode)
+
     def fsync(self, fh: int, datasync: bool) -> bool:
         """fsync(2), where there is no disk."""
         inode = self.file(fh)
@@ -411,7 +445,8 @@ class FastOperations:
             return False
         if name.startswith(PREFIX):
             return self._pins.remove_at_once(inode, name, request)
-        if self.intents is not None:
-            return False
+        if self.intents is not None and self.intents.has_attribute(inode, name):
+            self.intent = self.intents.begin_removing_attribute(request)
         self._attributes.remove_extended(inode, name, request)
+        self._executed(request)
         return True

@@ -100,8 +100,12 @@ class Removals:
     def truncate_at_once(self, inode: Inode, size: int, caller: CallerLike) -> bool:
         """The usual case of `truncate`: the file is open for writing, and no one is to be asked. False: it is not."""
         file = inode.file
-        if file is None or file.writer < 0 or self._backing.may_wait(inode) or self.is_guarded(inode):
+        if file is None or file.writer < 0 or self._backing.may_wait(inode):
             return False
+        if self.is_guarded(inode):
+            shrinks = size < os.lseek(file.writer, 0, os.SEEK_END)
+            if shrinks and not self._guard.is_free(inode.nodeid, size, END):
+                return False
         with self._seal.lifted(inode), self._set_ids.keeping(inode):
             os.ftruncate(file.writer, size)
         self._done(caller)
