@@ -14,7 +14,7 @@ COMPILED = (
     *("linux/calls.pyx", "bridge/channel.pyx", "bridge/fast.py"),
     *("fs/openfile.py", "fs/inode.py", "fs/inodefds.py", "fs/inodes.py", "fs/backing.py", "fs/handles.py"),
     *("fs/seal.py", "fs/opens.py", "fs/names.py", "fs/set_ids.py", "fs/attributes.py", "fs/removals.py"),
-    *("fs/pins.py", "fs/fast.py"),
+    *("fs/pins.py", "fs/recorder.py", "fs/fast.py", "journal/slots.py"),
 )
 """The modules that are compiled. Those in .py have their C types beside them, in .pxd."""
 

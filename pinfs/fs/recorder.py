@@ -69,7 +69,7 @@ class Recorder:
         """Why the mount cannot be taken over any more; empty: it can."""
         self._device = device
         self._is_pinned = is_pinned
-        self._to_monotonic_s = time.monotonic() - trio.current_time()
+        self.to_monotonic_s = time.monotonic() - trio.current_time()
         self._pins: dict[int, int] = {}
         self._breaks: dict[int, int] = {}
         self._links: dict[tuple[Inode, Inode, bytes], int] = {}
@@ -119,15 +119,15 @@ class Recorder:
 
     def ns(self, moment: float) -> int:
         """A time of trio's clock on CLOCK_MONOTONIC, in nanoseconds."""
-        return max(0, int((moment + self._to_monotonic_s) * _NS))
+        return max(0, int((moment + self.to_monotonic_s) * _NS))
 
     def moment(self, ns: int) -> float:
         """The same back, in seconds."""
-        return ns / _NS - self._to_monotonic_s
+        return ns / _NS - self.to_monotonic_s
 
     def moment_s(self, seconds: float) -> float:
         """A time of CLOCK_MONOTONIC, in seconds, on trio's clock."""
-        return seconds - self._to_monotonic_s
+        return seconds - self.to_monotonic_s
 
     # Inodes
 
@@ -177,7 +177,7 @@ class Recorder:
         words = self.slots.words
         if words[records.COUNTED_BY] in unanswered:
             for at in reversed(range(min(words[records.COUNTED], records.MAX_COUNTED))):
-                nodeid, lookups = words[records.FIRST_COUNTED + 2 * at : records.FIRST_COUNTED + 2 * at + 2]
+                nodeid, lookups = words[records.FIRST_COUNTED + 2 * at], words[records.FIRST_COUNTED + 2 * at + 1]
                 inode = inodes.known(nodeid)
                 if inode is not None and inode.lookups > lookups:
                     inodes.forget(nodeid, inode.lookups - lookups)
@@ -316,7 +316,7 @@ class Recorder:
         pid, start_time, _, incarnation = process or _NOBODY
         unique = getattr(caller, "unique", 0)
         body = pack_pin(
-            pin.id, chain, pin.inode, spec.start, spec.length, pin.since + self._to_monotonic_s, pin.charged, handle,
+            pin.id, chain, pin.inode, spec.start, spec.length, pin.since + self.to_monotonic_s, pin.charged, handle,
             pid, pin.uid, start_time, incarnation, unique, proxy_uid, spec.mode is Mode.LEASE, spec.signal or 0, flags,
             size, name,
         )  # fmt: skip

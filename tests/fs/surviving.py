@@ -57,7 +57,7 @@ class Survivor(Bench):
         self.slots = Slots(journal)
         self.restored = Restored()
         self.last_unique = 100
-        self._to_monotonic_s: float | None = None
+        self.to_monotonic_s: float | None = None
         self._make()
         self.fs.record(self._recorder())
         self.fs.write_texts()
@@ -71,9 +71,9 @@ class Survivor(Bench):
     def _recorder(self) -> Recorder:
         book, inodes = self.fs.guard.book, self.fs.inodes
         recorder = Recorder(self.slots, self.store, inodes.device, book.files.__contains__)
-        if self._to_monotonic_s is not None:  # trio's mock clock runs on, by leaps
-            recorder._to_monotonic_s = self._to_monotonic_s
-        self._to_monotonic_s = recorder._to_monotonic_s
+        if self.to_monotonic_s is not None:  # trio's mock clock runs on, by leaps
+            recorder.to_monotonic_s = self.to_monotonic_s
+        self.to_monotonic_s = recorder.to_monotonic_s
         return recorder
 
     def request(self, caller: Caller = ME) -> Caller:

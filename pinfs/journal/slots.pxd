@@ -1,0 +1,16 @@
+cimport cython
+from libc.stdint cimport uint64_t
+
+cdef class Slots:
+    cdef public object words
+    cdef object _fd, _map
+    cdef uint64_t _max_slots, _sequence
+    cdef list _free
+
+    @cython.locals(slot=uint64_t, at=uint64_t, sequence=uint64_t)
+    cpdef uint64_t put(self, int kind, bytes body) except? 0
+    @cython.locals(word=uint64_t)
+    cpdef free(self, uint64_t slot)
+    @cython.locals(new=uint64_t)
+    cpdef uint64_t replace(self, uint64_t slot, int kind, bytes body) except? 0
+    cpdef _free_chain(self, uint64_t slot)
