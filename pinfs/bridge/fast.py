@@ -15,8 +15,7 @@ from pinfs.fs.exports import Exports
 from pinfs.fs.fast import FastOperations
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FileHandle
 from pinfs.fs.inode import Inode
-from pinfs.fs.types import NOW
-from pinfs.linux.calls import clock
+from pinfs.linux.calls import NOW, clock
 
 _OPCODES: Final = 64
 _S: Final = 1_000_000_000  # nanoseconds

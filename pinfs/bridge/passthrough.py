@@ -1,19 +1,14 @@
 """FUSE passthrough (Linux 6.9): backing files that the kernel reads, writes and maps by itself."""
 
 import errno
-import fcntl
 import logging
 import os
-from struct import Struct
 from typing import Final
 
-from pinfs.linux.ioctl import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
+from pinfs.linux.calls import close_backing, open_backing
 from pinfs.linux.syscalls import file_system_magic
 
 log = logging.getLogger("pinfs.passthrough")
-
-_BACKING_MAP = Struct("<iIQ")  # fd flags padding
-_BACKING_ID = Struct("<I")
 
 UNMOUNTED: Final = frozenset({errno.ENOTCONN, errno.ENODEV, errno.EPERM})
 """What the ioctls raise when the connection is over; the kernel has dropped all ids then."""
@@ -90,11 +85,10 @@ class Passthrough:
                 log.error("backing id %d cannot be given back: %s", backing_id, e)
 
     def _open(self, fd: int) -> int:
-        request = bytearray(_BACKING_MAP.pack(fd, 0, 0))
-        return int(fcntl.ioctl(self._connection, FUSE_DEV_IOC_BACKING_OPEN, request, True))
+        return open_backing(self._connection, fd)
 
     def _close(self, backing_id: int) -> None:
-        fcntl.ioctl(self._connection, FUSE_DEV_IOC_BACKING_CLOSE, bytearray(_BACKING_ID.pack(backing_id)), True)
+        close_backing(self._connection, backing_id)
 
     def _report(self, e: OSError) -> None:
         if e.errno not in self._reported:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Final
 
-from pinfs.fs.types import NOW, Entry, Opened, SetAttr
+from pinfs.fs.types import Entry, Opened, SetAttr
+from pinfs.linux.calls import NOW
 
 # Opcodes (enum fuse_opcode)
 LOOKUP: Final = 1

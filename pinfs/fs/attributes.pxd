@@ -5,6 +5,7 @@ from pinfs.fs.inode cimport Inode
 from pinfs.fs.inodes cimport InodeTable
 from pinfs.fs.seal cimport Seal
 from pinfs.fs.set_ids cimport SetIds
+from pinfs.linux.calls cimport remove_attribute, set_attribute, set_times
 
 cdef class Attributes:
     cdef InodeTable _inodes

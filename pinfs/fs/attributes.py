@@ -8,8 +8,9 @@ from pinfs.fs.backing import Backing
 from pinfs.fs.inode import Inode
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.set_ids import SetIds
-from pinfs.fs.types import NOW, CallerLike, SetAttr
+from pinfs.fs.types import CallerLike, SetAttr
 from pinfs.linux import syscalls
+from pinfs.linux.calls import NOW, remove_attribute, set_attribute, set_times
 
 
 class Attributes:
@@ -47,20 +48,20 @@ class Attributes:
     def set_extended(self, inode: Inode, name: bytes, value: bytes, flags: int) -> None:
         """setxattr(2), of an attribute that is not pinfs's."""
         with self._seal.lifted(inode), self._set_ids.keeping_from(name):
-            os.setxattr(self._inodes.handle(inode), name, value, flags)
+            set_attribute(self._inodes.handle(inode), name, value, flags)
 
     def remove_extended(self, inode: Inode, name: bytes, caller: CallerLike) -> None:
         """removexattr(2), of an attribute that is not pinfs's."""
         with self._seal.lifted(inode), self._set_ids.keeping_without(name, inode, caller):
-            os.removexattr(self._inodes.handle(inode), name)
+            remove_attribute(self._inodes.handle(inode), name)
 
     def _set_times(self, inode: Inode, atime_ns: int | None, mtime_ns: int | None) -> None:
         if atime_ns is None or mtime_ns is None or (atime_ns == NOW) != (mtime_ns == NOW):
             syscalls.utimens(self._inodes.magic_path(inode), atime_ns, mtime_ns, now=NOW)
         elif atime_ns == NOW:
-            os.utime(self._inodes.handle(inode))
+            set_times(self._inodes.any_fd(inode), inode.file is None, NOW, NOW)
         else:
-            os.utime(self._inodes.handle(inode), ns=(atime_ns, mtime_ns))
+            set_times(self._inodes.any_fd(inode), inode.file is None, atime_ns, mtime_ns)
 
     def flags_ioctl(self, inode: Inode, cmd: int, data: bytes, uid: int) -> bytes:
         """`fileflags.ioctl` on an open file: the flags are its own, never that of pinfs."""

@@ -58,4 +58,5 @@ cdef class InodeTable:
     @cython.locals(parent=Inode, name=bytes, st=Stat, error=int)
     cpdef bint leads_to(self, Inode inode) except -1
     cpdef object handle(self, Inode inode)
+    cpdef int any_fd(self, Inode inode) except -2
     cpdef bytes magic_path(self, Inode inode)

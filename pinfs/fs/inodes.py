@@ -519,6 +519,10 @@ class InodeTable:
         """For calls that take a descriptor or a path: the open backing file, else a path to exactly this inode."""
         return self.magic_path(inode) if inode.file is None else inode.file.any_fd
 
+    def any_fd(self, inode: Inode) -> int:
+        """A descriptor of the inode, whatever for: that of the open backing file, else as fd()."""
+        return self.fd(inode) if inode.file is None else inode.file.any_fd
+
     def magic_path(self, inode: Inode) -> bytes:
         """A path that leads to exactly this inode, for calls that take no O_PATH descriptor."""
         return b"/proc/self/fd/%d" % self.fd(inode)

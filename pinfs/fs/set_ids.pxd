@@ -1,7 +1,7 @@
 from pinfs.fs.inode cimport Inode
 from pinfs.fs.inodes cimport InodeTable
 from pinfs.fs.seal cimport Seal
-from pinfs.linux.calls cimport Stat, stat_fd
+from pinfs.linux.calls cimport set_mode
 
 cdef class SetIds:
     cdef InodeTable _inodes

@@ -10,6 +10,7 @@ from pinfs.fs.inode import Inode
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.seal import Seal
 from pinfs.fs.types import CallerLike, os_error
+from pinfs.linux.calls import set_mode
 from pinfs.linux.proc import supplementary_groups
 from pinfs.linux.syscalls import Privileges
 
@@ -68,9 +69,9 @@ class SetIds:
         with self._seal.lifted(inode):
             if mode & stat.S_ISGID:
                 with self._privileges:
-                    os.chmod(self._inodes.handle(inode), mode)
+                    set_mode(self._inodes.any_fd(inode), inode.file is None, mode)
             else:
-                os.chmod(self._inodes.handle(inode), mode)
+                set_mode(self._inodes.any_fd(inode), inode.file is None, mode)
 
     def keeping(self, inode: Inode) -> AbstractContextManager[None]:
         """For calls that would drop the bits of `inode` because the daemon makes them."""

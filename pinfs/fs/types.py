@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple, Protocol, cast
 
-NOW: Final = 1 << 64
-"""For the times of SetAttr: the time of the call, taken by the backing. No file can have it as its time."""
-
 
 def os_error(number: int) -> OSError:
     """The error for an errno, with the text of strerror(3)."""

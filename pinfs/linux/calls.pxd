@@ -36,3 +36,9 @@ cpdef int rmdir_at(int directory_fd, bytes name) except -1
 cpdef int mkdir_at(int directory_fd, bytes name, unsigned int mode) except -1
 cpdef int rename_at(int old_fd, bytes old, int new_fd, bytes new, unsigned int flags) except -1
 cpdef set_fs_ids(unsigned int uid, unsigned int gid)
+cpdef int set_mode(int fd, bint is_path, unsigned int mode) except -1
+cpdef int set_times(int fd, bint is_path, object atime_ns, object mtime_ns) except -1
+cpdef int set_attribute(object where, bytes name, bytes value, int flags) except -1
+cpdef int remove_attribute(object where, bytes name) except -1
+cpdef int open_backing(int connection_fd, int fd) except -1
+cpdef int close_backing(int connection_fd, int backing_id) except -1

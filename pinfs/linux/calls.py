@@ -5,11 +5,20 @@ Where pinfs is compiled, `calls.pyx` is imported in place of this module; the tw
 (tests/linux/test_calls.py).
 """
 
+import fcntl
 import os
 import select
+from struct import Struct
 from time import perf_counter
+from typing import Final
 
 from pinfs.linux import syscalls
+from pinfs.linux.ioctl import FUSE_DEV_IOC_BACKING_CLOSE, FUSE_DEV_IOC_BACKING_OPEN
+
+NOW: Final = 1 << 64
+"""For a time in nanoseconds: that of the call. No file can have it as its time."""
+_BACKING_MAP: Final = Struct("<iIQ")  # fd flags padding
+_BACKING_ID: Final = Struct("<I")
 
 clock = perf_counter
 """Seconds, as trio's clock counts them but for its start."""
@@ -94,3 +103,47 @@ def rename_at(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> N
 def set_fs_ids(uid: int, gid: int) -> None:
     """The owner of what this thread creates from now on (setfsuid(2), setfsgid(2); they cannot report an error)."""
     syscalls.set_fs_ids(uid, gid)
+
+
+# Of what a descriptor stands for; `is_path`: it was opened with O_PATH
+
+
+def set_mode(fd: int, is_path: bool, mode: int) -> None:
+    """chmod(2)."""
+    os.chmod(b"/proc/self/fd/%d" % fd if is_path else fd, mode)
+
+
+def set_times(fd: int, is_path: bool, atime_ns: int, mtime_ns: int) -> None:
+    """utimensat(2), nanoseconds; both NOW: the time of the call."""
+    where = b"/proc/self/fd/%d" % fd if is_path else fd
+    if atime_ns == NOW:
+        os.utime(where)
+    else:
+        os.utime(where, ns=(atime_ns, mtime_ns))
+
+
+# Extended attributes. `where`: a descriptor, or a path
+
+
+def set_attribute(where: int | bytes, name: bytes, value: bytes, flags: int) -> None:
+    """setxattr(2)."""
+    os.setxattr(where, name, value, flags)
+
+
+def remove_attribute(where: int | bytes, name: bytes) -> None:
+    """removexattr(2)."""
+    os.removexattr(where, name)
+
+
+# FUSE passthrough
+
+
+def open_backing(connection_fd: int, fd: int) -> int:
+    """FUSE_DEV_IOC_BACKING_OPEN: the id of a backing file."""
+    request = bytearray(_BACKING_MAP.pack(fd, 0, 0))
+    return int(fcntl.ioctl(connection_fd, FUSE_DEV_IOC_BACKING_OPEN, request, True))
+
+
+def close_backing(connection_fd: int, backing_id: int) -> None:
+    """FUSE_DEV_IOC_BACKING_CLOSE."""
+    fcntl.ioctl(connection_fd, FUSE_DEV_IOC_BACKING_CLOSE, bytearray(_BACKING_ID.pack(backing_id)), True)

@@ -21,6 +21,66 @@ cdef extern from "<sys/fsuid.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int unlinkat(int directory_fd, const char *name, int flags)
 
+cdef extern from "<sys/xattr.h>" nogil:
+    int c_setxattr "setxattr"(const char *path, const char *name, const void *value, size_t size, int flags)
+    int c_fsetxattr "fsetxattr"(int fd, const char *name, const void *value, size_t size, int flags)
+    int c_removexattr "removexattr"(const char *path, const char *name)
+    int c_fremovexattr "fremovexattr"(int fd, const char *name)
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <linux/fuse.h>
+    #include <stdio.h>
+    #include <sys/ioctl.h>
+    #include <sys/stat.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+
+    #ifndef FUSE_DEV_IOC_BACKING_OPEN /* the headers are older than Linux 6.9 */
+    struct fuse_backing_map { int32_t fd; uint32_t flags; uint64_t padding; };
+    #define FUSE_DEV_IOC_BACKING_OPEN _IOW(229, 1, struct fuse_backing_map)
+    #define FUSE_DEV_IOC_BACKING_CLOSE _IOW(229, 2, uint32_t)
+    #endif
+
+    static int open_backing_file(int connection, int fd) {
+        struct fuse_backing_map map = {.fd = fd};
+        return ioctl(connection, FUSE_DEV_IOC_BACKING_OPEN, &map);
+    }
+
+    static int close_backing_file(int connection, uint32_t id) {
+        return ioctl(connection, FUSE_DEV_IOC_BACKING_CLOSE, &id);
+    }
+
+    /* By the descriptor itself where the kernel can (fchmodat2: 6.6; AT_EMPTY_PATH of utimensat: 5.8), else by its path in procfs. */
+    static int set_mode_of(int fd, int is_path, unsigned mode) {
+        char path[32];
+        if (!is_path) return fchmod(fd, mode);
+    #ifndef SYS_fchmodat2
+    #define SYS_fchmodat2 452
+    #endif
+        if (!syscall(SYS_fchmodat2, fd, "", mode, AT_EMPTY_PATH)) return 0;
+        if (errno != ENOSYS && errno != EINVAL) return -1;
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        return chmod(path, mode);
+    }
+
+    static int set_times_of(int fd, int is_path, const struct timespec *times) {
+        char path[32];
+        if (!is_path) return futimens(fd, times);
+        if (!utimensat(fd, "", times, AT_EMPTY_PATH)) return 0;
+        if (errno != EINVAL) return -1;
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        return utimensat(AT_FDCWD, path, times, 0);
+    }
+    """
+    long UTIME_NOW
+    int open_backing_file(int connection, int fd) nogil
+    int close_backing_file(int connection, unsigned int id) nogil
+    int set_mode_of(int fd, bint is_path, unsigned int mode) nogil
+    int set_times_of(int fd, bint is_path, const timespec *times) nogil
+
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
         int fd
@@ -39,6 +99,7 @@ cdef extern from "<time.h>" nogil:
     int clock_gettime(int clock, timespec *now)
 
 cdef int64_t NS = 1000000000
+NOW = 1 << 64
 
 
 cpdef double clock() noexcept:
@@ -147,3 +208,68 @@ cpdef int rename_at(int old_fd, bytes old, int new_fd, bytes new, unsigned int f
 cpdef set_fs_ids(unsigned int uid, unsigned int gid):
     setfsgid(gid)
     setfsuid(uid)
+
+
+cpdef int set_mode(int fd, bint is_path, unsigned int mode) except -1:
+    cdef int result
+    with nogil:
+        result = set_mode_of(fd, is_path, mode)
+    return done(result)
+
+
+cpdef int set_times(int fd, bint is_path, object atime_ns, object mtime_ns) except -1:
+    cdef timespec times[2]
+    cdef int result
+    put_time(&times[0], atime_ns)
+    put_time(&times[1], mtime_ns)
+    with nogil:
+        result = set_times_of(fd, is_path, times)
+    return done(result)
+
+
+cdef int put_time(timespec *time, object ns) except -1:
+    if ns == NOW:
+        time.tv_sec, time.tv_nsec = 0, UTIME_NOW
+    else:
+        time.tv_sec, time.tv_nsec = divmod(ns, NS)
+    return 0
+
+
+cpdef int set_attribute(object where, bytes name, bytes value, int flags) except -1:
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef const char *data = PyBytes_AS_STRING(value)
+    cdef size_t size = len(value)
+    cdef const char *path
+    cdef int result, fd
+    if isinstance(where, bytes):
+        path = PyBytes_AS_STRING(where)
+        with nogil:
+            result = c_setxattr(path, text, data, size, flags)
+    else:
+        fd = where
+        with nogil:
+            result = c_fsetxattr(fd, text, data, size, flags)
+    return done(result)
+
+
+cpdef int remove_attribute(object where, bytes name) except -1:
+    cdef const char *text = PyBytes_AS_STRING(name)
+    cdef const char *path
+    cdef int result, fd
+    if isinstance(where, bytes):
+        path = PyBytes_AS_STRING(where)
+        with nogil:
+            result = c_removexattr(path, text)
+    else:
+        fd = where
+        with nogil:
+            result = c_fremovexattr(fd, text)
+    return done(result)
+
+
+cpdef int open_backing(int connection_fd, int fd) except -1:
+    return done(open_backing_file(connection_fd, fd))
+
+
+cpdef int close_backing(int connection_fd, int backing_id) except -1:
+    return done(close_backing_file(connection_fd, backing_id))

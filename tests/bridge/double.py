@@ -13,9 +13,10 @@ from contextlib import suppress
 
 import trio
 
-from pinfs.fs.types import NOW, Entry, Opened, SetAttr
+from pinfs.fs.types import Entry, Opened, SetAttr
 from pinfs.fs.uncached import UncachedFiles
 from pinfs.linux import syscalls
+from pinfs.linux.calls import NOW
 from pinfs.runtime.parking import park
 
 O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinfs.bridge import wire
-from pinfs.fs.types import NOW, Entry, Opened
+from pinfs.fs.types import Entry, Opened
+from pinfs.linux.calls import NOW
 
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
