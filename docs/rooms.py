@@ -51,9 +51,9 @@ COLUMN: Final = BOX_W + 40
 
 
 def room_of(module: str) -> str:
-    """The room that a module of pinfs lies in."""
+    """The room that a module of pinfs lies in; what lies beside the rooms is the client's."""
     _, room, *_ = [*module.split("."), "client"]
-    return room
+    return room if room in ROOMS else "client"
 
 
 def imported(source: str) -> Iterator[str]:

@@ -4,6 +4,14 @@ with pinfs.pin("/mnt/model.bin", mode="lease", on_break=let_go) as pin:
     ...
 """
 
+import os
+
+if os.environ.get("PINFS_PURE"):
+    from pinfs.pure import use_sources
+
+    use_sources()
+    del use_sources
+
 from pinfs.client import ioctl
 from pinfs.client.channel import EventChannel, all_pins, events
 from pinfs.client.errors import NotPinfsError
