@@ -20,6 +20,8 @@ from support.actor import Actors
 from support.disks import Disks
 from support.mounts import Mount
 
+from pinfs.pure import is_compiled
+
 hypothesis.settings.register_profile("default", max_examples=50, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("long", max_examples=5000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
@@ -49,7 +51,8 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_report_header() -> str:
-    return f"seed: {seeds.SEED} ({seeds.REPEAT})"
+    kind = "compiled" if is_compiled() else "interpreted"
+    return f"seed: {seeds.SEED} ({seeds.REPEAT}); pinfs is {kind}"
 
 
 @pytest.fixture
@@ -109,11 +112,16 @@ def root() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every test that depends neither on `fuse` nor on `root` is a unit test (`make unit`)."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Every test that depends neither on `fuse` nor on `root` is a unit test (`make unit`). Those of the other kind of
+    pinfs than runs here, compiled or interpreted, are deselected."""
     for item in items:
         if isinstance(item, pytest.Function) and not {"fuse", "root"} & {*item.fixturenames}:
             item.add_marker("unit")
+    other = "interpreted" if is_compiled() else "compiled"
+    if left_out := [item for item in items if item.get_closest_marker(other)]:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker(other)]
 
 
 @pytest.fixture

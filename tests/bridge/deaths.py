@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 import trio
 
 import pinfs
-from pinfs.bridge import wire
+from pinfs.bridge import dispatch, wire
+from pinfs.bridge.channel import Channel
 from pinfs.bridge.dispatch import Dispatcher
 from pinfs.bridge.negotiate import WANTED, Negotiated, Requested
 from pinfs.bridge.once import Once
@@ -86,8 +87,29 @@ def before_the_reply() -> None:
     _told.append(False)
 
 
-def _unless_told(write: Callable[..., int]) -> Callable[..., int]:
+def _unless_told(write: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: die() if _told else write(*args)
+
+
+class MortalChannel(Channel):
+    """What the fast path reads and writes, which does not come by `os` where it is compiled."""
+
+    plan: Plan | None = None
+
+    def take(self, wait_ms: int) -> int:
+        got = super().take(wait_ms)
+        if got > 0:
+            _arm_if_marked(MortalChannel.plan, self.buffer, self.size)
+        return got
+
+    done = _unless_told(Channel.done)
+    refuse = _unless_told(Channel.refuse)
+    attributes = _unless_told(Channel.attributes)
+    entry = _unless_told(Channel.entry)
+    no_entry = _unless_told(Channel.no_entry)
+    opened = _unless_told(Channel.opened)
+    created = _unless_told(Channel.created)
+    attribute = _unless_told(Channel.attribute)
 
 
 def at_line(number: int) -> Plan:
@@ -287,17 +309,29 @@ def setxattr_body(name: bytes, value: bytes, flags: int = 0) -> bytes:
 
 
 def _arm_when_marked(plan: Plan) -> None:
-    """Call `plan` when a request has been read whose header has its last, unused field set."""
+    """Call `plan` when a request has been read whose header has its last, unused field set: by a take-over, or by the
+    loop."""
     readv = os.readv
 
     def reading(fd: int, buffers: Any) -> int:
         size = readv(fd, buffers)
-        if size >= wire.IN_SIZE and wire.IN_HEADER.unpack_from(buffers[0])[-1]:
-            plan()
+        _arm_if_marked(plan, buffers[0], size)
         return size
 
     os.readv = reading
+    MortalChannel.plan = plan
+    dispatch.Channel = MortalChannel  # type: ignore[attr-defined]
     os.write, os.writev = _unless_told(os.write), _unless_told(os.writev)
+
+
+_armed: list[Plan] = []
+"""What has been called: interpreted, the loop reads by `os.readv` as well."""
+
+
+def _arm_if_marked(plan: Plan | None, buffer: bytearray, size: int) -> None:
+    if plan is not None and not _armed and size >= wire.IN_SIZE and wire.IN_HEADER.unpack_from(buffer)[-1]:
+        _armed.append(plan)
+        plan()
 
 
 @contextmanager

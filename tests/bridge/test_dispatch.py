@@ -6,6 +6,8 @@ import mmap
 import os
 import socket
 import weakref
+from collections.abc import Iterator
+from typing import ClassVar
 from unittest.mock import Mock
 
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinfs.bridge import wire
+from pinfs.bridge.channel import Channel
 from pinfs.bridge.handlers import UNANSWERED, Handlers
 from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Requested
 from pinfs.runtime.parking import OneShot, park
@@ -690,33 +693,42 @@ async def test_no_buffer_for_a_request_that_becomes_a_task_is_eio(monkeypatch: p
         assert dispatcher.parked == 0
 
 
+class FailingReads(Channel):
+    """A connection whose reads fail as these numbers say, the last one first (tests/bridge/test_channel.py has what
+    the kernel itself makes fail)."""
+
+    numbers: ClassVar[list[int]] = []
+
+    def take(self, wait_ms: int) -> int:
+        if self.numbers:
+            self.error = self.numbers.pop()
+            return -1
+        return super().take(wait_ms)
+
+
+@pytest.fixture
+def failing_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """What fails from now on."""
+    monkeypatch.setattr("pinfs.bridge.dispatch.Channel", FailingReads)
+    monkeypatch.setattr("pinfs.bridge.dispatch.FAILED_READ_S", 0)
+    yield FailingReads.numbers
+    FailingReads.numbers.clear()
+
+
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EFAULT, errno.EIO, errno.EINVAL])
-async def test_a_read_that_fails_costs_one_request(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_read_that_fails_costs_one_request(number: int, failing_reads: list[int]) -> None:
     """Whose caller the kernel has answered with EIO (fuse_dev_do_read)."""
-    failures = [OSError(number, os.strerror(number))] * 2
-    readv = os.readv
-
-    def failing(fd, into):
-        if failures:
-            raise failures.pop()
-        return readv(fd, into)
-
-    monkeypatch.setattr("pinfs.bridge.dispatch.FAILED_READ_S", 0)
     async with dispatching(Canned()) as (kernel, _):
         await kernel.nothing_more()
-        monkeypatch.setattr(os, "readv", failing)
+        failing_reads += [number, number]
         await kernel.nothing_more()
-    assert not failures
+    assert not failing_reads
 
 
-async def test_a_connection_that_cannot_be_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(fd, into):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr("pinfs.bridge.dispatch.FAILED_READ_S", 0)
+async def test_a_connection_that_cannot_be_read_is_given_up(failing_reads: list[int]) -> None:
     async with dispatching(Canned()) as (kernel, _):
         await kernel.nothing_more()
-        monkeypatch.setattr(os, "readv", failing)
+        failing_reads += [errno.EIO] * 1000
         kernel.send(wire.STATFS)
         with trio.fail_after(10):
             await kernel.ended.wait()

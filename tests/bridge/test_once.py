@@ -581,6 +581,7 @@ def some_lines(case: Case, up_to: int) -> list[int]:
     return random.Random(f"{seeds.SEED} {case}").sample(range(1, up_to), IN_EACH_CASE - 1)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_death_at_any_line(tmp_path: Path, case: Case) -> None:
     for line in some_lines(case, MOST_LINES):
@@ -590,6 +591,7 @@ def test_death_at_any_line(tmp_path: Path, case: Case) -> None:
             run_case(source, case, at_line(line))
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_death_at_any_line_and_in_the_take_over_as_well(tmp_path: Path, case: Case) -> None:
     second = some_lines(case, MOST_LINES)

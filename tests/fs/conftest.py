@@ -11,6 +11,7 @@ import trio
 
 from pinfs.config.options import Config, load
 from pinfs.config.policies import PolicyBox
+from pinfs.fs import backing as backing_module
 from pinfs.fs.backing import NoPassthrough
 from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.operations import Operations
@@ -56,13 +57,25 @@ def options() -> list[str]:
     return []
 
 
+@pytest.fixture
+def max_descriptors() -> int:
+    """How many the file system under test may have; parametrize to change it."""
+    return 1 << 20
+
+
+@pytest.fixture
+def cuts_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the source of `bench` the kernel may make each cut wait."""
+    monkeypatch.setattr(backing_module, "cuts_may_wait", lambda fd: True)
+
+
 @asynccontextmanager
-async def serving(source: Path, options: list[str]) -> AsyncIterator[Bench]:
+async def serving(source: Path, options: list[str], max_descriptors: int = 1 << 20) -> AsyncIterator[Bench]:
     """A file system over `source`, with its tasks."""
     config: Config = load(options, None)
     policies = PolicyBox(config.policies)
     source_fd = os.open(source, os.O_PATH | os.O_DIRECTORY)
-    fs = assemble(source_fd, config, policies, NoPassthrough(), lambda: {"source": str(source)}, 1 << 20)
+    fs = assemble(source_fd, config, policies, NoPassthrough(), lambda: {"source": str(source)}, max_descriptors)
     async with trio.open_nursery() as nursery:
         await nursery.start(fs.guard.run)
         await nursery.start(fs.holders.run)
@@ -72,6 +85,6 @@ async def serving(source: Path, options: list[str]) -> AsyncIterator[Bench]:
 
 
 @pytest.fixture
-async def bench(tmp_path: Path, options: list[str]) -> AsyncIterator[Bench]:
-    async with serving(tmp_path, options) as bench:
+async def bench(tmp_path: Path, options: list[str], max_descriptors: int) -> AsyncIterator[Bench]:
+    async with serving(tmp_path, options, max_descriptors) as bench:
         yield bench

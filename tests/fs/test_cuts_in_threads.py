@@ -18,8 +18,7 @@ OTHER = Caller(0, 0, 1)
 
 
 @pytest.fixture
-def waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr("pinfs.fs.backing.Backing.may_wait", lambda backing, inode: True)
+def waiting(cuts_wait: None, bench: Bench) -> Bench:
     return bench
 
 

@@ -108,7 +108,8 @@ LEFT_ON_THE_LOOP = {("setxattr", "lseek")}
 
 
 class Watch:
-    """Notes what is called on the event loop, by the operation under way."""
+    """Notes what is called on the event loop, by the operation under way. Where pinfs is compiled it does not see the
+    calls of `pinfs.linux.calls`; interpreted it sees all, and the source is the same."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, source: Path) -> None:
         self.loop = threading.get_ident()

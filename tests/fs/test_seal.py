@@ -164,12 +164,11 @@ async def test_nothing_is_set_while_a_cut_may_hold_the_lock_of_the_inode(world: 
 class HeldCall:
     """A call on the backing that waits in the kernel until the test ends it. `fails`: it cannot be started."""
 
-    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, world: World) -> None:
         self.world = world
         self.was_flagged_at_its_start: list[bool] = []
         self.changes_before = 0
         self.fails = False
-        monkeypatch.setattr("pinfs.fs.backing.Backing.may_wait", lambda backing, inode: True)
         world.bench.fs.guard.cuts.start = self._start
 
     def _start(self, fd: int, call: Callable[[int], None], ended: Callable[[Result], None]) -> HeldCall:
@@ -193,8 +192,8 @@ class HeldCall:
 
 
 @pytest.fixture
-def held(world: World, monkeypatch: pytest.MonkeyPatch) -> HeldCall:
-    return HeldCall(world, monkeypatch)
+def held(cuts_wait: None, world: World) -> HeldCall:
+    return HeldCall(world)
 
 
 async def test_a_cut_in_a_thread_is_without_the_flag_until_its_thread_ends(

@@ -14,7 +14,8 @@ from bridge.fake_kernel import dispatching
 from pinfs.bridge import wire
 from pinfs.bridge.pyfuse3_adapter import Pyfuse3Adapter
 from pinfs.fs.inode import ROOT_ID
-from pinfs.fs.pins import PinVerbs
+from pinfs.interface import ioctls
+from pinfs.runtime.descriptors import budget
 
 from .conftest import ME, Bench
 
@@ -23,8 +24,9 @@ CUT = os.O_WRONLY | os.O_TRUNC
 
 
 @contextmanager
-def nothing_stays(bench: Bench) -> Iterator[None]:
-    """What is done inside fails with EPERM, and leaves the handles, open files, inodes and descriptors as they were."""
+def nothing_stays(bench: Bench, number: int = errno.EPERM) -> Iterator[None]:
+    """What is done inside fails with `number`, and leaves the handles, open files, inodes and descriptors as they
+    were."""
 
     def state() -> tuple[object, ...]:
         inodes = {inode.nodeid: (inode.lookups, inode.children, inode.file is None) for inode in bench.fs.inodes}
@@ -33,7 +35,7 @@ def nothing_stays(bench: Bench) -> Iterator[None]:
     before = state()
     with pytest.raises(OSError) as refusal:
         yield
-    assert refusal.value.errno == errno.EPERM
+    assert refusal.value.errno == number
     assert state() == before
 
 
@@ -99,17 +101,36 @@ CREATIONS: list[Act] = [
 
 
 @pytest.mark.parametrize("creation", CREATIONS)
-@pytest.mark.parametrize("half", ["adopt", "passthrough_id"])
-async def test_a_creation_without_a_handle(
-    bench: Bench, creation: Act, half: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bench.fs.backing, half, refuse)
+async def test_a_creation_without_a_backing_id(bench: Bench, creation: Act, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.fs.backing.passthrough, "open", refuse)
     with nothing_stays(bench):
         await creation(bench)
 
 
+@contextmanager
+def descriptors_taken(up_to: int) -> Iterator[None]:
+    """Inside of it the next descriptor has this number, or one above it."""
+    taken = [os.open("/", os.O_PATH)]
+    try:
+        while taken[-1] < up_to - 1:
+            taken.append(os.dup(taken[0]))
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("max_descriptors", [1000])
+@pytest.mark.parametrize("creation", CREATIONS)
+async def test_a_creation_without_a_descriptor_to_keep(bench: Bench, creation: Act, max_descriptors: int) -> None:
+    """The file is there when it turns out that its descriptor is one of the last, which are spare."""
+    with descriptors_taken(budget(max_descriptors).files), nothing_stays(bench, errno.EMFILE):
+        await creation(bench)
+    assert os.listdir(bench.source) == (["new"] if creation is CREATIONS[0] else [])
+
+
 async def test_an_open_without_a_backing_id(bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.fs.backing, "passthrough_id", refuse)
+    monkeypatch.setattr(bench.fs.backing.passthrough, "open", refuse)
     with nothing_stays(bench):
         await bench.ops.open(nodeid, os.O_RDWR, ME)
 
@@ -156,7 +177,10 @@ async def test_a_release_whose_first_steps_fail(
     opened = await bench.ops.open(nodeid, os.O_RDWR, ME)
     bench.ops.forget([(nodeid, inode.lookups)])
     if failing == "pins":
-        monkeypatch.setattr(PinVerbs, "handle_closed", refuse)
+        await bench.ops.ioctl(opened.fh, ioctls.PIN, ioctls.PinRequest(0, 5, ioctls.LEASE).pack(), 64, ME)
+        reaping = bench.fs.guard.book.reaping
+        at_once = reaping.at_once
+        monkeypatch.setattr(reaping, "at_once", lambda *args: refuse(at_once(*args)))
     else:
         assert inode.file is not None
         inode.file.backing_id = 7
