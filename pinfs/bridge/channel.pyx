@@ -17,15 +17,6 @@ cdef extern from *:
     #include <sys/xattr.h>
     #include <unistd.h>
     """
-    struct fuse_in_header:
-        uint32_t len
-        uint32_t opcode
-        uint64_t unique
-        uint64_t nodeid
-        uint32_t uid
-        uint32_t gid
-        uint32_t pid
-        uint32_t padding
     struct fuse_out_header:
         uint32_t len
         int32_t error
@@ -77,6 +68,17 @@ cdef extern from *:
     ssize_t c_getxattr "getxattr"(const char *path, const char *name, void *value, size_t size) nogil
     ssize_t c_fgetxattr "fgetxattr"(int fd, const char *name, void *value, size_t size) nogil
 
+cdef struct in_header:  # struct fuse_in_header; the last two are one number, `padding`, in headers before Linux 6.3
+    uint32_t len
+    uint32_t opcode
+    uint64_t unique
+    uint64_t nodeid
+    uint32_t uid
+    uint32_t gid
+    uint32_t pid
+    uint16_t total_extlen
+    uint16_t padding
+
 cdef enum:
     IN_SIZE = 40
     OUT_SIZE = 16
@@ -109,7 +111,7 @@ cdef class Channel:
     cpdef int take(self, int wait_ms) noexcept:
         cdef pollfd watched
         cdef int ready
-        cdef fuse_in_header *header = <fuse_in_header *>self.raw
+        cdef in_header *header = <in_header *>self.raw
         cdef ssize_t size = c_read(self.fd, self.raw, self.room)
         if size < 0 and errno == EAGAIN:  # a request is often there already: it costs one call less then
             watched.fd, watched.events, watched.revents = self.fd, POLLIN, 0
@@ -125,7 +127,7 @@ cdef class Channel:
         self.error = self.umask = 0
         self.opcode = 0
         if size >= IN_SIZE:
-            if header.len == size and not header.padding & 0xFFFF:
+            if header.len == size and not header.total_extlen:
                 self.opcode = header.opcode
             self.unique, self.nodeid = header.unique, header.nodeid
             self.uid, self.gid, self.pid = header.uid, header.gid, header.pid
