@@ -7,13 +7,15 @@ PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; assert sys.version_info >= (3
 	2>/dev/null || echo python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Stamps: what is installed in $(VENV). `make demo` needs the first, everything for developers the second.
+# Stamps: what is installed in $(VENV). `make demo` is content with the first, which compiles nothing and so is quick;
+# everything for developers needs the last.
+QUICK := $(VENV)/installed-quick
 RUNTIME := $(VENV)/installed-runtime
 DEVELOPER := $(VENV)/installed
 NEEDS := PYTHON="$(PYTHON)" VENV="$(VENV)" scripts/install-needs
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo unit test lint docs venv runtime clean
+.PHONY: help demo unit test lint docs venv runtime build clean
 
 help:
 	@echo "make demo     pins at work, with real processes (needs /dev/fuse)"
@@ -23,17 +25,20 @@ help:
 	@echo "make docs     the documentation as a site, in site/; a broken link is an error"
 	@echo "make runtime  the virtual environment $(VENV) with pinfs in it, and no more"
 	@echo "make venv     the same with everything that the other targets need"
+	@echo "make build    compiles what has changed since (make unit and make test do that by themselves)"
 	@echo "make clean    removes $(VENV) and caches"
 
-demo: runtime
+demo:
+	@test -e $(RUNTIME) || $(NEEDS) runtime demo
+	@test -e $(RUNTIME) || $(MAKE) --no-print-directory $(QUICK)
 	@$(BIN)/python -m demo
 
-unit: venv
+unit: build
 	@$(BIN)/python -m pytest -m unit $(PYTEST_ARGS) $(TESTS)
 
 test:
 	@$(NEEDS) developer test
-	@$(MAKE) --no-print-directory $(DEVELOPER)
+	@$(MAKE) --no-print-directory build
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
 
 lint: venv
@@ -52,16 +57,25 @@ venv:
 	@$(NEEDS) developer
 	@$(MAKE) --no-print-directory $(DEVELOPER)
 
-$(RUNTIME): pyproject.toml
+build: venv
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+
+$(QUICK): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@PINFS_PURE=1 $(PIP) --quiet install --editable .
+	@touch $@
+
+$(RUNTIME): pyproject.toml setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) --quiet install --editable .
 	@touch $@
 
-$(DEVELOPER): pyproject.toml
+$(DEVELOPER): pyproject.toml setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) --quiet install --editable '.[dev]'
 	@touch $(RUNTIME) $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build site *.egg-info
+	find pinfs -name '*.so' -delete
 	find . -name __pycache__ -prune -exec rm -rf {} +

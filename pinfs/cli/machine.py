@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pinfs.cli.findings import Finding, bad, ok, warn
 from pinfs.linux.ioctl import FUSE_DEV_IOC_BACKING_OPEN
+from pinfs.pure import is_compiled
 
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, include/linux/proc_ns.h
 _CAPABILITIES = {"chown": 0, "dac_override": 1, "fowner": 3, "fsetid": 4, "kill": 5, "setgid": 6, "setuid": 7,
@@ -32,7 +33,7 @@ def check_machine() -> Iterator[Finding]:
     """All checks that need no directory, in the order of fixing."""
     checks: list[Callable[[], Finding]] = [
         _kernel, _device, _fusermount, _libfuse, _pyfuse3,
-        _passthrough, _capabilities, _descriptors, _pid_namespace, _proc, _mount8,
+        _compiled, _passthrough, _capabilities, _descriptors, _pid_namespace, _proc, _mount8,
     ]  # fmt: skip
     for check in checks:
         yield check()
@@ -47,6 +48,19 @@ def _kernel() -> Finding:
             "kernel", f"{release} has no pidfds ({error.strerror})", "run Linux 5.4 or later; 6.9 for passthrough"
         )
     return ok("kernel", f"{release}")
+
+
+def _compiled() -> Finding:
+    check = "compiled modules"
+    if is_compiled():
+        return ok(check, "pinfs runs compiled")
+    if os.environ.get("PINFS_PURE"):
+        return warn(check, "pinfs runs interpreted: PINFS_PURE is set", "unset PINFS_PURE")
+    return warn(
+        check,
+        "pinfs runs interpreted: a request costs it about twice the time",
+        "install a C compiler and Python's headers (gcc, python3-dev), then pinfs again",
+    )
 
 
 def _device() -> Finding:

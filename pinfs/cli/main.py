@@ -12,6 +12,7 @@ import click
 import pinfs
 from pinfs.cli import mounthelper
 from pinfs.cli.verb import VerbGroup
+from pinfs.pure import is_compiled
 
 VERBS = {
     "mount": "pinfs.cli.mount",
@@ -48,6 +49,13 @@ class LazyVerbs(VerbGroup):
         return command
 
 
+def _tell_version(ctx: click.Context, _parameter: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        kind = "compiled" if is_compiled() else "interpreted"
+        click.echo(f"pinfs, version {pinfs.__version__} ({kind})")
+        ctx.exit()
+
+
 @click.group(
     cls=LazyVerbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -64,7 +72,15 @@ pinfs watch
 pinfs doctor /srv/models
 """,
 )
-@click.version_option(pinfs.__version__, "-V", "--version", prog_name="pinfs")
+@click.option(
+    "-V",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_tell_version,
+    help="Show the version, and whether pinfs runs compiled, and exit.",
+)
 def cli() -> None:
     """A file system on which long-term pins of file memory hold.
 

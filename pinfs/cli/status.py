@@ -19,6 +19,7 @@ LABELS: Final = {
     "source": "source",
     "pid": "daemon's process",
     "version": "version",
+    "compiled": "compiled",
     "uptime_s": "up for",
     "passthrough": "passthrough",
     "seal": "pins are sealed",

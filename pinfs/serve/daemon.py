@@ -38,6 +38,7 @@ from pinfs.fs import exports
 from pinfs.fs.events import ReadLimit
 from pinfs.fs.seallist import list_path
 from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
+from pinfs.pure import is_compiled
 from pinfs.runtime import descriptors
 from pinfs.runtime.errors import logged
 from pinfs.serve.assembly import FileSystem, assemble
@@ -347,6 +348,7 @@ class Daemon:
         return {
             "v": 1,
             "version": pinfs.__version__,
+            "compiled": is_compiled(),
             "source": self.source,
             "mountpoint": self.mountpoint,
             "pid": os.getpid(),
