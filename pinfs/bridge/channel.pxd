@@ -1,6 +1,6 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from pinfs.linux.calls cimport Stat
+from pinfs.linux.calls cimport Stat, clock
 
 cdef enum:
     REPLY_SIZE = 16 + 65536  # a header, and the longest attribute (XATTR_SIZE_MAX)
@@ -12,11 +12,14 @@ cdef class Channel:
     cdef public Py_ssize_t size
     cdef public bytearray buffer
     cdef public bytes reply
+    cdef double _busy_poll_s
+    cdef int _credit
     cdef char *raw
     cdef Py_ssize_t room
     cdef char out[REPLY_SIZE]
 
     cpdef use(self, bytearray buffer)
+    cdef bint _may_spin(self) noexcept
     cpdef int take(self, int wait_ms) noexcept
     cpdef uint32_t u32(self, Py_ssize_t at) noexcept
     cpdef uint64_t u64(self, Py_ssize_t at) noexcept

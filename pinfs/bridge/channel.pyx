@@ -7,7 +7,7 @@ from libc.errno cimport EAGAIN, EIO, errno
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memset
 
-from pinfs.linux.calls cimport Stat, c_stat
+from pinfs.linux.calls cimport Stat, c_stat, clock
 
 cdef extern from *:
     """
@@ -82,6 +82,9 @@ cdef struct in_header:  # struct fuse_in_header; the last two are one number, `p
 cdef enum:
     IN_SIZE = 40
     OUT_SIZE = 16
+    FULL_CREDIT = 16  # of spins, as in channel.py
+    IN_VAIN = 4
+    PAUSE = 64
 
 
 cdef inline void put_attributes(fuse_attr *to, uint64_t nodeid, Stat st) noexcept:
@@ -96,8 +99,10 @@ cdef inline void put_attributes(fuse_attr *to, uint64_t nodeid, Stat st) noexcep
 
 
 cdef class Channel:
-    def __init__(self, int fd, bytearray buffer):
+    def __init__(self, int fd, bytearray buffer, int busy_poll_us=0):
         self.fd = fd
+        self._busy_poll_s = busy_poll_us / 1e6
+        self._credit = FULL_CREDIT
         self.reply = b""
         self.use(buffer)
 
@@ -113,6 +118,20 @@ cdef class Channel:
         cdef int ready
         cdef in_header *header = <in_header *>self.raw
         cdef ssize_t size = c_read(self.fd, self.raw, self.room)
+        cdef double until
+        if size < 0 and errno == EAGAIN and wait_ms and self._may_spin():
+            until = clock() + self._busy_poll_s
+            while True:
+                with nogil:
+                    size = c_read(self.fd, self.raw, self.room)
+                if size >= 0 or errno != EAGAIN:
+                    self._credit = min(self._credit + 1, FULL_CREDIT)
+                    break
+                if clock() >= until:
+                    self._credit -= IN_VAIN
+                    if self._credit <= 0:
+                        self._credit = -PAUSE
+                    break
         if size < 0 and errno == EAGAIN:  # a request is often there already: it costs one call less then
             watched.fd, watched.events, watched.revents = self.fd, POLLIN, 0
             with nogil:
@@ -132,6 +151,11 @@ cdef class Channel:
             self.unique, self.nodeid = header.unique, header.nodeid
             self.uid, self.gid, self.pid = header.uid, header.gid, header.pid
         return 1
+
+    cdef bint _may_spin(self) noexcept:
+        if self._busy_poll_s and self._credit <= 0:
+            self._credit += 1
+        return self._busy_poll_s != 0 and self._credit > 0
 
     cpdef uint32_t u32(self, Py_ssize_t at) noexcept:
         return (<uint32_t *>(self.raw + IN_SIZE + at))[0]

@@ -88,7 +88,7 @@ class Dispatcher:
 
     `on_negotiated` is called once, when the kernel has the reply to INIT, and returns what makes sure that requests are
     executed once (None: the mount ends with its daemon). `counts` counts requests by the path they took: fast, parked,
-    or sent again by the kernel.
+    or sent again by the kernel. `busy_poll_us`: see `Channel`.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Dispatcher:
         requested: Requested,
         on_negotiated: Callable[[Negotiated], Once | None],
         counts: Counter[str],
+        busy_poll_us: int = 0,
     ) -> None:
         self.negotiated: Negotiated | None = None
         self.refused_because = ""
@@ -122,7 +123,7 @@ class Dispatcher:
         self._in_turn = False
         self._woken = _Woken()
         self._buffer = bytearray(BUFFER_SIZE)
-        self._channel = Channel(fd, self._buffer)
+        self._channel = Channel(fd, self._buffer, busy_poll_us)
         self._loop = Loop(
             self._channel, self._answer, _read_failed, self._woken.flag, self._resumable, self._resume_waiting
         )

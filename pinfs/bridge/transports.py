@@ -43,7 +43,7 @@ class Transport(Protocol):
 
 class Bridged:
     """The dispatcher, which answers every opcode. `on_negotiated` is told the outcome of INIT, as that of `Dispatcher`;
-    `resumed`: that of the daemon before, whose connection this one takes over."""
+    `resumed`: that of the daemon before, whose connection this one takes over; `busy_poll_us`: see `Channel`."""
 
     def __init__(
         self,
@@ -53,12 +53,13 @@ class Bridged:
         on_negotiated: Callable[[Negotiated], Once | None],
         counts: Counter[str],
         resumed: Negotiated | None = None,
+        busy_poll_us: int = 0,
     ) -> None:
         self.usable = False
         self._resumed = resumed
         self._fd = fd
         self._on_negotiated = on_negotiated
-        self._dispatcher = Dispatcher(fd, ops, requested, self._negotiated, counts)
+        self._dispatcher = Dispatcher(fd, ops, requested, self._negotiated, counts, busy_poll_us)
 
     @property
     def unusable_because(self) -> str:

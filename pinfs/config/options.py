@@ -17,6 +17,8 @@ from pinfs.config.foreign import REFUSED, WITHOUT_EFFECT
 from pinfs.config.policies import read_policy
 from pinfs.core.policy import CHOICES, LIMITS, MAX_SECONDS, SECONDS, PolicyError, PolicySet, policy_from_mapping
 
+MAX_BUSY_POLL_US = 1000
+
 
 class OptionError(ValueError):
     """A mount option that is refused; the message names it."""
@@ -61,6 +63,8 @@ class MountOptions:
     """Whether the next daemon waits ready, which makes the pause shorter and takes its memory."""
     watchdog: float = 30.0
     """Seconds without a turn of its loop after which the keeper kills the daemon; 0: never."""
+    busy_poll: int = 0
+    """Microseconds for which the daemon looks for the next request before it sleeps; 0: it sleeps at once."""
     max_deaths: int = 5
     """How many deaths within a minute end the mount; 0: none do."""
 
@@ -208,6 +212,12 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
+def _microseconds(name: str, text: str) -> int:
+    if not re.fullmatch(r"\d{1,4}", text, re.ASCII) or int(text) > MAX_BUSY_POLL_US:
+        raise OptionError(f"{name}: must be microseconds from 0 to {MAX_BUSY_POLL_US}, not {text!r}")
+    return int(text)
+
+
 def _text(name: str, text: str) -> str:
     if not text:
         raise OptionError(f"{name}: must not be empty")
@@ -239,5 +249,6 @@ _SETTINGS: Mapping[str, Callable[[str, str], Any]] = {
     "metrics_port": _port,
     "survive": _one_of("auto", "on", "off"),
     "watchdog": _seconds,
+    "busy_poll": _microseconds,
     "max_deaths": _number,
 }

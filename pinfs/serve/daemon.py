@@ -237,7 +237,14 @@ class Daemon:
             return self._without_bridge()
         self.succession.begin()
         requested = self._requested()
-        return Bridged(self._fd, self.fs.operations, requested, self._on_negotiated, self.fs.stats.requests)
+        return Bridged(
+            self._fd,
+            self.fs.operations,
+            requested,
+            self._on_negotiated,
+            self.fs.stats.requests,
+            busy_poll_us=self._busy_poll_us(),
+        )
 
     def _take_over(self, left: Left) -> Transport:
         """Go on with the connection of the daemon before. Nothing is mounted or locked again."""
@@ -252,7 +259,16 @@ class Daemon:
             self._on_resumed,
             self.fs.stats.requests,
             left.identity.negotiated,
+            busy_poll_us=self._busy_poll_us(),
         )
+
+    def _busy_poll_us(self) -> int:
+        """On a machine with one processor the daemon would take it from the caller."""
+        wanted = self.config.mount.busy_poll
+        if wanted and os.cpu_count() == 1:
+            log.info("busy_poll has no effect: this machine has one processor")
+            return 0
+        return wanted
 
     def _on_resumed(self, negotiated: Negotiated) -> Once:
         """Before the first request: restore all that the daemon before knew."""
