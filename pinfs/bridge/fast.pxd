@@ -79,7 +79,7 @@ cdef class FastHandlers:
     cpdef bint opendir(self) except -1
     @cython.locals(channel=Channel, at=Py_ssize_t, name=bytes, value=bytes)
     cpdef bint setxattr(self) except -1
-    @cython.locals(channel=Channel, name=bytes)
+    @cython.locals(channel=Channel, name=bytes, size=uint32_t, text=bytes)
     cpdef bint getxattr(self) except -1
     @cython.locals(channel=Channel, name=bytes)
     cpdef bint removexattr(self) except -1

@@ -11,10 +11,12 @@ from typing import Final
 
 from pinfs.bridge import wire
 from pinfs.bridge.channel import Channel
+from pinfs.bridge.handlers import sized
 from pinfs.fs.exports import Exports
 from pinfs.fs.fast import FastOperations
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FileHandle
 from pinfs.fs.inode import Inode
+from pinfs.interface.attributes import PREFIX
 from pinfs.linux.calls import NOW, clock
 
 _OPCODES: Final = 64
@@ -337,10 +339,13 @@ class FastHandlers:
         return self._ops.setxattr(channel.nodeid, name, value, channel.u32(4), channel) and channel.done()
 
     def getxattr(self) -> bool:
-        channel = self._channel
+        channel, size = self._channel, self._channel.u32(0)
         name = channel.name(8)
+        if name.startswith(PREFIX):
+            text = self._ops.pin_text(channel.nodeid, name, size, channel)
+            return text is not None and channel.data(sized(text, size))
         where = self._ops.getxattr(channel.nodeid, name) if name else None
-        return where is not None and channel.attribute(where, name, channel.u32(0))
+        return where is not None and channel.attribute(where, name, size)
 
     def removexattr(self) -> bool:
         channel = self._channel

@@ -99,4 +99,6 @@ cdef class FastOperations:
     @cython.locals(inode=Inode)
     cpdef object getxattr(self, uint64_t nodeid, bytes name)
     @cython.locals(inode=Inode)
+    cpdef bytes pin_text(self, uint64_t nodeid, bytes name, uint32_t size, object request)
+    @cython.locals(inode=Inode)
     cpdef bint removexattr(self, uint64_t nodeid, bytes name, object request) except -1

@@ -26,7 +26,7 @@ from pinfs.fs.removals import Removals
 from pinfs.fs.set_ids import SetIds
 from pinfs.fs.types import CallerLike, os_error
 from pinfs.fs.uncached import UncachedFiles
-from pinfs.interface.attributes import PREFIX
+from pinfs.interface.attributes import PREFIX, RELEASE
 from pinfs.linux.calls import Stat, mkdir_at, rmdir_at, stat_at, stat_fd
 
 UNUSUAL_NAMES: Final = frozenset({b"", b".", b"..", CONTROL_NAME})
@@ -437,6 +437,13 @@ class FastOperations:
         if inode is None or nodeid >= FOREIGN_IDS or name.startswith(PREFIX):
             return None
         return self._inodes.handle(inode)
+
+    def pin_text(self, nodeid: int, name: bytes, size: int, request: Request) -> bytes | None:
+        """getxattr(2) of a pin, or of all pins of a file, where that releases none. `size`: of the caller's buffer."""
+        inode = self._unlocked(nodeid)
+        if inode is None or name.startswith(RELEASE):
+            return None
+        return self._pins.look(inode, name, request, size)
 
     def removexattr(self, nodeid: int, name: bytes, request: Request) -> bool:
         """removexattr(2), and the release of a pin."""

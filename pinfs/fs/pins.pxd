@@ -38,4 +38,6 @@ cdef class PinVerbs:
     @cython.locals(process=Process, pin=Pin)
     cdef Pin _find(self, Inode inode, bytes name, object ctx)
     cdef _let_go(self, Pin pin, object ctx, bint revoke=*)
+    @cython.locals(pin=Pin)
+    cpdef bytes look(self, Inode inode, bytes attribute, object ctx, object size)
     cpdef on_end(self, Pin pin)

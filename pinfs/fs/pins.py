@@ -156,10 +156,14 @@ class PinVerbs:
 
     async def get(self, inode: Inode, attribute: bytes, ctx: CallerLike, size: int | None) -> bytes:
         """A pin, all pins of the file, or a release. ENODATA: no such pin."""
-        if attribute == PINS:
-            return _with_room(self._listing(inode, ctx), size)
         if name := _verb_name(attribute, RELEASE):
             return await self._get_release(inode, name, ctx, size)
+        return self.look(inode, attribute, ctx, size)
+
+    def look(self, inode: Inode, attribute: bytes, ctx: CallerLike, size: int | None) -> bytes:
+        """`get`, but for releases."""
+        if attribute == PINS:
+            return _with_room(self._listing(inode, ctx), size)
         if name := _verb_name(attribute, PIN):
             pin = self._find(inode, name, ctx)
             if size and size < SHORTEST_JSON:
