@@ -20,6 +20,7 @@ from support.actor import Actors
 from support.disks import Disks
 from support.mounts import Mount
 
+from pinfs import pure
 from pinfs.pure import is_compiled
 
 hypothesis.settings.register_profile("default", max_examples=50, deadline=None, print_blob=True)
@@ -39,9 +40,21 @@ def pytest_configure(config: pytest.Config) -> None:
             capture.suspend_global_capture(in_=True)
         start.restart()
     start.settle_process()
+    if is_compiled() and (older := _older_than_its_source()):
+        pytest.exit(f"{older} is older than its source: make build", pytest.ExitCode.USAGE_ERROR)
     os.environ["PINFS_STATE_DIRECTORY"] = tempfile.mkdtemp(prefix="pinfs-state-")
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(seeds.SEED)
+
+
+def _older_than_its_source() -> Path | None:
+    """An extension that would run in place of what has been written since."""
+    for extension in Path(pure.__file__).parent.rglob("*.so"):
+        stem = extension.parent / extension.name.partition(".")[0]
+        sources = [stem.with_suffix(suffix) for suffix in (".py", ".pyx", ".pxd")]
+        if any(source.exists() and source.stat().st_mtime > extension.stat().st_mtime for source in sources):
+            return extension
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)
