@@ -10,8 +10,9 @@ from statistics import median
 from time import monotonic_ns
 from typing import Final, NamedTuple
 
-from pinfs.bench.crowd import Holder, started_holder
+from pinfs.bench import holder
 from pinfs.bench.places import Room
+from pinfs.bench.remote import Remote, started
 from pinfs.bench.rows import Batch, Rows
 
 rows: Final = Rows()
@@ -26,7 +27,7 @@ class Break(NamedTuple):
     whole: float
 
 
-def break_once(other: Holder, command: str, path: str) -> Break:
+def break_once(other: Remote, command: str, path: str) -> Break:
     """Let the holder take its pin or lease, truncate the file, and read the holder's stamps."""
     os.truncate(path, 4096)
     other.tell(command, path)
@@ -42,7 +43,7 @@ def breaks(room: Room, calls: int, what: int) -> Iterator[Batch]:
     """A batch is the median of `calls` breaks, so that a break delayed by the scheduler does not dominate."""
     command = "hold_pin" if room.place.pinfs else "hold_lease"
     path = room.file()
-    with started_holder() as other:
+    with started(holder.__file__) as other:
         break_once(other, command, path)  # raises OSError where there are no leases
         yield lambda: median(break_once(other, command, path)[what] for _ in range(calls))
 

@@ -62,8 +62,7 @@ COMMANDS: Final[dict[str, Callable[..., Any]]] = {"pin_many": pin_many, "hold_pi
 
 
 def main() -> None:
-    """Run commands until the end of the input. Ctrl-C ends the benchmark, which then closes this input."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Run commands until the end of the input."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
     for line in sys.stdin:
         command, *arguments = json.loads(line)

@@ -4,12 +4,18 @@ import os
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
+from pinfs.bench import processes
 from pinfs.bench.places import Place
 from pinfs.bench.run import Measured, Outcome
 from pinfs.bench.seals import SEALED, UNSEALED, row_name
+from pinfs.bench.verdict import closing, rivals, verdict
 
 Json = dict[str, object]
+
+VERDICT: Final = "verdict"
+"""The heading of the last column, where there is one."""
 
 
 def base_of(places: Sequence[Place]) -> Place:
@@ -64,8 +70,21 @@ def _row(one: Measured, outcome: Outcome, base: Place) -> Json:
         "first_to": {path: _rounded(one.ratio(first, path)) for path in paths[1:]},
         "to_fewest": {path: _rounded(to_fewest(one, outcome.measured, path)) for path in paths},
         "to_unsealed": {path: _rounded(to_unsealed(one, outcome.measured, path)) for path in paths},
+        "per_second": {path: _rounded(per_second(one, path)) for path in paths},
+        "verdict": _verdict(one, outcome),
         "notes": one.notes,
     }
+
+
+def _verdict(one: Measured, outcome: Outcome) -> Json | None:
+    found = verdict(one, outcome.places)
+    return found and {"to": found.place.path, "ratio": _rounded(found.ratio), "word": found.word}
+
+
+def per_second(one: Measured, path: str) -> float | None:
+    """For a row of several processes: operations a second of all together; None for other rows."""
+    us = one.median(path)
+    return 1_000_000 / us if us and one.row.group == processes.GROUP else None
 
 
 def to_fewest(one: Measured, measured: Sequence[Measured], path: str) -> float | None:
@@ -91,21 +110,31 @@ def _rounded(value: float | None) -> float | None:
 
 
 def as_table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows: medians of all directories, and the ratios of the first one's time to each of the others'."""
+    """Headings and rows: medians of all directories, the ratios of the first one's time to each of the others', and the
+    verdict where there are rivals."""
     first, *others = outcome.places
     headings = ["us", *(place.label for place in outcome.places)]
     headings += [f"{first.label}/{place.label}" for place in others]
+    judged = bool(rivals(outcome.places))
+    headings += [VERDICT] * judged
     rows: list[list[str]] = []
     for at, one in enumerate(outcome.measured):
         if at and one.row.group != outcome.measured[at - 1].row.group:
             rows.append([""] * len(headings))
         times = [_number(one.median(place.path)) for place in outcome.places]
-        rows.append([one.row.name, *times, *(_number(one.ratio(first.path, place.path)) for place in others)])
+        ratios = [_number(one.ratio(first.path, place.path)) for place in others]
+        rows.append([one.row.name, *times, *ratios, *[_judgement(one, outcome.places)] * judged])
     return headings, rows
 
 
+def _judgement(one: Measured, places: Sequence[Place]) -> str:
+    found = verdict(one, places)
+    return f"{found.word} {_number(found.ratio)} {found.place.label}" if found else "-"
+
+
 def remarks(outcome: Outcome) -> list[str]:
-    """Notes below the table: why cells are empty, how long crowds took to register, and what they cost."""
+    """Notes below the table: why cells are empty, how long crowds took to register, what they cost, what several
+    processes get done, and the count of verdicts."""
     labels = {place.path: place.label for place in outcome.places}
     how = f"Microseconds per operation, median of {outcome.plan.rounds} rounds. A ratio above 1: the first is slower."
     missing: dict[str, list[str]] = {}
@@ -114,7 +143,7 @@ def remarks(outcome: Outcome) -> list[str]:
             missing.setdefault(f"{labels[path]}: {why}", []).append(one.row.name)
     notes = [f"{why}: {'; '.join(names)}" for why, names in missing.items()]
     grown = [f"{labels[c.path]}: {c.pins} pins registered in {c.seconds:.1f} s" for c in outcome.crowds]
-    return [how, *notes, *grown, *_within(outcome)]
+    return [how, *notes, *grown, *_within(outcome), *_together(outcome), *closing(outcome)]
 
 
 def _within(outcome: Outcome) -> Iterator[str]:
@@ -125,6 +154,14 @@ def _within(outcome: Outcome) -> Iterator[str]:
             yield f"{one.row.name}: {ratio:.2f} of the fewest"
         if ratio := to_unsealed(one, outcome.measured, first):
             yield f"{one.row.name}: {ratio:.2f} of the time without"
+
+
+def _together(outcome: Outcome) -> Iterator[str]:
+    """What several processes get done."""
+    for one in outcome.measured:
+        rates = [(place.label, per_second(one, place.path)) for place in outcome.places]
+        if texts := [f"{label} {rate:.0f}" for label, rate in rates if rate]:
+            yield f"{one.row.name}: {', '.join(texts)} a second"
 
 
 def _number(value: float | None) -> str:

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from statistics import median
 from typing import Final, Protocol
 
-from pinfs.bench import breaks, data, metadata, pins, seals
+from pinfs.bench import breaks, data, metadata, pins, processes, seals
 from pinfs.bench.crowd import Crowds, CrowdSize
 from pinfs.bench.places import Place, open_places
 from pinfs.bench.rows import Batch, Row, Skip
@@ -62,7 +62,8 @@ class Measured:
 
 def all_rows(counts: Sequence[int], crowds: Crowds) -> list[Row]:
     """Every row there is. The crowd comes last, because its pins stay until the end."""
-    return [*data.rows, *metadata.rows, *pins.rows, *seals.rows, *breaks.rows, *pins.crowded(counts, crowds)]
+    own = (data, metadata, pins, seals, breaks, processes)
+    return [*(row for module in own for row in module.rows), *pins.crowded(counts, crowds)]
 
 
 def chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:

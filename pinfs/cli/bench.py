@@ -98,6 +98,9 @@ taskset -c 0 pinfs bench /mnt/pinfs /mnt/bindfs
 # the most frequent calls, more rounds
 pinfs bench /mnt/pinfs --only stat --only 'open + close' --rounds 30
 
+# what several processes get done at once, on pinfs and on bindfs
+pinfs bench /mnt/pinfs /mnt/bindfs --only processes
+
 # whether the cost of a pin depends on the number of pins
 pinfs bench /mnt/pinfs --only crowd --pins 1,1000000
 """,
@@ -152,5 +155,6 @@ def _print(outcome: Outcome, as_json: bool) -> None:
         print_json(report.as_json(outcome))
         return
     headings, rows = report.as_table(outcome)
-    print_table(headings, rows, right=range(1, len(headings)))
+    numbers = [at for at, heading in enumerate(headings) if at and heading != report.VERDICT]
+    print_table(headings, rows, right=numbers)
     click.echo("\n" + "\n".join(report.remarks(outcome)))
