@@ -67,10 +67,12 @@ def all_rows(counts: Sequence[int], crowds: Crowds) -> list[Row]:
 
 
 def chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
-    """Rows whose group is in `only`, or whose name contains or matches one of its words; all where `only` is empty."""
+    """Rows whose group is in `only`, or whose name contains or matches one of its other words; all if it is empty."""
+    groups = {row.group for row in rows} & {*only}
+    words = {*only} - groups
 
     def wanted(row: Row) -> bool:
-        return any(word in (row.group, row.name) or fnmatch(row.name, f"*{word}*") for word in only)
+        return row.group in groups or any(word == row.name or fnmatch(row.name, f"*{word}*") for word in words)
 
     return [row for row in rows if not only or wanted(row)]
 

@@ -46,7 +46,8 @@ def closing(outcome: Outcome) -> Iterator[str]:
     if not verdicts:
         return
     count = Counter(one.word for _, one in verdicts)
-    text = f"{AHEAD} in {count[AHEAD]} row{'s' * (count[AHEAD] != 1)}, {EVEN} in {count[EVEN]}, {BEHIND} in {count[BEHIND]}"
+    rows = "row" if count[AHEAD] == 1 else "rows"
+    text = f"{AHEAD} in {count[AHEAD]} {rows}, {EVEN} in {count[EVEN]}, {BEHIND} in {count[BEHIND]}"
     row, worst = max(verdicts, key=lambda named: named[1].ratio)
     farthest = f"; farthest {BEHIND}: {row} {worst.ratio:.2f}" if worst.word == BEHIND else ""
     yield f"{outcome.places[0].label} against the fastest of the others: {text}{farthest}"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bench.fakes import Interrupting, Silent, children, measured
 from click.testing import CliRunner
 from support.mounts import Mount
 
@@ -17,59 +18,10 @@ from pinfs.bench.pins import pinned
 from pinfs.bench.places import Room, mount_of, open_places, room
 from pinfs.bench.report import as_json, to_fewest, to_unsealed
 from pinfs.bench.rows import Batch, Rows, Skip
-from pinfs.bench.run import Measured, Plan, all_rows, chosen, measure, run
+from pinfs.bench.run import Plan, all_rows, chosen, measure, run
 from pinfs.bench.seals import rule
 from pinfs.cli.bench import bench
 from pinfs.cli.exitcodes import ExitCode
-
-
-class Silent:
-    """A watcher without output."""
-
-    def begin(self, batches: int) -> None:
-        self.batches = batches
-
-    def step(self, row: str) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        pass
-
-
-class Interrupting(Silent):
-    """Ctrl-C in the middle of a row."""
-
-    def __init__(self, row: str) -> None:
-        self.row = row
-
-    def step(self, row: str) -> None:
-        if row == self.row:
-            raise KeyboardInterrupt
-
-
-@pytest.fixture
-def two(tmp_path: Path) -> tuple[str, str]:
-    """Two plain directories."""
-    paths = (tmp_path / "first", tmp_path / "second")
-    for path in paths:
-        path.mkdir()
-    return str(paths[0]), str(paths[1])
-
-
-def children() -> list[str]:
-    """Processes that we have started and that are still there."""
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-
-
-def measured(samples: dict[str, list[float]], name: str = "row", group: str = "data") -> Measured:
-    """A result as if it had been measured."""
-    rows = Rows()
-    rows.row(group, name, 1)(nothing)
-    return Measured(rows[0], samples)
-
-
-def nothing(room: Room, calls: int) -> Iterator[Batch]:
-    yield lambda: 1.0
 
 
 def test_all_rows_on_plain_directories(two: tuple[str, str]) -> None:
@@ -166,6 +118,8 @@ def test_a_sealed_row_is_compared_with_the_same_one_without_the_seal() -> None:
 def test_only_takes_groups_words_and_globs() -> None:
     rows = all_rows((1,), Crowds(print))
     assert {row.group for row in chosen(rows, ["data", "break"])} == {"data", "break"}
+    assert {row.group for row in chosen(rows, ["metadata"])} == {"metadata"}
+    assert {row.group for row in chosen(rows, ["mixed metadata"])} == {"processes"}
     assert [row.name for row in chosen(rows, ["rename"])] == ["rename"]
     assert {row.name for row in chosen(rows, ["read ? ?iB*"])} > {"read 1 MiB"}
     assert chosen(rows, []) == rows
