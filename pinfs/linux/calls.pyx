@@ -268,8 +268,14 @@ cpdef int remove_attribute(object where, bytes name) except -1:
 
 
 cpdef int open_backing(int connection_fd, int fd) except -1:
-    return done(open_backing_file(connection_fd, fd))
+    cdef int result
+    with nogil:
+        result = open_backing_file(connection_fd, fd)
+    return done(result)
 
 
 cpdef int close_backing(int connection_fd, int backing_id) except -1:
-    return done(close_backing_file(connection_fd, backing_id))
+    cdef int result
+    with nogil:
+        result = close_backing_file(connection_fd, backing_id)
+    return done(result)

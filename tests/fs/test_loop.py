@@ -245,6 +245,7 @@ async def test_no_operation_asks_such_a_source_on_the_event_loop(
     assert watch.seen <= LEFT_ON_THE_LOOP
 
 
+@pytest.mark.interpreted
 async def test_the_watch_sees_what_an_ordinary_source_is_asked(
     root: None, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ async def nodeid(bench: Bench) -> int:
     return nodeid
 
 
+@pytest.mark.interpreted  # chmod(2) fails as Python calls it
 async def test_an_open_that_may_not_drop_set_ids(
     bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch, root: None
 ) -> None:
@@ -61,6 +62,7 @@ async def test_an_open_that_may_not_drop_set_ids(
         await bench.ops.open(nodeid, CUT, ME, kill_suidgid=True)
 
 
+@pytest.mark.interpreted  # chmod(2) fails as Python calls it
 async def test_the_reply_to_an_open_that_may_not_drop_set_ids(
     bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch, root: None
 ) -> None:
@@ -80,6 +82,7 @@ async def test_an_open_drops_set_ids(bench: Bench, nodeid: int) -> None:
     assert (bench.source / "f").stat().st_mode & 0o7777 == 0o755
 
 
+@pytest.mark.interpreted  # chmod(2) fails as Python calls it
 async def test_a_create_that_may_not_drop_set_ids(
     bench: Bench, nodeid: int, monkeypatch: pytest.MonkeyPatch, root: None
 ) -> None:

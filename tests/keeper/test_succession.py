@@ -74,8 +74,8 @@ def users(background: Background) -> Iterator[Users]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of the package, as another installation."""
-    shutil.copytree(REPO / "pinfs", tmp_path / "pinfs", ignore=shutil.ignore_patterns("__pycache__"))
+    """A copy of the package, as another installation: an interpreted one, so that a test can change it."""
+    shutil.copytree(REPO / "pinfs", tmp_path / "pinfs", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     return tmp_path
 
 
