@@ -208,8 +208,8 @@ class Channel:
         descriptor, or a path."""
         try:
             value = os.getxattr(where, name)
-        except OSError as e:
-            return self.refuse(e.errno or errno.EIO)
+        except OSError as e:  # as pinfs.runtime.errors.errno_of has it
+            return self.refuse(errno.EOPNOTSUPP if e.errno == errno.ENOSYS else e.errno or errno.EIO)
         if not size:
             return self._send(wire.GETXATTR_OUT.pack(len(value), 0))
         if len(value) > size:

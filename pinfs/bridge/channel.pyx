@@ -3,7 +3,7 @@
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, EIO, errno
+from libc.errno cimport EAGAIN, EIO, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memset
 
@@ -291,7 +291,7 @@ cdef class Channel:
             with nogil:
                 length = c_fgetxattr(fd, text, value, room)
         if length < 0:
-            return self.send(errno or EIO, 0)
+            return self.send(EOPNOTSUPP if errno == ENOSYS else errno or EIO, 0)
         if not size:
             (<uint32_t *>value)[0] = <uint32_t>length
             (<uint32_t *>value)[1] = 0

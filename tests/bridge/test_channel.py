@@ -333,6 +333,20 @@ def test_the_value_of_an_attribute(module, stats, tmp_path: Path, by: str) -> No
         assert asked(b"user.a", 0) == (errno.EBADF if by == "descriptor" else errno.ENOENT, b"")
 
 
+@pytest.mark.parametrize("module", [channel_source])
+def test_a_backing_without_attributes(module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOSYS: the kernel would take it that this mount has none at all, and never ask again (`errno_of`)."""
+
+    def missing(where: object, name: bytes) -> bytes:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "getxattr", missing)
+    with lines(module) as [line]:
+        line.take(request(wire.GETXATTR))
+        assert line.channel.attribute(b"/", b"user.a", 0)
+        assert line.replies() == [OUT_HEADER.pack(OUT_SIZE, -errno.EOPNOTSUPP, 2)]
+
+
 # Parity, with any bytes
 
 EXTENSIONS = st.sampled_from([0, 0, 0, 1, 2**16 - 1])

@@ -3,6 +3,7 @@ a seal must not change shows in every comparison with the backing."""
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ class Table(InodeTable):
     def intern(self, parent: Inode, name: bytes, st: StatLike) -> Inode:
         return self.sealing.interned(super().intern(parent, name, st))
 
-    def intern_nameless(self, st: StatLike, fd: int) -> Inode:
+    def intern_nameless(self, st: os.stat_result, fd: int) -> Inode:
         return self.sealing.interned(super().intern_nameless(st, fd))
 
     def drop_if_unreferenced(self, inode: Inode) -> None:
