@@ -71,7 +71,7 @@ cdef class FastOperations:
     @cython.locals(inode=Inode)
     cpdef Inode truncate(self, uint64_t nodeid, object size, object request)
     cdef Inode _changed(self, Inode inode)
-    @cython.locals(inode=Inode)
+    @cython.locals(inode=Inode, cuts=uint32_t)
     cpdef FileHandle open(self, uint64_t nodeid, uint32_t flags, bint kill_suidgid, object request)
     cdef bint _cut(self, Inode inode, bint kill_suidgid, object request) except -1
     @cython.locals(directory=Inode, st=Stat, fd=int, error=int, inode=Inode, handle=FileHandle)

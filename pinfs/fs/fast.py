@@ -300,7 +300,10 @@ class FastOperations:
     def open(self, nodeid: int, flags: int, kill_suidgid: bool, request: Request) -> FileHandle | None:
         """open(2) of an existing file. With O_TRUNC, where no one is to be asked."""
         inode = self._by_id.get(nodeid)
-        if inode is None or nodeid >= FOREIGN_IDS or (flags & os.O_TRUNC and self._in_kernel):
+        cuts = flags & os.O_TRUNC
+        if inode is None or nodeid >= FOREIGN_IDS or (kill_suidgid and not cuts):
+            return None
+        if cuts and (self._in_kernel or inode.kind != stat.S_IFREG):
             return None
         self._backing.close_idle_if_moved(inode)
         try:
@@ -308,7 +311,7 @@ class FastOperations:
         except BlockingIOError:  # another process has a lease
             return None
         try:
-            if flags & os.O_TRUNC and not self._cut(inode, kill_suidgid, request):
+            if cuts and not self._cut(inode, kill_suidgid, request):
                 self._backing.release(inode)
                 return None
             return self._opens.handle(inode, flags, request, False)

@@ -353,6 +353,8 @@ class Operations:
                     self._inodes.drop_if_unreferenced(handle.inode)
         elif isinstance(handle, ControlHandle):
             handle.close()
+        elif isinstance(handle, DirectoryHandle):
+            self.directories.closed(handle)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         """fsync(2), fdatasync(2), also of what a device has written into a pinned range."""
@@ -434,9 +436,7 @@ class Operations:
 
     async def releasedir(self, fh: int) -> None:
         """closedir(3)."""
-        handle = self.handles.pop(fh)
-        if isinstance(handle, DirectoryHandle):
-            self.directories.closed(handle)
+        await self.release(fh)
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """fsync(2) of a directory."""

@@ -110,6 +110,7 @@ class MortalChannel(Channel):
     opened = _unless_told(Channel.opened)
     created = _unless_told(Channel.created)
     attribute = _unless_told(Channel.attribute)
+    data = _unless_told(Channel.data)
 
 
 def at_line(number: int) -> Plan:

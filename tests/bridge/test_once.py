@@ -557,11 +557,13 @@ def run_case(source: Path, case: Case, *plans: Plan) -> bool:
 BY_SYSTEM_CALL = [case for case in CASES if case.call]
 
 
+@pytest.mark.interpreted  # the system call is watched as Python makes it
 @pytest.mark.parametrize("case", BY_SYSTEM_CALL, ids=str)
 def test_death_before_the_system_call(tmp_path: Path, case: Case) -> None:
     assert run_case(tmp_path, case, before(case.call, case.when))
 
 
+@pytest.mark.interpreted  # the system call is watched as Python makes it
 @pytest.mark.parametrize("case", BY_SYSTEM_CALL, ids=str)
 def test_death_after_the_system_call(tmp_path: Path, case: Case) -> None:
     assert run_case(tmp_path, case, after(case.call, case.when))

@@ -401,7 +401,9 @@ def _uncached(fs: FileSystem, twin: Callable[[int], int]) -> Any:
 
 def _pins_by_file(fs: FileSystem, twin: Callable[[int], int]) -> Any:
     book = fs.guard.book
-    return {twin(nodeid): len(list(file.overlapping(0, 1 << 63))) for nodeid, file in book.files.items()}, book.ended
+    return {
+        twin(nodeid): len(list(file.overlapping(0, 1 << 63))) for nodeid, file in book.files.states.items()
+    }, book.ended
 
 
 def journal(side: Side, twin: Callable[[int], int]) -> dict[str, Any]:

@@ -155,12 +155,14 @@ def _die_after(words: int, patched: pytest.MonkeyPatch, survivor: Survivor) -> N
     patched.setattr(streamrecords.StreamRecords, "set_word", counting(streamrecords.StreamRecords.set_word))
 
 
-async def test_readers_of_events_and_a_daemon_that_dies() -> None:
+@pytest.mark.interpreted  # each word of the journal is written as Python writes it
+def test_readers_of_events_and_a_daemon_that_dies() -> None:
     run_state_machine_as_test(
         Channels, settings=settings(suppress_health_check=[HealthCheck.too_slow], stateful_step_count=40, deadline=None)
     )
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("readers", [1, 2])
 async def test_a_death_at_each_word_of_an_event(tmp_path: Path, readers: int) -> None:
     """Until the release is done without a death."""

@@ -194,6 +194,7 @@ def test_a_machine_without_memory_is_told(fd: int, monkeypatch: pytest.MonkeyPat
 # A writer that is killed
 
 
+@pytest.mark.interpreted
 def test_killed_at_any_instruction(fd: int) -> None:
     """After each of its instructions the journal holds what it held before the step, or what it holds after it."""
     slots = Slots(fd, max_slots=ROOMY)

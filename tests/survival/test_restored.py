@@ -240,6 +240,7 @@ class Instructions:
             sys.settrace(self._enter)
 
 
+@pytest.mark.interpreted
 async def test_killed_at_any_instruction(written: Written) -> None:
     """Whatever the kernel has been told is known to the next daemon, and at most one thing more."""
     kernel = Kernel(written, random.Random(seeds.SEED))
