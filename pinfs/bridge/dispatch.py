@@ -140,11 +140,7 @@ class Dispatcher:
         self._channel.use(self._buffer)
 
     def _fast_handlers(self, fast: FastOperations) -> FastHandlers:
-        ops, handlers = self._ops, self._handlers
-        return FastHandlers(
-            self._channel, fast, ops.exports, ops.uncached, handlers.entry_valid, handlers.attr_valid,
-            self._fast_failed, self._fast_undelivered,
-        )  # fmt: skip
+        return FastHandlers(self._channel, fast, self._handlers, self._fast_failed, self._fast_undelivered)
 
     # The loop
 

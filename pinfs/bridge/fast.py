@@ -11,8 +11,7 @@ from typing import Final
 
 from pinfs.bridge import wire
 from pinfs.bridge.channel import Channel
-from pinfs.bridge.handlers import sized
-from pinfs.fs.exports import Exports
+from pinfs.bridge.handlers import Handlers, sized
 from pinfs.fs.fast import FastOperations
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FileHandle
 from pinfs.fs.inode import Inode
@@ -86,17 +85,14 @@ class Loop:
 
 
 class FastHandlers:
-    """`failed(e)` answers a request whose handler has raised; `undelivered()` hears of a reply that the kernel did not
-    take."""
+    """`handlers`: those of all other requests, which know how long the kernel may remember what. `failed(e)` answers a
+    request whose handler has raised; `undelivered()` hears of a reply that the kernel did not take."""
 
     def __init__(
         self,
         channel: Channel,
         ops: FastOperations,
-        exports: Exports | None,
-        uncached: set[int],
-        entry_valid: tuple[int, int],
-        attr_valid: tuple[int, int],
+        handlers: Handlers,
         failed: Callable[[BaseException], None],
         undelivered: Callable[[], None],
     ) -> None:
@@ -104,10 +100,10 @@ class FastHandlers:
         """Where the name of a SETXATTR begins, in bytes of the body."""
         self._channel = channel
         self._ops = ops
-        self._exports = exports
-        self._uncached = uncached
-        self._entry_s, self._entry_ns = entry_valid
-        self._attr_s, self._attr_ns = attr_valid
+        self._exports = handlers.exports
+        self._uncached = handlers.uncached
+        self._entry_s, self._entry_ns = handlers.entry_valid
+        self._attr_s, self._attr_ns = handlers.attr_valid
         self._failed = failed
         self._undelivered = undelivered
         self._handlers: list[Callable[[], bool] | None] = [None] * _OPCODES

@@ -57,13 +57,14 @@ class Handlers:
         self.entry_valid = wire.seconds(ops.entry_timeout_s)
         self.attr_valid = wire.seconds(ops.attr_timeout_s)
         self._entry_out: EntryOut = wire.entry_out
-        self._uncached = ops.uncached
+        self.uncached = ops.uncached
+        self.exports = ops.exports
         ops.uncached.on_entered = lambda nodeid: notify(wire.forget_attributes(nodeid))
         self._nothing = wire.no_entry_out(self.entry_valid)
 
     def _valid(self, nodeid: int) -> tuple[int, int]:
         """How long the kernel may cache the attributes of an inode (see `UncachedFiles`)."""
-        return wire.A_TICK if nodeid in self._uncached else self.attr_valid
+        return wire.A_TICK if nodeid in self.uncached else self.attr_valid
 
     # Names
 

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Container
 from errno import ENOENT
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from pinfs.fs.attributes import Attributes
 from pinfs.fs.backing import Backing
@@ -58,25 +58,27 @@ class Intents(Protocol):
         """Before the last name of a file goes: a file that is in use must not go with this daemon."""
 
 
+class Collaborators(NamedTuple):
+    """What `Operations` works with, and so does its fast path."""
+
+    inodes: InodeTable
+    backing: Backing
+    pins: PinVerbs
+    names: Names
+    opens: Opens
+    removals: Removals
+    attributes: Attributes
+    set_ids: SetIds
+    uncached: UncachedFiles
+    slow_names: set[bytes]
+
+
 class FastOperations:
     """`st` holds what the last call has found. A function that gives nothing back (None, False) leaves the request to
     `Operations`. Each may raise OSError as that does."""
 
-    def __init__(
-        self,
-        inodes: InodeTable,
-        backing: Backing,
-        pins: PinVerbs,
-        names: Names,
-        opens: Opens,
-        removals: Removals,
-        attributes: Attributes,
-        set_ids: SetIds,
-        uncached: UncachedFiles,
-        slow_names: set[bytes],
-        in_kernel: Container[int],
-        pinned_owners: Container[object],
-    ) -> None:
+    def __init__(self, parts: Collaborators, in_kernel: Container[int], pinned_owners: Container[object]) -> None:
+        """`in_kernel`: node ids of files that the kernel has locked for a removal; `pinned_owners`: who has pins."""
         self.st = Stat()
         self.intents: Intents | None = None
         """None: the mount ends with its daemon."""
@@ -85,18 +87,18 @@ class FastOperations:
         self.is_missing = False
         """Whether the last lookup gave nothing because there is no such name."""
         self._other = Stat()
-        self._inodes = inodes
-        self._by_id = inodes.by_id
-        self._backing = backing
-        self._pins = pins
-        self._handles = pins.handles
-        self._names = names
-        self._opens = opens
-        self._removals = removals
-        self._attributes = attributes
-        self._set_ids = set_ids
-        self._uncached = uncached
-        self._slow_names = slow_names
+        self._inodes = parts.inodes
+        self._by_id = parts.inodes.by_id
+        self._backing = parts.backing
+        self._pins = parts.pins
+        self._handles = parts.pins.handles
+        self._names = parts.names
+        self._opens = parts.opens
+        self._removals = parts.removals
+        self._attributes = parts.attributes
+        self._set_ids = parts.set_ids
+        self._uncached = parts.uncached
+        self._slow_names = parts.slow_names
         self._in_kernel = in_kernel
         self._pinned_owners = pinned_owners
 

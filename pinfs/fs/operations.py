@@ -21,7 +21,7 @@ from pinfs.fs.control import CONTROL_NAME, Control, ControlDirectory, ControlHan
 from pinfs.fs.copying import Copies, Place
 from pinfs.fs.directories import Add, DirectoryHandle, DirectoryReader
 from pinfs.fs.exports import Exports
-from pinfs.fs.fast import FastOperations
+from pinfs.fs.fast import Collaborators, FastOperations
 from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle, Wake
 from pinfs.fs.inode import ROOT_ID, Inode, component
 from pinfs.fs.inodes import InodeTable
@@ -82,10 +82,9 @@ class Operations:
         self._copies = Copies(backing, guard)
         self.directories = DirectoryReader(inodes, control.owns, self.submounts)
         self.exports: Exports | None = None
-        self.fast: FastOperations | None = FastOperations(
-            inodes, backing, pins, self._names, self._opens, self._removals, self._attributes, self._set_ids,
-            self.uncached, self._slow_names, self._in_kernel, guard.book.table.by_owner,
-        )  # fmt: skip
+        parts = self._names, self._opens, self._removals, self._attributes, self._set_ids, self.uncached
+        fast = Collaborators(inodes, backing, pins, *parts, self._slow_names)
+        self.fast: FastOperations | None = FastOperations(fast, self._in_kernel, guard.book.table.by_owner)
         """The fast path; None where every call may have to be waited for."""
 
     # Names

@@ -237,14 +237,7 @@ class Daemon:
             return self._without_bridge()
         self.succession.begin()
         requested = self._requested()
-        return Bridged(
-            self._fd,
-            self.fs.operations,
-            requested,
-            self._on_negotiated,
-            self.fs.stats.requests,
-            busy_poll_us=self._busy_poll_us(),
-        )
+        return self._bridged(requested, self._on_negotiated)
 
     def _take_over(self, left: Left) -> Transport:
         """Go on with the connection of the daemon before. Nothing is mounted or locked again."""
@@ -252,15 +245,16 @@ class Daemon:
             raise MountError("the mount was served by the bridge, which takes over from the bridge only (bridge=off)")
         self._fd, self._device = left.connection, left.identity.device
         self.fs.guard.mount_device = left.identity.device
-        return Bridged(
-            self._fd,
-            self.fs.operations,
-            self._requested(),
-            self._on_resumed,
-            self.fs.stats.requests,
-            left.identity.negotiated,
-            busy_poll_us=self._busy_poll_us(),
-        )
+        return self._bridged(self._requested(), self._on_resumed, left.identity.negotiated)
+
+    def _bridged(
+        self,
+        requested: Requested,
+        on_negotiated: Callable[[Negotiated], Once | None],
+        resumed: Negotiated | None = None,
+    ) -> Bridged:
+        counts, busy_poll_us = self.fs.stats.requests, self._busy_poll_us()
+        return Bridged(self._fd, self.fs.operations, requested, on_negotiated, counts, resumed, busy_poll_us)
 
     def _busy_poll_us(self) -> int:
         """On a machine with one processor the daemon would take it from the caller."""
