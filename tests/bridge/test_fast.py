@@ -22,6 +22,7 @@ from support import start
 
 from pinfs.bridge import wire
 from pinfs.bridge.dispatch import Dispatcher
+from pinfs.fs.directories import DirectoryHandle
 from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.pendingpins import PendingPins
 from pinfs.fs.restore import Restored
@@ -288,6 +289,10 @@ async def send(both: Twins, act: Act) -> None:
         body: bytes = make(Bodies(both, side))
         return SPOIL[spoiled](body) if spoiled else body
 
+    if opcode in (wire.RELEASE, wire.RELEASEDIR):
+        handle = both.sides[0].fs.operations.handles.find(wire.U64.unpack_from(made(both.sides[0]))[0])
+        if handle is not None and (opcode == wire.RELEASEDIR) is not isinstance(handle, DirectoryHandle):
+            return  # the kernel never does; both ways would leave a descriptor open
     if both.sides[0].mount.exports and opcode == wire.LOOKUP and made(both.sides[0]).startswith(b"."):
         return  # asks in a thread, for which a clock that jumps does not wait
     await both.ask(opcode, node, made, caller, extensions=spoiled == "extended")

@@ -156,7 +156,8 @@ class Side:
     def tree(self) -> dict[str, tuple[int, tuple[Any, ...]]]:
         """What the source directory holds, by path: the inode's number, and what can be compared."""
         found = {}
-        for path in sorted([self.source, *self.source.rglob("*")]):
+        below = [Path(at, name) for at, *names in os.walk(self.source) for some in names for name in some]
+        for path in sorted([self.source, *below]):
             st = path.lstat()
             kind = stat.S_IFMT(st.st_mode)
             content: bytes | str = b""
