@@ -27,6 +27,7 @@ from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.pendingpins import PendingPins
 from pinfs.fs.restore import Restored
 from pinfs.interface import ioctls as ioc
+from pinfs.linux import syscalls
 
 ROOT = os.geteuid() == 0
 MY_PID = os.getpid()
@@ -373,7 +374,7 @@ MOUNTS = {
     "plain": Mount(),
     "with a journal": Mount(journal=True),
     "with passthrough": Mount(passthrough=True, long_setxattr=False),
-    "with passthrough and a journal": Mount(passthrough=True, journal=True),
+    "with passthrough and a journal": Mount(passthrough=True, journal=True, policy='unlink = "break"'),
     "exported": Mount(exports=True),
 }
 LOCKED = st.sampled_from([1000, 1000, 1000, 1000, 1000, len(FIRST), 12, 20])
@@ -599,3 +600,56 @@ async def test_requests_wait_for_the_pins_of_a_take_over() -> None:
             assert side.intents() == 0
             side.kernel.shutdown(socket.SHUT_RDWR)
         side.close()
+
+
+# Pins in the way
+
+REMOVALS = {
+    "unlink": (wire.UNLINK, 0, _const(b"b\0")),
+    "unlink of one of two names": (wire.UNLINK, 0, _const(b"a\0")),
+    "rename over": (wire.RENAME, 0, _const(wire.U64.pack(ROOT_ID) + b"set\0b\0")),
+    "exchange": (wire.RENAME2, 0, _const(wire.RENAME2_IN.pack(ROOT_ID, syscalls.RENAME_EXCHANGE, 0) + b"set\0b\0")),
+    "truncate": (wire.SETATTR, B, _const(_attributes(wire.FATTR_SIZE, 10))),
+    "truncate of a file that is open": (wire.SETATTR, A, _const(_attributes(wire.FATTR_SIZE, 10))),
+    "growing": (wire.SETATTR, A, _const(_attributes(wire.FATTR_SIZE, 10_000))),
+    "open": (wire.OPEN, B, _const(wire.OPEN_IN.pack(os.O_RDWR | os.O_TRUNC, 0))),
+    "create": (
+        wire.CREATE,
+        0,
+        _const(wire.CREATE_IN.pack(os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644, UMASK, 0) + b"b\0"),
+    ),
+}
+TAKE_NOTHING = {"unlink of one of two names", "exchange", "growing"}
+DEFERRED = {"unlink", "rename over"}
+"""By policy `unlink` the name goes, and the bytes stay."""
+OTHER = (0, 0, OTHER_PID)
+
+
+@JOURNALS
+@pytest.mark.parametrize("value", [b"50:20", b"50:20,mode=lease,signal=none"], ids=["deny", "lease"])
+@pytest.mark.parametrize("unlink", ["defer", "break"])
+@pytest.mark.parametrize("what", REMOVALS)
+def test_pins_are_asked(what: str, unlink: str, value: bytes, journal: bool) -> None:
+    """A removal by another process is refused, at once or when the break has met its deadline; after the release of the
+    pin it is not."""
+    opcode, node, make = REMOVALS[what]
+
+    async def act(both: Twins) -> None:
+        for pinned in (A, B):
+            body = _setxattr(True, b"user.pinfs.pin.p", value, 0, 0, 0)
+            assert not (await both.ask(wire.SETXATTR, both.nodes[pinned], body, ME)).error
+            both.compare()
+        pair = both.nodes[node]
+        if what not in TAKE_NOTHING and (unlink == "break" or what not in DEFERRED):
+            refused = await both.ask(opcode, pair, lambda side: make(Bodies(both, side)), OTHER)
+            assert refused.error == -errno.EBUSY
+            both.compare()
+            for pinned in (A, B):
+                name_ = b"user.pinfs.pin.p\0"
+                assert not (await both.ask(wire.REMOVEXATTR, both.nodes[pinned], name_, ME)).error
+            both.compare()
+            await trio.sleep(60)  # of a break, nothing holds it back any more
+        assert not (await both.ask(opcode, pair, lambda side: make(Bodies(both, side)), OTHER)).error
+        both.compare()
+
+    run_twins(Mount(journal=journal, policy=f'unlink = "{unlink}"'), act)

@@ -66,12 +66,14 @@ class Registry:
 
 @dataclass
 class Mount:
-    """How the twins are served: with a journal, with passthrough, with generations; and the long form of SETXATTR."""
+    """How the twins are served: with a journal, with passthrough, with generations; the long form of SETXATTR."""
 
     journal: bool = False
     passthrough: bool = False
     exports: bool = False
     long_setxattr: bool = True
+    policy: str = ""
+    """TOML."""
 
     @property
     def negotiated(self) -> Negotiated:
@@ -91,8 +93,10 @@ class Side:
             end.setblocking(False)
         config = load(["nfs_export=on"] if mount.exports else [], None)
         self.registry: BackingRegistry = Registry() if mount.passthrough else NoPassthrough()
+        policies = PolicyBox(config.policies)
+        policies.replace(mount.policy, "the test")
         fd = os.open(self.source, os.O_PATH | os.O_DIRECTORY)
-        self.fs: FileSystem = assemble(fd, config, PolicyBox(config.policies), self.registry, dict, 1 << 16)
+        self.fs: FileSystem = assemble(fd, config, policies, self.registry, dict, 1 << 16)
         self.store = Store()
         self.journal = new_journal_file() if mount.journal else -1
         self.recorder: Recorder | None = None
