@@ -82,7 +82,9 @@ OPEN_FLAGS = st.builds(
     ACCESS,
     st.sampled_from([0, 0, 0, os.O_TRUNC, os.O_APPEND, os.O_NONBLOCK, os.O_TRUNC | os.O_NONBLOCK, os.O_EXCL]),
 )
-MODES = st.sampled_from([0o644, 0o600, 0o755, 0o4755, 0o2775, 0o1777, 0, 0o7777])
+LOOKED_AT = 0 if os.geteuid() == 0 else 0o700
+"""What only root could look at otherwise."""
+MODES = st.sampled_from([mode | LOOKED_AT for mode in (0o644, 0o600, 0o755, 0o4755, 0o2775, 0o1777, 0, 0o7777)])
 SIZES = st.sampled_from([0, 1, 10, 50, 99, 100, 101, 4096, 5000, 10_000])
 PIN_VALUES = st.sampled_from(
     [
