@@ -156,7 +156,7 @@ def _die_after(words: int, patched: pytest.MonkeyPatch, survivor: Survivor) -> N
 
 
 @pytest.mark.interpreted  # each word of the journal is written as Python writes it
-def test_readers_of_events_and_a_daemon_that_dies() -> None:
+async def test_readers_of_events_and_a_daemon_that_dies() -> None:
     run_state_machine_as_test(
         Channels, settings=settings(suppress_health_check=[HealthCheck.too_slow], stateful_step_count=40, deadline=None)
     )
