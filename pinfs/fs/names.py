@@ -60,21 +60,17 @@ class Names:
             recorder.rename_ended()
 
     def _rename(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
-        if old[0] is new[0]:
-            self._rename_at(self._inodes.fd(old[0]), old, new, flags, moved, victim)
-        else:
-            old_fd = os.dup(self._inodes.fd(old[0]))  # the next line may close the table's own
-            try:
-                self._rename_at(old_fd, old, new, flags, moved, victim)
-            finally:
-                os.close(old_fd)
-        self.renamed(old, new, flags, moved, victim)
-
-    def _rename_at(
-        self, old_fd: int, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None
-    ) -> None:
         with self._seal.lifted(moved), self._seal.lifted(victim), self._backing.outliving_name(new):
-            rename_at(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
+            if old[0] is new[0]:
+                directory_fd = self._inodes.fd(new[0])
+                rename_at(directory_fd, old[1], directory_fd, new[1], flags)
+            else:
+                old_fd = os.dup(self._inodes.fd(old[0]))  # the next line may close the table's own
+                try:
+                    rename_at(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
+                finally:
+                    os.close(old_fd)
+        self.renamed(old, new, flags, moved, victim)
 
     def renamed(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
         """After a rename: have the table follow."""

@@ -407,3 +407,15 @@ def test_a_list_stays_short(tmp_path: Path) -> None:
 
 def test_no_list(tmp_path: Path) -> None:
     assert (list(read_list(tmp_path / "none")), source_of(tmp_path / "none")) == ([], None)
+
+
+async def test_a_rename_whose_seal_takes_the_last_descriptor(world: World) -> None:
+    """Lifting the seal of the file closes that of its directory, which the call itself needs as well."""
+    ops = world.bench.ops
+    directory = (await ops.mkdir(ROOT_ID, b"d", 0o755, ME)).nodeid
+    await ops.rename(ROOT_ID, b"f", directory, b"f", 0, ME)
+    await world.pin()
+    world.bench.fs.inodes.descriptors.max_descriptors = 1
+    await ops.rename(directory, b"f", directory, b"g", 0, ME)
+    assert [path.name for path in (world.bench.source / "d").iterdir()] == ["g"]
+    assert world.is_flagged
