@@ -70,7 +70,7 @@ class Names:
                     rename_at(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
                 finally:
                     os.close(old_fd)
-        self.renamed(old, new, flags, moved, victim)
+            self.renamed(old, new, flags, moved, victim)  # inside: a seal is put back on what the table can reach
 
     def renamed(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
         """After a rename: have the table follow."""

@@ -19,6 +19,7 @@ from pinfs.linux.inodeflags import APPEND
 from pinfs.linux.interruptible import Result
 from pinfs.linux.ioctl import FS_IOC_GETFLAGS as GETFLAGS
 from pinfs.linux.ioctl import FS_IOC_SETFLAGS as SETFLAGS
+from pinfs.linux.syscalls import RENAME_EXCHANGE
 
 from .conftest import ME, Bench
 
@@ -409,13 +410,18 @@ def test_no_list(tmp_path: Path) -> None:
     assert (list(read_list(tmp_path / "none")), source_of(tmp_path / "none")) == ([], None)
 
 
-async def test_a_rename_whose_seal_takes_the_last_descriptor(world: World) -> None:
-    """Lifting the seal of the file closes that of its directory, which the call itself needs as well."""
-    ops = world.bench.ops
+async def test_an_exchange_whose_seals_take_the_last_descriptors(world: World) -> None:
+    """Lifting the seals of two files closes that of their directory, which the call itself needs as well."""
+    bench, ops, inodes = world.bench, world.bench.ops, world.bench.fs.inodes
     directory = (await ops.mkdir(ROOT_ID, b"d", 0o755, ME)).nodeid
     await ops.rename(ROOT_ID, b"f", directory, b"f", 0, ME)
-    await world.pin()
-    world.bench.fs.inodes.descriptors.max_descriptors = 1
-    await ops.rename(directory, b"f", directory, b"g", 0, ME)
-    assert [path.name for path in (world.bench.source / "d").iterdir()] == ["g"]
+    other = await bench.file("g", 100)
+    await ops.rename(ROOT_ID, b"g", directory, b"g", 0, ME)
+    for nodeid in (world.nodeid, other):
+        await bench.pin(nodeid, "a", "0:10")
+    inodes.descriptors.max_descriptors = 2
+    for nodeid in (world.nodeid, other, directory):
+        inodes.descriptors.close(inodes.get(nodeid))
+    await ops.rename(directory, b"f", directory, b"g", RENAME_EXCHANGE, ME)
+    assert (bench.source / "d/g").stat().st_ino == world.ino
     assert world.is_flagged
