@@ -51,8 +51,9 @@ def _older_than_its_source() -> Path | None:
     """An extension that would run in place of what has been written since."""
     for extension in Path(pure.__file__).parent.rglob("*.so"):
         stem = extension.parent / extension.name.partition(".")[0]
-        sources = [stem.with_suffix(suffix) for suffix in (".py", ".pyx", ".pxd")]
-        if any(source.exists() and source.stat().st_mtime > extension.stat().st_mtime for source in sources):
+        leaf = stem.with_suffix(".pyx")
+        sources = [leaf if leaf.exists() else stem.with_suffix(".py"), stem.with_suffix(".pxd")]
+        if any(source.stat().st_mtime > extension.stat().st_mtime for source in sources):
             return extension
     return None
 
