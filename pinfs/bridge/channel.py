@@ -10,6 +10,7 @@ import select
 from typing import Final
 
 from pinfs.bridge import wire
+from pinfs.bridge.connection import send_reply
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
 from pinfs.fs.types import make_entry
 from pinfs.linux.calls import Stat, clock
@@ -17,14 +18,11 @@ from pinfs.linux.calls import Stat, clock
 _unpack_header: Final = wire.IN_HEADER.unpack_from
 _pack_header: Final = wire.OUT_HEADER.pack
 
-
 FULL_CREDIT: Final = 16
 IN_VAIN: Final = 4
 """What a spin in vain costs; one that paid brings 1."""
 PAUSE: Final = 64
 """How many times no spin is tried when the credit is used up."""
-LARGE: Final = 4096
-"""Bytes: from here on a second buffer for writev(2) is cheaper than a copy."""
 
 
 class Channel:
@@ -39,22 +37,8 @@ class Channel:
     """
 
     __slots__ = (
-        *(
-            "_busy_poll_s",
-            "_credit",
-            "_into",
-            "_poll",
-            "buffer",
-            "error",
-            "fd",
-            "gid",
-            "nodeid",
-            "opcode",
-            "pid",
-            "reply",
-            "size",
-        ),
-        *("uid", "umask", "unique"),
+        *("_busy_poll_s", "_credit", "_into", "_poll", "buffer", "error", "fd", "gid", "nodeid", "opcode"),
+        *("pid", "reply", "size", "uid", "umask", "unique"),
     )
 
     def __init__(self, fd: int, buffer: bytearray, busy_poll_us: int = 0) -> None:
@@ -79,7 +63,7 @@ class Channel:
 
     def take(self, wait_ms: int) -> int:
         """Read one request, waiting up to `wait_ms` milliseconds. 1: here it is; 0: none came; -1: see `error`."""
-        if not self._poll(0) and not (wait_ms and (self._spin() or self._poll(wait_ms))):
+        if not (self._spin(wait_ms) or self._poll(wait_ms)):
             return 0
         try:
             size = self.size = os.readv(self.fd, self._into)
@@ -93,10 +77,12 @@ class Channel:
         self.umask = self.error = 0
         return 1
 
-    def _spin(self) -> bool:
-        """Whether there is a request after all."""
-        if not self._busy_poll_s:
+    def _spin(self, wait_ms: int) -> bool:
+        """Whether there is a request, looked for without sleeping where that is wanted."""
+        if not self._busy_poll_s or not wait_ms:
             return False
+        if self._poll(0):
+            return True
         if self._credit <= 0:
             self._credit += 1
             if self._credit <= 0:
@@ -150,20 +136,17 @@ class Channel:
 
     # The reply
 
-    def _send(self, body: bytes) -> bool:
-        header = _pack_header(OUT_SIZE + len(body), 0, self.unique)
+    def data(self, body: bytes) -> bool:
+        """Any body."""
         try:
-            if len(body) < LARGE:
-                os.write(self.fd, header + body)
-            else:
-                os.writev(self.fd, (header, body))
+            send_reply(self.fd, self.unique, body)
         except OSError as e:
             self.error, self.reply = e.errno or errno.EIO, body
         return True
 
     def done(self) -> bool:
         """A reply without a body."""
-        return self._send(b"")
+        return self.data(b"")
 
     def refuse(self, number: int) -> bool:
         """An errno."""
@@ -173,27 +156,23 @@ class Channel:
             self.error, self.reply = e.errno or errno.EIO, b""
         return True
 
-    def data(self, body: bytes) -> bool:
-        """Any body."""
-        return self._send(body)
-
     def attributes(self, nodeid: int, st: Stat, valid_s: int, valid_ns: int) -> bool:
         """struct fuse_attr_out. `valid_*`: how long the kernel may keep them."""
-        return self._send(wire.attr_out(nodeid, st.result, (valid_s, valid_ns)))
+        return self.data(wire.attr_out(nodeid, st.result, (valid_s, valid_ns)))
 
     def entry(
         self, nodeid: int, generation: int, st: Stat, entry_s: int, entry_ns: int, attr_s: int, attr_ns: int
     ) -> bool:
         """struct fuse_entry_out."""
-        return self._send(_entry(nodeid, generation, st, entry_s, entry_ns, attr_s, attr_ns))
+        return self.data(_entry(nodeid, generation, st, entry_s, entry_ns, attr_s, attr_ns))
 
     def no_entry(self, entry_s: int, entry_ns: int) -> bool:
         """struct fuse_entry_out for a name that does not exist."""
-        return self._send(wire.no_entry_out((entry_s, entry_ns)))
+        return self.data(wire.no_entry_out((entry_s, entry_ns)))
 
     def opened(self, fh: int, flags: int, backing_id: int) -> bool:
         """struct fuse_open_out."""
-        return self._send(wire.OPEN_OUT.pack(fh, flags, backing_id))
+        return self.data(wire.OPEN_OUT.pack(fh, flags, backing_id))
 
     def created(
         self, nodeid: int, generation: int, st: Stat, entry_s: int, entry_ns: int, attr_s: int, attr_ns: int,
@@ -201,7 +180,7 @@ class Channel:
     ) -> bool:  # fmt: skip
         """struct fuse_entry_out and struct fuse_open_out."""
         entry = _entry(nodeid, generation, st, entry_s, entry_ns, attr_s, attr_ns)
-        return self._send(entry + wire.OPEN_OUT.pack(fh, flags, backing_id))
+        return self.data(entry + wire.OPEN_OUT.pack(fh, flags, backing_id))
 
     def attribute(self, where: int | bytes, name: bytes, size: int) -> bool:
         """The reply to GETXATTR: the value, its size where the caller only asks for that (0), or an errno. `where`: a
@@ -211,10 +190,10 @@ class Channel:
         except OSError as e:  # as pinfs.runtime.errors.errno_of has it
             return self.refuse(errno.EOPNOTSUPP if e.errno == errno.ENOSYS else e.errno or errno.EIO)
         if not size:
-            return self._send(wire.GETXATTR_OUT.pack(len(value), 0))
+            return self.data(wire.GETXATTR_OUT.pack(len(value), 0))
         if len(value) > size:
             return self.refuse(errno.ERANGE)
-        return self._send(value)
+        return self.data(value)
 
 
 def _entry(nodeid: int, generation: int, st: Stat, entry_s: int, entry_ns: int, attr_s: int, attr_ns: int) -> bytes:

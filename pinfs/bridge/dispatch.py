@@ -1,9 +1,9 @@
 """The dispatcher: reads requests from /dev/fuse and answers them.
 
 Most requests are answered by a plain function (`pinfs.bridge.fast`). For all others one handler runs straight from the
-request to the reply, with no task and no scheduling in between. A
-handler that waits for a OneShot is kept, and resumed when the event is set; a handler that needs a thread or another
-trio primitive goes on in a task of its own. An INTERRUPT ends either.
+request to the reply, with no task and no scheduling in between. A handler that waits for a OneShot is kept, and resumed
+when the event is set; a handler that needs a thread or another trio primitive goes on in a task of its own. An
+INTERRUPT ends either.
 
 A request can fail, the connection cannot: whatever a handler raises or returns, its caller gets an errno, and the next
 request is served.
@@ -32,6 +32,7 @@ from pinfs.bridge.connection import (
     check_read,
     in_order,
     read_again,
+    send_reply,
 )
 from pinfs.bridge.exporting import ExportHandlers
 from pinfs.bridge.fast import FastHandlers, Flag, Loop
@@ -41,7 +42,6 @@ from pinfs.bridge.negotiate import BUFFER_SIZE, Init, Negotiated, Requested, neg
 from pinfs.bridge.once import Once
 from pinfs.bridge.resent import Resent
 from pinfs.bridge.wire import IN_SIZE, OUT_SIZE
-from pinfs.fs.fast import FastOperations
 from pinfs.fs.inode import FOREIGN_IDS
 from pinfs.fs.operations import Operations
 from pinfs.fs.types import Caller, make_caller, os_error
@@ -55,7 +55,6 @@ log = logging.getLogger("pinfs.bridge")
 # much as a system call or two; but while requests wait in tasks, their threads should not wait as well.
 TURN_MS: Final = 5
 TURN_WITH_TASKS_MS: Final = 1
-LARGE: Final = 4096  # bytes; from here on a second buffer for writev is cheaper than a copy
 
 FAILED_READ_S: Final = 0.1  # the pause after each read that failed
 
@@ -127,7 +126,11 @@ class Dispatcher:
         self._loop = Loop(
             self._channel, self._answer, _read_failed, self._woken.flag, self._resumable, self._resume_waiting
         )
-        self._fast = None if ops.fast is None else self._fast_handlers(ops.fast)
+        self._fast: FastHandlers | None = None
+        if ops.fast is not None:
+            self._fast = FastHandlers(
+                self._channel, ops.fast, self._handlers, self._fast_failed, self._fast_undelivered
+            )
 
     @property
     def parked(self) -> int:
@@ -138,9 +141,6 @@ class Dispatcher:
         """A handler keeps the one that its request came in."""
         self._buffer = bytearray(BUFFER_SIZE)
         self._channel.use(self._buffer)
-
-    def _fast_handlers(self, fast: FastOperations) -> FastHandlers:
-        return FastHandlers(self._channel, fast, self._handlers, self._fast_failed, self._fast_undelivered)
 
     # The loop
 
@@ -430,12 +430,8 @@ class Dispatcher:
             if opcode not in UNANSWERED:
                 self._no_body(opcode, unique)
             return
-        header = wire.OUT_HEADER.pack(OUT_SIZE + len(body), 0, unique)
         try:
-            if len(body) < LARGE:
-                os.write(self._fd, header + body)
-            else:
-                os.writev(self._fd, (header, body))
+            send_reply(self._fd, unique, body)
         except OSError as e:
             self._undelivered(e, opcode, unique, body)
 

@@ -34,8 +34,11 @@ cdef class FastHandlers:
     cpdef bint answer(self) except -1
     @cython.locals(channel=Channel, inode=Inode)
     cpdef bint lookup(self) except -1
-    @cython.locals(nodeid=uint64_t, generation=uint64_t, attr_s=uint64_t, attr_ns=uint32_t)
-    cdef bint _entry(self, Inode inode) except -1
+    @cython.locals(
+        channel=Channel, ops=FastOperations, nodeid=uint64_t, generation=uint64_t, attr_s=uint64_t, attr_ns=uint32_t,
+        backing_id=int,
+    )
+    cdef bint _entry(self, Inode inode, FileHandle handle=*) except -1
     @cython.locals(channel=Channel)
     cpdef bint forget(self) except -1
     @cython.locals(channel=Channel, inode=Inode)
@@ -62,10 +65,7 @@ cdef class FastHandlers:
     @cython.locals(channel=Channel, handle=FileHandle, backing_id=int, kill_suidgid=bint)
     cpdef bint open(self) except -1
     cdef long _open_flags(self, FileHandle handle, int backing_id, bint with_entry) except -1
-    @cython.locals(
-        channel=Channel, handle=FileHandle, inode=Inode, backing_id=int, flags=uint32_t, kill_suidgid=bint,
-        generation=uint64_t, attr_s=uint64_t, attr_ns=uint32_t,
-    )
+    @cython.locals(channel=Channel, handle=FileHandle, kill_suidgid=bint)
     cpdef bint create(self) except -1
     cpdef bint release(self) except -1
     @cython.locals(channel=Channel, data=bytes)

@@ -170,15 +170,21 @@ class FastHandlers:
             return self._entry(inode)
         return self._ops.is_missing and channel.no_entry(self._entry_s, self._entry_ns)
 
-    def _entry(self, inode: Inode) -> bool:
-        """The reply with the attributes that the operation has found."""
-        nodeid, generation = inode.nodeid, 0
+    def _entry(self, inode: Inode, handle: FileHandle | None = None) -> bool:
+        """The reply with the attributes that the operation has found; `handle`: and with one of this file."""
+        channel, ops, nodeid, generation = self._channel, self._ops, inode.nodeid, 0
         if self._exports is not None:
             generation = self._exports.generation(nodeid)
         attr_s, attr_ns = self._attr_s, self._attr_ns
         if nodeid in self._uncached:
             attr_s, attr_ns = _TICK_S, _TICK_NS
-        return self._channel.entry(nodeid, generation, self._ops.st, self._entry_s, self._entry_ns, attr_s, attr_ns)
+        if handle is None:
+            return channel.entry(nodeid, generation, ops.st, self._entry_s, self._entry_ns, attr_s, attr_ns)
+        backing_id = ops.backing_id(inode)
+        return channel.created(
+            nodeid, generation, ops.st, self._entry_s, self._entry_ns, attr_s, attr_ns,
+            handle.number, self._open_flags(handle, backing_id, True), backing_id,
+        )  # fmt: skip
 
     def forget(self) -> bool:
         channel = self._channel
@@ -281,20 +287,7 @@ class FastHandlers:
         handle = self._ops.create(
             channel.nodeid, channel.name(16), channel.u32(4), channel.u32(0), kill_suidgid, channel
         )
-        if handle is None:
-            return False
-        inode, generation = handle.inode, 0
-        backing_id = self._ops.backing_id(inode)
-        flags = self._open_flags(handle, backing_id, True)
-        if self._exports is not None:
-            generation = self._exports.generation(inode.nodeid)
-        attr_s, attr_ns = self._attr_s, self._attr_ns
-        if inode.nodeid in self._uncached:
-            attr_s, attr_ns = _TICK_S, _TICK_NS
-        return channel.created(
-            inode.nodeid, generation, self._ops.st, self._entry_s, self._entry_ns, attr_s, attr_ns,
-            handle.number, flags, backing_id,
-        )  # fmt: skip
+        return handle is not None and self._entry(handle.inode, handle)
 
     def release(self) -> bool:
         return self._ops.release(self._channel.u64(0)) and self._channel.done()
