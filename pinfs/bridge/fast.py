@@ -333,7 +333,7 @@ class FastHandlers:
         if name.startswith(PREFIX):
             text = self._ops.pin_text(channel.nodeid, name, size, channel)
             return text is not None and channel.data(sized(text, size))
-        where = self._ops.getxattr(channel.nodeid, name) if name else None
+        where = self._ops.getxattr(channel.nodeid) if name else None
         return where is not None and channel.attribute(where, name, size)
 
     def removexattr(self) -> bool:

@@ -191,24 +191,28 @@ class Once:
         }
         return {opcode: Route(handler, routes[opcode].shortest) for opcode, handler in wrapped.items()}
 
+    def _write(self, unique: int, opcode: int, facts: Facts) -> int:
+        """Write an intent; its slot, 0: there was no room."""
+        return self.recorder.put(Kind.INTENT, pack_intent(unique, 0, opcode, *facts, 0))
+
     # Intents of the fast path
 
     def begin(self, request: Request, st: Stat | None, other: Stat | None) -> int:
         """Write down what the names of a request lead to, before it changes them."""
         device, ino = (0, 0) if st is None else (st.st_dev, st.st_ino)
         other_device, other_ino = (0, 0) if other is None else (other.st_dev, other.st_ino)
-        body = pack_intent(request.unique, 0, request.opcode, device, ino, other_device, other_ino, 0, 0, 0)
-        return self.recorder.put(Kind.INTENT, body)
+        return self._write(request.unique, request.opcode, (device, ino, other_device, other_ino, 0, 0))
 
     def begin_cut(self, request: Request, size: int) -> int:
         """The same before it cuts a file of `size` bytes."""
-        slot = self.recorder.put(Kind.INTENT, pack_intent(request.unique, 0, request.opcode, 0, 0, 0, 0, size, 1, 0))
-        self._cuts[request.unique] = slot
+        slot = self._write(request.unique, request.opcode, (0, 0, 0, 0, size, 1))
+        if slot:
+            self._cuts[request.unique] = slot
         return slot
 
     def begin_removing_attribute(self, request: Request) -> int:
         """The same before it removes an attribute, which is there."""
-        return self.recorder.put(Kind.INTENT, pack_intent(request.unique, 0, request.opcode, 0, 0, 0, 0, 0, 1, 0))
+        return self._write(request.unique, request.opcode, (0, 0, 0, 0, 0, 1))
 
     def executed(self, request: Request, slot: int) -> None:
         """What comes next is the reply."""
@@ -230,8 +234,7 @@ class Once:
     # Intents of handlers
 
     def _with_intent(self, opcode: int, handler: Handler, facts_of: FactsOf) -> Handler:
-        recorder, free, cuts = self.recorder, self.recorder.slots.free, self._cuts
-        words = recorder.slots.words
+        words, free, cuts = self.recorder.slots.words, self.recorder.slots.free, self._cuts
         is_cut = opcode in (wire.OPEN, wire.CREATE, wire.FALLOCATE)
 
         async def once(nodeid: int, ctx: Caller, body: memoryview) -> bytes | None:
@@ -239,7 +242,7 @@ class Once:
             if facts is None:
                 return await handler(nodeid, ctx, body)
             unique = ctx[4]
-            slot = recorder.put(Kind.INTENT, pack_intent(unique, 0, opcode, *facts, 0))
+            slot = self._write(unique, opcode, facts)
             if is_cut:
                 cuts[unique] = slot
             try:

@@ -49,7 +49,8 @@ cdef class FastOperations:
     cpdef Inode symlink(self, uint64_t parent, bytes name, bytes target, object request)
     @cython.locals(directory=Inode, inode=Inode)
     cpdef Inode link(self, uint64_t nodeid, uint64_t parent, bytes name, object request)
-    cdef _begin_making(self, Inode directory, bytes name, object request)
+    @cython.locals(directory=Inode)
+    cdef Inode _begin_making(self, uint64_t parent, bytes name, object request)
     @cython.locals(error=int, inode=Inode)
     cdef Inode _made(self, Inode directory, bytes name, object request)
     @cython.locals(directory=Inode, st=Stat, victim=Inode)
@@ -78,6 +79,7 @@ cdef class FastOperations:
     cpdef FileHandle create(
         self, uint64_t parent, bytes name, uint32_t mode, uint32_t flags, bint kill_suidgid, object request
     )
+    cpdef int backing_id(self, Inode inode) except -1
     @cython.locals(error=int)
     cpdef long cache_flags(self, Inode inode, bint with_entry) except -1
     @cython.locals(handle=Handle)
@@ -97,7 +99,7 @@ cdef class FastOperations:
     @cython.locals(inode=Inode)
     cpdef bint setxattr(self, uint64_t nodeid, bytes name, bytes value, uint32_t flags, object request) except -1
     @cython.locals(inode=Inode)
-    cpdef object getxattr(self, uint64_t nodeid, bytes name)
+    cpdef object getxattr(self, uint64_t nodeid)
     @cython.locals(inode=Inode)
     cpdef bytes pin_text(self, uint64_t nodeid, bytes name, uint32_t size, object request)
     @cython.locals(inode=Inode)

@@ -151,10 +151,9 @@ class FastOperations:
 
     def mkdir(self, parent: int, name: bytes, mode: int, request: Request) -> Inode | None:
         """mkdir(2), and one lookup."""
-        directory = self._unlocked_directory(parent, name)
+        directory = self._begin_making(parent, name, request)
         if directory is None:
             return None
-        self._begin_making(directory, name, request)
         directory_fd = self._inodes.fd(directory)
         with self._backing.creating_as(request):
             mkdir_at(directory_fd, name, mode)
@@ -162,10 +161,9 @@ class FastOperations:
 
     def symlink(self, parent: int, name: bytes, target: bytes, request: Request) -> Inode | None:
         """symlink(2), and one lookup."""
-        directory = self._unlocked_directory(parent, name)
+        directory = self._begin_making(parent, name, request)
         if directory is None:
             return None
-        self._begin_making(directory, name, request)
         directory_fd = self._inodes.fd(directory)
         with self._backing.creating_as(request):
             os.symlink(target, name, dir_fd=directory_fd)
@@ -173,17 +171,21 @@ class FastOperations:
 
     def link(self, nodeid: int, parent: int, name: bytes, request: Request) -> Inode | None:
         """link(2), and one lookup."""
-        directory, inode = self._unlocked_directory(parent, name), self._by_id.get(nodeid)
-        if directory is None or inode is None or nodeid >= FOREIGN_IDS:
+        inode = self._unlocked(nodeid)
+        directory = None if inode is None else self._begin_making(parent, name, request)
+        if inode is None or directory is None:
             return None
-        self._begin_making(directory, name, request)
         self._names.link(inode, directory, name)
         return self._made(directory, name, request)
 
-    def _begin_making(self, directory: Inode, name: bytes, request: Request) -> None:
-        """What makes a name fails where there is one, and needs no intent then."""
-        if self.intents is not None and stat_at(self._inodes.fd(directory), name, self._other) == ENOENT:
+    def _begin_making(self, parent: int, name: bytes, request: Request) -> Inode | None:
+        """The directory of a name that is about to be made. Where there is one, that fails, and needs no intent."""
+        directory = self._unlocked_directory(parent, name)
+        if directory is None or self.intents is None:
+            return directory
+        if stat_at(self._inodes.fd(directory), name, self._other) == ENOENT:
             self._begin(request, None, None)
+        return directory
 
     def _made(self, directory: Inode, name: bytes, request: Request) -> Inode:
         if error := stat_at(self._inodes.fd(directory), name, self.st):
@@ -360,11 +362,9 @@ class FastOperations:
         self._executed(request)
         return handle
 
-    @staticmethod
-    def backing_id(inode: Inode) -> int:
+    def backing_id(self, inode: Inode) -> int:
         """Of an open file; 0: no passthrough."""
-        file = inode.file
-        return 0 if file is None else file.backing_id or 0
+        return self._backing.passthrough_id(inode)
 
     def cache_flags(self, inode: Inode, with_entry: bool) -> int:
         """FOPEN_* of a handle without passthrough. `with_entry`: `st` is of this inode, and goes out as well."""
@@ -436,12 +436,10 @@ class FastOperations:
         self._attributes.set_extended(inode, name, value, flags)
         return True
 
-    def getxattr(self, nodeid: int, name: bytes) -> int | bytes | None:
+    def getxattr(self, nodeid: int) -> int | bytes | None:
         """Where getxattr(2) finds an attribute that is not pinfs's: a descriptor or a path."""
         inode = self._by_id.get(nodeid)
-        if inode is None or nodeid >= FOREIGN_IDS or name.startswith(PREFIX):
-            return None
-        return self._inodes.handle(inode)
+        return None if inode is None or nodeid >= FOREIGN_IDS else self._inodes.handle(inode)
 
     def pin_text(self, nodeid: int, name: bytes, size: int, request: Request) -> bytes | None:
         """getxattr(2) of a pin, or of all pins of a file, where that releases none. `size`: of the caller's buffer."""

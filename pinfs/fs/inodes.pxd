@@ -53,9 +53,9 @@ cdef class InodeTable:
     cpdef int fd(self, Inode inode) except -2
     @cython.locals(fd=int)
     cdef _open_descriptor(self, Inode inode)
-    @cython.locals(parent=Inode, name=bytes)
     cpdef bint stat_into(self, Inode inode, Stat st) except -1
-    @cython.locals(parent=Inode, name=bytes, st=Stat, error=int)
+    @cython.locals(parent=Inode, name=bytes)
+    cdef bint _is_at_first_name(self, Inode inode, Stat st) except -1
     cpdef bint leads_to(self, Inode inode) except -1
     cpdef object handle(self, Inode inode)
     cpdef int any_fd(self, Inode inode) except -2

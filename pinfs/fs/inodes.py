@@ -111,7 +111,7 @@ class InodeTable:
     def behind(self, name: Name, st: StatLike) -> Inode | None:
         """The inode that stat(2) has found behind a name, if it is known."""
         inode = self.find(st)
-        return inode if inode is None or inode.life is None or self._is_same(inode, st, name) else None
+        return inode if inode is None or self._is_same(inode, st, name) else None
 
     def intern(self, parent: Inode, name: bytes, st: StatLike) -> Inode:
         """The inode that stat(2) found behind `name` in `parent`, new or known. Does not count as a lookup."""
@@ -273,7 +273,7 @@ class InodeTable:
 
         `st` is filled with what is there; a number of 0: nothing.
         """
-        st = Stat() if st is None else st
+        st = self._st if st is None else st
         try:
             fd = open_at(self.fd(parent), name, O_PATH_NOFOLLOW, 0)
         except FileNotFoundError:
@@ -482,6 +482,10 @@ class InodeTable:
             return stat_fd(inode.file.any_fd, st) == 0
         if inode.fd >= 0:
             return stat_fd(inode.fd, st) == 0
+        return self._is_at_first_name(inode, st)
+
+    def _is_at_first_name(self, inode: Inode, st: Stat) -> bool:
+        """The usual case of `_stat_by_name`. False: it takes more to tell."""
         parent, name = inode.parent, inode.name
         if parent is None or name is None or inode.life is not None or stat_at(self.fd(parent), name, st):
             return False
@@ -498,12 +502,7 @@ class InodeTable:
 
     def leads_to(self, inode: Inode) -> bool:
         """Whether a name still leads to the inode."""
-        parent, name, st = inode.parent, inode.name, self._st
-        if parent is not None and name is not None and inode.life is None:
-            error = stat_at(self.fd(parent), name, st)
-            if not error and st.st_ino == inode.key and st.st_dev == self.device:
-                return True
-        return self._stat_by_name(inode) is not None
+        return self._is_at_first_name(inode, self._st) or self._stat_by_name(inode) is not None
 
     def _stat_by_name(self, inode: Inode) -> os.stat_result | None:
         for parent, name in self.names_of(inode):

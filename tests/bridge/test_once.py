@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ from support import seeds
 from pinfs.bridge import wire
 from pinfs.bridge.connection import RESENT
 from pinfs.bridge.handlers import Handlers
-from pinfs.bridge.once import REPEATABLE, How
+from pinfs.bridge.once import REPEATABLE, How, Once
 from pinfs.fs.inodes import InodeTable
 from pinfs.interface import ioctls as ioc
 from pinfs.journal.records import Kind
@@ -647,3 +648,13 @@ def test_intents_are_around_what_has_one_by_the_table(tmp_path: Path) -> None:
 
     by_intent = {opcode for opcode, (how, because) in REPEATABLE.items() if "intent" in because or how is How.BY_INTENT}
     assert trio.run(wrapped) == by_intent
+
+
+def test_a_cut_without_room_for_its_intent_leaves_nothing() -> None:
+    """A full journal gives no slot, which nothing would take back."""
+    recorder = SimpleNamespace(put=lambda kind, body: 0)
+    ops = SimpleNamespace(submounts=SimpleNamespace(names=set()))
+    parts = SimpleNamespace(inodes=None, guard=SimpleNamespace(cuts=SimpleNamespace(on_done=None)))
+    once = Once(recorder, ops, parts)  # type: ignore[arg-type]
+    assert once.begin_cut(SimpleNamespace(unique=2, opcode=wire.OPEN), 10) == 0
+    assert once._cuts == {}
