@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 help:
 	@echo "make demo     pins at work, with real processes (needs /dev/fuse)"
-	@echo "make unit     the tests that need neither root nor a mount, in under a minute"
+	@echo "make unit     the tests that need neither root nor a mount, two minutes"
 	@echo "make test     all tests (need root and /dev/fuse); TESTS=tests/core, PYTEST_ARGS=-x for some"
 	@echo "make lint     ruff and mypy"
 	@echo "make docs     the documentation as a site, in site/; a broken link is an error"

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -467,3 +468,60 @@ def test_both_read_the_same_attributes(tmp_path_factory, value: bytes | None, si
                         assert told[0] == told[1]
     finally:
         path.unlink()
+
+
+# Looking for the next request before sleeping
+
+
+@both
+def test_requests_are_taken_with_busy_polling(module, stats) -> None:
+    """Whether they come at once, later, or not at all; also when the credit is used up."""
+    with lines(module) as [line]:
+        line.channel = module.Channel(line.daemon.fileno(), line.buffer, 1000)
+        line.take(request(wire.STATFS))
+        for _ in range(2 * channel_source.FULL_CREDIT // channel_source.IN_VAIN):
+            assert line.channel.take(1) == 0
+        sending = threading.Thread(target=line.kernel.send, args=(request(wire.DESTROY),))
+        sending.start()
+        assert line.channel.take(60_000) == 1
+        sending.join()
+        assert line.channel.opcode == wire.DESTROY
+        line.kernel.close()
+        assert (line.channel.take(1), line.channel.size) == (1, 0)
+
+
+def test_a_spin_in_vain_costs_more_than_one_that_pays_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the source: `spins` says in how many turns the clock was asked."""
+    ticks = 0
+    during_a_spin: list[Callable[[], object]] = []
+
+    def clock() -> float:
+        nonlocal ticks
+        ticks += 1
+        if ticks % 2 == 0 and during_a_spin:
+            during_a_spin.pop()()
+        return ticks
+
+    def spins(turns: int, wait_ms: int = 1) -> int:
+        tried = 0
+        for _ in range(turns):
+            before = ticks
+            line.channel.take(wait_ms)
+            tried += ticks > before
+        return tried
+
+    monkeypatch.setattr(channel_source, "clock", clock)
+    with lines(channel_source) as [line]:
+        line.channel = channel_source.Channel(line.daemon.fileno(), line.buffer, 1)
+        assert spins(3, wait_ms=0) == 0
+        in_vain = channel_source.FULL_CREDIT // channel_source.IN_VAIN
+        line.channel._busy_poll_s = 1.5  # of the clock's seconds: two looks in each spin
+        assert spins(in_vain - 1) == in_vain - 1
+        for _ in range(channel_source.IN_VAIN):
+            during_a_spin.append(lambda: line.kernel.send(request(wire.STATFS)))
+            assert spins(1) == 1
+            assert line.channel.opcode == wire.STATFS
+        assert spins(2) == 2
+        assert spins(channel_source.PAUSE) == 0
+        assert spins(1) == 1
+        assert spins(channel_source.PAUSE) == 0

@@ -145,6 +145,8 @@ def test_defaults_are_those_of_a_fuse_mount() -> None:
         ("allow_other", {"allow_other": True}),
         (r"fsname=host:/a\,b", {"fsname": "host:/a,b"}),
         ("bridge=off,passthrough=on", {"bridge": "off", "passthrough": "on"}),
+        ("busy_poll=50", {"busy_poll": 50}),
+        ("busy_poll=1000,busy_poll=0", {"busy_poll": 0}),
         ("entry_timeout=0,attr_timeout=1.5", {"entry_timeout": 0.0, "attr_timeout": 1.5}),
         (
             "log_level=debug,replace_stale,metrics_port=9100",
@@ -161,6 +163,7 @@ def test_mount_options(option: str, expected: dict[str, Any]) -> None:
 
 
 BAD_OPTIONS = ["foo", "foo=1", "=", "ro=1", "bridge", "bridge=maybe", "bridge=", "passthrough=yes", "entry_timeout=-1"]
+BAD_OPTIONS += ["busy_poll", "busy_poll=", "busy_poll=-1", "busy_poll=1001", "busy_poll=5.0", "busy_poll=٣"]
 BAD_OPTIONS += [
     "entry_timeout=nan",
     "entry_timeout=1e3",
