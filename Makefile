@@ -40,6 +40,8 @@ test:
 	@$(NEEDS) developer test
 	@$(MAKE) --no-print-directory build
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
+	@# What compiled code does not show (marker `interpreted`), where no choice was made.
+	@test -n "$(PYTEST_ARGS)$(TESTS)$(PINFS_PURE)" || PINFS_PURE=1 $(BIN)/python -m pytest -m interpreted
 
 lint: venv
 	@$(BIN)/ruff check .
