@@ -35,10 +35,11 @@ pinfs doctor --json | jq -r '.findings[] | select(.level == "fail") | .fix'
 def doctor(ctx: click.Context, directory: str | None, as_json: bool) -> None:
     """Check this machine, and DIRECTORY as a source, and say how to fix what is wrong.
 
-    Looks at the kernel, /dev/fuse, fusermount3, libfuse, pyfuse3, passthrough, capabilities, descriptor limits, the pid
-    namespace, the mounts that are there, and seals that a killed daemon has left; of DIRECTORY at the file system, DAX,
-    copy on write, extents that its files share with others, seals, and file handles for NFS servers. Every file below
-    DIRECTORY is asked for its extents: this takes a while for millions of them. Nothing is changed.
+    Looks at the kernel, /dev/fuse, fusermount3, libfuse, pyfuse3, whether pinfs is compiled, passthrough, capabilities,
+    descriptor limits, the pid namespace, the mounts that are there, and seals that a killed daemon has left; of
+    DIRECTORY at the file system, DAX, copy on write, extents that its files share with others, seals, and file handles
+    for NFS servers. Every file below DIRECTORY is asked for its extents: this takes a while for millions of them.
+    Nothing is changed.
 
     "warn": pinfs works, but a feature or speed is lost. "fail": pinfs cannot mount, or a pin could not keep its
     promise. Exit code 8 if anything failed.

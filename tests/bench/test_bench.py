@@ -16,6 +16,7 @@ from support.mounts import Mount
 from pinfs.bench.crowd import Crowds
 from pinfs.bench.pins import pinned
 from pinfs.bench.places import Room, mount_of, open_places, room
+from pinfs.bench.processes import crews
 from pinfs.bench.report import as_json, to_fewest, to_unsealed
 from pinfs.bench.rows import Batch, Rows, Skip
 from pinfs.bench.run import Plan, all_rows, chosen, measure, run
@@ -42,7 +43,10 @@ def test_all_rows_on_plain_directories(two: tuple[str, str]) -> None:
     assert children() == []
 
 
-@pytest.mark.parametrize("row", ["read 4 KiB, random", "unlink", "lease break: truncate's entry to its return"])
+INTERRUPTED = ["read 4 KiB, random", "unlink", "lease break: truncate's entry to its return"]
+
+
+@pytest.mark.parametrize("row", [*INTERRUPTED, *(row.name for row in crews(1))])
 def test_nothing_stays_after_an_interrupt(two: tuple[str, str], row: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(Plan(two, only=[row], rounds=1, quick=True), Interrupting(row))

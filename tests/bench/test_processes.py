@@ -135,14 +135,6 @@ def test_processes_run_where_the_benchmark_runs(two: tuple[str, str]) -> None:
             os.sched_setaffinity(0, allowed)
 
 
-@pytest.mark.parametrize("row", [row.name for row in crews(1)])
-def test_nothing_stays_after_an_interrupt(two: tuple[str, str], row: str) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(Plan(two, only=[row], rounds=1, quick=True), Interrupting(row))
-    assert all(os.listdir(path) == [] for path in two)
-    assert children() == []
-
-
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_no_process_stays_after_a_signal(two: tuple[str, str], ending: signal.Signals) -> None:
     with working(two, 8) as process, watched(children(process.pid)) as workers:
