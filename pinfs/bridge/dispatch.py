@@ -110,8 +110,6 @@ class Dispatcher:
         self._handlers = (ExportHandlers if requested.nfs_export else Handlers)(ops, self._to_kernel)
         self._routes = self._handlers.routes()
         self._routes[wire.INTERRUPT] = Route(self._interrupt, IN_SIZE + 8)
-        if not requested.poll:
-            del self._routes[wire.POLL]
         self._tasks: dict[int, trio.CancelScope] = {}
         """Requests whose handlers go on in tasks, by their numbers."""
         self._waiting: dict[int, _Waiting] = {}

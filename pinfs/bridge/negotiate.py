@@ -80,7 +80,6 @@ class Requested:
     passthrough: bool = False
     stack_depth: int = 1  # of file systems below: 2 where the source itself lies on a stacked one (overlayfs)
     posix_acl: bool = False
-    poll: bool = True  # False: POLL is answered ENOSYS, and the kernel never asks again
     nfs_export: bool = False  # False: NFS servers and name_to_handle_at(2) are told so, instead of ESTALE later on
 
 

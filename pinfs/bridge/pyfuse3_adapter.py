@@ -37,7 +37,6 @@ WATCH_S: Final = 1.0
 MAX_TASKS: Final = 1 << 30
 """No limit: waiting breakers must never take the last task, and policy limits their number at run time."""
 
-ANY_EVENT: Final = select.POLLIN | select.POLLOUT | select.POLLPRI  # pyfuse3 does not say which events are meant
 
 _TIMES: Final = ("st_atime_ns", "st_mtime_ns", "st_ctime_ns")
 _COPIED: Final = (
@@ -69,15 +68,14 @@ class Pyfuse3Adapter(pyfuse3.Operations):
     """Converts arguments, results and errors between pyfuse3 and Operations.
 
     `enable_acl`: the backing has ACLs, and the kernel shall check them. flush is left out, so that it is answered
-    ENOSYS; without `answers_poll` poll is as well.
+    ENOSYS. pyfuse3 does not say what a poll(2) asks for: each counts as one for POLLPRI.
     """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, ops: Operations, *, enable_acl: bool = False, answers_poll: bool = True) -> None:
+    def __init__(self, ops: Operations, *, enable_acl: bool = False) -> None:
         super().__init__()
-        self._answers_poll = answers_poll
         self.enable_acl = enable_acl
         self._ops = ops
         ops.needs_entries = True
@@ -201,9 +199,7 @@ class Pyfuse3Adapter(pyfuse3.Operations):
 
     @_answer
     async def poll(self, inode: int, fh: int, poll_handle: pyfuse3.PollHandle | None, ctx: RequestContext) -> int:
-        if not self._answers_poll:
-            raise pyfuse3.FUSEError(errno.ENOSYS)
-        return await self._ops.poll(fh, ANY_EVENT, poll_handle.notify if poll_handle else None)
+        return await self._ops.poll(fh, select.POLLPRI, poll_handle.notify if poll_handle else None)
 
     # Directories
 
@@ -301,12 +297,12 @@ class Plain:
     usable = True  # libfuse does not tell when INIT has been answered
     unusable_because = ""
 
-    def __init__(self, fd: int, ops: Operations, *, posix_acl: bool, poll: bool = True) -> None:
+    def __init__(self, fd: int, ops: Operations, *, posix_acl: bool) -> None:
         self._poll = select.poll()
         self._poll.register(fd, 0)
         os.set_blocking(fd, True)  # EAGAIN of a read would end pyfuse3.main: see _reads_interrupted
         logging.getLogger("pyfuse3").addFilter(_TOO_LATE)
-        pyfuse3.init(Pyfuse3Adapter(ops, enable_acl=posix_acl, answers_poll=poll), f"/dev/fd/{fd}", set())
+        pyfuse3.init(Pyfuse3Adapter(ops, enable_acl=posix_acl), f"/dev/fd/{fd}", set())
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Serve until the connection ends."""

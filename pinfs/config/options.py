@@ -45,8 +45,8 @@ class MountOptions:
     passthrough: str = "auto"
     nfs_export: bool = False
     """Whether inodes can be found by file handle when the kernel has forgotten them: for NFS servers (docs/nfs.md)."""
-    poll: bool = True
-    """Whether poll(2) is answered. If not, io_uring is as fast as on the backing, but programs cannot wait by poll."""
+    poll: str = "auto"
+    """Whether poll(2) is answered; see `pinfs.fs.polling.PollMode`."""
     entry_timeout: float = 60.0
     """Seconds for which the kernel may remember a name; right as long as the files change through pinfs only."""
     attr_timeout: float = 60.0
@@ -242,7 +242,7 @@ _SETTINGS: Mapping[str, Callable[[str, str], Any]] = {
     "bridge": _one_of("auto", "on", "off"),
     "passthrough": _one_of("auto", "on", "off"),
     "nfs_export": _on_or_off,
-    "poll": _on_or_off,
+    "poll": _one_of("auto", "on", "off"),
     "entry_timeout": _seconds,
     "attr_timeout": _seconds,
     "log_level": _one_of("debug", "info", "warning", "error"),

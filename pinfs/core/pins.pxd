@@ -1,5 +1,5 @@
 cdef class PinSpec:
-    cdef readonly object start, length, end, mode, signal
+    cdef readonly object start, length, end, mode, signal, eventfd
     cdef readonly bint dirty
     cdef readonly str note
 

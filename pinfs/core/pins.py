@@ -35,12 +35,12 @@ class State(StrEnum):
 
 class PinSpec:
     """What a holder pins and how: a value, which never changes. Bytes; length 0: to the end of the file, wherever that
-    moves. signal None: no signal.
+    moves. signal None: no signal. eventfd: the kernel's number of the one that a break is written to, None: of none.
 
     `end` is exclusive.
     """
 
-    __slots__ = ("dirty", "end", "length", "mode", "note", "signal", "start")
+    __slots__ = ("dirty", "end", "eventfd", "length", "mode", "note", "signal", "start")
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class PinSpec:
         signal: int | None = None,
         dirty: bool = False,
         note: str = "",
+        eventfd: int | None = None,
     ) -> None:
         self.start = start
         self.length = length
@@ -57,10 +58,11 @@ class PinSpec:
         self.signal = signal
         self.dirty = dirty
         self.note = note
+        self.eventfd = eventfd
         self.end = start + length if length else END
 
     def _value(self) -> tuple[object, ...]:
-        return self.start, self.length, self.mode, self.signal, self.dirty, self.note
+        return self.start, self.length, self.mode, self.signal, self.dirty, self.note, self.eventfd
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PinSpec) and self._value() == other._value()
@@ -70,6 +72,14 @@ class PinSpec:
 
     def __repr__(self) -> str:
         return f"PinSpec{self._value()}"
+
+    def with_range(self, start: int, length: int) -> "PinSpec":
+        """The same for other bytes."""
+        return PinSpec(start, length, self.mode, self.signal, self.dirty, self.note, self.eventfd)
+
+    def with_eventfd(self, eventfd: int) -> "PinSpec":
+        """The same with an eventfd."""
+        return PinSpec(self.start, self.length, self.mode, self.signal, self.dirty, self.note, eventfd)
 
     def check(self, size: int) -> None:
         """OSError: EINVAL (no file has such a range: off_t is 63 bits), ENXIO (not inside `size` bytes). SPEC 5."""

@@ -4,7 +4,7 @@ from pinfs.core.pins cimport Pin, PinRequest
 cdef class Guard:
     cdef public PinBook book
     cdef public object on_handle_event, mount_device, record, cuts
-    cdef object _holders, _policies, _events, _stats, _sooner, _sleeps_until
+    cdef object _holders, _eventfds, _policies, _events, _stats, _sooner, _sleeps_until
     cdef list _reap_waiters
 
     cpdef bint is_free(self, object inode, object start, object end) except -1

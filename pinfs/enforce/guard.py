@@ -93,6 +93,12 @@ class Holders(Protocol):
     def kill(self, process: ProcessId, /) -> bool: ...
 
 
+class EventFds(Protocol):
+    """What the guard needs of `pinfs.enforce.eventfds.EventFds`."""
+
+    def signal(self, eventfd: int, /) -> None: ...
+
+
 class Policies(Protocol):
     """Where the policy in force is found."""
 
@@ -114,7 +120,7 @@ class Guard:
     callbacks raise is logged.
     """
 
-    def __init__(self, holders: Holders, policies: Policies, events: Events, stats: Stats) -> None:
+    def __init__(self, holders: Holders, eventfds: EventFds, policies: Policies, events: Events, stats: Stats) -> None:
         self.book = PinBook(self._deliver, policies.current.limits)
         self.on_handle_event: Callable[[Owner], None] = lambda handle: None
         self.mount_device = 0
@@ -123,6 +129,7 @@ class Guard:
         """Hears of each event after it has been told: writes breaks down where they outlive the daemon."""
         self.cuts = Cuts(self.book, self._deliver, stats, lambda: self.mount_device)
         self._holders = holders
+        self._eventfds = eventfds
         self._policies = policies
         self._events = events
         self._stats = stats
@@ -335,7 +342,7 @@ class Guard:
     # What the book tells. It is in the middle of a decision then, which must not be left half done.
 
     def _deliver(self, event: BookEvent) -> None:
-        """The holder's signal goes out first: a breaker waits for what the holder does."""
+        """The holder is notified first: a breaker waits for what the holder does."""
         try:
             if event.kind in ACTED_ON:
                 self._act(event)
@@ -358,13 +365,18 @@ class Guard:
             return
         elif event.kind == "revoked":
             log.info("%s is revoked (%s)%s", pins_text([pin]), event.by, break_text(event.breaking))
-        elif pin.process is None:
-            return
-        elif event.kind == "kill":
+        elif event.kind == "break":
+            self._notify(pin)
+        elif event.kind == "kill" and pin.process is not None:
             log.info("%s is killed%s", pins_text([pin]), break_text(event.breaking))
             self._holders.kill(pin.process)
-        elif event.kind == "break" and pin.signal is not None:
-            self._holders.signal(pin.process, pin.signal, pin.id, pin.uid)
+
+    def _notify(self, pin: Pin) -> None:
+        spec, process = pin.spec, pin.process
+        if spec.signal is not None and process is not None:
+            self._holders.signal(process, spec.signal, pin.id, pin.uid)
+        if spec.eventfd is not None:
+            self._eventfds.signal(spec.eventfd)
 
 
 def _log_failure(when: str, failure: Exception) -> None:

@@ -19,6 +19,7 @@ from pinfs.fs.events import EventQueue, ReadLimit
 from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_NONSEEKABLE, FOPEN_STREAM, ByteHandle, Handle, Wake
 from pinfs.fs.inode import ROOT_ID, Inode, stale
 from pinfs.fs.linerecords import LineRecords
+from pinfs.fs.polling import READY, WRITABLE
 from pinfs.fs.types import CallerLike, Entry, SetAttr
 from pinfs.interface.names import CONTROL
 from pinfs.journal import records
@@ -36,8 +37,6 @@ MAX_COMMANDS_BYTES: Final = 64 << 10
 MAX_CHANNELS: Final = 4096
 MAX_CHANNELS_PER_USER: Final = 512  # root excepted: one user must not take them all
 MAX_LISTS_PER_USER: Final = 16  # root excepted: each list of a million pins takes 10 MB while it is read
-
-POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM = 0x1, 0x4, 0x40, 0x100
 
 
 class ControlFile(Protocol):
@@ -86,7 +85,7 @@ class ControlHandle(ByteHandle):
         self.records = streams
 
     def poll(self, wake: Wake | None) -> int:
-        return POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
+        return READY
 
     def close(self) -> None:
         """The last reference has gone."""
@@ -189,6 +188,8 @@ class Channel(Protocol):
     """What an open event file reads from, and writes to."""
 
     queue: EventQueue
+    eventfd: int | None
+    """The kernel's number of the eventfd that is written to when there is news."""
 
     @property
     def process(self) -> ProcessId | None:
@@ -196,6 +197,9 @@ class Channel(Protocol):
 
     async def command(self, line: str, unique: int) -> None:
         """EBADF: takes no commands. Else as each command says."""
+
+    def news(self) -> None:
+        """A line has been added."""
 
     def close(self) -> None:
         """The reader has gone."""
@@ -238,12 +242,17 @@ class ChannelHandle(ControlHandle):
         self._ended = bool(record.ended)
         self._commanded = (record.commanded_by, record.commanded)
 
+    def restore_eventfd(self, eventfd: int) -> None:
+        """It is written to, as before."""
+        self._channel.eventfd = eventfd
+
     def restore_lines(self, lines: LineRecords, waiting: list[bytes]) -> None:
         """Lines that have not been taken."""
         self.lines = lines
         self._queue.restore(lines, waiting)
 
     def _wake_readers(self) -> None:
+        self._channel.news()
         readers, self._readers = self._readers, []
         for reader in readers:
             reader.set()
@@ -320,6 +329,8 @@ class ChannelHandle(ControlHandle):
             self._wake_readers()
         else:
             await self._channel.command(line, unique)
+            if self.records is not None and self._channel.eventfd is not None:
+                self.records.channel_eventfd(self.number, self._channel.eventfd)
 
     def _note(self, word: int, value: int) -> None:
         if self.records is not None:
@@ -327,10 +338,10 @@ class ChannelHandle(ControlHandle):
 
     def poll(self, wake: Wake | None) -> int:
         if self._queue:
-            return POLLIN | POLLRDNORM | POLLOUT | POLLWRNORM
+            return READY
         if wake is not None:
             self._wakes = [*self._wakes[-15:], wake]
-        return POLLOUT | POLLWRNORM
+        return WRITABLE
 
     def close(self) -> None:
         """The queue must not refer to the handle any more: a cycle would keep both, for no search finds it (see
@@ -338,6 +349,8 @@ class ChannelHandle(ControlHandle):
         self._queue.on_news = _ignore
         if self.lines is not None:
             self.lines.closed()
+        if self.records is not None:
+            self.records.channel_eventfd(self.number, None)
         self._channel.close()
 
 

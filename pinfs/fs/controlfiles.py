@@ -50,8 +50,40 @@ class EventChannel:
     caller: CallerLike
     queue: EventQueue
     is_watched: bool = True
+    eventfd: int | None = None
+    """The kernel's number of the eventfd that is written to when there is news."""
 
     async def command(self, line: str, unique: int) -> None:
+        match line.split():
+            case ["eventfd", number]:
+                self._set_eventfd(number)
+            case _:
+                await self._pin_command(line, unique)
+
+    def _set_eventfd(self, number: str) -> None:
+        """From now on write to the eventfd that the channel's process has open as `number`. EINVAL, ESRCH, and as
+        `EventFds.take`."""
+        eventfds, process = self.file.verbs.eventfds, self.file.holders.find(self.process)
+        if not (number.isascii() and number.isdigit() and len(number) < 10):
+            raise OSError(errno.EINVAL, "not a descriptor")
+        if process is None:
+            raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
+        eventfd = eventfds.take(process, int(number), self.caller.uid)
+        self._drop_eventfd()
+        self.eventfd = eventfd
+        if self.queue:
+            self.news()
+
+    def _drop_eventfd(self) -> None:
+        if self.eventfd is not None:
+            self.file.verbs.eventfds.drop(self.eventfd)
+            self.eventfd = None
+
+    def news(self) -> None:
+        if self.eventfd is not None:
+            self.file.verbs.eventfds.signal(self.eventfd)
+
+    async def _pin_command(self, line: str, unique: int) -> None:
         caller = Caller(self.caller.uid, self.caller.gid, self.caller.pid, 0, unique)
         try:
             await self.file.verbs.command(line, caller)
@@ -60,6 +92,7 @@ class EventChannel:
                 raise  # else the daemon before did it, and was killed before its answer
 
     def close(self) -> None:
+        self._drop_eventfd()
         self.file.closed(self)
 
 
@@ -71,37 +104,37 @@ class EventsFile:
     def __init__(self, hub: EventHub, stats: Stats, holders: Holders, verbs: PinVerbs) -> None:
         self.verbs = verbs
         self._hub = hub
+        self.holders = holders
         self._stats = stats
-        self._holders = holders
         self._open: Counter[int] = Counter()  # by uid
 
     def open(self, inode: Inode, flags: int, ctx: CallerLike) -> ControlHandle:
         """EPERM: the daemon cannot see the process (another pid namespace). EMFILE: too many channels are open. EACCES:
         the caller is an NFS server."""
         _must_be_a_program(ctx)
-        process = self._holders.process_of(ctx.pid)
+        process = self.holders.process_of(ctx.pid)
         if process is None:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         if self._open.total() >= MAX_CHANNELS or (ctx.uid and self._open[ctx.uid] >= MAX_CHANNELS_PER_USER):
             self._stats.limit_reached["event_channels"] += 1
             raise OSError(errno.EMFILE, "too many event channels")
-        self._holders.hold(process)
+        self.holders.hold(process)
         try:
             channel = EventChannel(self, process.id, ctx, self._hub.open_channel(process.id))
         except BaseException:
-            self._holders.drop(process.id)
+            self.holders.drop(process.id)
             raise
         self._open[ctx.uid] += 1
         return ChannelHandle(inode, flags, self._hub.read_limit, channel)
 
     def restore(self, inode: Inode, record: HandleRecord, recorded: bytes) -> ControlHandle:
         """The process may have ended: whatever else has the handle open reads what is left."""
-        process_id = ProcessId(record.pid, record.start_time, self._holders.namespace, record.incarnation)
-        process = self._holders.process_of(record.pid)
+        process_id = ProcessId(record.pid, record.start_time, self.holders.namespace, record.incarnation)
+        process = self.holders.process_of(record.pid)
         is_watched = process is not None and process.id == process_id
         if process is not None and is_watched:
             try:
-                self._holders.hold(process)
+                self.holders.hold(process)
             except ProcessLookupError:
                 is_watched = False
         caller = Caller(record.uid, 0, record.pid)
@@ -116,7 +149,7 @@ class EventsFile:
         _count_down(self._open, channel.caller.uid)
         self._hub.close_channel(channel.process, channel.queue)
         if channel.is_watched:
-            self._holders.drop(channel.process)
+            self.holders.drop(channel.process)
 
 
 @dataclass(slots=True, eq=False)
@@ -126,9 +159,13 @@ class TraceChannel:
     hub: EventHub
     queue: EventQueue
     process: None = None
+    eventfd: int | None = None
 
     async def command(self, line: str, unique: int) -> None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def news(self) -> None:
+        """Its readers wait in read(2) and poll(2)."""
 
     def close(self) -> None:
         self.hub.close_trace(self.queue)

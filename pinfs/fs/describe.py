@@ -61,4 +61,5 @@ def describe(
         "comm": None if process is None else comm_of(process),
         "signal": "none" if pin.signal is None else signal_name(pin.signal),
         "note": pin.note,
+        "eventfd": pin.spec.eventfd is not None,
     }

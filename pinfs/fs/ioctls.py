@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pinfs.core.pins import Mode, Pin
 from pinfs.core.ranges import END
-from pinfs.interface.ioctls import BREAKING, DENY, DIRTY, HELD, LEASE, SIGNAL_DEFAULT, SIGNAL_NONE, TO_END
+from pinfs.interface.ioctls import BREAKING, DENY, DIRTY, EVENTFD, HELD, LEASE, SIGNAL_DEFAULT, SIGNAL_NONE, TO_END
 from pinfs.interface.ioctls import PIN as PIN
 from pinfs.interface.ioctls import PIN_LAYOUT as _PIN
 from pinfs.interface.ioctls import QUERY as QUERY
@@ -18,7 +18,8 @@ from pinfs.linux.signals import is_signal
 
 @dataclass(slots=True, frozen=True)
 class PinRequest:
-    """A decoded `struct pinfs_pin`. signal: a number, 0 none, -1 the mode's default."""
+    """A decoded `struct pinfs_pin`. signal: a number, 0 none, -1 the mode's default. eventfd: the caller's descriptor,
+    None: none."""
 
     start: int
     length: int
@@ -26,12 +27,16 @@ class PinRequest:
     signal: int
     dirty: bool
     note: str
+    eventfd: int | None
 
     def answered(self, pin_id: int) -> bytes:
         """The struct with the pin's id filled in."""
         note = self.note.encode()
         mode = LEASE if self.mode is Mode.LEASE else DENY
-        return _PIN.pack(self.start, self.length, mode, self.signal, DIRTY * self.dirty, 0, pin_id, note)
+        flags, eventfd = DIRTY * self.dirty, self.eventfd or 0
+        if self.eventfd is not None:
+            flags |= EVENTFD
+        return _PIN.pack(self.start, self.length, mode, self.signal, flags, eventfd, pin_id, note)
 
 
 def _unpack(layout: struct.Struct, data: bytes) -> tuple[int, ...]:
@@ -41,17 +46,19 @@ def _unpack(layout: struct.Struct, data: bytes) -> tuple[int, ...]:
 
 
 def decode_pin(data: bytes) -> PinRequest:
-    """EINVAL: size, mode, signal, flags, reserved field, range or note out of bounds."""
-    start, length, mode, signal, flags, reserved, _, raw_note = _unpack(_PIN, data)
+    """EINVAL: size, mode, signal, flags, range or note out of bounds, an eventfd without its flag."""
+    start, length, mode, signal, flags, eventfd, _, raw_note = _unpack(_PIN, data)
     note = bytes(raw_note).partition(b"\0")[0]
     good_signal = signal in (SIGNAL_DEFAULT, SIGNAL_NONE) or is_signal(signal)
-    if mode not in (DENY, LEASE) or flags & ~DIRTY or reserved or not good_signal or start + length >= END:
+    good_flags = not flags & ~(DIRTY | EVENTFD) and eventfd < 1 << 31 and (flags & EVENTFD or not eventfd)
+    if mode not in (DENY, LEASE) or not good_flags or not good_signal or start + length >= END:
         raise OSError(errno.EINVAL, "not a struct pinfs_pin")
     try:
         text = note.decode()
     except UnicodeDecodeError:
         raise OSError(errno.EINVAL, "note is not UTF-8") from None
-    return PinRequest(start, length, Mode.LEASE if mode == LEASE else Mode.DENY, signal, bool(flags & DIRTY), text)
+    is_dirty, number = bool(flags & DIRTY), eventfd if flags & EVENTFD else None
+    return PinRequest(start, length, Mode.LEASE if mode == LEASE else Mode.DENY, signal, is_dirty, text, number)
 
 
 def decode_unpin(data: bytes) -> int:

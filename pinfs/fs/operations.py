@@ -28,6 +28,7 @@ from pinfs.fs.inodes import InodeTable
 from pinfs.fs.names import KEEPS_VICTIM, Names
 from pinfs.fs.opens import Opens
 from pinfs.fs.pins import PinVerbs
+from pinfs.fs.polling import POLLPRI, READY, Polling, PollMode
 from pinfs.fs.removals import Removals
 from pinfs.fs.set_ids import SetIds
 from pinfs.fs.submounts import Submounts
@@ -36,8 +37,6 @@ from pinfs.fs.uncached import UncachedFiles
 from pinfs.interface.attributes import PREFIX
 from pinfs.linux import syscalls
 
-POLLPRI: Final = 0x2
-FILE_READY: Final = 0x1 | 0x4 | 0x40 | 0x100  # POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM
 HIDDEN: Final = (PREFIX, b"trusted.")
 
 
@@ -81,6 +80,7 @@ class Operations:
         self._opens = Opens(inodes, backing, pins.handles, self.uncached, self.attr_timeout_s)
         self._copies = Copies(backing, guard)
         self.directories = DirectoryReader(inodes, control.owns, self.submounts)
+        self.polling = Polling(PollMode.AUTO)
         self.exports: Exports | None = None
         parts = self._names, self._opens, self._removals, self._attributes, self._set_ids, self.uncached
         fast = Collaborators(inodes, backing, pins, *parts, self._slow_names)
@@ -390,14 +390,16 @@ class Operations:
         return await self._copies.copy(Place(source, offset_in), Place(target, offset_out), length)
 
     async def poll(self, fh: int, events: int, wake: Wake | None) -> int:
-        """poll(2): POLLPRI while a pin of this handle is being broken. `wake` is called once, when that may change."""
+        """poll(2): POLLPRI while a pin of this handle is being broken. `wake` is called once, when that may change.
+        ENOSYS: as `Polling.check`."""
         handle = self.handles.get(fh, ByteHandle)
+        self.polling.check(handle, events)
         if wake is not None:
             self.handles.polled(handle, wake)
         if isinstance(handle, ControlHandle):
             return handle.poll(wake)
         assert isinstance(handle, FileHandle)
-        return FILE_READY | (POLLPRI if self._pins.is_urgent(handle, wake) else 0)
+        return READY | (POLLPRI if self._pins.is_urgent(handle, wake) else 0)
 
     async def ioctl(self, fh: int, cmd: int, data: bytes, out_size: int, ctx: CallerLike) -> bytes:
         """The ioctl interface (SPEC 6), and the file flags of chattr(1). ENOTTY: unknown number."""

@@ -15,6 +15,7 @@ from pinfs.fs.seal cimport Seal
 
 cdef class PinVerbs:
     cdef public HandleTable handles
+    cdef public object eventfds
     cdef public object recorder, released_before
     cdef Guard _guard
     cdef object _book, _breaking_of, _released_by, _pid_namespace, _echoes
@@ -29,8 +30,9 @@ cdef class PinVerbs:
     cpdef bint set_at_once(self, Inode inode, bytes attribute, bytes value, uint32_t flags, object ctx) except -1
     @cython.locals(old=Pin)
     cdef Pin _replaced(self, Inode inode, Process process, bytes name, uint32_t flags)
+    cdef PinSpec _with_eventfd(self, PinSpec spec, object number, object ctx)
     @cython.locals(pin=Pin)
-    cdef Pin _register(self, PinRequest request, Inode inode, Process newly_held, object ctx)
+    cdef Pin _register(self, PinRequest request, Inode inode, Process process, Pin old, object ctx)
     @cython.locals(process=Process)
     cdef Process _caller(self, object ctx)
     @cython.locals(name=bytes, pin=Pin)

@@ -12,6 +12,7 @@ import trio
 
 from pinfs.core.owners import Owner, ProcessId
 from pinfs.core.pins import Pin, PinRequest, PinSpec
+from pinfs.enforce.eventfds import EventFds
 from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.enforce.processes import Process
@@ -46,9 +47,16 @@ class PinVerbs:
     """Registers, shows and releases pins on behalf of callers, and checks their permissions (SPEC 4)."""
 
     def __init__(
-        self, guard: Guard, holders: Holders, inodes: InodeTable, backing: Backing, handles: HandleTable
+        self,
+        guard: Guard,
+        holders: Holders,
+        inodes: InodeTable,
+        backing: Backing,
+        handles: HandleTable,
+        eventfds: EventFds,
     ) -> None:
         self.handles = handles
+        self.eventfds = eventfds
         self._guard = guard
         self._book = guard.book
         self._table = guard.book.table
@@ -81,8 +89,9 @@ class PinVerbs:
             await self._flush(inode)
             old = self._table.find(inode.nodeid, process.id, name)  # it may have gone meanwhile
         uid, proxy_uid = (ctx.uid, None) if wanted.pid is None else (process.uids[0], ctx.uid)
-        request = PinRequest(inode.nodeid, process.id, process.id, uid, name, wanted.spec, proxy_uid)
-        self._register(request, inode, process if old is None else None, ctx)
+        spec = self._with_eventfd(wanted.spec, wanted.eventfd, ctx)
+        request = PinRequest(inode.nodeid, process.id, process.id, uid, name, spec, proxy_uid)
+        self._register(request, inode, process, old, ctx)
 
     def set_at_once(self, inode: Inode, attribute: bytes, value: bytes, flags: int, ctx: CallerLike) -> bool:
         """The usual case of `set`: the caller's own pin, and no bytes of a device to be written. False: it is not.
@@ -90,16 +99,18 @@ class PinVerbs:
         name = attribute[len(PIN) :]
         if not name or not attribute.startswith(PIN) or inode.kind != stat.S_IFREG:
             _fail(errno.EINVAL, "pins are set as user.pinfs.pin.NAME on regular files")
-        spec, pid = parse_pin_value(value)
+        spec, pid, eventfd = parse_pin_value(value)
         if pid is not None:
             return False
         process = self._caller(ctx)
         old = self._replaced(inode, process, name, flags)
         if old is not None and old.spec.dirty and not _covers(spec, old):
             return False
+        if eventfd is not None:
+            spec = self._with_eventfd(spec, eventfd, ctx)
         owner = process.id
         request = PinRequest(inode.nodeid, owner, owner, ctx.uid, name, spec)
-        self._register(request, inode, process if old is None else None, ctx)
+        self._register(request, inode, process, old, ctx)
         return True
 
     def _replaced(self, inode: Inode, process: Process, name: bytes, flags: int) -> Pin | None:
@@ -112,18 +123,36 @@ class PinVerbs:
                 _fail(errno.ENODATA)
         return old
 
-    def _register(self, request: PinRequest, inode: Inode, newly_held: Process | None, ctx: CallerLike) -> Pin:
-        """Each pin keeps an eye on its process, from here to `on_end`; ESRCH where that has just ended."""
-        if newly_held is not None:
-            self._holders.hold(newly_held)
+    def _with_eventfd(self, spec: PinSpec, number: int | None, ctx: CallerLike) -> PinSpec:
+        """The spec with the eventfd that the caller has open as `number`: `_register` has its use from here on. Errors:
+        EPERM (not visible), and as `EventFds.take`."""
+        if number is None:
+            return spec
+        return spec.with_eventfd(self.eventfds.take(self._caller(ctx), number, ctx.uid))
+
+    def _register(
+        self, request: PinRequest, inode: Inode, process: Process | None, old: Pin | None, ctx: CallerLike
+    ) -> Pin:
+        """Each pin keeps an eye on its process, from here to `on_end`, and uses its eventfd. `old`: the pin that it
+        replaces. ESRCH where the process has just ended."""
+        eventfd = request.spec.eventfd
+        replaced = None if old is None else old.spec.eventfd
+        is_held = False
         try:
+            if old is None and process is not None:
+                self._holders.hold(process)
+                is_held = True
             self._seal.before_pin(inode)
             pin = self._guard.pin(request, self._inodes.size(inode))
         except BaseException:
-            if newly_held is not None:
-                self._holders.drop(newly_held.id)
+            if is_held and process is not None:
+                self._holders.drop(process.id)
             self._seal.unpinned(inode.nodeid)
+            if eventfd is not None:
+                self.eventfds.drop(eventfd)
             raise
+        if replaced is not None:
+            self.eventfds.drop(replaced)
         if self.recorder is not None:
             self.recorder.pin(pin, ctx)
         return pin
@@ -311,9 +340,10 @@ class PinVerbs:
             wanted.dirty,
             wanted.note,
         )
+        spec = self._with_eventfd(spec, wanted.eventfd, ctx)
         process_id = None if process is None else process.id
         request = PinRequest(handle.inode.nodeid, handle.number, process_id, ctx.uid, None, spec)
-        pin = self._register(request, handle.inode, process, ctx)
+        pin = self._register(request, handle.inode, process, None, ctx)
         return wanted.answered(pin.id)
 
     def _ioctl_query(self, handle: FileHandle, pin_id: int) -> bytes:
@@ -362,6 +392,8 @@ class PinVerbs:
             self.recorder.pin_ended(pin, self._released_by)
         if pin.process is not None:
             self._holders.drop(pin.process)
+        if pin.spec.eventfd is not None:
+            self.eventfds.drop(pin.spec.eventfd)
 
     # Commands of the event channel
 
@@ -397,8 +429,7 @@ class PinVerbs:
             await self._flush(inode)
             if self._table.by_id.get(pin.id) is not pin:
                 _fail(errno.ENOENT, "it went away meanwhile")
-        old = pin.spec
-        spec = PinSpec(wanted.spec.start, wanted.spec.length, old.mode, old.signal, old.dirty, old.note)
+        spec = pin.spec.with_range(wanted.spec.start, wanted.spec.length)
         size = self._inodes.stat(inode).st_size
         request = PinRequest(pin.inode, pin.owner, pin.process, pin.uid, pin.name, spec, pin.proxy_uid)
         self._record(self._guard.pin(request, size), ctx)

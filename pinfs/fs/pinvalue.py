@@ -18,10 +18,11 @@ _RANGE = re.compile(r"([0-9]{1,19}):([0-9]{1,19})", re.ASCII)
 
 
 class PinValue(NamedTuple):
-    """A parsed value. pid None: the caller itself."""
+    """A parsed value. pid None: the caller itself. eventfd: the caller's descriptor; the spec has none yet."""
 
     spec: PinSpec
     pid: int | None
+    eventfd: int | None = None
 
 
 def _malformed(why: str) -> NoReturn:
@@ -45,9 +46,10 @@ def parse_pin_value(value: bytes) -> PinValue:
     dirty = _parse_dirty(keys.pop("dirty", "no"))
     note = _parse_note(keys.pop("note", ""))
     pid = _parse_pid(keys.pop("pid", None))
+    eventfd = _parse_descriptor(keys.pop("eventfd", None))
     if keys:
         _malformed(f"unknown key {next(iter(keys))!r}")
-    return PinValue(PinSpec(start, length, mode, signal, dirty, note), pid)
+    return PinValue(PinSpec(start, length, mode, signal, dirty, note), pid, eventfd)
 
 
 def _parse_range(text: str) -> tuple[int, int]:
@@ -98,6 +100,14 @@ def _parse_note(text: str) -> str:
     if len(text.encode()) > MAX_NOTE_BYTES or "\0" in text:
         _malformed("note too long")
     return text
+
+
+def _parse_descriptor(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not _NUMBER.fullmatch(text) or int(text) >= 1 << 31:
+        _malformed(f"eventfd {text!r}")
+    return int(text)
 
 
 def _parse_pid(text: str | None) -> int | None:

@@ -13,7 +13,7 @@ cdef class Recorder:
     cdef public str broken_because
     cdef object _device, _is_pinned, _directories
     cdef public double to_monotonic_s
-    cdef dict _pins, _breaks, _links, _stored
+    cdef dict _pins, _breaks, _eventfds, _links, _stored
     cdef list _renaming
 
     cpdef uint64_t put(self, int kind, bytes body, uint64_t old=*) except? 0

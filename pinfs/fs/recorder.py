@@ -72,6 +72,8 @@ class Recorder:
         self.to_monotonic_s = time.monotonic() - trio.current_time()
         self._pins: dict[int, int] = {}
         self._breaks: dict[int, int] = {}
+        self._eventfds: dict[tuple[int, int], tuple[int, int]] = {}
+        """The eventfds of pins and channels, and their slots, by the id of the pin and the number of the handle."""
         self._links: dict[tuple[Inode, Inode, bytes], int] = {}
         self._renaming: list[int] = []
         self._directories: Counter[int] = Counter()
@@ -110,6 +112,10 @@ class Recorder:
             self.broken_because = why
             self.slots.words[records.BROKEN] = 1
             log.error("the mount would not survive the daemon any more: %s", why)
+
+    def poll_refused(self) -> None:
+        """The kernel is about to be told that poll(2) is not answered."""
+        self.slots.words[records.POLL_REFUSED] = 1
 
     def serial(self) -> int:
         """An id for a record that has none of its own."""
@@ -320,6 +326,8 @@ class Recorder:
             pid, pin.uid, start_time, incarnation, unique, proxy_uid, spec.mode is Mode.LEASE, spec.signal or 0, flags,
             size, name,
         )  # fmt: skip
+        if spec.eventfd is not None or self._eventfds:  # first: without its pin it counts for nothing
+            self.eventfd(pin.id, 0, spec.eventfd)
         pin_id, pins = pin.id, self._pins
         old = pins.get(pin_id)
         pins[pin_id] = self.put(_PIN, body, old or 0)
@@ -335,6 +343,22 @@ class Recorder:
                 words[(slot << WORD_BITS) + records.UNIQUE_WORD] = unique | records.RELEASED_BIT
                 words[records.RELEASED] = unique
             slots.free(slot)
+        if self._eventfds:
+            self.eventfd(pin.id, 0, None)
+
+    def eventfd(self, pin_id: int, fh: int, eventfd: int | None) -> None:
+        """A pin, or the channel of a handle (the other is 0), is told by this eventfd, None: by none (any more)."""
+        old, slot = self._eventfds.get((pin_id, fh), (None, 0))
+        if eventfd is None:
+            if slot:
+                del self._eventfds[pin_id, fh]
+                self.slots.free(slot)
+        elif eventfd != old:
+            record = records.EventFdRecord(self.serial(), 0, pin_id, fh, eventfd)
+            self._eventfds[pin_id, fh] = eventfd, self.put(Kind.EVENTFD, record.pack(), slot)
+
+    def adopt_eventfd(self, pin_id: int, fh: int, eventfd: int, slot: int) -> None:
+        self._eventfds[pin_id, fh] = eventfd, slot
 
     # Breaks
 

@@ -16,6 +16,7 @@ import trio
 
 from pinfs.core.owners import HandleId, Owner, ProcessId
 from pinfs.core.pins import Break, Mode, Pin, PinRequest, PinSpec
+from pinfs.enforce.eventfds import EventFds
 from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.enforce.processes import Process
@@ -54,6 +55,8 @@ class Restored:
     intent_slots: dict[int, int] = field(default_factory=dict)
     pollers: list[int] = field(default_factory=list)
     """The kernel's numbers of polled files: it asks again when those who wait are woken."""
+    eventfds: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Of pins and channels that are not restored yet, by the id of the pin and the number of the handle."""
     counts: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
 
@@ -75,10 +78,12 @@ class Parts:
     uncached: UncachedFiles
     guard: Guard
     holders: Holders
+    eventfds: EventFds
 
 
 class Restoration:
-    """One take-over. `kept`: the descriptors that outlived the daemon, by name. Those of inodes are taken over."""
+    """One take-over. `kept`: the descriptors that outlived the daemon, by name. Those of inodes and eventfds are taken
+    over."""
 
     def __init__(self, parts: Parts, recorder: Recorder, found: Records, kept: Mapping[str, int]) -> None:
         self.restored = Restored()
@@ -227,6 +232,31 @@ class Restoration:
                 self._parts.backing.passthrough.close(backing_id)
                 self._recorder.backing_id(inode, 0)
 
+    # Eventfds
+
+    def eventfds(self) -> None:
+        """Those of pins and channels, which find them in `Restored.eventfds`."""
+        eventfds = self._parts.eventfds
+        eventfds.begin_restore(self._kept)
+        self._each(Kind.EVENTFD, self._eventfd)
+
+    def _eventfd(self, slot: int, body: bytes) -> None:
+        record = records.unpack_eventfd(body)
+        if record.eventfd not in self._parts.eventfds:
+            what = f"pin {record.pin_id}" if record.pin_id else f"the channel {record.fh}"
+            self.restored.lose(f"the eventfd of {what}", "its descriptor was not kept")
+            self._slots.free(slot)
+            return
+        self.restored.eventfds[record.pin_id, record.fh] = record.eventfd
+        self._recorder.adopt_eventfd(record.pin_id, record.fh, record.eventfd, slot)
+
+    def drop_unused_eventfds(self) -> None:
+        """All pins and channels are there."""
+        for pin_id, fh in self.restored.eventfds:
+            self._recorder.eventfd(pin_id, fh, None)
+        self.restored.eventfds.clear()
+        self._parts.eventfds.end_restore()
+
     # Pins
 
     def pins(self) -> None:
@@ -278,6 +308,9 @@ class Restoration:
         by = self._ended_by(pin, record)
         if by is None:
             book.table.restore(pin)
+            if pin.spec.eventfd is not None:
+                self._parts.eventfds.use(pin.spec.eventfd, pin.uid)
+                del self.restored.eventfds[pin.id, 0]
             self._recorder.adopt_pin(pin.id, slot)
             self.restored.counts["pins"] += 1
             if record.unique:
@@ -299,7 +332,8 @@ class Restoration:
         name, note = text[: record.name_size], text[record.name_size :].decode()
         mode = Mode.LEASE if record.is_lease else Mode.DENY
         dirty = bool(record.flags & records.DIRTY)
-        spec = PinSpec(record.start, record.length, mode, record.signal or None, dirty, note)
+        eventfd = self.restored.eventfds.get((record.id, 0))
+        spec = PinSpec(record.start, record.length, mode, record.signal or None, dirty, note, eventfd)
         process_id = self._process_id(record)
         owner: Owner | None = HandleId(record.handle) if record.handle else process_id
         assert owner is not None

@@ -88,6 +88,10 @@ class StreamRecords:
         """Whether a line may be written down."""
         return self.line_bytes + len(line) <= MAX_LINES_BYTES
 
+    def channel_eventfd(self, fh: int, eventfd: int | None) -> None:
+        """The channel of this handle writes to this eventfd, None: to none (any more)."""
+        self.recorder.eventfd(0, fh, eventfd)
+
     def put_line(self, serial: int, fh: int, seq: int, line: bytes, old: int = 0) -> int:
         """Write down a line that waits for the reader of a handle, in place of an `old` one; its slot."""
         self.line_bytes += len(line)

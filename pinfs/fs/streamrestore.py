@@ -164,6 +164,9 @@ class StreamRestoration:
         lines.slot = slot
         lines.restore(waiting, taken, record.taken_by, b"".join(again))
         handle.restore_lines(lines, texts)
+        if (eventfd := self._restored.eventfds.pop((0, record.fh), None)) is not None:
+            handle.restore_eventfd(eventfd)
+            self._parts.verbs.eventfds.use(eventfd, record.uid)
 
     def _directory(self, handle: DirectoryHandle, record: HandleRecord) -> None:
         name = f"d{record.fh}"

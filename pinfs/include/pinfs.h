@@ -45,7 +45,8 @@
 #define PINFS_SIGNAL_DEFAULT (-1) /* SIGIO for a lease, none for a deny pin */
 
 /* Bits of flags. */
-#define PINFS_PIN_DIRTY 1u /* a device may write here: flush the range before the release is answered */
+#define PINFS_PIN_DIRTY 1u   /* a device may write here: flush the range before the release is answered */
+#define PINFS_PIN_EVENTFD 2u /* eventfd counts */
 
 /* Values of state. */
 #define PINFS_HELD 0u
@@ -61,8 +62,8 @@ struct pinfs_pin {
 	__u64 length;   /* bytes; 0: to the end of the file, wherever that end moves */
 	__u32 mode;     /* PINFS_DENY or PINFS_LEASE */
 	__s32 signal;   /* sent to the process that registers the pin when its lease is broken; si_value is the id */
-	__u32 flags;    /* PINFS_PIN_DIRTY or 0 */
-	__u32 reserved; /* 0 */
+	__u32 flags;    /* of PINFS_PIN_DIRTY and PINFS_PIN_EVENTFD */
+	__u32 eventfd;  /* with PINFS_PIN_EVENTFD: the eventfd(2) that 1 is added to when a break of this pin begins; else 0 */
 	__u64 id;       /* out: names the pin from now on */
 	char note[PINFS_NOTE_SIZE]; /* shown in listings; ends with NUL */
 };

@@ -11,6 +11,8 @@ SIGNAL_NONE: Final = 0
 SIGNAL_DEFAULT: Final = -1
 """SIGIO for a lease, none for a deny pin."""
 DIRTY: Final = 1
+EVENTFD: Final = 2
+"""In `flags`: the field `eventfd` counts."""
 HELD: Final = 0
 BREAKING: Final = 1
 TO_END: Final = 2**64 - 1
@@ -28,7 +30,8 @@ QUERY: Final = iowr("P", 0xA2, QUERY_LAYOUT.size)
 
 class PinRequest(NamedTuple):
     """struct pinfs_pin. `start`, `length`: bytes; `mode`: DENY or LEASE; `signal`: a number, SIGNAL_NONE or
-    SIGNAL_DEFAULT; `flags`: DIRTY or 0; `note`: UTF-8 without NUL, shown in listings."""
+    SIGNAL_DEFAULT; `flags`: of DIRTY and EVENTFD; `eventfd`: the caller's descriptor, 0 without EVENTFD; `note`: UTF-8
+    without NUL, shown in listings."""
 
     start: int
     length: int
@@ -37,23 +40,23 @@ class PinRequest(NamedTuple):
     flags: int = 0
     id: int = 0
     note: bytes = b""
-    reserved: int = 0
+    eventfd: int = 0
 
     def pack(self) -> bytes:
         """Raises ValueError for what the struct cannot carry."""
-        start, length, mode, signal, flags, pin_id, note, reserved = self
+        start, length, mode, signal, flags, pin_id, note, eventfd = self
         if len(note) >= NOTE_SIZE or b"\0" in note:
             raise ValueError(f"a note has at most {NOTE_SIZE - 1} bytes, none of them NUL")
         try:
-            return PIN_LAYOUT.pack(start, length, mode, signal, flags, reserved, pin_id, note)
+            return PIN_LAYOUT.pack(start, length, mode, signal, flags, eventfd, pin_id, note)
         except struct.error as error:
             raise ValueError(f"out of range: {error}") from error
 
     @classmethod
     def unpack(cls, data: bytes) -> "PinRequest":
         """`data`: PIN_LAYOUT.size bytes. The note ends at its first NUL."""
-        start, length, mode, signal, flags, reserved, pin_id, note = PIN_LAYOUT.unpack(data)
-        return cls(start, length, mode, signal, flags, pin_id, note.split(b"\0", 1)[0], reserved)
+        start, length, mode, signal, flags, eventfd, pin_id, note = PIN_LAYOUT.unpack(data)
+        return cls(start, length, mode, signal, flags, pin_id, note.split(b"\0", 1)[0], eventfd)
 
 
 class PinQuery(NamedTuple):

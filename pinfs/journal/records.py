@@ -29,6 +29,7 @@ class Kind(IntEnum):
     TEXT = 10
     INTENT = 11
     RENAMING = 12
+    EVENTFD = 13
 
 
 # Words of the first page.
@@ -47,6 +48,8 @@ LAST_SERIAL: Final = FIRST_OWN_WORD + 6
 """The newest id of records that have none of their own (links, orphans, lines...)."""
 BROKEN: Final = FIRST_OWN_WORD + 8
 """Not 0: records are missing, because there was no room for them. The mount cannot be taken over."""
+POLL_REFUSED: Final = FIRST_OWN_WORD + 9
+"""1: the kernel polls no file of this mount any more."""
 LEFT: Final = FIRST_OWN_WORD + 10
 """When the daemon before handed over; 0: it did not, it died."""
 EXPORT_GENERATION: Final = FIRST_OWN_WORD + 11
@@ -363,6 +366,27 @@ class LineRecord(NamedTuple):
 
 def unpack_line(body: bytes) -> LineRecord:
     return LineRecord._make(_LINE.unpack_from(body))
+
+
+_EVENTFD: Final = Struct("<QQQQQ")
+
+
+class EventFdRecord(NamedTuple):
+    """An eventfd that a pin, or the event channel of the handle `fh`, writes to; the other is 0. `eventfd`: the kernel's
+    number of it."""
+
+    serial: int
+    chain: int
+    pin_id: int
+    fh: int
+    eventfd: int
+
+    def pack(self) -> bytes:
+        return _EVENTFD.pack(*self)
+
+
+def unpack_eventfd(body: bytes) -> EventFdRecord:
+    return EventFdRecord._make(_EVENTFD.unpack_from(body))
 
 
 class TextId(IntEnum):

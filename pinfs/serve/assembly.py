@@ -9,6 +9,7 @@ from pinfs.config.options import Config
 from pinfs.config.policies import PolicyBox
 from pinfs.core.owners import Owner
 from pinfs.core.removals import Orphan
+from pinfs.enforce.eventfds import EventFds
 from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.fs.backing import Backing, BackingRegistry
@@ -20,6 +21,7 @@ from pinfs.fs.handles import HandleTable
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.operations import Operations
 from pinfs.fs.pins import PinVerbs
+from pinfs.fs.polling import Polling, PollMode
 from pinfs.fs.recorder import Recorder
 from pinfs.fs.remote import RemoteOperations
 from pinfs.fs.restore import Parts
@@ -62,7 +64,9 @@ class FileSystem:
         self.recorder = recorder
         self.inodes.recorder = self.verbs.recorder = self.verbs.handles.recorder = recorder
         self.guard.record = (lambda event: None) if recorder is None else recorder.event
+        self.operations.polling.on_refused = (lambda: None) if recorder is None else recorder.poll_refused
         streams = self.streams = None if recorder is None else StreamRecords(recorder)
+        self.verbs.eventfds.store = None if recorder is None else recorder.store
         self.verbs.handles.streams = self.hub.records = self.operations.directories.records = streams
         self.counters.streams = streams
         hears = _NoRecords() if streams is None else streams
@@ -105,8 +109,9 @@ class FileSystem:
     @property
     def parts(self) -> Parts:
         """What a take-over restores into."""
-        operations = self.operations
-        return Parts(self.inodes, self.backing, operations.handles, operations.uncached, self.guard, self.holders)
+        operations, eventfds = self.operations, self.verbs.eventfds
+        kept = operations.handles, operations.uncached
+        return Parts(self.inodes, self.backing, *kept, self.guard, self.holders, eventfds)
 
     def close(self) -> None:
         """Lift all seals, and let go of all descriptors."""
@@ -116,6 +121,7 @@ class FileSystem:
         ):  # else closing could wait for a call that no signal ends; the process's end does it
             self.inodes.close()
         self.holders.close()
+        self.verbs.eventfds.close()
         if self.operations.exports is not None:
             self.operations.exports.close()
 
@@ -145,8 +151,9 @@ def assemble(
     stats = Stats()
     share = budget(max_descriptors)
     holders = Holders(remembered=share.processes, first_spare=share.holders)
+    eventfds = EventFds(stats, share.holders)
     hub = EventHub(stats)
-    guard = Guard(holders, policies, hub, stats)
+    guard = Guard(holders, eventfds, policies, hub, stats)
     book = guard.book
     inodes = InodeTable(source_fd, share.inode_descriptors, book.files.__contains__)
     inodes.first_spare = share.files
@@ -159,7 +166,7 @@ def assemble(
     stalls = backing.threads is not None
     backing.evictions.any_may_wait = lambda: stalls or guard.cuts.left_alone > 0
     guard.cuts.around = lambda nodeid: seal.cutting(inodes.known(nodeid))
-    verbs = PinVerbs(guard, holders, inodes, backing, HandleTable())
+    verbs = PinVerbs(guard, holders, inodes, backing, HandleTable(), eventfds)
     guard.on_handle_event = verbs.on_handle_event
     hub.on_subscribers = book.set_subscribed
     hub.on_subscribers(False)
@@ -187,6 +194,7 @@ def assemble(
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout)
     make = Operations if backing.threads is None else RemoteOperations
     operations = make(inodes, backing, guard, verbs, control, timeouts)
+    operations.polling = Polling(PollMode(config.mount.poll))
     if config.mount.nfs_export:
         operations.exports = Exports(inodes, control, operations.submounts)
     shown_besides = control, policies, counters, life, upgrade

@@ -221,7 +221,6 @@ class Daemon:
             passthrough=self.config.mount.passthrough != "off" and os.geteuid() == 0,
             stack_depth=stack_depth(self._source_fd),
             posix_acl=has_acls(self._source_fd),
-            poll=self.config.mount.poll,
             nfs_export=self.config.mount.nfs_export,
         )
 
@@ -275,11 +274,11 @@ class Daemon:
         return self.succession.take_over(self._resume_seal, self.transport.wake_pollers)
 
     def _without_bridge(self) -> Transport:
-        poll, acls = self.config.mount.poll, has_acls(self._source_fd)
+        acls = has_acls(self._source_fd)
         try:
             from pinfs.bridge import pyfuse3_adapter  # not above: the bridge does not need pyfuse3
 
-            transport = pyfuse3_adapter.Plain(self._fd, self.fs.operations, posix_acl=acls, poll=poll)
+            transport = pyfuse3_adapter.Plain(self._fd, self.fs.operations, posix_acl=acls)
         except (ImportError, OSError, RuntimeError) as e:
             with suppress(OSError):  # libfuse may have closed it
                 os.close(self._fd)
@@ -372,7 +371,8 @@ class Daemon:
             "sealed_files": self.fs.backing.seal.count,
             "nfs_export": self.fs.operations.exports is not None,
             "nfs_handles_last": self.fs.operations.exports is not None and self.fs.operations.exports.handles_last,
-            "poll": self.config.mount.poll,
+            "poll": self.fs.operations.polling.answered,
+            "poll_mode": self.fs.operations.polling.mode,
             "negotiated": self.negotiated,
             "pins": len(book.table),
             "waiting": book.waiting,

@@ -110,6 +110,7 @@ class TakeOver:
         fs.record(recorder)
         assert fs.streams is not None
         self._fs = fs
+        self._left = left
         self._state = Restoration(fs.parts, recorder, left.found, left.kept)
         self.restored = self._state.restored
         self._readers = StreamRestoration(fs.stream_parts, fs.streams, left.found, self.restored, left.kept)
@@ -117,10 +118,13 @@ class TakeOver:
     def begin(self, resume_seal: Callable[[], None]) -> None:
         """Before the first request. Some of very many pins are left for `finish`."""
         state, readers, fs = self._state, self._readers, self._fs
+        if self._left.slots.words[records.POLL_REFUSED] == 1:
+            fs.operations.polling.answered = False
         fs.restore_texts(readers.texts(), self.restored.lose)
         state.inodes()
         resume_seal()
         state.handles()
+        state.eventfds()
         readers.handles()  # before the pins: readers are told of those that have ended
         readers.book()
         state.pins()
@@ -151,6 +155,7 @@ class TakeOver:
 
     def _settle(self) -> None:
         self._readers.settle()
+        self._state.drop_unused_eventfds()
         self._fs.backing.seal.resumed()
 
 

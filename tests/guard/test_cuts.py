@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 import trio
-from guard.test_guard import INODE, Caller, FakeEvents, FakeHolders, FakePolicies
+from guard.test_guard import INODE, Caller, FakeEventFds, FakeEvents, FakeHolders, FakePolicies
 from trio.testing import wait_all_tasks_blocked
 
 from pinfs.core.events import Mapper
@@ -46,7 +46,7 @@ class World:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.policies, self.events, self.stats = FakePolicies(), FakeEvents(), Stats()
-        self.guard = Guard(FakeHolders(), self.policies, self.events, self.stats)
+        self.guard = Guard(FakeHolders(), FakeEventFds(), self.policies, self.events, self.stats)
         self.cuts = self.guard.cuts
         self.cuts.start = self._start
         self.cuts.search = self._search

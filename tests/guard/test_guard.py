@@ -83,6 +83,14 @@ class FakeHolders:
         return True
 
 
+class FakeEventFds:
+    def __init__(self) -> None:
+        self.signalled: list[int] = []
+
+    def signal(self, eventfd: int) -> None:
+        self.signalled.append(eventfd)
+
+
 class FakePolicies:
     def __init__(self) -> None:
         self.current = PolicySet()
@@ -110,14 +118,15 @@ class World:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.holders, self.policies, self.events, self.stats = FakeHolders(), FakePolicies(), FakeEvents(), Stats()
-        self.guard = Guard(self.holders, self.policies, self.events, self.stats)
+        self.eventfds = FakeEventFds()
+        self.guard = Guard(self.holders, self.eventfds, self.policies, self.events, self.stats)
         self.outcomes: list[tuple[str, str, float]] = []
         self._nursery = nursery
 
     def pin(self, start: int = 0, length: int = 10, owner: Hashable = "p1", **more: Any) -> Pin:
         process, mode = more.pop("process", owner), more.pop("mode", Mode.LEASE)
         process = process and Name(process)
-        spec = PinSpec(start, length, mode, more.pop("signal", None))
+        spec = PinSpec(start, length, mode, more.pop("signal", None), eventfd=more.pop("eventfd", None))
         return self.guard.pin(PinRequest(more.pop("inode", INODE), owner, process, 7, None, spec), SIZE)
 
     def removal(self, start: int = 0, end: int | None = None, **more: Any) -> AbstractAsyncContextManager[None]:

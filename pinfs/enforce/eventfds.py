@@ -1,0 +1,171 @@
+"""Eventfds of holders, to which the daemon writes when a break begins or a channel has news (SPEC 5, `eventfd=`).
+
+An eventfd is known by the kernel's number for it, not by the holder's descriptor, which may be closed and used again:
+one descriptor of ours stands for it, however many pins and channels refer to it.
+"""
+
+import errno
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from pinfs.enforce.processes import Process
+from pinfs.linux.eventfds import Signaller, eventfd_id, fetch_descriptor
+from pinfs.runtime.stats import Stats
+
+log = logging.getLogger("pinfs.holders")
+
+MAX_EVENTFDS_PER_USER: Final = 1024  # root excepted: one user must not take all descriptors
+_STORED: Final = "e"
+"""What the name of an eventfd in the store begins with; its number follows."""
+
+
+class Store(Protocol):
+    """Where descriptors outlive the daemon."""
+
+    def keep(self, name: str, fd: int) -> bool: ...
+    def drop(self, name: str) -> None: ...
+
+
+@dataclass(slots=True)
+class EventFd:
+    """One eventfd: a descriptor of ours, the user that is charged for it, and how many pins and channels refer to
+    it."""
+
+    fd: int
+    uid: int
+    uses: int = 0
+
+
+class EventFds:
+    """All eventfds that pins and channels refer to, by the kernel's numbers. `first_spare`: as of `Holders`."""
+
+    def __init__(self, stats: Stats, first_spare: int = sys.maxsize) -> None:
+        self.store: Store | None = None
+        """Keeps them for the next daemon; None: the mount does not outlive this one."""
+        self._stats = stats
+        self._first_spare = first_spare
+        self._known: dict[int, EventFd] = {}
+        self._of_user: Counter[int] = Counter()
+        self._signaller: Signaller | None = None
+        self._is_restoring = False
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def take(self, process: Process, number: int, uid: int) -> int:
+        """The kernel's number of the eventfd that `process` has open as `number`; used until as many `drop`s.
+
+        OSError: EBADF (not open), EINVAL (not an eventfd), EPERM (the daemon may not fetch it: another user's process
+        and no CAP_SYS_PTRACE, seccomp, Yama), EOPNOTSUPP (nor signal it: no asynchronous I/O), ESRCH, EDQUOT (limits).
+        """
+        self._require_signaller()
+        fd = self._fetch(process, number)
+        try:
+            id_ = eventfd_id(fd)
+            if id_ not in self._known:
+                self._add(id_, fd, uid)
+                fd = -1
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        self._known[id_].uses += 1
+        return id_
+
+    def _require_signaller(self) -> Signaller:
+        if self._signaller is None:
+            try:
+                self._signaller = Signaller()
+            except OSError as error:
+                log.info("eventfds cannot be signalled: %s", error)
+                raise OSError(errno.EOPNOTSUPP, "no asynchronous I/O for the daemon") from error
+        return self._signaller
+
+    def _fetch(self, process: Process, number: int) -> int:
+        try:
+            fd = fetch_descriptor(process.pidfd, number)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise self._over("eventfds") from error
+            if error.errno == errno.EPERM:
+                log.info("eventfd %d of %r cannot be fetched: pidfd_getfd(2) is not allowed", number, process)
+            raise
+        if fd >= self._first_spare:
+            os.close(fd)
+            raise self._over("eventfds")
+        return fd
+
+    def _add(self, id_: int, fd: int, uid: int) -> None:
+        if uid and self._of_user[uid] >= MAX_EVENTFDS_PER_USER:
+            raise self._over("eventfds_per_user")
+        self._known[id_] = EventFd(fd, uid)
+        self._of_user[uid] += 1
+        if self.store is not None:
+            self.store.keep(f"{_STORED}{id_}", fd)
+
+    def _over(self, limit: str) -> OSError:
+        self._stats.limit_reached[limit] += 1
+        return OSError(errno.EDQUOT, f"{limit} is reached")
+
+    def drop(self, id_: int) -> None:
+        """Take one `take` or `use` back."""
+        eventfd = self._known[id_]
+        eventfd.uses -= 1
+        if not eventfd.uses and not self._is_restoring:
+            self._forget(id_, eventfd)
+
+    def _forget(self, id_: int, eventfd: EventFd) -> None:
+        del self._known[id_]
+        self._of_user[eventfd.uid] -= 1
+        if not self._of_user[eventfd.uid]:
+            del self._of_user[eventfd.uid]
+        if self.store is not None:
+            self.store.drop(f"{_STORED}{id_}")
+        os.close(eventfd.fd)
+
+    def signal(self, id_: int) -> None:
+        """Add 1 to its counter. What the kernel refuses is logged: the event channel is the truth."""
+        try:
+            self._require_signaller().signal(self._known[id_].fd)
+        except OSError as error:
+            log.warning("eventfd %d is not signalled: %s", id_, error)
+
+    # The next daemon
+
+    def begin_restore(self, kept: Mapping[str, int]) -> None:
+        """Take over what the daemon before has had kept, by name. Nothing is let go of until `end_restore`."""
+        self._is_restoring = True
+        for name, fd in kept.items():
+            if name.startswith(_STORED) and name[len(_STORED) :].isdecimal():
+                self._known[int(name[len(_STORED) :])] = EventFd(fd, 0)
+                self._of_user[0] += 1
+
+    def __contains__(self, id_: int) -> bool:
+        return id_ in self._known
+
+    def use(self, id_: int, uid: int) -> None:
+        """One use by a pin or a channel of the daemon before."""
+        eventfd = self._known[id_]
+        if not eventfd.uses:
+            self._of_user[eventfd.uid] -= 1
+            self._of_user[uid] += 1
+            eventfd.uid = uid
+        eventfd.uses += 1
+
+    def end_restore(self) -> None:
+        """Let go of those that no pin and no channel uses."""
+        self._is_restoring = False
+        for id_, eventfd in list(self._known.items()):
+            if not eventfd.uses:
+                self._forget(id_, eventfd)
+
+    def close(self) -> None:
+        for eventfd in self._known.values():
+            os.close(eventfd.fd)
+        self._known.clear()
+        if self._signaller is not None:
+            self._signaller.close()

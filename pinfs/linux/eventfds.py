@@ -1,0 +1,85 @@
+"""The eventfds of other processes: fetched, told apart, and signalled without waiting (eventfd(2), pidfd_getfd(2)).
+
+write(2) to an eventfd whose counter is full waits, unless its description has O_NONBLOCK, which belongs to the process
+that made it: a hostile one could stop whoever signals it. The kernel's own eventfd_signal() never waits. A program has
+it through io_submit(2) with IOCB_FLAG_RESFD: a read of an empty file, which is over at once, signals the eventfd.
+"""
+
+import ctypes
+import errno
+import os
+import struct
+
+from pinfs.linux.libc import checked, libc_quick
+
+_SYS_PIDFD_GETFD = 438
+_SYS_IO = (0, 1, 4, 2) if os.uname().machine in ("aarch64", "armv8l") else (206, 207, 208, 209)
+"""io_setup, io_destroy, io_getevents, io_submit; on x86_64 else."""
+_IOCB = struct.Struct("=Q4xiHhIQQqQII")
+"""data, rw_flags, opcode, reqprio, fildes, buf, nbytes, offset, reserved, flags, resfd (struct iocb, little-endian)."""
+_IOCB_CMD_PREAD = 0
+_IOCB_FLAG_RESFD = 1
+_EVENT_BYTES = 32
+_RING = 16  # calls under way; each is over before io_submit returns
+
+_pidfd_getfd = libc_quick["syscall"]  # by index: a function of its own, with its own types
+_pidfd_getfd.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_uint)
+_pidfd_getfd.restype = ctypes.c_long
+_io = libc_quick["syscall"]
+_io.argtypes = (ctypes.c_long, *(ctypes.c_void_p,) * 5)
+_io.restype = ctypes.c_long
+
+
+def fetch_descriptor(pidfd: int, number: int) -> int:
+    """A descriptor of ours for what the process of `pidfd` has open as `number`.
+
+    OSError: EBADF (nothing), EPERM (we may not: ptrace(2), PTRACE_MODE_ATTACH_REALCREDS), ESRCH, EMFILE, ENFILE.
+    """
+    return checked(_pidfd_getfd(_SYS_PIDFD_GETFD, pidfd, number, 0))
+
+
+def eventfd_id(fd: int) -> int:
+    """The kernel's number of the eventfd: no other eventfd has it as long as this one is open anywhere (Linux 5.2).
+
+    OSError EINVAL: `fd` is no eventfd.
+    """
+    info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _, found, rest = os.read(info, 4096).partition(b"\neventfd-id:")
+    finally:
+        os.close(info)
+    if not found:
+        raise OSError(errno.EINVAL, "not an eventfd")
+    return int(rest.split(None, 1)[0])
+
+
+class Signaller:
+    """Adds 1 to the counters of eventfds. Nothing here waits, whatever the counter is: a full one stays full."""
+
+    def __init__(self) -> None:
+        """OSError: ENOSYS, EPERM (no asynchronous I/O: kernel, seccomp(2)), EAGAIN (fs.aio-max-nr is reached)."""
+        setup, self._destroy, self._reap, self._submit = _SYS_IO
+        context = ctypes.c_void_p()
+        checked(_io(setup, _RING, ctypes.addressof(context), None, None, None))
+        self._context = context.value
+        self._empty = os.memfd_create("pinfs-empty", os.MFD_CLOEXEC)
+        self._iocb = ctypes.create_string_buffer(_IOCB.size)
+        self._iocbs = (ctypes.c_void_p * 1)(ctypes.addressof(self._iocb))
+        self._events = ctypes.create_string_buffer(_RING * _EVENT_BYTES)
+
+    def signal(self, fd: int) -> None:
+        """OSError: EBADF, EINVAL (`fd` is no eventfd), EAGAIN, ENOMEM."""
+        _IOCB.pack_into(
+            self._iocb, 0, 0, 0, _IOCB_CMD_PREAD, 0, self._empty, 0, 0, 0, 0, _IOCB_FLAG_RESFD, fd
+        )  # fmt: skip
+        context = self._context
+        try:
+            checked(_io(self._submit, context, 1, ctypes.addressof(self._iocbs), None, None))
+        finally:
+            _io(self._reap, context, 0, _RING, ctypes.addressof(self._events), None)
+
+    def close(self) -> None:
+        if self._context is not None:
+            _io(self._destroy, self._context, None, None, None, None)
+            os.close(self._empty)
+            self._context = None
