@@ -15,7 +15,7 @@ from types import TracebackType
 from pinfs.client.inode import Inode
 from pinfs.client.model import Event, parse_event
 from pinfs.client.mounts import control_file, root_of
-from pinfs.client.relay import BUFFER, PAUSE_S, answers_poll
+from pinfs.client.relay import BUFFER, PAUSE_S
 from pinfs.observe.asking import Question
 from pinfs.observe.mounts import Mount, mounts
 
@@ -25,9 +25,8 @@ class Told:
 
     def __init__(self, inode: Inode) -> None:
         path = control_file(inode, "events")
-        polled = answers_poll(path)
         self.mount = _mount_at(str(root_of(inode)))
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_NONBLOCK if polled else 0))
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._question = Question(self.mount, lambda: _lines(self._fd), keep=[self._fd])
         self._waiter = select.poll()
@@ -62,15 +61,11 @@ def _lines(fd: int) -> Iterator[bytes]:
     """In the child. Signals of the terminal are its parent's to answer, whose end is its own."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
-    waiter = select.poll()
-    waiter.register(fd, select.POLLIN)
     while True:
-        if not os.get_blocking(fd):
-            waiter.poll()
         try:
             lines = os.read(fd, BUFFER).splitlines()
-        except BlockingIOError:
-            time.sleep(PAUSE_S if os.get_blocking(fd) else 0)
+        except BlockingIOError:  # too many readers wait already (a mount without the bridge)
+            time.sleep(PAUSE_S)
             continue
         if not lines:
             raise OSError(errno.ENOTCONN, "the mount has closed its event channel")

@@ -3,16 +3,22 @@
 import errno
 import os
 import select
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
+from typing import Final
 
 from pinfs.client.errors import NOT_BREAKING, advice
 from pinfs.client.inode import File
 from pinfs.client.model import Event, PinInfo, parse_event, parse_pin
 from pinfs.client.mounts import control_file
-from pinfs.client.relay import BUFFER, Relay, answers_poll
+from pinfs.client.relay import BUFFER, Relay
 from pinfs.client.xattrs import check_range
+
+LOOK_S: Final = 5.0
+"""How often a wait looks whether the mount still stands: a daemon that is killed, and that no other takes over from,
+writes to no eventfd."""
 
 
 class EventChannel:
@@ -27,24 +33,32 @@ class EventChannel:
     longer referred to is closed.
     """
 
-    _fd = _wake = -1
+    _fd = _news = _wake = -1
     _relay: Relay | None = None
 
     def __init__(self, mount: File) -> None:
         """`mount`: the root of a mount, or any file on it. Raises NotPinfsError, or OSError as open(2) does."""
         path = control_file(mount, "events")
-        polled = answers_poll(path)
-        with advice("open the event channel", str(path)):
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_NONBLOCK if polled else 0))
-        try:
-            self._adopt(fd, None if polled else Relay(fd))
-        except BaseException:
-            os.close(fd)
-            raise
+        with ExitStack() as undo, advice("open the event channel", str(path)):
+            news = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            undo.callback(os.close, news)
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+            relay = None
+            if not _takes_eventfd(fd, news):
+                os.close(fd)
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                relay = Relay(fd)
+            undo.callback(os.close, fd)
+            self._adopt(fd, relay)
+            undo.pop_all()
+        if relay is None:
+            self._news = news
+        else:
+            os.close(news)
 
     @classmethod
     def over(cls, fd: int) -> "EventChannel":
-        """A channel over an open, non-blocking descriptor, which `close` closes."""
+        """A channel over an open, non-blocking descriptor that can be polled, which `close` closes."""
         channel = cls.__new__(cls)
         channel._adopt(fd)
         return channel
@@ -56,7 +70,14 @@ class EventChannel:
         self._poll: select.poll | None = None
 
     def fileno(self) -> int:
-        """Readable when there are events; see `take`. -1 when the channel is closed."""
+        """Readable when there are events, or when the mount ends in order; see `take`. -1 when the channel is closed.
+
+        A program that waits for this without a limit does not notice a mount whose daemon was killed, with no other to
+        take over: have it call `take` every few seconds.
+        """
+        return self._news if self._news >= 0 else self._source()
+
+    def _source(self) -> int:
         return self._fd if self._relay is None else self._relay.fileno()
 
     def read(self, timeout_s: float | None = None) -> list[Event]:
@@ -65,20 +86,37 @@ class EventChannel:
             self._poll = select.poll()
             self._poll.register(self.fileno(), select.POLLIN)
             self._poll.register(self._wake, select.POLLIN)
-        ready = self._poll.poll(None if timeout_s is None else max(0.0, timeout_s * 1000))
-        if any(fd == self._wake for fd, _ in ready):
-            os.eventfd_read(self._wake)
-        return self.take() if any(fd != self._wake for fd, _ in ready) else []
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = LOOK_S if until is None else max(0.0, until - time.monotonic())
+            ready = self._poll.poll(min(left_s, LOOK_S) * 1000)
+            if any(fd == self._wake for fd, _ in ready):
+                os.eventfd_read(self._wake)
+                return self.take() if len(ready) > 1 else []
+            events = self.take()
+            if events or ready or (until is not None and time.monotonic() >= until):
+                return events
 
     def take(self) -> list[Event]:
         """The events that are there, without waiting. Raises OSError ENOTCONN or ENODEV when the mount is gone."""
+        if self._news >= 0:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._news)  # before the events: what comes later makes it readable again
+        return [parse_event(line) for line in self._lines()]
+
+    def _lines(self) -> list[bytes]:
+        """Of an eventfd all that are there: it does not say that some were left."""
+        lines: list[bytes] = []
         try:
-            lines = os.read(self.fileno(), BUFFER).splitlines()
+            while taken := os.read(self._source(), BUFFER):
+                lines += taken.splitlines()
+                if self._news < 0:
+                    return lines
         except BlockingIOError:
-            return []
+            return lines
         if not lines:
             raise OSError(errno.ENOTCONN, "the mount has closed its event channel")
-        return [parse_event(line) for line in lines]
+        return lines  # the next call says that it is closed
 
     def wake(self) -> None:
         """Let a `read` that waits in another thread return."""
@@ -110,9 +148,11 @@ class EventChannel:
 
     def close(self) -> None:
         """Close the channel; once more does nothing. A `read` in another thread is to be ended by `wake` before."""
-        fd, wake, relay = self._fd, self._wake, self._relay
-        self._fd = self._wake = -1  # first: a number that is closed may soon belong to another file
+        fd, news, wake, relay = self._fd, self._news, self._wake, self._relay
+        self._fd = self._news = self._wake = -1  # first: a number that is closed may soon belong to another file
         self._relay = None
+        if news >= 0:
+            os.close(news)
         if fd >= 0:
             os.close(wake)
             if relay is None:
@@ -134,6 +174,16 @@ class EventChannel:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _takes_eventfd(fd: int, eventfd: int) -> bool:
+    """Have the channel write to this eventfd. False: it cannot (EPERM: the daemon may not fetch it; EDQUOT; EINVAL: an
+    older daemon). Then reads are to wait: see `Relay`."""
+    try:
+        os.write(fd, b"eventfd %d\n" % eventfd)
+    except OSError:
+        return False
+    return True
 
 
 def events(mount: File) -> Iterator[Event]:

@@ -18,6 +18,11 @@ ADVICE = {
 }
 
 
+BY_EVENTFD = {
+    errno.EBADF: "the eventfd is not open in this process",
+    errno.EPERM: "the daemon may not fetch the eventfd: it needs CAP_SYS_PTRACE, or the same user, and pidfd_getfd(2)",
+    errno.EINVAL: "the descriptor is not an eventfd, or the mount does not understand the range or an option",
+}
 NOT_BREAKING = {errno.ENODATA: "the pin is not being broken, so there is no deadline to move"}
 
 

@@ -13,10 +13,8 @@ from pinfs.client import ioctl
 from pinfs.client.basepin import GONE, Pin, with_signal
 from pinfs.client.callbacks import Callback, Watch
 from pinfs.client.channel import EventChannel
-from pinfs.client.errors import advice
+from pinfs.client.errors import BY_EVENTFD, advice
 from pinfs.client.model import PinInfo
-from pinfs.client.mounts import control_file
-from pinfs.client.relay import answers_poll
 from pinfs.client.xattrs import RequestedPin
 
 
@@ -47,9 +45,11 @@ class HandlePin(Pin):
             undo.pop_all()
 
     def _new_listener(self) -> "Listener":
-        if answers_poll(control_file(self._fd, "events")):
+        """A process that the daemon cannot see (pid namespaces) has no channel. POLLPRI is left to it."""
+        try:
+            return ChannelListener(self._fd, lambda: self.id)
+        except PermissionError:
             return PollListener(self._fd)
-        return ChannelListener(self._fd, lambda: self.id)
 
     def _answer(self, watch: Watch) -> None:
         with suppress(OSError):  # the pin or the handle is gone
@@ -62,9 +62,11 @@ class HandlePin(Pin):
         requested = with_signal(requested)
         request = ioctl.PinRequest(
             requested.start, requested.length, ioctl.LEASE if requested.mode == "lease" else ioctl.DENY,
-            ioctl.signal_number(requested.signal), ioctl.DIRTY if requested.dirty else 0, note=requested.note.encode(),
+            ioctl.signal_number(requested.signal), _flags(requested), note=requested.note.encode(),
+            eventfd=requested.eventfd or 0,
         )  # fmt: skip
-        with advice(f"pin {requested.start}:{requested.length}", f"descriptor {self._fd}"):
+        special = None if requested.eventfd is None else BY_EVENTFD
+        with advice(f"pin {requested.start}:{requested.length}", f"descriptor {self._fd}", special):
             return ioctl.pin(self._fd, request)
 
     def _unpin(self, pin_id: int) -> None:
@@ -114,6 +116,10 @@ class HandlePin(Pin):
             channel.extend(self.id, seconds)
 
 
+def _flags(requested: RequestedPin) -> int:
+    return (ioctl.DIRTY if requested.dirty else 0) | (0 if requested.eventfd is None else ioctl.EVENTFD)
+
+
 def _identity(fd: int) -> tuple[int, int] | None:
     """Which file a descriptor means; None when it is closed."""
     try:
@@ -149,8 +155,8 @@ _listeners: "weakref.WeakSet[PollListener | ChannelListener]" = weakref.WeakSet(
 
 
 class PollListener:
-    """Waits for POLLPRI by epoll, edge-triggered: poll(2) would keep the description open, and would not wait again
-    while a break goes on whose callback has failed."""
+    """Waits for POLLPRI, on a mount that answers poll(2), by epoll, edge-triggered: poll(2) would keep the description
+    open, and would not wait again while a break goes on whose callback has failed."""
 
     def __init__(self, fd: int) -> None:
         with ExitStack() as undo:
@@ -175,7 +181,7 @@ class PollListener:
 
 
 class ChannelListener:
-    """For mounts that do not answer poll(2) (`poll=off`): the process's channel tells of its handles' pins, too."""
+    """The process's channel tells of its handles' pins as well."""
 
     def __init__(self, fd: int, pin_id: Callable[[], int]) -> None:
         self._channel = EventChannel(fd)

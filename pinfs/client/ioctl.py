@@ -8,6 +8,7 @@ from pinfs.interface.ioctls import (
     BREAKING,
     DENY,
     DIRTY,
+    EVENTFD,
     HELD,
     LEASE,
     NOTE_SIZE,
@@ -28,6 +29,7 @@ __all__ = [
     "BREAKING",
     "DENY",
     "DIRTY",
+    "EVENTFD",
     "HELD",
     "LEASE",
     "NOTE_SIZE",
@@ -52,7 +54,8 @@ def pin(fd: int, request: PinRequest) -> int:
     """Register a pin of this handle; its id.
 
     Raises OSError: EINVAL (malformed), ENXIO (the range does not lie inside the file), EAGAIN (a removal of an
-    overlapping range is under way), EDQUOT (limits), EACCES (not open for writing), ENOTTY (not on a pinfs mount, or on
+    overlapping range is under way), EDQUOT (limits), EACCES (not open for writing), EBADF (the eventfd is not
+    open), EPERM (the daemon may not fetch it), ENOTTY (not on a pinfs mount, or on
     one without its bridge), ENOTSUP (not on this machine, see pinfs.linux.abi); ValueError as `PinRequest.pack`.
     """
     return PinRequest.unpack(_ioctl(fd, PIN, request.pack())).id

@@ -17,7 +17,8 @@ class PinInfo:
     `start` and `length` are bytes, length 0 means to the end of the file wherever that moves; `deadline` and `since`
     are Unix seconds; `path` is relative to the root of the mount, None when the last name is gone. Users other than the
     owner and root see that a range is pinned, and how, but not by which process: for them `name`, `pid`, `uid`, `comm`,
-    `signal` and `note` are None (SPEC 4). So are they in the answer to PINFS_IOC_QUERY, which does not carry them.
+    `signal`, `note` and `eventfd` (whether there is one) are None (SPEC 4). So are they in the answer to
+    PINFS_IOC_QUERY, which does not carry them.
     """
 
     id: int
@@ -38,6 +39,7 @@ class PinInfo:
     comm: str | None = None
     signal: str | int | None = None
     note: str | None = None
+    eventfd: bool | None = None
 
 
 @dataclass(frozen=True)

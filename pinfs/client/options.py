@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypedDict, cast
 
+from pinfs.client.inode import HasFileno
+
 
 class PinOptions(TypedDict, total=False):
     """Options that the plain and the trio form share."""
@@ -10,6 +12,7 @@ class PinOptions(TypedDict, total=False):
     signal: str | int | None
     dirty: bool
     note: str
+    eventfd: int | HasFileno | None
     name: str | None
     missing_ok: bool
 
@@ -25,6 +28,7 @@ _DEFAULTS: Final[OwnerOptions] = {
     "signal": None,
     "dirty": False,
     "note": "",
+    "eventfd": None,
     "name": None,
     "missing_ok": False,
     "pid": None,

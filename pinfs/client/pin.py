@@ -11,7 +11,7 @@ from pinfs.client.callbacks import Callback
 from pinfs.client.channel import all_pins
 from pinfs.client.errors import NotPinfsError, advice
 from pinfs.client.handlepin import HandlePin
-from pinfs.client.inode import File, Inode, descriptor_of, inode_of
+from pinfs.client.inode import File, HasFileno, Inode, descriptor_of, inode_of
 from pinfs.client.model import Mode, PinInfo
 from pinfs.client.mounts import is_pinfs, require_pinfs
 from pinfs.client.options import OwnerOptions, all_options
@@ -44,6 +44,8 @@ def pin(
     `signal`: `"USR1"`, `"RTMIN+1"`, a number, or `"none"`; sent at a break, the id in si_value. Default: SIGIO for a
     lease of a program that handles or ignores SIGIO when it pins (signal.getsignal; elsewhere it would end it), and
     none with `on_break`, with `pid` of another process, or for a deny pin.
+    `eventfd`: an eventfd(2) of this process, or an object with fileno(): 1 is added to its counter when a break begins;
+    the mount keeps it open as long as the pin stands. A reader tells the mount's end from a break by `state()`.
     `dirty`: a device may write here; the range is flushed before a release is answered. `note`: shown in listings.
     `name`: the process's own name of the pin, by default a fresh one; used again on the same file it moves that pin.
     `pid`: register for another process of the same user. `owner="handle"`: the pin belongs to the open file
@@ -53,7 +55,7 @@ def pin(
 
     Raises NotPinfsError (not with `missing_ok`, which gives a pin that is not `active`), OSError: ENXIO (the range does
     not lie inside the file), EAGAIN (a removal of an overlapping range is under way), EDQUOT (limits), EACCES or EPERM
-    (not allowed), ESRCH (`pid` names no process), EINVAL (not a regular file), EBADF (not an open descriptor), ENOTTY
+    (not allowed), ESRCH (`pid` names no process), EINVAL (not a regular file, not an eventfd), EBADF (not open), ENOTTY
     (`owner="handle"` on a mount without its bridge); ValueError for options that contradict each other, TypeError for a
     range that is not of ints, or for an unknown option.
     """
@@ -61,7 +63,8 @@ def pin(
     name, pid = chosen["name"], chosen["pid"]
     _check(mode, on_break, chosen)
     signal = "none" if on_break and chosen["signal"] is None else chosen["signal"]
-    requested = RequestedPin(start, length, mode, signal, pid, chosen["dirty"], chosen["note"])
+    eventfd = _number_of(chosen["eventfd"])
+    requested = RequestedPin(start, length, mode, signal, pid, chosen["dirty"], chosen["note"], eventfd)
     inode = inode_of(file)
     if not is_pinfs(inode):
         if chosen["missing_ok"]:
@@ -88,6 +91,10 @@ def _check(mode: str, on_break: Callback | None, options: OwnerOptions) -> None:
         raise ValueError("on_break cannot be called for another process: its breaks are told to that process")
     if owner == "handle" and (pid is not None or name is not None):
         raise ValueError("a pin of a handle has neither pid nor name")
+
+
+def _number_of(eventfd: int | HasFileno | None) -> int | None:
+    return eventfd.fileno() if eventfd is not None and not isinstance(eventfd, int) else eventfd
 
 
 def _by_handle(fd: int, requested: RequestedPin, on_break: Callback | None) -> HandlePin:

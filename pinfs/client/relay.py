@@ -1,27 +1,17 @@
-"""Events on a mount that does not answer poll(2) (`-o poll=off`): a thread waits for them in read(2).
+"""Events for a program whose eventfd the daemon may not fetch: a thread waits for them in read(2).
 
-There every descriptor is always ready, so that a program that polls would spin. The thread passes on what it reads
-through a socket, which can be polled like any other.
+A mount need not answer poll(2) (`-o poll`). The thread passes on what it reads through a socket, which can be polled
+like any other.
 """
 
 import contextlib
-import json
 import os
 import socket
 import threading
 import time
-from pathlib import Path
 
 BUFFER = 1 << 16  # bytes of whole lines; read() of a channel answers EINVAL where not even one fits
 PAUSE_S = 0.5  # where too many readers wait already (a mount without the bridge)
-
-
-def answers_poll(control_file: Path) -> bool:
-    """Whether the mount of a file in `.pinfs` answers poll(2); True where its status cannot be read."""
-    try:
-        return bool(json.loads(control_file.with_name("status").read_bytes()).get("poll", True))
-    except (OSError, ValueError):
-        return True
 
 
 class Relay:

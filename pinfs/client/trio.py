@@ -18,7 +18,7 @@ from typing import Unpack
 import trio
 
 from pinfs.client import pin as plain
-from pinfs.client.channel import EventChannel
+from pinfs.client.channel import LOOK_S, EventChannel
 from pinfs.client.inode import File, inode_of
 from pinfs.client.model import Event, Mode, PinInfo, State, break_of
 from pinfs.client.mounts import is_pinfs
@@ -135,7 +135,8 @@ class AsyncPin:
 
 
 async def _news(channel: EventChannel) -> list[Event]:
-    await trio.lowlevel.wait_readable(channel)
+    with trio.move_on_after(LOOK_S):
+        await trio.lowlevel.wait_readable(channel)
     return channel.take()
 
 

@@ -6,7 +6,7 @@ import os
 import secrets
 from dataclasses import dataclass
 
-from pinfs.client.errors import advice
+from pinfs.client.errors import BY_EVENTFD, advice
 from pinfs.client.inode import Inode
 from pinfs.client.model import Mode, PinInfo, parse_pin, pin_info
 from pinfs.interface.attributes import PIN, PINS, RELEASE
@@ -18,7 +18,8 @@ NAME_MAX = 255 - len(RELEASE)  # XATTR_NAME_MAX of the kernel counts the prefix
 class RequestedPin:
     """A pin as its holder asks for it. Bytes; length 0: to the end of the file.
 
-    `signal` None: the mode's default (SIGIO for a lease, none for a deny pin)."""
+    `signal` None: the mode's default (SIGIO for a lease, none for a deny pin). `eventfd`: a descriptor of this process.
+    """
 
     start: int
     length: int
@@ -27,6 +28,7 @@ class RequestedPin:
     pid: int | None = None
     dirty: bool = False
     note: str = ""
+    eventfd: int | None = None
 
     def __post_init__(self) -> None:
         check_range(self.start, self.length)
@@ -48,6 +50,8 @@ def encode(requested: RequestedPin) -> bytes:
         words.append(f"pid={requested.pid}")
     if requested.dirty:
         words.append("dirty=yes")
+    if requested.eventfd is not None:
+        words.append(f"eventfd={requested.eventfd}")
     if requested.note:
         words.append(f"note={requested.note}")
     if any("," in word or not word.isprintable() for word in words):
@@ -71,10 +75,11 @@ def check_name(name: str) -> bytes:
 def register(inode: Inode, name: str, requested: RequestedPin) -> PinInfo:
     """Register pin NAME, or replace it in one step. Waits while a removal of the same file waits (the inode's lock).
 
-    Raises OSError: EINVAL, ENXIO, EAGAIN, EDQUOT, EACCES, EPERM, ESRCH (SPEC 5); ValueError as `encode`.
+    Raises OSError: EINVAL, ENXIO, EAGAIN, EDQUOT, EACCES, EPERM, ESRCH, EBADF (SPEC 5); ValueError as `encode`.
     """
     key = PIN + check_name(name)
-    with advice(f"pin {requested.start}:{requested.length}", inode.name):
+    special = None if requested.eventfd is None else BY_EVENTFD
+    with advice(f"pin {requested.start}:{requested.length}", inode.name, special):
         _set(inode, key, encode(requested))
         return parse_pin(os.getxattr(inode.path, key))
 

@@ -60,8 +60,8 @@ class EventFds:
     def take(self, process: Process, number: int, uid: int) -> int:
         """The kernel's number of the eventfd that `process` has open as `number`; used until as many `drop`s.
 
-        OSError: EBADF (not open), EINVAL (not an eventfd), EPERM (the daemon may not fetch it: another user's process
-        and no CAP_SYS_PTRACE, seccomp, Yama), EOPNOTSUPP (nor signal it: no asynchronous I/O), ESRCH, EDQUOT (limits).
+        OSError: EBADF (not open), EINVAL (not an eventfd), EPERM (the daemon may not fetch or not signal it; its log
+        says why), ESRCH, EDQUOT (limits).
         """
         self._require_signaller()
         fd = self._fetch(process, number)
@@ -81,8 +81,8 @@ class EventFds:
             try:
                 self._signaller = Signaller()
             except OSError as error:
-                log.info("eventfds cannot be signalled: %s", error)
-                raise OSError(errno.EOPNOTSUPP, "no asynchronous I/O for the daemon") from error
+                log.info("eventfds cannot be signalled: io_setup(2): %s", error.strerror)
+                raise PermissionError(errno.EPERM, "no asynchronous I/O for the daemon") from error
         return self._signaller
 
     def _fetch(self, process: Process, number: int) -> int:
@@ -91,9 +91,11 @@ class EventFds:
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise self._over("eventfds") from error
-            if error.errno == errno.EPERM:
-                log.info("eventfd %d of %r cannot be fetched: pidfd_getfd(2) is not allowed", number, process)
-            raise
+            if error.errno in (errno.EBADF, errno.ESRCH):
+                raise
+            log.info("eventfd %d of %r cannot be fetched: pidfd_getfd(2): %s", number, process, error.strerror)
+            # not ENOSYS: the kernel would take it for an answer about setxattr(2)
+            raise PermissionError(errno.EPERM, "the daemon may not fetch your descriptors") from error
         if fd >= self._first_spare:
             os.close(fd)
             raise self._over("eventfds")
@@ -164,7 +166,9 @@ class EventFds:
                 self._forget(id_, eventfd)
 
     def close(self) -> None:
-        for eventfd in self._known.values():
+        """The mount is over: programs that wait look, and find out."""
+        for id_, eventfd in self._known.items():
+            self.signal(id_)
             os.close(eventfd.fd)
         self._known.clear()
         if self._signaller is not None:

@@ -372,8 +372,8 @@ _EVENTFD: Final = Struct("<QQQQQ")
 
 
 class EventFdRecord(NamedTuple):
-    """An eventfd that a pin, or the event channel of the handle `fh`, writes to; the other is 0. `eventfd`: the kernel's
-    number of it."""
+    """What a pin, or the event channel of the handle `fh`, writes to (the other is 0): `eventfd`, by the kernel's
+    number."""
 
     serial: int
     chain: int

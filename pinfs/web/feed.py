@@ -14,7 +14,7 @@ from pinfs.web.look import AGE_S, AskedLook, Look
 T = TypeVar("T")
 
 MAX_CLIENTS: Final = 16
-PAUSE_S: Final = 0.2  # between two readings at least
+PAUSE_S: Final = 0.5  # between two readings at least: a poll of the trace would make io_uring slow on that mount
 SHARE: Final = 9.0  # and this many times the duration of the last one, so that a big mount is read less often
 
 
@@ -67,7 +67,6 @@ class Feed:
                 self._publish(json.dumps(picture))
                 pause_s = AGE_S if "error" in picture else max(PAUSE_S, SHARE * (time.monotonic() - began))
                 await asyncio.sleep(pause_s)
-                await _in_thread(lambda: look.wait_for_news(AGE_S))
             self._looking = None
         finally:
             look.close()

@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import os
-import select
 import stat
 import time
 import tomllib
@@ -12,9 +11,8 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count, islice
-from typing import Any, Final
+from typing import Final
 
-from pinfs.client.relay import answers_poll
 from pinfs.observe.asking import NoAnswerError, Question
 from pinfs.observe.mounts import Mount
 from pinfs.observe.wording import describe, differences, life_text
@@ -22,7 +20,7 @@ from pinfs.web import picture
 from pinfs.web.picture import MAX_PINS, Json, text
 
 MAX_EVENTS: Final = 100  # shown on the page
-AGE_S: Final = 1.0  # without news, the next reading comes after this
+AGE_S: Final = 1.0  # after a reading that failed, the next one comes after this
 _BUFFER: Final = 1 << 20
 
 log = logging.getLogger("pinfs.web")
@@ -47,39 +45,29 @@ class AskedLook:
     def take(self) -> Json:
         """As `Look.take`."""
         try:
-            picture: Json = self._ask(b"t")
+            return self._ask()
         except NoAnswerError as error:
             return self._failed(f"{error.why}; to fix: {error.fix}")
         except OSError as error:
             return self._failed(error.strerror)
-        return picture
 
     def _failed(self, why: str | None) -> Json:
         return empty(self._mount) | {"error": text(why), "events": []}
 
-    def wait_for_news(self, limit_s: float) -> None:
-        """As `Look.wait_for_news`; the limit is AGE_S."""
-        with suppress(OSError):
-            self._ask(b"w")
-
-    def _ask(self, what: bytes) -> Any:
+    def _ask(self) -> Json:
         while self._owed:
             self._question.next()
             self._owed -= 1
-        os.write(self._want, what)
+        os.write(self._want, b"t")
         self._owed = 1
-        answer = self._question.next()
+        answer: Json = self._question.next()
         self._owed = 0
         return answer
 
 
-def _answers(look: "Look", wanted: int) -> Iterator[Json | None]:
-    while what := os.read(wanted, 1):
-        if what == b"t":
-            yield look.take()
-        else:
-            look.wait_for_news(AGE_S)
-            yield None
+def _answers(look: "Look", wanted: int) -> Iterator[Json]:
+    while os.read(wanted, 1):
+        yield look.take()
 
 
 def empty(mount: Mount) -> Json:
@@ -173,10 +161,3 @@ class Look:
     def _note(self, event: Json) -> None:
         kind, words = text(event.get("event", "?")), text(describe(event))
         self._events.append({"number": next(self._numbers), "at": time.time(), "event": kind, "words": words})
-
-    def wait_for_news(self, limit_s: float) -> None:
-        """Wait for an event, at most `limit_s` seconds. Without the trace (users other than root) wait all of them."""
-        waiting = select.poll()
-        if self._trace >= 0 and answers_poll(self._mount.control("trace")):
-            waiting.register(self._trace, select.POLLIN)
-        waiting.poll(limit_s * 1000)

@@ -147,13 +147,6 @@ async def test_unknown_opcodes_and_flush_are_enosys() -> None:
             assert (await kernel.ask(opcode, bytes(24))).error == -errno.ENOSYS
 
 
-@pytest.mark.parametrize("answers", [True, False])
-async def test_poll_can_be_switched_off(answers: bool) -> None:
-    async with dispatching(Canned(), Requested(poll=answers)) as (kernel, _):
-        reply = await kernel.ask(wire.POLL, WELL_FORMED[wire.POLL])
-    assert reply.error == (0 if answers else -errno.ENOSYS)
-
-
 async def test_extensions_are_not_taken_for_a_name() -> None:
     ops = Canned()
     async with dispatching(ops) as (kernel, _):

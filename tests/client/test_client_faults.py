@@ -60,15 +60,19 @@ def no_eventfds(monkeypatch: pytest.MonkeyPatch) -> None:
 def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A `.pinfs` of plain files."""
     (tmp_path / "events").write_bytes(b"")
-    (tmp_path / "status").write_text('{"poll": true}')
-    for module in ("channel", "handlepin"):
-        monkeypatch.setattr(f"pinfs.client.{module}.control_file", lambda _mount, name: tmp_path / name)
+    monkeypatch.setattr("pinfs.client.channel.control_file", lambda _mount, name: tmp_path / name)
     return tmp_path
 
 
-@pytest.mark.parametrize("poll", ["true", "false"])
-def test_a_channel_that_cannot_be_had_leaves_nothing_open(control: Path, monkeypatch, poll: str) -> None:
-    (control / "status").write_text(f'{{"poll": {poll}}}')
+@pytest.fixture(params=[True, False], ids=["eventfd", "relay"])
+def told(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a channel hears of events."""
+    if not request.param:
+        monkeypatch.setattr("pinfs.client.channel._takes_eventfd", lambda fd, eventfd: False)
+    return "eventfd" if request.param else "relay"
+
+
+def test_a_channel_that_cannot_be_had_leaves_nothing_open(control: Path, monkeypatch, told: str) -> None:
     before = descriptors()
     with monkeypatch.context() as patch:
         no_eventfds(patch)
@@ -77,9 +81,7 @@ def test_a_channel_that_cannot_be_had_leaves_nothing_open(control: Path, monkeyp
     assert descriptors() == before
 
 
-@pytest.mark.parametrize("poll", ["true", "false"])
-def test_events_that_are_never_read_leave_nothing_open(control: Path, poll: str) -> None:
-    (control / "status").write_text(f'{{"poll": {poll}}}')
+def test_events_that_are_never_read_leave_nothing_open(control: Path, told: str) -> None:
     before = descriptors()
     pinfs.events(control)
     assert descriptors() == before
@@ -104,7 +106,7 @@ def test_a_relay_without_its_thread_leaves_nothing_open(monkeypatch) -> None:
 
 
 def test_a_mount_without_its_thread_is_forgotten(control: Path, monkeypatch) -> None:
-    inode = inode_of(control / "status")
+    inode = inode_of(control / "events")
     watch = Watch(print, print, print)  # type: ignore[arg-type]
     before = descriptors()
     with monkeypatch.context() as patch:
@@ -208,10 +210,8 @@ def handle() -> Iterator[int]:
         yield one.fileno()
 
 
-@pytest.mark.parametrize("poll", ["true", "false"])
 @pytest.mark.parametrize("out_of", [no_threads, no_eventfds])
-def test_a_pin_that_cannot_be_listened_to_is_none(ioctls, control, handle, monkeypatch, out_of, poll) -> None:
-    (control / "status").write_text(f'{{"poll": {poll}}}')
+def test_a_pin_that_cannot_be_listened_to_is_none(ioctls, handle, monkeypatch, out_of, told) -> None:
     before = descriptors()
     with monkeypatch.context() as patch:
         out_of(patch)
@@ -300,7 +300,7 @@ async def test_a_release_that_fails_closes_the_channel(control: Path, monkeypatc
     monkeypatch.setattr(plain, "pin", lambda *_, **__: Unflushable())
     before = descriptors()
     with pytest.raises(OSError, match="Input/output"):
-        async with pinfs_trio.pin(control / "status", mode="lease"):
+        async with pinfs_trio.pin(control / "events", mode="lease"):
             await trio.lowlevel.checkpoint()
     assert descriptors() == before
 

@@ -20,6 +20,7 @@ import pinfs
 from pinfs.fs import backing as backing_module
 from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.operations import Operations
+from pinfs.fs.polling import POLLPRI
 from pinfs.fs.remote import RemoteOperations
 from pinfs.fs.types import SetAttr
 from pinfs.linux import syscalls
@@ -45,6 +46,7 @@ OTHER_OPENS = {
     ("bridge/sealprobe.py", "*"): "a file system that the daemon has just made; /dev/fuse",
     ("linux/calls.py", "open_at"): "its callers give the flags",
     ("linux/proc.py", "*"): "procfs",
+    ("linux/eventfds.py", "eventfd_id"): "procfs",
     ("serve/background.py", "*"): "/dev/null, before the mount begins",
 }
 
@@ -211,7 +213,7 @@ async def calls(bench: Bench) -> dict[str, Callable[[], Awaitable[object]]]:
         "lseek": lambda: ops.lseek(fh, 0, os.SEEK_DATA),
         "fallocate": lambda: ops.fallocate(fh, syscalls.FALLOC_FL_PUNCH_HOLE | 1, 0, 10, ME),
         "copy_file_range": lambda: ops.copy_file_range(fh, 0, gh, 0, 10, ME),
-        "poll": lambda: ops.poll(fh, 1, None),
+        "poll": lambda: ops.poll(fh, POLLPRI, None),
         "ioctl": lambda: ops.ioctl(fh, FS_IOC_GETFLAGS, b"", 8, ME),
         "opendir": lambda: ops.opendir(d, ME),
         "readdir": lambda: ops.readdir(directory, 0, True, lambda *_: True),

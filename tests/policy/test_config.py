@@ -180,7 +180,7 @@ BAD_OPTIONS += [
     "allow_root=1",
     "replace_stale=no",
     "poll",
-    "poll=auto",
+    "poll=maybe",
     "y-z",
 ]
 
