@@ -4,7 +4,6 @@ The kernel asks the daemon in each poll of a file. io_uring polls before each re
 always ready; and once one poll is answered ENOSYS, the kernel polls no file of this mount any more.
 """
 
-import errno
 import logging
 from collections.abc import Callable
 from enum import StrEnum
@@ -12,7 +11,7 @@ from typing import Final
 from weakref import WeakSet
 
 from pinfs.fs.handles import ByteHandle, FileHandle
-from pinfs.fs.types import os_error
+from pinfs.runtime.errors import NeverAskAgainError
 
 log = logging.getLogger("pinfs.control")
 
@@ -46,7 +45,7 @@ class Polling:
         """Open handles by which a program has waited: for a break, or for events."""
 
     def check(self, handle: ByteHandle, events: int) -> None:
-        """ENOSYS: the kernel is to poll no file any more. `events`: what the poll asks for."""
+        """NeverAskAgainError: the kernel is to poll no file any more. `events`: what the poll asks for."""
         if isinstance(handle, FileHandle) and (events & READY or not events & POLLPRI):
             if self.mode is PollMode.AUTO and self.answered and not self._waiting:
                 self.answered = False
@@ -55,4 +54,4 @@ class Polling:
         else:
             self._waiting.add(handle)
         if not self.answered:
-            raise os_error(errno.ENOSYS)
+            raise NeverAskAgainError

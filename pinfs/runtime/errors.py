@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +17,22 @@ _refilled = 0.0
 _unlogged = 0
 
 
+class NeverAskAgainError(OSError):
+    """ENOSYS on purpose: the kernel answers this operation by itself from now on, on the whole mount."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
 def errno_of(exc: Exception, what: str) -> int:
     """The errno for an exception out of an operation; `what` names the operation.
 
-    OSError is expected and passes its errno on, but for ENOSYS, by which the kernel would take it that this mount does
-    not have the operation at all and never ask again: EOPNOTSUPP. Everything else is a mistake of ours: EIO for the
-    caller, a traceback for the log (at most one a second when they come in floods).
+    OSError is expected and passes its errno on, but for an accidental ENOSYS, by which the kernel would take it that
+    this mount does not have the operation at all and never ask again: EOPNOTSUPP. Everything else is a mistake of ours:
+    EIO for the caller, a traceback for the log (at most one a second when they come in floods).
     """
+    if isinstance(exc, NeverAskAgainError):
+        return errno.ENOSYS
     if isinstance(exc, OSError) and exc.errno and 0 < exc.errno < MAX_ERRNO:
         return errno.EOPNOTSUPP if exc.errno == errno.ENOSYS else exc.errno
     if _may_log():
