@@ -47,9 +47,11 @@ class HandlePin(Pin):
             undo.pop_all()
 
     def _new_listener(self) -> "Listener":
-        if answers_poll(control_file(self._fd, "events")):
-            return PollListener(self._fd)
-        return ChannelListener(self._fd, lambda: self.id)
+        try:
+            polls = answers_poll(control_file(self._fd, "events"))
+        except OSError:  # `.pinfs` is out of reach, as in a sandbox: the handle alone is left
+            polls = True
+        return PollListener(self._fd) if polls else ChannelListener(self._fd, lambda: self.id)
 
     def _answer(self, watch: Watch) -> None:
         with suppress(OSError):  # the pin or the handle is gone
