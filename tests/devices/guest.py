@@ -19,12 +19,12 @@ COUNTER, PAGE = 0x10000, 0x20000
 """Where the program counts, and the page that it fills with Z: guest addresses, and offsets in the file of its RAM."""
 LIMIT_S = 30.0
 EMULATED = ("-machine", "pc", "-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio")
-RAM = ("-m", f"{SIZE >> 20}M", "-machine", "memory-backend=ram")
 
 
-def ram_options(ram: Path, more: str = "") -> list[str]:
-    """RAM in that file, as examples/guest_ram.sh gives it to qemu. `more`: properties of the memory backend."""
-    return [*RAM, "-object", f"memory-backend-file,id=ram,size={SIZE >> 20}M,mem-path={ram},share=on{more}"]
+def qemu(ram: Path, more: str = "") -> list[str]:
+    """The command of a guest with that file as its RAM, as in examples/guest_ram.sh. `more`: properties of the RAM."""
+    backend = f"memory-backend-file,id=ram,size={SIZE >> 20}M,mem-path={ram},share=on{more}"
+    return ["qemu-system-x86_64", "-m", f"{SIZE >> 20}M", "-machine", "memory-backend=ram", "-object", backend]
 
 
 def firmware(directory: Path) -> Path:
@@ -32,7 +32,7 @@ def firmware(directory: Path) -> Path:
     if platform.machine() != "x86_64":
         pytest.skip("the guest's program is assembled for x86, which takes the assembler of an x86-64 machine")
     if not shutil.which("qemu-system-x86_64"):
-        pytest.skip("qemu-system-x86_64 is not installed")
+        pytest.skip("qemu-system-x86_64 is not installed (scripts/install-needs)")
     assembled, linked = directory / "guest.o", directory / "guest.bin"
     subprocess.run(["as", "--32", "-o", assembled, HERE / "guest.S"], check=True)
     flat = ("-m", "elf_i386", "--oformat", "binary", "-Ttext", "0")
