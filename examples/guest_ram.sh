@@ -17,4 +17,4 @@ shift 2
 
 [ -e "$file" ] || truncate -s "$size" "$file"
 exec pinfs pin --no-fork --note "RAM of a guest" "$file" -- qemu-system-x86_64 -m "$size" -machine memory-backend=ram \
-	-object memory-backend-file,id=ram,size="$size",mem-path="$file",share=on "$@"
+	-object memory-backend-file,id=ram,size="$size",mem-path="$file",share=on,align=2M "$@"

@@ -29,7 +29,7 @@ _FS_NOCOW_FL: Final = 0x00800000
 _MOVES_BLOCKS = {"btrfs", "bcachefs", "zfs", "nilfs2"}
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs", "glusterfs", "lustre"}
 
-HUGE_TMPFS: Final = "mount -t tmpfs -o huge=always,size=SIZE tmpfs DIRECTORY"
+_HUGE_TMPFS: Final = "mount -t tmpfs -o huge=always,size=SIZE tmpfs DIRECTORY"
 
 Progress = Callable[[int], None]
 
@@ -49,7 +49,7 @@ def check_backing(directory: str, progress: Progress = lambda _files: None) -> I
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), directory)
     kind = filesystem_type(directory)
     if why := _unservable_because(directory):
-        yield bad("backing", f"{directory} cannot be served: {why}", HUGE_TMPFS)
+        yield bad("backing", f"{directory} cannot be served: {why}", _HUGE_TMPFS)
         return
     yield _type(directory, kind)
     yield _access(directory)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from devices.guest import Guest, firmware
 from facts.raw import RawFuse
 from mounted.world import mounted, run
 from support import acts
@@ -60,7 +61,12 @@ def huge_kib(path: Path) -> int:
     """How much of the file a new mapping has by huge pages (proc_pid_smaps(5), ShmemPmdMapped)."""
     with path.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapping:
         assert all(mapping[at] for at in range(0, SIZE, PAGE))
-        _, _, rest = Path("/proc/self/smaps").read_text().partition(f" {path}\n")
+        return mapped_huge_kib("self", path)
+
+
+def mapped_huge_kib(process: int | str, path: Path) -> int:
+    """The same of a process's mapping, as far as it has been touched."""
+    _, _, rest = Path(f"/proc/{process}/smaps").read_text().partition(f" {path}\n")
     return int(rest.partition("ShmemPmdMapped:")[2].split()[0])
 
 
@@ -80,6 +86,13 @@ def test_a_pin_is_as_exact_as_on_small_pages(mount: Mount, file: Path, below: Pa
     data = below.read_bytes()
     assert data[HUGE - PAGE : HUGE + 3 * PAGE] == b"x" * 2 * PAGE + bytes(PAGE) + b"x" * PAGE
     assert data[:PAGE] == bytes(PAGE)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_guest_has_huge_pages(file: Path, tmp_path: Path) -> None:
+    """qemu maps RAM at addresses of its own choice, which the example has it align."""
+    with Guest(["sh", REPO / "examples/guest_ram.sh", file, f"{SIZE >> 20}M"], firmware(tmp_path)) as guest:
+        assert mapped_huge_kib(guest.process.pid, file) >= HUGE >> 10
 
 
 def test_registered_huge_pages_stay_in_the_file(mount: Mount, file: Path, below: Path) -> None:
