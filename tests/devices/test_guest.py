@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -117,10 +117,15 @@ def test_a_lease_ends_a_guest_that_may_be_ended(bios: Path, ram: Path, breaker: 
     assert ram.stat().st_size == 0
 
 
-def test_without_a_pin_a_truncate_ends_the_guest(bios: Path, ram: Path, breaker: Actor) -> None:
+@pytest.mark.parametrize("passthrough", ["auto", "off"])
+def test_without_a_pin_a_truncate_ends_the_guest(bios: Path, new_mount: Callable[..., Mount], passthrough: str) -> None:
+    mount = new_mount(f"passthrough={passthrough}")
+    ram = mount.path / "vm.ram"
+    ram.touch()
+    os.truncate(ram, SIZE)
     with unpinned(ram, bios) as guest:
         assert goes_on(ram)
-        breaker(os.truncate, str(ram), 0)
+        mount.actor()(os.truncate, str(ram), 0)
         assert guest.process.wait(20) == -signal.SIGBUS
 
 
@@ -161,20 +166,31 @@ def test_a_balloon_gives_back_without_a_pin(bios: Path, ram: Path) -> None:
         assert guest.obeys(b"r") == b"\0"
 
 
-@pytest.mark.parametrize("pin", ["seal", "no seal", "none"])
-def test_discarded_data_stays_where_the_file_is_sealed(bios: Path, new_mount: Callable[..., Mount], pin: str) -> None:
-    """At its end qemu takes the bytes by madvise(MADV_REMOVE), of which pinfs hears nothing: only a seal stops that."""
-    mount = new_mount("seal=off" if pin == "no seal" else "seal=auto")
-    ram = mount.path / "vm.ram"
+@pytest.mark.parametrize("option", ["seal=auto", "seal=off", "passthrough=off"])
+def test_discarded_data_stays_where_the_file_is_sealed(
+    bios: Path, new_mount: Callable[..., Mount], option: str
+) -> None:
+    """At its end qemu takes the bytes by madvise(MADV_REMOVE), of which pinfs hears nothing with passthrough: only a
+    seal stops that. Without passthrough it is a punch like any other."""
+    mount = new_mount(option)
+    kept = discards(["pinfs", "pin", mount.path / "vm.ram", "--"], bios, mount.path / "vm.ram") == b"Z"
+    sealed = option == "seal=auto" and mount.status()["seal"]
+    assert kept == (sealed or not mount.status()["passthrough"])
+
+
+def test_discarded_data_goes_without_a_pin(bios: Path, ram: Path) -> None:
+    assert discards([], bios, ram) == b"\0"
+
+
+def discards(prefix: Sequence[str | Path], bios: Path, ram: Path) -> bytes:
+    """What a guest leaves of its page, whose qemu discards its data when it quits."""
     ram.touch()
     os.truncate(ram, SIZE)
-    discarding = qemu(ram, ",prealloc=on,discard-data=on")
-    with Guest(discarding if pin == "none" else ["pinfs", "pin", ram, "--", *discarding], bios) as guest:
+    with Guest([*prefix, *qemu(ram, ",prealloc=on,discard-data=on")], bios) as guest:
         assert at(ram, PAGE, 1) == b"Z"
         guest.process.terminate()
         assert guest.process.wait(20) == 0
-    sealed = pin == "seal" and mount.status()["seal"]
-    assert at(ram, PAGE, 1) == (b"Z" if sealed else b"\0")
+    return at(ram, PAGE, 1)
 
 
 # --- vhost-user
