@@ -6,12 +6,15 @@ import os
 import platform
 import select
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from support.actor import eventually
+from support.mounts import DIES_WITH_US
 
 HERE = Path(__file__).parent
 SIZE = 16 << 20
@@ -50,8 +53,8 @@ class Guest:
         self._errors = bios.with_name("qemu.err")
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [*command, *EMULATED, "-bios", bios, *options],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                [*DIES_WITH_US, *command, *EMULATED, "-bios", bios, *options],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
             )  # fmt: skip
         try:
             assert self._sent() == b"u"
@@ -63,7 +66,8 @@ class Guest:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # qemu as well, where `pinfs pin` has started it
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe
