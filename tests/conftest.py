@@ -187,6 +187,15 @@ def shared_dir(shared_mount: Mount) -> Path:
     return shared_mount.new_dir()
 
 
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pinfs` on the PATH, as an installed package has it."""
+    program = tmp_path / "pinfs"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m pinfs.cli.main "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
     """A failed test shows its seed, and what the daemons that it had wrote."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pinfs.interface.names import FSTYPE
 from pinfs.linux import mountinfo, syscalls
+from pinfs.linux.filesystems import unservable_because
 from pinfs.linux.proc import processes, read_comm, used_paths
 from pinfs.linux.syscalls import MS_NOATIME, MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_RDONLY
 
@@ -76,6 +77,9 @@ def open_source(source: str) -> int:
         fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as e:
         raise MountError(f"the source {source} cannot be served: {_words(e)}") from e
+    if why := unservable_because(fd):
+        os.close(fd)
+        raise MountError(f"the source {source} cannot be served: {why}")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:

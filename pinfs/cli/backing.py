@@ -13,6 +13,7 @@ from typing import Final
 
 from pinfs.cli.findings import Finding, bad, ok, warn
 from pinfs.interface.names import FSTYPE
+from pinfs.linux.filesystems import unservable_because
 from pinfs.linux.ioctl import FICLONE, FS_IOC_FIEMAP, FS_IOC_GETFLAGS
 from pinfs.linux.mountinfo import mount_at, mounts
 from pinfs.linux.syscalls import attributes_of, known_attributes_of
@@ -27,6 +28,8 @@ _FS_NOCOW_FL: Final = 0x00800000
 
 _MOVES_BLOCKS = {"btrfs", "bcachefs", "zfs", "nilfs2"}
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs", "glusterfs", "lustre"}
+
+_HUGE_TMPFS: Final = "mount -t tmpfs -o huge=always,size=SIZE tmpfs DIRECTORY"
 
 Progress = Callable[[int], None]
 
@@ -45,6 +48,9 @@ def check_backing(directory: str, progress: Progress = lambda _files: None) -> I
     if not stat.S_ISDIR(Path(directory).stat().st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), directory)
     kind = filesystem_type(directory)
+    if why := _unservable_because(directory):
+        yield bad("backing", f"{directory} cannot be served: {why}", _HUGE_TMPFS)
+        return
     yield _type(directory, kind)
     yield _access(directory)
     with _scratch_file(directory) as scratch:
@@ -59,6 +65,14 @@ def filesystem_type(path: str) -> str:
     of_device = next((entry for entry in mounts() if entry.dev == device), None)
     entry = of_device or mount_at(os.path.realpath(path))  # btrfs shows other device numbers in stat(2)
     return entry.fstype if entry else "unknown"
+
+
+def _unservable_because(directory: str) -> str:
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return unservable_because(fd)
+    finally:
+        os.close(fd)
 
 
 def _type(directory: str, kind: str) -> Finding:

@@ -17,6 +17,9 @@ from pinfs.client.errors import BY_EVENTFD, advice
 from pinfs.client.model import PinInfo
 from pinfs.client.xattrs import RequestedPin
 
+_WITHOUT_EVENTFD = (errno.EPERM, errno.EINVAL, errno.EDQUOT)
+"""What a mount answers that cannot have an eventfd, or is older than they are."""
+
 
 class HandlePin(Pin):
     """Owned by an open file description; released at the latest by its last close.
@@ -30,11 +33,14 @@ class HandlePin(Pin):
         self._fd = fd
         self._owned = owned
         self._file = _identity(fd)
-        self._listener = self._new_listener() if on_break else None
+        self._eventfd = requested.eventfd
+        self._listener: Listener | None = None
         with ExitStack() as undo:
-            if self._listener:
+            if on_break is None:
+                self.id = self._registered(requested)
+            else:
+                self._listener = self._registered_and_heard(requested)
                 undo.callback(self._listener.close)
-            self.id = self._registered(requested)
             undo.callback(self._unpin, self.id)
             if on_break and self._listener:
                 run = threading.Thread(
@@ -44,11 +50,36 @@ class HandlePin(Pin):
                 run.start()
             undo.pop_all()
 
-    def _new_listener(self) -> "Listener":
-        """A process that the daemon cannot see (pid namespaces) has no channel. POLLPRI is left to it."""
+    def _registered_and_heard(self, requested: RequestedPin) -> "Listener":
+        """Register the pin with an eventfd of its own, which needs nothing but the handle; where the daemon cannot have
+        it, or the program has given another one, the pin is heard of in other ways."""
+        if self._eventfd is None:
+            listener = EventFdListener()
+            self._eventfd = listener.eventfd
+            try:
+                self.id = self._registered(requested)
+                return listener
+            except BaseException as failure:
+                listener.close()
+                if not isinstance(failure, OSError) or failure.errno not in _WITHOUT_EVENTFD:
+                    raise
+            self._eventfd = None
+        other = self._other_listener()
+        try:
+            self.id = self._registered(requested)
+        except BaseException:
+            other.close()
+            raise
+        return other
+
+    def _other_listener(self) -> "Listener":
+        """A process that the daemon cannot see (pid namespaces), or that cannot reach `.pinfs` (a sandbox), has no
+        channel: POLLPRI is left to it."""
         try:
             return ChannelListener(self._fd, lambda: self.id)
-        except PermissionError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
             return PollListener(self._fd)
 
     def _answer(self, watch: Watch) -> None:
@@ -62,8 +93,8 @@ class HandlePin(Pin):
         requested = with_signal(requested)
         request = ioctl.PinRequest(
             requested.start, requested.length, ioctl.LEASE if requested.mode == "lease" else ioctl.DENY,
-            ioctl.signal_number(requested.signal), _flags(requested), note=requested.note.encode(),
-            eventfd=requested.eventfd or 0,
+            ioctl.signal_number(requested.signal), _flags(requested.dirty, self._eventfd),
+            note=requested.note.encode(), eventfd=self._eventfd or 0,
         )  # fmt: skip
         special = None if requested.eventfd is None else BY_EVENTFD
         with advice(f"pin {requested.start}:{requested.length}", f"descriptor {self._fd}", special):
@@ -116,8 +147,8 @@ class HandlePin(Pin):
             channel.extend(self.id, seconds)
 
 
-def _flags(requested: RequestedPin) -> int:
-    return (ioctl.DIRTY if requested.dirty else 0) | (0 if requested.eventfd is None else ioctl.EVENTFD)
+def _flags(dirty: bool, eventfd: int | None) -> int:
+    return (ioctl.DIRTY if dirty else 0) | (0 if eventfd is None else ioctl.EVENTFD)
 
 
 def _identity(fd: int) -> tuple[int, int] | None:
@@ -151,7 +182,30 @@ def _listen(listener: Listener, answer: Callable[[Watch], None], watch: Watch) -
         listener.close()
 
 
-_listeners: "weakref.WeakSet[PollListener | ChannelListener]" = weakref.WeakSet()
+_listeners: "weakref.WeakSet[EventFdListener | ChannelListener | PollListener]" = weakref.WeakSet()
+
+
+class EventFdListener:
+    """Waits for the pin's own eventfd."""
+
+    def __init__(self) -> None:
+        self.eventfd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._stopped = False
+        _listeners.add(self)
+
+    def wait(self) -> bool:
+        os.eventfd_read(self.eventfd)
+        return not self._stopped
+
+    def stop(self) -> None:
+        self._stopped = True  # before the thread looks
+        with suppress(OSError):
+            os.eventfd_write(self.eventfd, 1)
+
+    def close(self) -> None:
+        eventfd, self.eventfd = self.eventfd, -1
+        if eventfd >= 0:
+            os.close(eventfd)
 
 
 class PollListener:

@@ -1,6 +1,9 @@
 """The verbs of SPEC 6: pins of an open file description. The structs are those of pinfs/include/pinfs.h."""
 
+import errno
 import fcntl
+import os
+import stat
 import time
 
 from pinfs.client.model import Event, Mode, PinInfo
@@ -43,6 +46,7 @@ __all__ = [
     "PinRequest",
     "break_event",
     "info",
+    "is_answered",
     "pin",
     "query",
     "signal_number",
@@ -70,6 +74,18 @@ def unpin(fd: int, pin_id: int) -> None:
 def query(fd: int, pin_id: int = 0) -> PinQuery:
     """A pin of this handle, its first for id 0. Raises OSError: ENOENT (there is none), ENOTTY and ENOTSUP as `pin`."""
     return PinQuery.unpack(_ioctl(fd, QUERY, PinQuery(pin_id).pack()))
+
+
+def is_answered(fd: int) -> bool:
+    """Whether a regular file lies on a pinfs that carries ioctls. The open file itself is asked: that takes neither
+    /proc, nor a mount that can be seen from here, nor permission to read the file. Raises OSError EBADF."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return False
+    try:
+        query(fd)
+    except OSError as error:
+        return error.errno == errno.ENOENT  # pinfs has no pin of this handle yet
+    return True
 
 
 def _ioctl(fd: int, number: int, data: bytes) -> bytes:

@@ -5,7 +5,7 @@ import fcntl
 import os
 from typing import Unpack
 
-from pinfs.client import xattrs
+from pinfs.client import ioctl, xattrs
 from pinfs.client.basepin import NoPin, Pin
 from pinfs.client.callbacks import Callback
 from pinfs.client.channel import all_pins
@@ -65,13 +65,15 @@ def pin(
     signal = "none" if on_break and chosen["signal"] is None else chosen["signal"]
     eventfd = _number_of(chosen["eventfd"])
     requested = RequestedPin(start, length, mode, signal, pid, chosen["dirty"], chosen["note"], eventfd)
+    fd = descriptor_of(file)
+    if fd is not None and chosen["owner"] == "handle" and ioctl.is_answered(fd):
+        return _by_handle(fd, requested, on_break)
     inode = inode_of(file)
-    if not is_pinfs(inode):
+    if not is_pinfs(inode) and (fd is None or not ioctl.is_answered(fd)):
         if chosen["missing_ok"]:
             return NoPin(name or "", requested)
         raise NotPinfsError(inode.name, "missing_ok=True goes on without a pin")
     inode.require_regular()
-    fd = descriptor_of(file)
     if chosen["owner"] == "handle":
         return _by_new_handle(inode, requested, on_break) if fd is None else _by_handle(fd, requested, on_break)
     try:

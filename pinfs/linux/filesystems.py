@@ -84,6 +84,20 @@ SERVED: Final = frozenset(
 """Served by other programs and machines, or locked by them. Magic numbers of linux/magic.h and of the projects."""
 
 
+def unservable_because(fd: int) -> str:
+    """Why pinfs must not serve the file system below `fd` (O_PATH will do); "" where it can.
+
+    hugetlbfs has no write(2), and the full stack depth, which keeps passthrough from it (hugetlbfs_fill_super). So a
+    mapping would be one of FUSE's own small pages, which can never be written back.
+    """
+    if file_system_magic(fd) == HUGETLBFS_MAGIC:
+        return (
+            "hugetlbfs has neither passthrough nor write(2), so what programs store in a mapping would be lost; "
+            "for huge pages use a tmpfs with huge=always"
+        )
+    return ""
+
+
 def calls_may_stall(fd: int) -> bool:
     """Whether every call on the file system below `fd` (O_PATH will do) may wait for another program or machine, and so
     for ever. Stacked file systems do not tell what they lie on: these count as prompt."""

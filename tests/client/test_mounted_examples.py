@@ -173,15 +173,6 @@ def test_gpu_weights_without_a_gpu(file: Path) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`pinfs` on the PATH, as an installed package has it."""
-    program = tmp_path / "pinfs"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m pinfs.cli.main "$@"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-
 @pytest.mark.skipif(shutil.which("fio") is None, reason="fio is not installed")
 @pytest.mark.usefixtures("installed")
 def test_io_uring_fio(run, file: Path, shared_mount: Mount, breaker: Actor) -> None:
