@@ -12,10 +12,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -43,16 +43,15 @@ static int parse(const char *text, uint64_t *value)
 	return (errno || *end) ? -1 : 0;
 }
 
-/* Wait until the lease is broken, and print what is wanted. */
-static int wait_for_break(int fd, uint64_t id)
+/* Wait until the lease is broken, and print what is wanted. A program with an event loop waits for the eventfd there. */
+static int wait_for_break(int fd, int broken, uint64_t id)
 {
-	struct pollfd handle = {.fd = fd, .events = POLLPRI};
 	struct pinfs_query query = {.id = id};
+	uint64_t breaks;
 
-	do {
-		if (poll(&handle, 1, -1) < 0 && errno != EINTR)
-			return fail("poll");
-	} while (!(handle.revents & POLLPRI));
+	while (read(broken, &breaks, sizeof(breaks)) < 0)
+		if (errno != EINTR)
+			return fail("read");
 	if (ioctl(fd, PINFS_IOC_QUERY, &query) < 0)
 		return fail("PINFS_IOC_QUERY");
 	printf("breaking: bytes from %" PRIu64 " are wanted, %" PRId64 " ms left\n", (uint64_t)query.break_from,
@@ -61,7 +60,7 @@ static int wait_for_break(int fd, uint64_t id)
 }
 
 /* Use the mapping until it is wanted back. The order matters: first the memory, then the pin. */
-static int hold(int fd, uint64_t id, uint64_t start, uint64_t length)
+static int hold(int fd, int broken, uint64_t id, uint64_t start, uint64_t length)
 {
 	uint64_t skew = start % (uint64_t)sysconf(_SC_PAGESIZE);
 	unsigned char *memory = mmap(NULL, length + skew, PROT_READ, MAP_SHARED, fd, (off_t)(start - skew));
@@ -70,7 +69,7 @@ static int hold(int fd, uint64_t id, uint64_t start, uint64_t length)
 	if (memory == MAP_FAILED)
 		return fail("mmap");
 	printf("mapped: the first byte is 0x%02x\n", memory[skew]);
-	if (wait_for_break(fd, id))
+	if (wait_for_break(fd, broken, id))
 		return 1;
 	if (munmap(memory, length + skew) < 0)
 		return fail("munmap");
@@ -85,7 +84,7 @@ int main(int argc, char **argv)
 	struct pinfs_pin pin = {.mode = PINFS_LEASE, .signal = PINFS_SIGNAL_NONE, .note = "pin_range"};
 	uint64_t start = 0, length = 0;
 	struct stat st;
-	int fd;
+	int fd, broken;
 
 	setvbuf(stdout, NULL, _IOLBF, 0); /* a reader of the output in a pipe sees each step at once */
 	if (argc < 2 || argc > 4 || (argc > 2 && parse(argv[2], &start)) || (argc > 3 && parse(argv[3], &length))) {
@@ -95,6 +94,11 @@ int main(int argc, char **argv)
 	fd = open(argv[1], O_RDWR | O_CLOEXEC); /* pinning takes write access */
 	if (fd < 0)
 		return fail(argv[1]);
+	broken = eventfd(0, EFD_CLOEXEC);
+	if (broken < 0)
+		return fail("eventfd");
+	pin.flags = PINFS_PIN_EVENTFD;
+	pin.eventfd = (uint32_t)broken;
 	pin.start = start;
 	pin.length = length;
 	if (ioctl(fd, PINFS_IOC_PIN, &pin) < 0)
@@ -103,5 +107,5 @@ int main(int argc, char **argv)
 	if (fstat(fd, &st) < 0)
 		return fail("fstat");
 	printf("pinned: id %" PRIu64 "\n", (uint64_t)pin.id);
-	return hold(fd, pin.id, start, length ? length : (uint64_t)st.st_size - start);
+	return hold(fd, broken, pin.id, start, length ? length : (uint64_t)st.st_size - start);
 }

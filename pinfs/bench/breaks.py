@@ -1,7 +1,7 @@
 """The latency of a break, between two processes: pinfs's against the kernel's own lease (fcntl(2), F_SETLEASE).
 
 The breaker is the same call in both, truncate(2) by path; the holder sleeps in sigtimedwait(2). Stamps are
-CLOCK_MONOTONIC.
+CLOCK_MONOTONIC. A holder of pinfs that waits for its eventfd sleeps in read(2) instead.
 """
 
 import os
@@ -22,7 +22,7 @@ row = rows.row
 class Break(NamedTuple):
     """One break, in microseconds."""
 
-    told: float  # from truncate's entry to the signal's arrival
+    told: float  # from truncate's entry to the arrival of the signal, or of the eventfd's count
     done: float  # from the release's start to truncate's return
     whole: float
 
@@ -39,9 +39,10 @@ def break_once(other: Remote, command: str, path: str) -> Break:
     return Break((told_ns - entered_ns) / 1000, (returned_ns - let_go_ns) / 1000, (returned_ns - entered_ns) / 1000)
 
 
-def breaks(room: Room, calls: int, what: int) -> Iterator[Batch]:
-    """A batch is the median of `calls` breaks, so that a break delayed by the scheduler does not dominate."""
-    command = "hold_pin" if room.place.pinfs else "hold_lease"
+def breaks(room: Room, calls: int, what: int, hold: str = "hold_pin") -> Iterator[Batch]:
+    """A batch is the median of `calls` breaks, so that a break delayed by the scheduler does not dominate. `hold`: the
+    holder's command on pinfs."""
+    command = hold if room.place.pinfs else "hold_lease"
     path = room.file()
     with started(holder.__file__) as other:
         break_once(other, command, path)  # raises OSError where there are no leases
@@ -51,6 +52,11 @@ def breaks(room: Room, calls: int, what: int) -> Iterator[Batch]:
 @row("break", "lease break: truncate's entry to the signal's arrival", 100)
 def break_told(room: Room, calls: int) -> Iterator[Batch]:
     yield from breaks(room, calls, 0)
+
+
+@row("break", "lease break: truncate's entry to the eventfd's wake-up", 100)
+def break_told_by_eventfd(room: Room, calls: int) -> Iterator[Batch]:
+    yield from breaks(room, calls, 0, "hold_pin_by_eventfd")
 
 
 @row("break", "lease break: release to truncate's return", 100)

@@ -33,6 +33,16 @@ def hold_pin(path: str) -> list[int]:
     return _release_when_signalled(fd, lambda: os.getxattr(fd, "user.pinfs.release.bench"))
 
 
+def hold_pin_by_eventfd(path: str) -> list[int]:
+    """The same, told by an eventfd."""
+    fd, eventfd = os.open(path, os.O_RDWR), os.eventfd(0)
+    try:
+        os.setxattr(fd, "user.pinfs.pin.bench", b"0:4096,mode=lease,signal=none,eventfd=%d" % eventfd)
+        return _release_when(fd, lambda: os.eventfd_read(eventfd), lambda: os.getxattr(fd, "user.pinfs.release.bench"))
+    finally:
+        os.close(eventfd)
+
+
 def hold_lease(path: str) -> list[int]:
     """Hold the kernel's own lease (fcntl(2), F_SETLEASE) until it is broken."""
     fd = os.open(path, os.O_RDONLY)
@@ -41,11 +51,18 @@ def hold_lease(path: str) -> list[int]:
 
 
 def _release_when_signalled(fd: int, release: Callable[[], object]) -> list[int]:
-    """CLOCK_MONOTONIC nanoseconds of the signal's arrival and of the start of the release."""
-    _answer("held")
-    try:
+    def wait() -> None:
         if signal.sigtimedwait({signal.SIGIO}, GIVE_UP_S) is None:
             raise TimeoutError
+
+    return _release_when(fd, wait, release)
+
+
+def _release_when(fd: int, wait: Callable[[], object], release: Callable[[], object]) -> list[int]:
+    """CLOCK_MONOTONIC nanoseconds of the end of `wait` and of the start of the release."""
+    _answer("held")
+    try:
+        wait()
         told_ns = time.monotonic_ns()
         let_go_ns = time.monotonic_ns()
         release()
@@ -58,7 +75,12 @@ def _answer(value: object) -> None:
     print(json.dumps(value), flush=True)
 
 
-COMMANDS: Final[dict[str, Callable[..., Any]]] = {"pin_many": pin_many, "hold_pin": hold_pin, "hold_lease": hold_lease}
+COMMANDS: Final[dict[str, Callable[..., Any]]] = {
+    "pin_many": pin_many,
+    "hold_pin": hold_pin,
+    "hold_pin_by_eventfd": hold_pin_by_eventfd,
+    "hold_lease": hold_lease,
+}
 
 
 def main() -> None:

@@ -39,9 +39,11 @@ def _mount(mount: Mount) -> Iterator[Finding]:
 
 
 def _polled(point: str, status: dict[str, Any]) -> Finding:
-    if status.get("poll", True):
-        return ok(point, "answers poll(2); files on it are slow through io_uring (poll=off: the other way round)")
-    return ok(point, "poll=off: files are fast through io_uring; poll(2) reports neither POLLPRI nor events")
+    if not status.get("poll", True):
+        return ok(point, "files are fast through io_uring; poll(2) reports neither POLLPRI nor events")
+    if status.get("poll_mode") == "auto":
+        return ok(point, "answers poll(2) until io_uring is used on it")
+    return ok(point, "poll=on: answers poll(2); files on it are slow through io_uring")
 
 
 def _life(point: str, text: str, lost: list[str]) -> Finding:

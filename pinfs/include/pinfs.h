@@ -14,15 +14,19 @@
  * the description open: keep the descriptor as long as the mapping.
  *
  * A *deny* pin makes every removal of its bytes fail with EBUSY. A *lease* is broken instead: the removal waits, the
- * holder gets its signal, poll(2) on the descriptor reports POLLPRI, and PINFS_IOC_QUERY tells what is wanted and how
+ * holder gets its signal, 1 is added to the counter of its eventfd, and PINFS_IOC_QUERY tells what is wanted and how
  * much time is left. The holder lets go of the memory first and then calls PINFS_IOC_UNPIN. If it does not, the deadline
  * and the policy of the mount decide.
+ *
+ * poll(2) on the descriptor reports POLLPRI as well, on mounts with `-o poll=on`. By default it does so until io_uring
+ * is used on the mount, so that a program relies on its eventfd.
  *
  * All three calls work while a truncate of the same file waits. (setxattr does not: the kernel holds the inode's lock.)
  *
  * Errors, in errno: EINVAL (malformed), ENXIO (the range does not lie inside the file), EAGAIN (a removal of an
- * overlapping range is under way), EDQUOT (limits), EACCES (descriptor not open for writing), ENOENT (no such pin on this
- * handle), ENOTTY (not a pinfs file, or a pinfs that is mounted without its bridge and so has no ioctls).
+ * overlapping range is under way), EDQUOT (limits), EACCES (descriptor not open for writing), EBADF (the eventfd is not
+ * open), EPERM (the daemon may not fetch the eventfd: its log says why), ENOENT (no such pin on this handle), ENOTTY (not
+ * a pinfs file, or a pinfs that is mounted without its bridge and so has no ioctls).
  */
 #ifndef PINFS_H
 #define PINFS_H

@@ -28,8 +28,15 @@ def test_this_machine_can_run_pinfs(run) -> None:
     assert all(finding["fix"] for finding in findings if finding["level"] != "ok")
 
 
-@pytest.mark.parametrize(("status", "words"), [({}, "answers poll(2)"), ({"poll": False}, "poll=off")])
-def test_what_a_mount_is_good_for(run, fake: FakeMount, status: dict[str, bool], words: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({}, "poll=on: answers poll(2)"),
+        ({"poll": True, "poll_mode": "auto"}, "until io_uring"),
+        ({"poll": False, "poll_mode": "auto"}, "fast through io_uring"),
+    ],
+)
+def test_what_a_mount_is_good_for(run, fake: FakeMount, status: dict[str, object], words: str) -> None:
     fake.write("status", json.dumps(status))
     (finding,) = [one for one in json.loads(run("doctor").stdout)["findings"] if one["check"] == str(fake.point)]
     assert finding["level"] == "ok"
