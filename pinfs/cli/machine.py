@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pinfs.cli.findings import Finding, bad, ok, warn
+from pinfs.linux.eventfds import Signaller, fetch_descriptor
 from pinfs.linux.ioctl import FUSE_DEV_IOC_BACKING_OPEN
 from pinfs.pure import is_compiled
 
@@ -33,7 +34,7 @@ def check_machine() -> Iterator[Finding]:
     """All checks that need no directory, in the order of fixing."""
     checks: list[Callable[[], Finding]] = [
         _kernel, _device, _fusermount, _libfuse, _pyfuse3,
-        _compiled, _passthrough, _capabilities, _descriptors, _pid_namespace, _proc, _mount8,
+        _compiled, _passthrough, _capabilities, _eventfds, _descriptors, _pid_namespace, _proc, _mount8,
     ]  # fmt: skip
     for check in checks:
         yield check()
@@ -193,6 +194,26 @@ def _capabilities() -> Finding:
         names = ", ".join(missing)
         return warn("capabilities", f"not held: {names}", "in a container: --cap-add for each of them")
     return ok("capabilities", "all that pinfs can use")
+
+
+def _eventfds() -> Finding:
+    check, fd = "eventfds", os.eventfd(0, os.EFD_CLOEXEC)
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        os.close(fetch_descriptor(pidfd, fd))
+        signaller = Signaller()
+        signaller.signal(fd)
+        signaller.close()
+    except OSError as error:
+        return warn(
+            check,
+            f"the daemon cannot write to those of holders ({error.strerror}): they have signals and `.pinfs/events`",
+            "allow pidfd_getfd, io_setup and io_submit (seccomp); in a container: --cap-add SYS_PTRACE",
+        )
+    finally:
+        os.close(pidfd)
+        os.close(fd)
+    return ok(check, "the daemon can write to those of holders")
 
 
 def _descriptors() -> Finding:

@@ -184,7 +184,8 @@ def assemble(
 
     def metrics() -> list[Family]:
         counters.write()
-        gauges = Gauges.of(guard, inodes, backing, holders, passthrough=not passthrough.unavailable_because)
+        told = holders, eventfds
+        gauges = Gauges.of(guard, inodes, backing, *told, passthrough=not passthrough.unavailable_because)
         return list(families(stats, book, gauges, life))
 
     upgrade = UpgradeFile()

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from pinfs.core.book import PinBook
+from pinfs.enforce.eventfds import EventFds
 from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.fs.backing import Backing
@@ -39,9 +40,19 @@ class Gauges:
     removals_in_kernel: int
     removals_uninterruptible: int
     evictions: int
+    eventfds: int
 
     @classmethod
-    def of(cls, guard: Guard, inodes: InodeTable, backing: Backing, holders: Holders, *, passthrough: bool) -> "Gauges":
+    def of(
+        cls,
+        guard: Guard,
+        inodes: InodeTable,
+        backing: Backing,
+        holders: Holders,
+        eventfds: EventFds,
+        *,
+        passthrough: bool,
+    ) -> "Gauges":
         book = guard.book
         return cls(
             len(book.table),
@@ -56,6 +67,7 @@ class Gauges:
             len(guard.cuts),
             guard.cuts.left_alone,
             len(backing.evictions),
+            len(eventfds),
         )
 
 
@@ -71,6 +83,7 @@ _GAUGES = {
     "removals_uninterruptible": "Those of them that no signal ends; their breakers are answered",
     "evictions": "Last closes of files without a name that wait in the kernel",
     "passthrough": "1 where the kernel reads and writes backing files by itself",
+    "eventfds": "Eventfds of holders that the daemon writes to",
     "sealed_files": "Files that the kernel keeps from being cut (append-only flag)",
 }
 
