@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 from pinfs.client.errors import NOT_BREAKING, advice
 from pinfs.client.inode import File
@@ -16,12 +16,59 @@ from pinfs.client.mounts import control_file
 from pinfs.client.relay import BUFFER, Relay
 from pinfs.client.xattrs import check_range
 
+
+class Commands:
+    """`.pinfs/events`, to write to."""
+
+    def __init__(self, mount: File) -> None:
+        """As `EventChannel`."""
+        path = control_file(mount, "events")
+        with advice("open the event channel", str(path)):
+            self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+
+    def release(self, pin_id: int) -> None:
+        """Release a pin of this process. Raises OSError: ENOENT (no such pin), EACCES or EPERM (another
+        process's)."""
+        with advice("release", f"pin {pin_id}"):
+            os.write(self._fd, b"release %d\n" % pin_id)
+
+    def resize(self, pin_id: int, start: int, length: int) -> None:
+        """Move, shrink or grow a pin of this process, also while a truncate of its file waits: what is left of it
+        outside the bytes that the removal takes away stays pinned. For pins of processes only.
+
+        Raises OSError as `release`, and as registering a pin does: ENXIO, EAGAIN, EDQUOT; EINVAL for a handle's pin.
+        """
+        check_range(start, length)
+        with advice("resize", f"pin {pin_id}"):
+            os.write(self._fd, b"resize %d %d %d\n" % (pin_id, start, length))
+
+    def extend(self, pin_id: int, seconds: float) -> None:
+        """Ask for time until `seconds` from now, capped by policy.
+
+        Raises OSError as `release`, and ENODATA: that pin is not breaking.
+        """
+        with advice("extend", f"pin {pin_id}", NOT_BREAKING):
+            os.write(self._fd, b"extend %d %.3f\n" % (pin_id, seconds))
+
+    def close(self) -> None:
+        """Once more does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
 LOOK_S: Final = 5.0
 """How often a wait looks whether the mount still stands: a daemon that is killed, and that no other takes over from,
 writes to no eventfd."""
 
 
-class EventChannel:
+class EventChannel(Commands):
     """The events of this process's pins on one mount. For one reader at a time.
 
     with pinfs.EventChannel("/mnt") as channel:
@@ -114,6 +161,9 @@ class EventChannel:
                     return lines
         except BlockingIOError:
             return lines
+        except OSError:
+            if not lines:
+                raise
         if not lines:
             raise OSError(errno.ENOTCONN, "the mount has closed its event channel")
         return lines  # the next call says that it is closed
@@ -121,30 +171,6 @@ class EventChannel:
     def wake(self) -> None:
         """Let a `read` that waits in another thread return."""
         os.eventfd_write(self._wake, 1)
-
-    def release(self, pin_id: int) -> None:
-        """Release a pin of this process. Raises OSError: ENOENT (no such pin), EACCES or EPERM (another
-        process's)."""
-        with advice("release", f"pin {pin_id}"):
-            os.write(self._fd, b"release %d\n" % pin_id)
-
-    def resize(self, pin_id: int, start: int, length: int) -> None:
-        """Move, shrink or grow a pin of this process, also while a truncate of its file waits: what is left of it
-        outside the bytes that the removal takes away stays pinned. For pins of processes only.
-
-        Raises OSError as `release`, and as registering a pin does: ENXIO, EAGAIN, EDQUOT; EINVAL for a handle's pin.
-        """
-        check_range(start, length)
-        with advice("resize", f"pin {pin_id}"):
-            os.write(self._fd, b"resize %d %d %d\n" % (pin_id, start, length))
-
-    def extend(self, pin_id: int, seconds: float) -> None:
-        """Ask for time until `seconds` from now, capped by policy.
-
-        Raises OSError as `release`, and ENODATA: that pin is not breaking.
-        """
-        with advice("extend", f"pin {pin_id}", NOT_BREAKING):
-            os.write(self._fd, b"extend %d %.3f\n" % (pin_id, seconds))
 
     def close(self) -> None:
         """Close the channel; once more does nothing. A `read` in another thread is to be ended by `wake` before."""
@@ -168,12 +194,6 @@ class EventChannel:
         with self:
             while self._fd >= 0:
                 yield from self.read()
-
-    def __enter__(self) -> "EventChannel":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
 
 def _takes_eventfd(fd: int, eventfd: int) -> bool:

@@ -12,7 +12,7 @@ from typing import Protocol
 from pinfs.client import ioctl
 from pinfs.client.basepin import GONE, Pin, with_signal
 from pinfs.client.callbacks import Callback, Watch
-from pinfs.client.channel import EventChannel
+from pinfs.client.channel import Commands, EventChannel
 from pinfs.client.errors import BY_EVENTFD, advice
 from pinfs.client.model import PinInfo
 from pinfs.client.xattrs import RequestedPin
@@ -143,7 +143,7 @@ class HandlePin(Pin):
             os.close(self._fd)
 
     def extend(self, seconds: float) -> None:
-        with EventChannel(self._fd) as channel:
+        with Commands(self._fd) as channel:
             channel.extend(self.id, seconds)
 
 

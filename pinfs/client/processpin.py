@@ -6,7 +6,7 @@ from contextlib import suppress
 from pinfs.client import callbacks, xattrs
 from pinfs.client.basepin import GONE, Pin, with_signal
 from pinfs.client.callbacks import Callback, Watch
-from pinfs.client.channel import EventChannel
+from pinfs.client.channel import Commands
 from pinfs.client.inode import Inode
 from pinfs.client.model import PinInfo
 from pinfs.client.xattrs import RequestedPin
@@ -61,12 +61,12 @@ class ProcessPin(Pin):
         self._inode = None  # closes the file with the last pin on it, so that the mount is not busy
 
     def extend(self, seconds: float) -> None:
-        with EventChannel(self._pinned()) as channel:
+        with Commands(self._pinned()) as channel:
             channel.extend(self.id, seconds)
 
 
-def _channel_of(inode: Inode) -> EventChannel | None:
+def _channel_of(inode: Inode) -> Commands | None:
     """None where there is none to be had: only a part of the mount is visible, or too many are open."""
     with suppress(OSError):
-        return EventChannel(inode)
+        return Commands(inode)
     return None

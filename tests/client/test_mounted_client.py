@@ -308,9 +308,7 @@ def test_a_break_is_answered_by_a_smaller_pin(file: Path, breaker: Actor, callba
 
 def test_a_resize_where_no_channel_can_be_had(file: Path, monkeypatch) -> None:
     """As in a container that sees a part of the mount only."""
-    monkeypatch.setattr(
-        pinfs.client.processpin, "EventChannel", lambda inode: (_ for _ in ()).throw(FileNotFoundError())
-    )
+    monkeypatch.setattr(pinfs.client.processpin, "Commands", lambda inode: (_ for _ in ()).throw(FileNotFoundError()))
     with pinfs.pin(file) as pin:
         pin.resize(10, 20)
         assert (pin.info().start, pin.info().length) == (10, 20)
