@@ -1,0 +1,551 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * rdma_region - let a peer read and write a file by RDMA, and let go of it in order when the file is to be truncated.
+ *
+ *   cc -o rdma_region rdma_region.c -lrdmacm -libverbs          (Debian: gcc libc6-dev librdmacm-dev ibverbs-providers)
+ *   ./rdma_region serve FILE ADDRESS         ADDRESS: of this machine, on an RDMA device
+ *   ./rdma_region peer ADDRESS               on any machine; reads "write OFFSET TEXT" and "read OFFSET LENGTH"
+ *   truncate -s 0 FILE                       the peer is stopped, the region deregistered, the pin released
+ *
+ * What an adapter writes into pages that were taken from the file is lost, and its completion says success. So the file
+ * is pinned before it is registered, and the pin released after ibv_dereg_mr(3). With a lease (the default) a truncate
+ * waits meanwhile; then the file, if bytes are left, is registered again, and the peer gets the new key.
+ * With --pin deny truncates fail instead, for transfers that cannot be stopped.
+ *
+ * The pin belongs to the process, because that ends after the kernel has taken the region back, also under SIGKILL.
+ * A pin of an open file would go when the kernel closes that file, which may be before.
+ *
+ * Prints one line for each step. Exit code: 0 at SIGINT, SIGTERM or the end of input, 1 on an error, 2 on wrong usage.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <rdma/rdma_cma.h>
+#include <rdma/rdma_verbs.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#define PORT "7471"
+#define PIN "user.pinfs.pin.rdma_region"
+#define RELEASE "user.pinfs.release.rdma_region"
+#define RETRY_MS 100     /* how often to look whether the file can be registered again */
+#define STOP_LIMIT_MS 1000 /* how long a peer may take to stop */
+#define MESSAGES 4       /* that may be on their way to a peer */
+#define TEXT_SIZE 4096
+
+static const char usage[] =
+	"usage: rdma_region serve [OPTIONS] FILE ADDRESS [PORT]   let a peer at ADDRESS use FILE\n"
+	"       rdma_region peer ADDRESS [PORT]                   be that peer\n"
+	"\n"
+	"  --pin lease|deny|none  at a truncate let go of FILE (lease, the default), or refuse it (deny)\n"
+	"  --read-only            the peer may read FILE, and not write\n"
+	"  --on-demand            pin no pages: the adapter looks them up (ODP); for files on DAX and on disks\n"
+	"\n"
+	"A peer reads lines \"write OFFSET TEXT\" and \"read OFFSET LENGTH\" (bytes) from its standard input.\n"
+	"PORT is " PORT " unless given.\n";
+
+/* What the server tells its peer. length 0: stop, the region is about to go; the peer answers with the same. */
+struct region {
+	uint64_t address;
+	uint64_t length;
+	uint32_t key;
+	uint32_t reserved;
+};
+
+struct server {
+	const char *path, *pin; /* pin: lease, deny, none */
+	int access;             /* of the region (ibv_reg_mr(3)) */
+	int fd;                 /* the file */
+	int signals;            /* signalfd(2) */
+	struct rdma_event_channel *events;
+	struct ibv_pd *pd;
+	struct ibv_mr *mr; /* the file's region; NULL: not registered */
+	struct rdma_cm_id *peer;
+	struct ibv_mr *answer_mr;
+	struct region answer;
+};
+
+static int fail(const char *what)
+{
+	fprintf(stderr, "rdma_region: %s: %s\n", what, strerror(errno));
+	return -1;
+}
+
+static int say(const char *what, const char *hint)
+{
+	fprintf(stderr, "rdma_region: %s: %s\n", what, hint);
+	return -1;
+}
+
+static struct rdma_addrinfo *look_up(const char *address, const char *port, int flags)
+{
+	struct rdma_addrinfo hints = {.ai_flags = flags, .ai_port_space = RDMA_PS_TCP}, *found = NULL;
+
+	if (rdma_getaddrinfo(address, port, &hints, &found)) {
+		say(address, "no address of an RDMA device, or no way to it (rdma link, ip address)");
+		return NULL;
+	}
+	return found;
+}
+
+static void queue_sizes(struct ibv_qp_init_attr *attributes)
+{
+	*attributes = (struct ibv_qp_init_attr){
+		.qp_type = IBV_QPT_RC,
+		.cap = {.max_send_wr = 16, .max_recv_wr = MESSAGES, .max_send_sge = 1, .max_recv_sge = 1,
+			.max_inline_data = sizeof(struct region)},
+	};
+}
+
+static struct rdma_conn_param connection = {
+	.responder_resources = 1, .initiator_depth = 1, .retry_count = 7, .rnr_retry_count = 7};
+
+/* Wait for one completion. Its status, or -1: none came within limit_ms. */
+static int completion(struct ibv_cq *cq, struct ibv_wc *wc, int limit_ms)
+{
+	for (int waited = 0; waited <= limit_ms; waited++) {
+		if (ibv_poll_cq(cq, 1, wc) > 0)
+			return (int)wc->status;
+		usleep(1000);
+	}
+	return -1;
+}
+
+/* The server */
+
+static int is_pinfs(int fd)
+{
+	return fgetxattr(fd, "user.pinfs.pins", NULL, 0) >= 0;
+}
+
+/* 1: pinned. 0: not now, a removal is under way. -1: an error, which has been printed. */
+static int pin(struct server *server)
+{
+	char value[64];
+	int length;
+
+	if (!strcmp(server->pin, "none"))
+		return 1;
+	if (!is_pinfs(server->fd)) /* other file systems would store the attribute, and keep no promise */
+		return say(server->path, "not a file of a pinfs mount (--pin none goes on without a pin)");
+	length = snprintf(value, sizeof(value), "0:0,mode=%s,signal=%s,dirty=yes", server->pin,
+			  strcmp(server->pin, "lease") ? "none" : "USR1");
+	if (!fsetxattr(server->fd, PIN, value, (size_t)length, 0))
+		return 1;
+	return errno == EOPNOTSUPP ? 0 : fail(PIN); /* setxattr(2) makes that of EAGAIN */
+}
+
+/* By getxattr: while a truncate of this file waits, the kernel holds back every removexattr. */
+static int unpin(struct server *server)
+{
+	char answer[64];
+
+	if (strcmp(server->pin, "none") && fgetxattr(server->fd, RELEASE, answer, sizeof(answer)) < 0)
+		return fail(RELEASE);
+	return 0;
+}
+
+static int refused(struct server *server)
+{
+	int number = errno, on_demand = server->access & IBV_ACCESS_ON_DEMAND;
+
+	fail("ibv_reg_mr");
+	if (number == EFAULT)
+		fprintf(stderr, "The kernel pins no pages of a disk's file system for writing. --on-demand does without, "
+				"where kernel and adapter can do it; so does a directory on tmpfs.\n");
+	else if (number == EOPNOTSUPP && on_demand)
+		fprintf(stderr, "This kernel, or this adapter, does not look up pages on demand.\n");
+	else if (number == EOPNOTSUPP)
+		fprintf(stderr, "The kernel pins no pages of files on DAX. --on-demand does without, where kernel and adapter "
+				"can do it.\n");
+	else if (number == ENOMEM)
+		fprintf(stderr, "More than this process may lock (ulimit -l).\n");
+	return -1;
+}
+
+/* Tell the peer, without waiting: it may be gone. */
+static void tell(struct server *server, const struct region *region)
+{
+	struct ibv_wc wc;
+
+	if (!server->peer)
+		return;
+	while (ibv_poll_cq(server->peer->send_cq, 1, &wc) > 0)
+		;
+	rdma_post_send(server->peer, NULL, (void *)region, sizeof(*region), NULL, IBV_SEND_INLINE | IBV_SEND_SIGNALED);
+}
+
+static void offer(struct server *server)
+{
+	struct region region = {0};
+
+	if (!server->mr)
+		return;
+	region.address = (uintptr_t)server->mr->addr;
+	region.length = server->mr->length;
+	region.key = server->mr->rkey;
+	tell(server, &region);
+}
+
+static int map_and_register(struct server *server, size_t length)
+{
+	int writes = server->access & IBV_ACCESS_REMOTE_WRITE;
+	void *memory = mmap(NULL, length, writes ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, server->fd, 0);
+
+	if (memory == MAP_FAILED)
+		return fail("mmap");
+	server->mr = ibv_reg_mr(server->pd, memory, length, server->access);
+	if (!server->mr) {
+		refused(server);
+		munmap(memory, length);
+		return -1;
+	}
+	printf("registered: %zu bytes%s\n", length, server->access & IBV_ACCESS_ON_DEMAND ? ", on demand" : "");
+	offer(server);
+	return 1;
+}
+
+/* Pin first, then look at the size: from then on the file cannot shrink before a break. 1, 0 or -1 as above. */
+static int hold(struct server *server)
+{
+	struct stat st;
+	int done;
+
+	if (fstat(server->fd, &st) < 0)
+		return fail(server->path);
+	if (!st.st_size)
+		return 0;
+	if ((done = pin(server)) <= 0)
+		return done;
+	done = fstat(server->fd, &st) < 0 ? fail(server->path) : st.st_size ? map_and_register(server, (size_t)st.st_size) : 0;
+	if (done <= 0)
+		unpin(server);
+	return done;
+}
+
+/* Have the peer stop, so that nothing that it has begun is lost and the connection lasts. */
+static void stop_peer(struct server *server)
+{
+	struct region stop = {0};
+	struct ibv_wc wc;
+
+	if (!server->peer)
+		return;
+	tell(server, &stop);
+	if (completion(server->peer->recv_cq, &wc, STOP_LIMIT_MS) != IBV_WC_SUCCESS) {
+		printf("the peer has not stopped: what it still writes will fail\n");
+		return;
+	}
+	printf("the peer has stopped\n");
+	rdma_post_recv(server->peer, NULL, &server->answer, sizeof(server->answer), server->answer_mr);
+}
+
+/* The order matters: first the peer, then the region, the mapping, and last the pin. */
+static int let_go(struct server *server)
+{
+	void *memory = server->mr->addr;
+	size_t length = server->mr->length;
+
+	stop_peer(server);
+	if ((errno = ibv_dereg_mr(server->mr)))
+		return fail("ibv_dereg_mr"); /* the adapter may still write: the pin stays */
+	server->mr = NULL;
+	munmap(memory, length);
+	printf("deregistered\n");
+	if (unpin(server))
+		return -1;
+	if (strcmp(server->pin, "none"))
+		printf("released\n");
+	return 0;
+}
+
+static void drop_peer(struct server *server)
+{
+	rdma_disconnect(server->peer);
+	rdma_dereg_mr(server->answer_mr);
+	rdma_destroy_qp(server->peer);
+	rdma_destroy_id(server->peer);
+	server->peer = NULL;
+}
+
+static int accept_peer(struct server *server, struct rdma_cm_id *id)
+{
+	struct ibv_qp_init_attr attributes;
+
+	queue_sizes(&attributes);
+	if (rdma_create_qp(id, server->pd, &attributes))
+		return fail("rdma_create_qp");
+	server->peer = id;
+	server->answer_mr = rdma_reg_msgs(id, &server->answer, sizeof(server->answer));
+	if (!server->answer_mr || rdma_post_recv(id, NULL, &server->answer, sizeof(server->answer), server->answer_mr))
+		return fail("rdma_post_recv");
+	return rdma_accept(id, &connection) ? fail("rdma_accept") : 0;
+}
+
+static int heed_connections(struct server *server)
+{
+	struct rdma_cm_event *event;
+	enum rdma_cm_event_type type;
+	struct rdma_cm_id *id;
+
+	if (rdma_get_cm_event(server->events, &event))
+		return fail("rdma_get_cm_event");
+	type = event->event;
+	id = event->id;
+	rdma_ack_cm_event(event);
+	if (type == RDMA_CM_EVENT_CONNECT_REQUEST && server->peer)
+		return rdma_reject(id, NULL, 0) || rdma_destroy_id(id) ? fail("rdma_reject") : 0;
+	if (type == RDMA_CM_EVENT_CONNECT_REQUEST)
+		return accept_peer(server, id);
+	if (type == RDMA_CM_EVENT_ESTABLISHED) {
+		printf("a peer is connected\n");
+		offer(server);
+	} else if (id == server->peer && (type == RDMA_CM_EVENT_DISCONNECTED || type == RDMA_CM_EVENT_CONNECT_ERROR)) {
+		printf("the peer is gone\n");
+		drop_peer(server);
+	}
+	return 0;
+}
+
+/* 1: go on. 0: end. -1: an error. */
+static int heed_signals(struct server *server)
+{
+	struct signalfd_siginfo signal;
+
+	if (read(server->signals, &signal, sizeof(signal)) != sizeof(signal))
+		return fail("signalfd");
+	if (signal.ssi_signo != SIGUSR1)
+		return 0;
+	if (!server->mr)
+		return 1;
+	printf("breaking: a removal waits for this file\n");
+	return let_go(server) ? -1 : 1;
+}
+
+static int serve(struct server *server)
+{
+	struct pollfd ready[] = {{.fd = server->signals, .events = POLLIN}, {.fd = server->events->fd, .events = POLLIN}};
+	int on = hold(server), waits = !on;
+
+	while (on >= 0) {
+		if (waits != !server->mr && (waits = !server->mr))
+			printf("waiting until the file has bytes that can be pinned\n");
+		if (poll(ready, 2, server->mr ? -1 : RETRY_MS) < 0)
+			return fail("poll");
+		if (ready[0].revents && (on = heed_signals(server)) <= 0)
+			break;
+		if (ready[1].revents && heed_connections(server))
+			return -1;
+		if (!server->mr)
+			on = hold(server);
+	}
+	return on < 0 ? -1 : server->mr ? let_go(server) : 0;
+}
+
+static int block_signals(void)
+{
+	sigset_t wanted;
+
+	sigemptyset(&wanted);
+	sigaddset(&wanted, SIGUSR1); /* a break */
+	sigaddset(&wanted, SIGINT);
+	sigaddset(&wanted, SIGTERM);
+	sigprocmask(SIG_BLOCK, &wanted, NULL);
+	return signalfd(-1, &wanted, SFD_CLOEXEC);
+}
+
+static int serve_file(struct server *server, const char *address, const char *port)
+{
+	int writes = server->access & IBV_ACCESS_REMOTE_WRITE;
+	struct rdma_addrinfo *own = look_up(address, port, RAI_PASSIVE);
+	struct rdma_cm_id *listener;
+
+	if (!own)
+		return -1;
+	server->fd = open(server->path, (writes ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+	if (server->fd < 0)
+		return fail(server->path);
+	server->signals = block_signals();
+	server->events = rdma_create_event_channel();
+	if (server->signals < 0 || !server->events)
+		return fail("the RDMA connection manager");
+	if (rdma_create_id(server->events, &listener, NULL, RDMA_PS_TCP) || rdma_bind_addr(listener, own->ai_src_addr))
+		return fail(address);
+	if (!listener->verbs)
+		return say(address, "an address of one RDMA device is needed");
+	server->pd = ibv_alloc_pd(listener->verbs);
+	if (!server->pd || rdma_listen(listener, 1))
+		return fail(address);
+	return serve(server);
+}
+
+static int serve_arguments(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{"pin", required_argument, NULL, 'p'}, {"read-only", no_argument, NULL, 'r'}, {"on-demand", no_argument, NULL, 'o'}, {0}};
+	struct server server = {.pin = "lease", .access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ};
+	int option, on_demand = 0;
+
+	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		if (option == 'p')
+			server.pin = optarg;
+		else if (option == 'r')
+			server.access = IBV_ACCESS_REMOTE_READ;
+		else if (option == 'o')
+			on_demand = IBV_ACCESS_ON_DEMAND;
+		else
+			return 2;
+	}
+	server.access |= on_demand;
+	if ((argc - optind != 2 && argc - optind != 3) ||
+	    (strcmp(server.pin, "lease") && strcmp(server.pin, "deny") && strcmp(server.pin, "none")))
+		return 2;
+	server.path = argv[optind];
+	return serve_file(&server, argv[optind + 1], argc - optind == 3 ? argv[optind + 2] : PORT) ? 1 : 0;
+}
+
+/* The peer */
+
+struct peer {
+	struct rdma_cm_id *id;
+	struct region region;             /* length 0: none at present */
+	struct region messages[MESSAGES]; /* where the server's messages arrive */
+	struct ibv_mr *messages_mr, *text_mr;
+	char text[TEXT_SIZE + 1];
+};
+
+/* Take the server's messages. When it wants the region back nothing is under way here: each write has been waited for. */
+static int heed_server(struct peer *peer, int limit_ms)
+{
+	struct ibv_wc wc;
+	struct region *message;
+	int status = completion(peer->id->recv_cq, &wc, limit_ms);
+
+	if (status < 0)
+		return 0;
+	if (status != IBV_WC_SUCCESS)
+		return say("the connection has ended", ibv_wc_status_str(wc.status));
+	message = (struct region *)(uintptr_t)wc.wr_id;
+	peer->region = *message;
+	if (rdma_post_recv(peer->id, message, message, sizeof(*message), peer->messages_mr))
+		return fail("rdma_post_recv");
+	if (peer->region.length) {
+		printf("region: %" PRIu64 " bytes\n", peer->region.length);
+		return 0;
+	}
+	printf("region: withdrawn\n");
+	if (rdma_post_send(peer->id, NULL, &peer->region, sizeof(peer->region), NULL, IBV_SEND_INLINE | IBV_SEND_SIGNALED))
+		return fail("rdma_post_send");
+	return completion(peer->id->send_cq, &wc, STOP_LIMIT_MS) == IBV_WC_SUCCESS ? 0 : say("stopping", "the server is gone");
+}
+
+static int command(struct peer *peer, const char *line)
+{
+	struct region *region = &peer->region;
+	uint64_t offset, length = 0;
+	int start = 0, writes, status;
+	struct ibv_wc wc;
+
+	while (!region->length)
+		if (heed_server(peer, RETRY_MS))
+			return -1;
+	writes = sscanf(line, "write %" SCNu64 " %n", &offset, &start) == 1 && start;
+	if (writes) {
+		length = strcspn(line + start, "\n");
+		memcpy(peer->text, line + start, length < TEXT_SIZE ? length : TEXT_SIZE);
+	} else if (sscanf(line, "read %" SCNu64 " %" SCNu64, &offset, &length) != 2) {
+		printf("neither \"write OFFSET TEXT\" nor \"read OFFSET LENGTH\"\n");
+		return 0;
+	}
+	if (!length || length > TEXT_SIZE || offset > region->length || length > region->length - offset) {
+		printf("not 1 to %d bytes within the region of %" PRIu64 "\n", TEXT_SIZE, region->length);
+		return 0;
+	}
+	if ((writes ? rdma_post_write : rdma_post_read)(peer->id, NULL, peer->text, length, peer->text_mr, IBV_SEND_SIGNALED,
+							region->address + offset, region->key))
+		return fail("post");
+	do
+		status = completion(peer->id->send_cq, &wc, 60000);
+	while (status < 0);
+	if (writes || status != IBV_WC_SUCCESS)
+		printf("%s: %s\n", writes ? "write" : "read", ibv_wc_status_str(wc.status));
+	else
+		printf("read: %.*s\n", (int)length, peer->text);
+	return status == IBV_WC_SUCCESS ? 0 : say("the connection is broken", "start the peer anew");
+}
+
+static int converse(struct peer *peer)
+{
+	struct pollfd ready[] = {{.fd = STDIN_FILENO, .events = POLLIN}, {.fd = peer->id->recv_cq_channel->fd, .events = POLLIN}};
+	char line[TEXT_SIZE + 64];
+
+	setvbuf(stdin, NULL, _IONBF, 0); /* poll(2) does not see what stdio has read ahead */
+	for (;;) {
+		struct ibv_cq *cq;
+		void *context;
+
+		if (ibv_req_notify_cq(peer->id->recv_cq, 0) || heed_server(peer, 0) || poll(ready, 2, -1) < 0)
+			return -1;
+		if (ready[1].revents && !ibv_get_cq_event(peer->id->recv_cq_channel, &cq, &context)) {
+			ibv_ack_cq_events(cq, 1);
+			if (heed_server(peer, 0))
+				return -1;
+		}
+		if (ready[0].revents) {
+			if (!fgets(line, sizeof(line), stdin))
+				return 0;
+			if (command(peer, line))
+				return -1;
+		}
+	}
+}
+
+static int be_peer(const char *address, const char *port)
+{
+	struct rdma_addrinfo *found = look_up(address, port, 0);
+	struct ibv_qp_init_attr attributes;
+	struct peer peer = {0};
+	int failed;
+
+	queue_sizes(&attributes);
+	if (!found)
+		return -1;
+	if (rdma_create_ep(&peer.id, found, NULL, &attributes))
+		return fail(address);
+	peer.messages_mr = rdma_reg_msgs(peer.id, peer.messages, sizeof(peer.messages));
+	peer.text_mr = rdma_reg_msgs(peer.id, peer.text, sizeof(peer.text));
+	if (!peer.messages_mr || !peer.text_mr)
+		return fail("ibv_reg_mr");
+	for (struct region *message = peer.messages; message < peer.messages + MESSAGES; message++)
+		if (rdma_post_recv(peer.id, message, message, sizeof(*message), peer.messages_mr))
+			return fail("rdma_post_recv");
+	if (rdma_connect(peer.id, &connection))
+		return fail("connect");
+	failed = converse(&peer);
+	rdma_disconnect(peer.id);
+	return failed;
+}
+
+int main(int argc, char **argv)
+{
+	int status = 2;
+
+	setvbuf(stdout, NULL, _IOLBF, 0); /* a reader of the output in a pipe sees each step at once */
+	if (argc > 1 && !strcmp(argv[1], "serve"))
+		status = serve_arguments(argc - 1, argv + 1);
+	else if (argc > 2 && argc < 5 && !strcmp(argv[1], "peer"))
+		status = be_peer(argv[2], argc > 3 ? argv[3] : PORT) ? 1 : 0;
+	if (status == 2)
+		fputs(usage, stderr);
+	return status;
+}
