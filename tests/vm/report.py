@@ -25,12 +25,12 @@ def _dax(seen: Seen, kind: str) -> Iterator[str]:
     deadline = _one(seen, kind=kind, what="deadline", op="truncate")
     deny = _one(seen, kind=kind, what="deny", op="truncate", held=True)
     lease = _one(seen, kind=kind, what="lease", op="truncate")
-    yield f"Linux {native['kernel']}, {FILE_SYSTEMS[kind]}: a process holds a page of a file, another truncates the file"
-    yield f"  without pinfs  {native['waits']} (watched for {native['waited_s']} s); a read of the file {native['reads']};"
-    yield f"                 the holder is not told; SIGKILL of the truncate: {native['ended']}"
+    yield f"Linux {native['kernel']}, {FILE_SYSTEMS[kind]}: truncate of a file of which a process holds a page"
+    yield f"  without pinfs  {native['waits']} (watched for {native['waited_s']} s), and so does a read of the file;"
+    yield f"                 the holder is not told; SIGKILL ends the truncate: {native['ended']}"
     yield f"  pinfs, no pin  {deadline['ended']} after {deadline['took_s']:.1f} s"
     yield f"  deny pin       {deny['ended']} after {deny['took_s']:.2f} s"
-    yield f"  lease          {lease['ended']} after {lease['took_s']:.2f} s: the holder was told, and let go of the page"
+    yield f"  lease          {lease['ended']} after {lease['took_s']:.2f} s: the holder was told, and let go of it"
 
 
 def rdma(seen: Seen) -> str:
@@ -39,13 +39,12 @@ def rdma(seen: Seen) -> str:
 
 
 def _allowed(seen: Seen) -> Iterator[str]:
-    yield f"Linux {seen[0]['kernel']}, soft-RoCE: what ibv_reg_mr answers for a mapping of a file, native / through pinfs"
-    rows = [(kind, access) for kind in FILE_SYSTEMS for access in ("write", "read", "write on demand")]
-    for kind, access in rows:
-        native, through = (
-            of(seen, what="allowed", kind=kind, access=access, native=native)[0] for native in (True, False)
-        )
-        yield f"  {FILE_SYSTEMS[kind]:15} {access:16} {_answer(native):24} / {_answer(through)}"
+    yield f"Linux {seen[0]['kernel']}, soft-RoCE: ibv_reg_mr of a mapped file, natively / through pinfs"
+    for kind, name in FILE_SYSTEMS.items():
+        for access in ("write", "read", "write on demand"):
+            rows = of(seen, what="allowed", kind=kind, access=access)
+            native, through = (next(row for row in rows if row["native"] is native) for native in (True, False))
+            yield f"  {name:15} {access:16} {_answer(native):24} / {_answer(through)}"
 
 
 def _answer(one: dict[str, Any]) -> str:
@@ -55,17 +54,20 @@ def _answer(one: dict[str, Any]) -> str:
 def _cut(seen: Seen) -> Iterator[str]:
     lost, deny = _one(seen, what="lost", op="truncate"), _one(seen, what="deny")
     lease, silent = _one(seen, what="lease"), _one(seen, what="silent")
-    yield "A file on tmpfs is registered, a peer writes, another process truncates the file"
-    yield f"  without pinfs  truncate {lost['removed']}; the next WRITE: {lost['written']}, in the file: {lost['arrived']}"
-    yield f"  deny pin       truncate {deny['removals']['truncate']}; {_next(deny)}"
-    yield f"  lease          truncate {lease['ended']} after {lease['took_s']:.2f} s; registered again; {_next(lease)}"
-    yield f"  silent holder  truncate {silent['ended']} after {silent['took_s']:.1f} s; {_next(silent)}"
+    yield "A registered file on tmpfs is truncated, and a peer goes on writing"
+    yield f"  without pinfs  truncate: {lost['removed']}; {_next_write(lost, lost['written'])}"
+    yield f"  deny pin       truncate: {deny['removals']['truncate']}; {_next_write(deny, deny['written'][-1])}"
+    yield f"  lease          truncate: {lease['ended']} after {lease['took_s']:.2f} s; then, registered again,"
+    yield f"                 {_next_write(lease, lease['written'][-1])}"
+    yield f"  silent holder  truncate: {silent['ended']} after {silent['took_s']:.1f} s;"
+    yield f"                 {_next_write(silent, silent['written'][-1])}"
     for one in of(seen, what="on demand", native=True):
         pinned = _one(seen, what="on demand pinned", kind=one["kind"])
-        yield f"On-demand paging, {FILE_SYSTEMS[one['kind']]}"
-        yield f"  without a pin  truncate {one['cut']}; the next WRITE: {one['second']}, the connection is broken"
-        yield f"  deny pin       truncate {pinned['removals']['truncate']}; {_next(pinned)}"
+        yield f"The same with on-demand paging, {FILE_SYSTEMS[one['kind']]}"
+        yield f"  no pin         truncate: {one['cut']}; the next WRITE: {one['second']}, the connection is broken"
+        refused, written = pinned["removals"]["truncate"], pinned["written"][-1]
+        yield f"  deny pin       truncate: {refused}; {_next_write(pinned, written)}"
 
 
-def _next(one: dict[str, Any]) -> str:
-    return f"the next WRITE: {one['written'][-1]}, in the file: {one['arrived']}"
+def _next_write(one: dict[str, Any], completed: str) -> str:
+    return f"the next WRITE: {completed}, {'in' if one['arrived'] else 'not in'} the file"

@@ -1,4 +1,4 @@
-"""RDMA into files, by soft-RoCE and examples/rdma_region.c, in a machine of its own (docs/devices.md). Only with `-m vm`:
+"""RDMA into files, by soft-RoCE and examples/rdma_region.c, in a machine of its own. Only with `-m vm`:
 
     make test TESTS=tests/vm PYTEST_ARGS="-m vm -s"
 
@@ -80,7 +80,7 @@ class TestWhatTheKernelAllows:
 
 
 def test_without_passthrough_the_pages_are_those_of_fuse(seen: Seen) -> None:
-    """What is written there on demand comes into the file when the pin is released (`dirty`)."""
+    """What is written there on demand comes into the file when the mapping goes."""
     write, read, on_demand = of(seen, what="allowed", kind="tmpfs", native=False)[-3:]
     assert write["page_pins"] == "reading"
     assert (write["registered"], read["completed"]) == ("ibv_reg_mr: Bad address", "AAAAA")
