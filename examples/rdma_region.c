@@ -38,9 +38,10 @@
 #define PORT "7471"
 #define PIN "user.pinfs.pin.rdma_region"
 #define RELEASE "user.pinfs.release.rdma_region"
-#define RETRY_MS 100     /* how often to look whether the file can be registered again */
+#define RETRY_MS 100       /* how often to look whether the file can be registered again */
 #define STOP_LIMIT_MS 1000 /* how long a peer may take to stop */
-#define MESSAGES 4       /* that may be on their way to a peer */
+#define MESSAGES 4         /* that may be on their way to a peer */
+#define MESSAGE_FLAGS (IBV_SEND_INLINE | IBV_SEND_SIGNALED)
 #define TEXT_SIZE 4096
 
 static const char usage[] =
@@ -161,15 +162,14 @@ static int refused(struct server *server)
 
 	fail("ibv_reg_mr");
 	if (number == EFAULT)
-		fprintf(stderr, "The kernel pins no pages of a disk's file system for writing. --on-demand does without, "
-				"where kernel and adapter can do it; so does a directory on tmpfs.\n");
+		fputs("The kernel pins no pages for writing on disks, and on mounts without passthrough. tmpfs allows it, and "
+		      "--on-demand does without, where kernel and adapter can.\n", stderr);
 	else if (number == EOPNOTSUPP && on_demand)
-		fprintf(stderr, "This kernel, or this adapter, does not look up pages on demand.\n");
+		fputs("This kernel, or this adapter, does not look up pages on demand.\n", stderr);
 	else if (number == EOPNOTSUPP)
-		fprintf(stderr, "The kernel pins no pages of files on DAX. --on-demand does without, where kernel and adapter "
-				"can do it.\n");
+		fputs("The kernel pins no pages on DAX. --on-demand does without, where kernel and adapter can.\n", stderr);
 	else if (number == ENOMEM)
-		fprintf(stderr, "More than this process may lock (ulimit -l).\n");
+		fputs("More than this process may lock (ulimit -l).\n", stderr);
 	return -1;
 }
 
@@ -182,7 +182,7 @@ static void tell(struct server *server, const struct region *region)
 		return;
 	while (ibv_poll_cq(server->peer->send_cq, 1, &wc) > 0)
 		;
-	rdma_post_send(server->peer, NULL, (void *)region, sizeof(*region), NULL, IBV_SEND_INLINE | IBV_SEND_SIGNALED);
+	rdma_post_send(server->peer, NULL, (void *)region, sizeof(*region), NULL, MESSAGE_FLAGS);
 }
 
 static void offer(struct server *server)
@@ -227,7 +227,10 @@ static int hold(struct server *server)
 		return 0;
 	if ((done = pin(server)) <= 0)
 		return done;
-	done = fstat(server->fd, &st) < 0 ? fail(server->path) : st.st_size ? map_and_register(server, (size_t)st.st_size) : 0;
+	if (fstat(server->fd, &st) < 0)
+		done = fail(server->path);
+	else
+		done = st.st_size ? map_and_register(server, (size_t)st.st_size) : 0;
 	if (done <= 0)
 		unpin(server);
 	return done;
@@ -334,20 +337,22 @@ static int heed_signals(struct server *server)
 
 static int serve(struct server *server)
 {
-	struct pollfd ready[] = {{.fd = server->signals, .events = POLLIN}, {.fd = server->events->fd, .events = POLLIN}};
-	int on = hold(server), waits = !on;
+	struct pollfd ready[] = {{.fd = server->signals, .events = POLLIN},
+				 {.fd = server->events->fd, .events = POLLIN}};
+	int waits = 0, on = 1;
 
-	while (on >= 0) {
-		if (waits != !server->mr && (waits = !server->mr))
+	while (on > 0) {
+		if (!server->mr && hold(server) < 0)
+			return -1;
+		if (!server->mr && !waits)
 			printf("waiting until the file has bytes that can be pinned\n");
-		if (poll(ready, 2, server->mr ? -1 : RETRY_MS) < 0)
+		waits = !server->mr;
+		if (poll(ready, 2, waits ? RETRY_MS : -1) < 0)
 			return fail("poll");
-		if (ready[0].revents && (on = heed_signals(server)) <= 0)
-			break;
 		if (ready[1].revents && heed_connections(server))
 			return -1;
-		if (!server->mr)
-			on = hold(server);
+		if (ready[0].revents)
+			on = heed_signals(server);
 	}
 	return on < 0 ? -1 : server->mr ? let_go(server) : 0;
 }
@@ -392,8 +397,15 @@ static int serve_file(struct server *server, const char *address, const char *po
 static int serve_arguments(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{"pin", required_argument, NULL, 'p'}, {"read-only", no_argument, NULL, 'r'}, {"on-demand", no_argument, NULL, 'o'}, {0}};
-	struct server server = {.pin = "lease", .access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ};
+		{"pin", required_argument, NULL, 'p'},
+		{"read-only", no_argument, NULL, 'r'},
+		{"on-demand", no_argument, NULL, 'o'},
+		{0},
+	};
+	struct server server = {
+		.pin = "lease",
+		.access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ,
+	};
 	int option, on_demand = 0;
 
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -444,9 +456,11 @@ static int heed_server(struct peer *peer, int limit_ms)
 		return 0;
 	}
 	printf("region: withdrawn\n");
-	if (rdma_post_send(peer->id, NULL, &peer->region, sizeof(peer->region), NULL, IBV_SEND_INLINE | IBV_SEND_SIGNALED))
+	if (rdma_post_send(peer->id, NULL, &peer->region, sizeof(peer->region), NULL, MESSAGE_FLAGS))
 		return fail("rdma_post_send");
-	return completion(peer->id->send_cq, &wc, STOP_LIMIT_MS) == IBV_WC_SUCCESS ? 0 : say("stopping", "the server is gone");
+	if (completion(peer->id->send_cq, &wc, STOP_LIMIT_MS) != IBV_WC_SUCCESS)
+		return say("stopping", "the server is gone");
+	return 0;
 }
 
 static int command(struct peer *peer, const char *line)
@@ -486,7 +500,8 @@ static int command(struct peer *peer, const char *line)
 
 static int converse(struct peer *peer)
 {
-	struct pollfd ready[] = {{.fd = STDIN_FILENO, .events = POLLIN}, {.fd = peer->id->recv_cq_channel->fd, .events = POLLIN}};
+	struct pollfd ready[] = {{.fd = STDIN_FILENO, .events = POLLIN},
+				 {.fd = peer->id->recv_cq_channel->fd, .events = POLLIN}};
 	char line[TEXT_SIZE + 64];
 
 	setvbuf(stdin, NULL, _IONBF, 0); /* poll(2) does not see what stdio has read ahead */
