@@ -154,6 +154,12 @@ def file_has(path: str, text: str) -> bool:
         return file.read(len(text)) == text.encode()
 
 
+def locked_kb(pid: int) -> int:
+    """What a process has pinned."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmPin:"))
+
+
 def cut_and_grow(path: str) -> None:
     os.truncate(path, 0)
     os.truncate(path, SIZE)
@@ -163,14 +169,15 @@ def allowed(kind: str, base: str, pages: str, *options: str) -> None:
     """Which registrations the kernel allows, and whether what the peer does arrives."""
     for access, words in ACCESS.items():
         with region(f"{base}/allowed", *words, *options) as found:
-            completed = hint = None
+            completed = hint = locked = None
             if found.registered.startswith("registered"):
                 completed = found.write("bytes") if "write" in access else found.read(5)
+                locked = locked_kb(found.server.pid)
             else:
                 hint = found.server.until("The ", "This ")
             at_once = file_has(f"/{kind}/allowed", "bytes")
         say("allowed", kind=kind, native=base == f"/{kind}", page_pins=pages, access=access,
-            registered=found.registered, hint=hint, completed=completed, at_once=at_once,
+            registered=found.registered, hint=hint, locked_kb=locked, completed=completed, at_once=at_once,
             in_the_end=file_has(f"/{kind}/allowed", "bytes"))  # fmt: skip
 
 

@@ -20,6 +20,7 @@ BREAK_TIMEOUT_S = 8
 PROMPT_S = 5.0
 """For a break that is answered, on an emulated processor: a tenth of a second is usual."""
 KINDS = ("tmpfs", "disk", "ext4", "xfs")
+REGION_KB = 64
 ALL_BUSY = {"truncate": "EBUSY", "punch_hole": "EBUSY", "open_trunc": "EBUSY"}
 
 
@@ -59,6 +60,7 @@ class TestWhatTheKernelAllows:
             if found["page_pins"] in sufficient:
                 assert found["registered"] == "registered: 65536 bytes"
                 assert found["completed"] == ("success" if access == "write" else "AAAAA")
+                assert found["locked_kb"] >= REGION_KB
             else:
                 refusal = "Operation not supported" if found["page_pins"] == "no" else "Bad address"
                 assert found["registered"] == f"ibv_reg_mr: {refusal}"
@@ -77,6 +79,7 @@ class TestWhatTheKernelAllows:
         else:
             assert (found["registered"], found["completed"]) == ("registered: 65536 bytes, on demand", "success")
             assert found["at_once"]
+            assert found["locked_kb"] < REGION_KB
 
 
 def test_without_passthrough_the_pages_are_those_of_fuse(seen: Seen) -> None:
