@@ -86,8 +86,8 @@ def page_pins_text(allowed: str) -> str:
 
 _PAGE_PINS: Final = {
     "yes": "yes, for reading and writing",
-    "reading": "for reading only: a device that writes takes on-demand paging",
-    "no": "no, files are DAX: devices take on-demand paging",
+    "reading": "for reading only; RDMA that writes needs on-demand paging",
+    "no": "no, files are DAX; RDMA needs on-demand paging",
     "unknown": "unknown, up to the kernel and the file system",
 }
 

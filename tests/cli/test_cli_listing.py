@@ -208,7 +208,7 @@ def test_status_of_all_mounts(run, fake: FakeMount) -> None:
     assert {label: words.strip() for label, words in rows} == {
         "mount": str(fake.point), "source": "/src", "daemon's process": "1", "version": "0.1.0", "up for": "0:01:01",
         "passthrough": "no: kernel is too old",
-        "page pins": "for reading only: a device that writes takes on-demand paging",
+        "page pins": "for reading only; RDMA that writes needs on-demand paging",
         "bridge": "yes", "pins": "12,345", "breakers waiting": "0",
         "descriptors": "9", "refusals": "2", "kernel features": "ASYNC_READ, POSIX_ACL",
     }  # fmt: skip
