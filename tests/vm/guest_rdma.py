@@ -112,8 +112,11 @@ class Region:
         return self.peer
 
     def write(self, text: str, offset: int = 0) -> str:
-        """How the adapter completed it. A peer whose connection broke is not used again."""
-        return self._do(f"write {offset} {text}", "write: ")
+        """How the adapter completed it. An error ends the connection, and the next write takes another peer."""
+        completed = self._do(f"write {offset} {text}", "write: ")
+        if completed != "success":
+            self.drop_peer()
+        return completed
 
     def read(self, length: int) -> str:
         return self._do(f"read 0 {length}", "read: ")
@@ -121,10 +124,7 @@ class Region:
     def _do(self, line: str, answer: str) -> str:
         peer = self.connect()
         peer.ask(line)
-        seen = peer.until(answer).removeprefix(answer)
-        if peer.until("rdma_region: ", limit_s=0) != "hangs":
-            self.drop_peer()
-        return seen
+        return peer.until(answer).removeprefix(answer)
 
     def drop_peer(self) -> None:
         assert self.peer is not None
