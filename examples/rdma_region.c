@@ -55,12 +55,12 @@ static const char usage[] =
 	"A peer reads lines \"write OFFSET TEXT\" and \"read OFFSET LENGTH\" (bytes) from its standard input.\n"
 	"PORT is " PORT " unless given.\n";
 
-/* What the server tells its peer. length 0: stop, the region is about to go; the peer answers with the same. */
+/* What the server tells its peer. length 0: stop, the region is about to go; the peer answers with the same message. */
 struct region {
 	uint64_t address;
 	uint64_t length;
 	uint32_t key;
-	uint32_t reserved;
+	uint32_t stop; /* which stop it is: an answer may come after the server has ceased to wait for it */
 };
 
 struct server {
@@ -74,6 +74,7 @@ struct server {
 	struct rdma_cm_id *peer;
 	struct ibv_mr *answer_mr;
 	struct region answer;
+	uint32_t stops; /* so far */
 };
 
 static int fail(const char *what)
@@ -236,21 +237,29 @@ static int hold(struct server *server)
 	return done;
 }
 
+static int await_answer(struct server *server)
+{
+	return rdma_post_recv(server->peer, NULL, &server->answer, sizeof(server->answer), server->answer_mr);
+}
+
 /* Have the peer stop, so that nothing that it has begun is lost and the connection lasts. */
 static void stop_peer(struct server *server)
 {
-	struct region stop = {0};
+	struct region stop = {.stop = ++server->stops};
+	uint32_t answered;
 	struct ibv_wc wc;
 
 	if (!server->peer)
 		return;
 	tell(server, &stop);
-	if (completion(server->peer->recv_cq, &wc, STOP_LIMIT_MS) != IBV_WC_SUCCESS) {
-		printf("the peer has not stopped: what it still writes will fail\n");
-		return;
-	}
+	do {
+		if (completion(server->peer->recv_cq, &wc, STOP_LIMIT_MS) != IBV_WC_SUCCESS) {
+			printf("the peer has not stopped: what it still writes will fail\n");
+			return;
+		}
+		answered = server->answer.stop;
+	} while (!await_answer(server) && answered != stop.stop);
 	printf("the peer has stopped\n");
-	rdma_post_recv(server->peer, NULL, &server->answer, sizeof(server->answer), server->answer_mr);
 }
 
 /* The order matters: first the peer, then the region, the mapping, and last the pin. */
@@ -290,7 +299,7 @@ static int accept_peer(struct server *server, struct rdma_cm_id *id)
 		return fail("rdma_create_qp");
 	server->peer = id;
 	server->answer_mr = rdma_reg_msgs(id, &server->answer, sizeof(server->answer));
-	if (!server->answer_mr || rdma_post_recv(id, NULL, &server->answer, sizeof(server->answer), server->answer_mr))
+	if (!server->answer_mr || await_answer(server))
 		return fail("rdma_post_recv");
 	return rdma_accept(id, &connection) ? fail("rdma_accept") : 0;
 }

@@ -245,7 +245,7 @@ def silent(mount: Mount) -> None:
 
 
 def silent_peer(mount: Mount) -> None:
-    """The peer is stopped: it does not answer the server."""
+    """The peer is stopped: it answers the server too late, and in time at the next break."""
     path = f"{mount.path}/silent-peer"
     with region(path) as found:
         peer = found.connect()
@@ -254,8 +254,11 @@ def silent_peer(mount: Mount) -> None:
         ended = breaker.wait(3 * BREAK_TIMEOUT_S)
         found.server.until("registered")
         peer.send(signal.SIGCONT)
-        say("silent peer", ended=ended, took_s=breaker.took_s, server=found.server.lines, written=found.write("late"),
-            arrived=file_has(path, "late"))  # fmt: skip
+        seen, late = list(found.server.lines), found.write("late")
+        again = Child(partial(os.truncate, path, 50)).wait(LIMIT_S)
+        found.server.until("registered: 50")
+        say("silent peer", ended=ended, took_s=breaker.took_s, server=seen, late=late, arrived=file_has(path, "late"),
+            again=again, server_then=found.server.lines[len(seen):], written=found.write("last"))  # fmt: skip
 
 
 def on_demand(kind: str, base: str) -> None:

@@ -138,7 +138,9 @@ def test_a_silent_peer_does_not_hold_up_the_break(seen: Seen) -> None:
     assert silent["server"][3].startswith("the peer has not stopped")
     steps = [line for line in silent["server"][4:] if not line.startswith("waiting")]
     assert steps == ["deregistered", "released", "registered: 100 bytes"]
-    assert (silent["written"], silent["arrived"]) == ("success", True)
+    assert (silent["late"], silent["arrived"]) == ("success", True)
+    assert (silent["again"], silent["written"]) == ("done", "success")
+    assert silent["server_then"][:2] == ["breaking: a removal waits for this file", "the peer has stopped"]
 
 
 class TestOnDemand:
