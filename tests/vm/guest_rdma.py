@@ -193,6 +193,15 @@ def lost(kind: str, remove: str) -> None:
             read=found.read(6))  # fmt: skip
 
 
+def by_hand(mount: Mount) -> None:
+    """As docs/devices.md shows it."""
+    path = f"{mount.path}/by-hand"
+    with region(path):
+        lines = "nonsense\nwrite 65536 beyond\nwrite 0 hello\nread 0 5\n"
+        done = subprocess.run((PROGRAM, "peer", ADDRESS), input=lines, stdout=subprocess.PIPE, check=False, text=True)
+        say("by hand", code=done.returncode, lines=done.stdout.splitlines(), arrived=file_has(path, "hello"))
+
+
 def deny(mount: Mount) -> None:
     path, below = f"{mount.path}/deny", f"{mount.source}/deny"
     with region(path, "--pin", "deny") as found:
@@ -306,7 +315,7 @@ def main() -> None:
         allowed(kind, mount.path, pages)
     for op in ("truncate", "punch_hole"):
         lost("tmpfs", op)
-    for part in (deny, killed, lease, silent, silent_peer):
+    for part in (by_hand, deny, killed, lease, silent, silent_peer):
         part(mounts["tmpfs"])
     with region("/tmpfs/elsewhere") as found:
         say("elsewhere", registered=found.registered)

@@ -3,7 +3,7 @@
     make test TESTS=tests/vm PYTEST_ARGS="-m vm -s"
 
 Needs root, qemu-system-x86_64 and debootstrap, but no KVM. The first run builds the machine (`image.py`), in two
-minutes; each kernel takes four minutes more. With -s it prints a report.
+minutes; each kernel takes five minutes more. With -s it prints a report.
 """
 
 from __future__ import annotations

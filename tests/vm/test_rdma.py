@@ -45,6 +45,12 @@ def test_the_example_explains_itself(seen: Seen) -> None:
     assert usage["code"] == 2
     assert "rdma_region serve" in usage["text"]
     assert "not a file of a pinfs mount" in one(seen, what="elsewhere")["registered"]
+    by_hand = one(seen, what="by hand")
+    assert by_hand["lines"] == [
+        "region: 65536 bytes", 'neither "write OFFSET TEXT" nor "read OFFSET LENGTH"',
+        "not 1 to 4096 bytes within the region of 65536", "write: success", "read: hello",
+    ]  # fmt: skip
+    assert (by_hand["code"], by_hand["arrived"]) == (0, True)
 
 
 @pytest.mark.parametrize("native", [True, False])
