@@ -3,9 +3,8 @@
  * rdma_region - let a peer read and write a file by RDMA, and let go of it in order when the file is to be truncated.
  *
  *   cc -o rdma_region rdma_region.c -lrdmacm -libverbs          (Debian: gcc libc6-dev librdmacm-dev ibverbs-providers)
- *   ./rdma_region serve FILE ADDRESS         ADDRESS: of this machine, on an RDMA device
- *   ./rdma_region peer ADDRESS               on any machine; reads "write OFFSET TEXT" and "read OFFSET LENGTH"
- *   truncate -s 0 FILE                       the peer is stopped, the region deregistered, the pin released
+ *   ./rdma_region FILE ADDRESS     ADDRESS: of this machine, on an RDMA device; rdma_peer.c is the peer
+ *   truncate -s 0 FILE             the peer is stopped, the region deregistered, the pin released
  *
  * What an adapter writes into pages that were taken from the file is lost, and its completion says success. So the file
  * is pinned before it is registered, and the pin released after ibv_dereg_mr(3). With a lease (the default) a truncate
@@ -15,53 +14,31 @@
  * The pin belongs to the process, because that ends after the kernel has taken the region back, also under SIGKILL.
  * A pin of an open file would go when the kernel closes that file, which may be before.
  *
- * Prints one line for each step. Exit code: 0 at SIGINT, SIGTERM or the end of input, 1 on an error, 2 on wrong usage.
+ * Prints one line for each step. Exit code: 0 at SIGINT or SIGTERM, 1 on an error, 2 on wrong usage.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <inttypes.h>
 #include <poll.h>
-#include <rdma/rdma_cma.h>
-#include <rdma/rdma_verbs.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
-#include <unistd.h>
 
-#define PORT "7471"
+#include "rdma_region.h"
+
 #define PIN "user.pinfs.pin.rdma_region"
 #define RELEASE "user.pinfs.release.rdma_region"
-#define RETRY_MS 100       /* how often to look whether the file can be registered again */
-#define STOP_LIMIT_MS 1000 /* how long a peer may take to stop */
-#define MESSAGES 4         /* that may be on their way to a peer */
-#define MESSAGE_FLAGS (IBV_SEND_INLINE | IBV_SEND_SIGNALED)
-#define TEXT_SIZE 4096
 
 static const char usage[] =
-	"usage: rdma_region serve [OPTIONS] FILE ADDRESS [PORT]   let a peer at ADDRESS use FILE\n"
-	"       rdma_region peer ADDRESS [PORT]                   be that peer\n"
+	"usage: rdma_region [OPTIONS] FILE ADDRESS [PORT]   let a peer that connects to ADDRESS use FILE\n"
 	"\n"
 	"  --pin lease|deny|none  at a truncate let go of FILE (lease, the default), or refuse it (deny)\n"
 	"  --read-only            the peer may read FILE, and not write\n"
 	"  --on-demand            pin no pages: the adapter looks them up (ODP); for files on DAX and on disks\n"
 	"\n"
-	"A peer reads lines \"write OFFSET TEXT\" and \"read OFFSET LENGTH\" (bytes) from its standard input.\n"
-	"PORT is " PORT " unless given.\n";
-
-/* What the server tells its peer. length 0: stop, the region is about to go; the peer answers with the same message. */
-struct region {
-	uint64_t address;
-	uint64_t length;
-	uint32_t key;
-	uint32_t stop; /* which stop it is: an answer may come after the server has ceased to wait for it */
-};
+	"PORT is " PORT " unless given. SIGTERM ends it in order.\n";
 
 struct server {
 	const char *path, *pin; /* pin: lease, deny, none */
@@ -76,54 +53,6 @@ struct server {
 	struct region answer;
 	uint32_t stops; /* so far */
 };
-
-static int fail(const char *what)
-{
-	fprintf(stderr, "rdma_region: %s: %s\n", what, strerror(errno));
-	return -1;
-}
-
-static int say(const char *what, const char *hint)
-{
-	fprintf(stderr, "rdma_region: %s: %s\n", what, hint);
-	return -1;
-}
-
-static struct rdma_addrinfo *look_up(const char *address, const char *port, int flags)
-{
-	struct rdma_addrinfo hints = {.ai_flags = flags, .ai_port_space = RDMA_PS_TCP}, *found = NULL;
-
-	if (rdma_getaddrinfo(address, port, &hints, &found)) {
-		say(address, "no address of an RDMA device, or no way to it (rdma link, ip address)");
-		return NULL;
-	}
-	return found;
-}
-
-static void queue_sizes(struct ibv_qp_init_attr *attributes)
-{
-	*attributes = (struct ibv_qp_init_attr){
-		.qp_type = IBV_QPT_RC,
-		.cap = {.max_send_wr = 16, .max_recv_wr = MESSAGES, .max_send_sge = 1, .max_recv_sge = 1,
-			.max_inline_data = sizeof(struct region)},
-	};
-}
-
-static struct rdma_conn_param connection = {
-	.responder_resources = 1, .initiator_depth = 1, .retry_count = 7, .rnr_retry_count = 7};
-
-/* Wait for one completion. Its status, or -1: none came within limit_ms. */
-static int completion(struct ibv_cq *cq, struct ibv_wc *wc, int limit_ms)
-{
-	for (int waited = 0; waited <= limit_ms; waited++) {
-		if (ibv_poll_cq(cq, 1, wc) > 0)
-			return (int)wc->status;
-		usleep(1000);
-	}
-	return -1;
-}
-
-/* The server */
 
 static int is_pinfs(int fd)
 {
@@ -403,7 +332,7 @@ static int serve_file(struct server *server, const char *address, const char *po
 	return serve(server);
 }
 
-static int serve_arguments(int argc, char **argv)
+static int parse(struct server *server, int argc, char **argv)
 {
 	static const struct option options[] = {
 		{"pin", required_argument, NULL, 'p'},
@@ -411,165 +340,36 @@ static int serve_arguments(int argc, char **argv)
 		{"on-demand", no_argument, NULL, 'o'},
 		{0},
 	};
-	struct server server = {
-		.pin = "lease",
-		.access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ,
-	};
 	int option, on_demand = 0;
 
 	while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		if (option == 'p')
-			server.pin = optarg;
+			server->pin = optarg;
 		else if (option == 'r')
-			server.access = IBV_ACCESS_REMOTE_READ;
+			server->access = IBV_ACCESS_REMOTE_READ;
 		else if (option == 'o')
 			on_demand = IBV_ACCESS_ON_DEMAND;
 		else
-			return 2;
-	}
-	server.access |= on_demand;
-	if ((argc - optind != 2 && argc - optind != 3) ||
-	    (strcmp(server.pin, "lease") && strcmp(server.pin, "deny") && strcmp(server.pin, "none")))
-		return 2;
-	server.path = argv[optind];
-	return serve_file(&server, argv[optind + 1], argc - optind == 3 ? argv[optind + 2] : PORT) ? 1 : 0;
-}
-
-/* The peer */
-
-struct peer {
-	struct rdma_cm_id *id;
-	struct region region;             /* length 0: none at present */
-	struct region messages[MESSAGES]; /* where the server's messages arrive */
-	struct ibv_mr *messages_mr, *text_mr;
-	char text[TEXT_SIZE + 1];
-};
-
-/* Take the server's messages. When it wants the region back nothing is under way here: each write has been waited for. */
-static int heed_server(struct peer *peer, int limit_ms)
-{
-	struct ibv_wc wc;
-	struct region *message;
-	int status = completion(peer->id->recv_cq, &wc, limit_ms);
-
-	if (status < 0)
-		return 0;
-	if (status != IBV_WC_SUCCESS)
-		return say("the connection has ended", ibv_wc_status_str(wc.status));
-	message = (struct region *)(uintptr_t)wc.wr_id;
-	peer->region = *message;
-	if (rdma_post_recv(peer->id, message, message, sizeof(*message), peer->messages_mr))
-		return fail("rdma_post_recv");
-	if (peer->region.length) {
-		printf("region: %" PRIu64 " bytes\n", peer->region.length);
-		return 0;
-	}
-	printf("region: withdrawn\n");
-	if (rdma_post_send(peer->id, NULL, &peer->region, sizeof(peer->region), NULL, MESSAGE_FLAGS))
-		return fail("rdma_post_send");
-	if (completion(peer->id->send_cq, &wc, STOP_LIMIT_MS) != IBV_WC_SUCCESS)
-		return say("stopping", "the server is gone");
-	return 0;
-}
-
-static int command(struct peer *peer, const char *line)
-{
-	struct region *region = &peer->region;
-	uint64_t offset, length = 0;
-	int start = 0, writes, status;
-	struct ibv_wc wc;
-
-	while (!region->length)
-		if (heed_server(peer, RETRY_MS))
 			return -1;
-	writes = sscanf(line, "write %" SCNu64 " %n", &offset, &start) == 1 && start;
-	if (writes) {
-		length = strcspn(line + start, "\n");
-		memcpy(peer->text, line + start, length < TEXT_SIZE ? length : TEXT_SIZE);
-	} else if (sscanf(line, "read %" SCNu64 " %" SCNu64, &offset, &length) != 2) {
-		printf("neither \"write OFFSET TEXT\" nor \"read OFFSET LENGTH\"\n");
-		return 0;
 	}
-	if (!length || length > TEXT_SIZE || offset > region->length || length > region->length - offset) {
-		printf("not 1 to %d bytes within the region of %" PRIu64 "\n", TEXT_SIZE, region->length);
-		return 0;
-	}
-	if ((writes ? rdma_post_write : rdma_post_read)(peer->id, NULL, peer->text, length, peer->text_mr, IBV_SEND_SIGNALED,
-							region->address + offset, region->key))
-		return fail("post");
-	do
-		status = completion(peer->id->send_cq, &wc, 60000);
-	while (status < 0);
-	if (writes || status != IBV_WC_SUCCESS)
-		printf("%s: %s\n", writes ? "write" : "read", ibv_wc_status_str(wc.status));
-	else
-		printf("read: %.*s\n", (int)length, peer->text);
-	return status == IBV_WC_SUCCESS ? 0 : say("the connection is broken", "start the peer anew");
-}
-
-static int converse(struct peer *peer)
-{
-	struct pollfd ready[] = {{.fd = STDIN_FILENO, .events = POLLIN},
-				 {.fd = peer->id->recv_cq_channel->fd, .events = POLLIN}};
-	char line[TEXT_SIZE + 64];
-
-	setvbuf(stdin, NULL, _IONBF, 0); /* poll(2) does not see what stdio has read ahead */
-	for (;;) {
-		struct ibv_cq *cq;
-		void *context;
-
-		if (ibv_req_notify_cq(peer->id->recv_cq, 0) || heed_server(peer, 0) || poll(ready, 2, -1) < 0)
-			return -1;
-		if (ready[1].revents && !ibv_get_cq_event(peer->id->recv_cq_channel, &cq, &context)) {
-			ibv_ack_cq_events(cq, 1);
-			if (heed_server(peer, 0))
-				return -1;
-		}
-		if (ready[0].revents) {
-			if (!fgets(line, sizeof(line), stdin))
-				return 0;
-			if (command(peer, line))
-				return -1;
-		}
-	}
-}
-
-static int be_peer(const char *address, const char *port)
-{
-	struct rdma_addrinfo *found = look_up(address, port, 0);
-	struct ibv_qp_init_attr attributes;
-	struct peer peer = {0};
-	int failed;
-
-	queue_sizes(&attributes);
-	if (!found)
+	server->access |= on_demand;
+	if (strcmp(server->pin, "lease") && strcmp(server->pin, "deny") && strcmp(server->pin, "none"))
 		return -1;
-	if (rdma_create_ep(&peer.id, found, NULL, &attributes))
-		return fail(address);
-	peer.messages_mr = rdma_reg_msgs(peer.id, peer.messages, sizeof(peer.messages));
-	peer.text_mr = rdma_reg_msgs(peer.id, peer.text, sizeof(peer.text));
-	if (!peer.messages_mr || !peer.text_mr)
-		return fail("ibv_reg_mr");
-	for (struct region *message = peer.messages; message < peer.messages + MESSAGES; message++)
-		if (rdma_post_recv(peer.id, message, message, sizeof(*message), peer.messages_mr))
-			return fail("rdma_post_recv");
-	if (rdma_connect(peer.id, &connection))
-		return fail("connect");
-	failed = converse(&peer);
-	rdma_disconnect(peer.id);
-	return failed;
+	return argc - optind == 2 || argc - optind == 3 ? 0 : -1;
 }
 
 int main(int argc, char **argv)
 {
-	int status = 2;
+	struct server server = {
+		.pin = "lease",
+		.access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ,
+	};
 
 	setvbuf(stdout, NULL, _IOLBF, 0); /* a reader of the output in a pipe sees each step at once */
-	if (argc > 1 && !strcmp(argv[1], "serve"))
-		status = serve_arguments(argc - 1, argv + 1);
-	else if (argc > 2 && argc < 5 && !strcmp(argv[1], "peer"))
-		status = be_peer(argv[2], argc > 3 ? argv[3] : PORT) ? 1 : 0;
-	if (status == 2)
+	if (parse(&server, argc, argv)) {
 		fputs(usage, stderr);
-	return status;
+		return 2;
+	}
+	server.path = argv[optind];
+	return serve_file(&server, argv[optind + 1], argc - optind == 3 ? argv[optind + 2] : PORT) ? 1 : 0;
 }

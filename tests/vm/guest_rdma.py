@@ -1,8 +1,8 @@
 """What runs inside the machine: files under RDMA by soft-RoCE, natively and through pinfs, and what becomes of them.
 
-The programs are those of `examples/rdma_region.c`: one registers a file, the other writes into it. Prints one JSON
-object a line: what was done, on which file system, and what was seen. `test_rdma.py` judges. Needs gcc and librdmacm,
-the standard library, and pinfs beside it.
+The programs are `examples/rdma_region.c`, which registers a file, and `rdma_peer.c`, which writes into it. Prints one
+JSON object a line: what was done, on which file system, and what was seen. `test_rdma.py` judges. Needs gcc and
+librdmacm, the standard library, and pinfs beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vm.guest_base import BREAK_TIMEOUT_S, HERE, PMEM, SIZE, Child, Mount, run
 from vm.guest_base import set_up as set_up_dax
 from vm.guest_removals import REMOVALS, punch
 
-ADDRESS, PROGRAM = "192.168.77.1", "/run/rdma_region"
+ADDRESS, SERVER, PEER = "192.168.77.1", "/run/rdma_region", "/run/rdma_peer"
 SOURCES = ("tmpfs", "disk", *PMEM)
 ACCESS = {"write": (), "read": ("--read-only",), "write on demand": ("--on-demand",)}
 LIMIT_S = 20.0
@@ -45,7 +45,9 @@ def set_up() -> None:
         os.makedirs(f"/{kind}")
         os.makedirs(f"/{kind}.mnt")
         run("mount", *words, f"/{kind}")
-    run("cc", "-Wall", "-Wextra", "-Werror", "-o", PROGRAM, f"{HERE}/examples/rdma_region.c", "-lrdmacm", "-libverbs")
+    for program in (SERVER, PEER):
+        source = f"{HERE}/examples/{Path(program).name}.c"
+        run("cc", "-Wall", "-Wextra", "-Werror", "-o", program, source, "-lrdmacm", "-libverbs")
 
 
 class Program:
@@ -53,9 +55,7 @@ class Program:
 
     def __init__(self, *words: str) -> None:
         self.lines: list[str] = []
-        self._process = subprocess.Popen(
-            (PROGRAM, *words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self._rest = b""
 
     @property
@@ -101,13 +101,13 @@ class Region:
     """A registered file, and a peer that uses it."""
 
     def __init__(self, path: str, *options: str) -> None:
-        self.server = Program("serve", *options, path, ADDRESS)
+        self.server = Program(SERVER, *options, path, ADDRESS)
         self.registered = self.server.until("registered", "rdma_region: ").removeprefix("rdma_region: ")
         self.peer: Program | None = None
 
     def connect(self) -> Program:
         if self.peer is None:
-            self.peer = Program("peer", ADDRESS)
+            self.peer = Program(PEER, ADDRESS)
             self.peer.until("region: ")
         return self.peer
 
@@ -198,7 +198,7 @@ def by_hand(mount: Mount) -> None:
     path = f"{mount.path}/by-hand"
     with region(path):
         lines = "nonsense\nwrite 65536 beyond\nwrite 0 hello\nread 0 5\n"
-        done = subprocess.run((PROGRAM, "peer", ADDRESS), input=lines, stdout=subprocess.PIPE, check=False, text=True)
+        done = subprocess.run((PEER, ADDRESS), input=lines, stdout=subprocess.PIPE, check=False, text=True)
         say("by hand", code=done.returncode, lines=done.stdout.splitlines(), arrived=file_has(path, "hello"))
 
 
@@ -306,8 +306,8 @@ def on_demand_lease(mount: Mount) -> None:
 
 def main() -> None:
     set_up()
-    usage = subprocess.run((PROGRAM,), stderr=subprocess.PIPE, check=False, text=True)
-    say("usage", code=usage.returncode, text=usage.stderr)
+    usage = [subprocess.run((program,), stderr=subprocess.PIPE, check=False, text=True) for program in (SERVER, PEER)]
+    say("usage", codes=[one.returncode for one in usage], texts=[one.stderr for one in usage])
     mounts = {kind: Mount(kind) for kind in SOURCES}
     for kind, mount in mounts.items():
         pages = str(mount.status()["page_pins"])

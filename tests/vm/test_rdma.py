@@ -1,4 +1,4 @@
-"""RDMA into files, by soft-RoCE and examples/rdma_region.c, in a machine of its own. Only with `-m vm`:
+"""RDMA into files, by soft-RoCE and examples/rdma_*.c, in a machine of its own. Only with `-m vm`:
 
     make test TESTS=tests/vm PYTEST_ARGS="-m vm -s"
 
@@ -42,8 +42,8 @@ def one(seen: Seen, **wanted: object) -> dict[str, Any]:
 
 def test_the_example_explains_itself(seen: Seen) -> None:
     usage = one(seen, what="usage")
-    assert usage["code"] == 2
-    assert "rdma_region serve" in usage["text"]
+    assert usage["codes"] == [2, 2]
+    assert [text.split()[:2] for text in usage["texts"]] == [["usage:", "rdma_region"], ["usage:", "rdma_peer"]]
     assert "not a file of a pinfs mount" in one(seen, what="elsewhere")["registered"]
     by_hand = one(seen, what="by hand")
     assert by_hand["lines"] == [
