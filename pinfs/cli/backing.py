@@ -13,10 +13,11 @@ from typing import Final
 
 from pinfs.cli.findings import Finding, bad, ok, warn
 from pinfs.interface.names import FSTYPE
-from pinfs.linux.filesystems import unservable_because
+from pinfs.linux.filesystems import page_pins, unservable_because
 from pinfs.linux.ioctl import FICLONE, FS_IOC_FIEMAP, FS_IOC_GETFLAGS
 from pinfs.linux.mountinfo import mount_at, mounts
 from pinfs.linux.syscalls import attributes_of, known_attributes_of
+from pinfs.observe.wording import page_pins_text
 
 STATX_ATTR_DAX: Final = 0x00200000  # statx(2)
 _FIEMAP_EXTENT_SHARED: Final = 0x2000
@@ -54,8 +55,9 @@ def check_backing(directory: str, progress: Progress = lambda _files: None) -> I
     yield _type(directory, kind)
     yield _access(directory)
     with _scratch_file(directory) as scratch:
-        yield _dax(directory, kind, scratch)
+        yield _dax(directory, scratch)
         yield _copy_on_write(directory, kind, scratch)
+    yield _page_pins(directory)
     yield _shared(kind, examine_extents(directory, progress))
 
 
@@ -125,15 +127,20 @@ def statx_attributes(path: str | int) -> tuple[int, int]:
         os.close(fd)
 
 
-def _dax(directory: str, kind: str, scratch: int | None) -> Finding:
+def _dax(directory: str, scratch: int | None) -> Finding:
     attributes, _mask = statx_attributes(directory if scratch is None else scratch)
     if attributes & STATX_ATTR_DAX:
-        return ok(
-            "dax", "new files are DAX: a mapping is the persistent memory itself; the kernel refuses page pins there"
-        )
-    if kind == "tmpfs":
-        return ok("dax", "no, but tmpfs: pages of its files can really be pinned (io_uring, RDMA)")
-    return ok("dax", "no: a pin here keeps blocks and offsets, page pins are up to the kernel")
+        return ok("dax", "new files are DAX: a mapping is the persistent memory itself")
+    return ok("dax", "no")
+
+
+def _page_pins(directory: str) -> Finding:
+    """What devices can do with files of a mount with passthrough."""
+    fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return ok("page pins", page_pins_text(page_pins(fd)))
+    finally:
+        os.close(fd)
 
 
 def _copy_on_write(directory: str, kind: str, scratch: int | None) -> Finding:

@@ -1,7 +1,7 @@
 """`pinfs status`: shows the state of mounts, once or again and again."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from pinfs.cli.mounts import mount_of, mounts
 from pinfs.cli.output import listing_options, print_json, print_json_line, print_table
 from pinfs.cli.verb import Verb, fail
 from pinfs.observe.mounts import COUNTED, Mount
-from pinfs.observe.wording import in_kernel_text, survival_text, takeover_text
+from pinfs.observe.wording import in_kernel_text, page_pins_text, survival_text, takeover_text
 
 Status = dict[str, Any]
 LABELS: Final = {
@@ -22,6 +22,7 @@ LABELS: Final = {
     "compiled": "compiled",
     "uptime_s": "up for",
     "passthrough": "passthrough",
+    "page_pins": "page pins",
     "seal": "pins are sealed",
     "bridge": "bridge",
     "poll": "poll(2) answered",
@@ -91,7 +92,11 @@ def look_at(mount: Mount) -> Status:
                 "exit_code": int(of_errno(error.errno))}  # fmt: skip
 
 
-_SAID: Final = {"survives": survival_text, "last_takeover": takeover_text}
+_SAID: Final[dict[str, Callable[[Any], str]]] = {
+    "page_pins": page_pins_text,
+    "survives": survival_text,
+    "last_takeover": takeover_text,
+}
 """Values of several parts, in words."""
 
 

@@ -1,8 +1,10 @@
 """Kinds of file systems, by what statfs(2) says of them (linux/magic.h), and what their calls may wait for."""
 
 import os
+from enum import StrEnum
 from typing import Final
 
+from pinfs.linux.mountinfo import mount_of
 from pinfs.linux.syscalls import file_system_magic
 
 TMPFS_MAGIC: Final = 0x01021994
@@ -58,6 +60,34 @@ def _device_can_be_dax(device: int) -> bool:
         except OSError:
             continue
     return True
+
+
+class PagePins(StrEnum):
+    """Whether the kernel lets devices hold pages of a file for long (FOLL_LONGTERM: RDMA, io_uring, VFIO)."""
+
+    YES = "yes"
+    READING = "reading"  # by the device; also the page cache of FUSE
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+def page_pins(fd: int) -> PagePins:
+    """What the kernel allows for the files of a file system; `fd` (O_PATH will do): any of them.
+
+    By its kind, as no probe shows it without writing: in memory all, on disks no pins for writing, because written
+    pages have to be announced to the file system (writable_file_mapping_allowed() in mm/gup.c, Linux 6.5), on DAX none
+    (vma_is_fsdax()). With dax=inode, the default on such devices, each file has its own answer.
+    """
+    kind = file_system_magic(fd)
+    if kind in IN_MEMORY:
+        return PagePins.YES
+    if kind in CAN_BE_DAX and _device_can_be_dax(os.fstat(fd).st_dev):
+        mount = mount_of(fd)
+        options = [] if mount is None else mount.options.split(",")
+        if "dax=always" in options:
+            return PagePins.NO
+        return PagePins.READING if "dax=never" in options else PagePins.UNKNOWN
+    return PagePins.READING if kind in ON_DISK else PagePins.UNKNOWN
 
 
 SERVED: Final = frozenset(

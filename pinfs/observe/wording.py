@@ -79,6 +79,19 @@ def in_kernel_text(removal: EventJson) -> str:
     return " ".join(words) + (f"; mapped by {printable(', '.join(mapped_by))}" if mapped_by else "")
 
 
+def page_pins_text(allowed: str) -> str:
+    """`page_pins` of `.pinfs/status`: whether the kernel lets devices hold pages of files."""
+    return _PAGE_PINS.get(allowed, printable(allowed))
+
+
+_PAGE_PINS: Final = {
+    "yes": "yes, for reading and writing",
+    "reading": "for reading only; RDMA that writes needs on-demand paging",
+    "no": "no, files are DAX; RDMA needs on-demand paging",
+    "unknown": "unknown, up to the kernel and the file system",
+}
+
+
 def survival_text(survives: EventJson) -> str:
     """`survives` of `.pinfs/status`: whether the mount outlives its daemon."""
     if why := survives.get("unavailable_because"):

@@ -38,6 +38,7 @@ from pinfs.fs import exports
 from pinfs.fs.events import ReadLimit
 from pinfs.fs.seallist import list_path
 from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
+from pinfs.linux.filesystems import PagePins, page_pins
 from pinfs.pure import is_compiled
 from pinfs.runtime import descriptors
 from pinfs.runtime.errors import logged
@@ -200,6 +201,7 @@ class Daemon:
         self.manager = Notifier(os.environ, store, config.mount.watchdog)
         self._since = time.monotonic()
         self._source_fd = place.source_fd
+        self._page_pins = page_pins(place.source_fd)
         self._fd = -1
         self._device: int | None = None
         self.policies = PolicyBox(config.policies)
@@ -364,6 +366,7 @@ class Daemon:
             "uptime_s": round(time.monotonic() - self._since, 3),
             "passthrough": not self.passthrough.unavailable_because,
             "passthrough_unavailable_because": self.passthrough.unavailable_because or None,
+            "page_pins": PagePins.READING if self.passthrough.unavailable_because else self._page_pins,
             "bridge": not self.bridge_unavailable_because,
             "bridge_unavailable_because": self.bridge_unavailable_because or None,
             "seal": not self.fs.backing.seal.unavailable_because,

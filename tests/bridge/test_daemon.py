@@ -190,6 +190,7 @@ def test_relative_paths_in_the_background(base: Path) -> None:
 def test_what_it_says_of_itself(mount: Mount) -> None:
     status = mount.status()
     assert status["bridge"] is status["passthrough"] is True
+    assert status["page_pins"] == "yes"  # the source is on tmpfs
     assert status["bridge_unavailable_because"] is status["passthrough_unavailable_because"] is None
     assert {"PASSTHROUGH", "ATOMIC_O_TRUNC"} <= set(status["negotiated"])
     assert (status["pid"], status["mountpoint"]) == (mount.pid, str(mount.path))
@@ -204,6 +205,7 @@ def test_what_it_says_of_itself(mount: Mount) -> None:
 def test_passthrough_switched_off(mount: Mount) -> None:
     assert mount.status()["passthrough"] is False
     assert "passthrough=off" in mount.status()["passthrough_unavailable_because"]
+    assert mount.status()["page_pins"] == "reading"  # the pages are FUSE's
 
 
 def libraries(pid: int) -> set[str]:

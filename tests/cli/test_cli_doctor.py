@@ -102,7 +102,7 @@ def test_the_proc_of_another_namespace(root: None, proc_of_its_own: list[str], l
 def test_tmpfs() -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         assert "tmpfs" in found(Path(directory), "backing").text
-        assert "pinned" in found(Path(directory), "dax").text
+        assert found(Path(directory), "page pins").text == "yes, for reading and writing"
 
 
 def test_missing_and_wrong_directories(run, tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_nothing_reaches_out_of_the_terminal(on_terminal, fake: FakeMount, hosti
 
 def test_status_of_all_mounts(run, fake: FakeMount) -> None:
     passthrough = {"passthrough": False, "passthrough_unavailable_because": "kernel is too old"}
-    status = STATUS | passthrough | {"pins": 12345, "negotiated": ["ASYNC_READ", "POSIX_ACL"]}
+    status = STATUS | passthrough | {"page_pins": "reading", "pins": 12345, "negotiated": ["ASYNC_READ", "POSIX_ACL"]}
     fake.write("status", json.dumps(status))
     (one,) = json.loads(run("status").stdout)["mounts"]
     assert one["mountpoint"] == str(fake.point)
@@ -207,7 +207,9 @@ def test_status_of_all_mounts(run, fake: FakeMount) -> None:
     rows = [line.split("  ", 1) for line in run("status", "--table").stdout.splitlines()]
     assert {label: words.strip() for label, words in rows} == {
         "mount": str(fake.point), "source": "/src", "daemon's process": "1", "version": "0.1.0", "up for": "0:01:01",
-        "passthrough": "no: kernel is too old", "bridge": "yes", "pins": "12,345", "breakers waiting": "0",
+        "passthrough": "no: kernel is too old",
+        "page pins": "for reading only; RDMA that writes needs on-demand paging",
+        "bridge": "yes", "pins": "12,345", "breakers waiting": "0",
         "descriptors": "9", "refusals": "2", "kernel features": "ASYNC_READ, POSIX_ACL",
     }  # fmt: skip
 

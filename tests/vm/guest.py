@@ -6,19 +6,16 @@ Needs the standard library only, and pinfs beside it.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import signal
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from vm.guest_base import (
     PAGE,
     PMEM,
-    PUNCH_HOLE_KEEP_SIZE,
     SIZE,
     Child,
     Held,
@@ -26,27 +23,15 @@ from vm.guest_base import (
     Mount,
     hold_page,
     is_quiet,
-    libc,
     names_processes,
     other,
     set_up,
     waits,
 )
+from vm.guest_pins import pins
+from vm.guest_removals import REMOVALS
 from vm.guest_seals import seals
 from vm.guest_slow import SLOW_DEVICE, resume, set_up_device, suspend
-
-
-def punch(path: str) -> None:
-    fd = os.open(path, os.O_RDWR)
-    if libc.fallocate(fd, PUNCH_HOLE_KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(PAGE)):
-        raise OSError(ctypes.get_errno(), "fallocate")
-
-
-REMOVALS: dict[str, Callable[[str], object]] = {
-    "truncate": lambda path: os.truncate(path, 0),
-    "punch_hole": punch,
-    "open_trunc": lambda path: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)),
-}
 
 
 def deadline(mount: Mount) -> None:
@@ -180,7 +165,7 @@ def main() -> None:
     for kind in PMEM:
         mount = Mount(kind)
         mount.say("mounted", passthrough=mount.status()["passthrough"])
-        for part in (deadline, interrupt, holder_is_breaker, refault, odirect, evict, end):
+        for part in (pins, deadline, interrupt, holder_is_breaker, refault, odirect, evict, end):
             part(mount)
         seals(kind)
         mount.say("log", text=Path(f"/run/{kind}.log").read_text())

@@ -20,7 +20,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parents[2]
 PAGE, SIZE = 4096, 65536
 BREAK_TIMEOUT_S = 8
-PUNCH_HOLE_KEEP_SIZE = 3
+PINFS = (sys.executable, "-c", "from pinfs.cli.main import main; main()")
 PMEM = {"ext4": "/dev/pmem0", "xfs": "/dev/pmem1"}
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -190,6 +190,15 @@ class Mount:
 
     def say(self, what: str, **seen: object) -> None:
         print(json.dumps({"kind": self.kind, "kernel": os.uname().release, "what": what, **seen}), flush=True)
+
+
+def doctor(directory: str) -> list[dict[str, str]]:
+    """What `pinfs doctor` finds there."""
+    done = subprocess.run(
+        (*PINFS, "doctor", "--json", directory), cwd=HERE, stdout=subprocess.PIPE, check=False, text=True
+    )
+    findings: list[dict[str, str]] = json.loads(done.stdout)["findings"]
+    return findings
 
 
 other = "other"

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from vm.guest_base import HERE, PUNCH_HOLE_KEEP_SIZE, Child, libc, run
+from vm.guest_base import HERE, Child, libc, run
+from vm.guest_removals import PUNCH_HOLE_KEEP_SIZE
 
 SOURCE, MOUNT, DEVICE = "/src", "/mnt", "/dev/vdb"
 CLIENTS = {"4.2": "/c4", "3": "/c3"}

@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,13 +14,12 @@ from functools import partial
 from typing import Any
 
 import pinfs
-from vm.guest_base import HERE, PAGE, Child, Held, Mount, is_quiet, run, waits
+from vm.guest_base import PAGE, Child, Held, Mount, doctor, is_quiet, run, waits
 
 PIN = "user.pinfs.pin.seal"
 FIRST_PAGE = f"0:{PAGE},mode=deny".encode()
 HELD_PAGE, LEFT = 8, 4 * PAGE
 GETFLAGS, APPEND = 0x8008_6601, 0x20  # FS_IOC_GETFLAGS, FS_APPEND_FL
-PINFS = (sys.executable, "-c", "from pinfs.cli.main import main; main()")
 
 
 class Case:
@@ -144,8 +141,4 @@ def kill(mount: Mount) -> None:
 
 def _doctor(source: str) -> list[str]:
     """What it says of seals that were left behind."""
-    done = subprocess.run(
-        (*PINFS, "doctor", "--json", source), cwd=HERE, stdout=subprocess.PIPE, check=False, text=True
-    )
-    findings = json.loads(done.stdout)["findings"]
-    return [one["text"] for one in findings if one["check"] == "seal" and "still sealed" in one["text"]]
+    return [one["text"] for one in doctor(source) if one["check"] == "seal" and "still sealed" in one["text"]]

@@ -1,6 +1,6 @@
-"""The machine of the tests in `test_dax.py` and `test_nfs.py`: a Debian root with two kernels, made once and kept.
+"""The machine of the tests in this directory: a Debian root with two kernels, made once and kept.
 
-Needs root, debootstrap, mkfs.ext4, 2 GB of disk and some 400 MB from a mirror; takes three minutes. The image is named
+Needs root, debootstrap, mkfs.ext4, 2 GB of disk and some 500 MB from a mirror; takes two minutes. The image is named
 after what it is made from: another version of this file makes another one.
 """
 
@@ -21,7 +21,7 @@ CACHE = Path(os.environ.get("PINFS_VM_CACHE", "/var/tmp/pinfs-vm"))
 PACKAGES = (
     "linux-image-amd64", "initramfs-tools", "kmod", "udev", "ndctl", "e2fsprogs", "xfsprogs", "util-linux",
     "python3", "python3-trio", "python3-click", "python3-rich", "python3-prometheus-client",
-    "nfs-kernel-server", "nfs-common", "iproute2",
+    "nfs-kernel-server", "nfs-common", "iproute2", "gcc", "libc6-dev", "librdmacm-dev", "ibverbs-providers",
 )  # fmt: skip
 SMALL = """
 path-exclude=/usr/share/doc/*

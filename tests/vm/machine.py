@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,12 @@ from vm.image import image
 
 Seen = list[dict[str, Any]]
 BOOT_LIMIT_S = 900
-RUN = """export PYTHONPATH=/host/src:/host/src/tests PYTHONDONTWRITEBYTECODE=1
-python3 /host/src/tests/vm/{} > /host/seen 2> /host/errors
+ACCELERATOR = os.environ.get("PINFS_VM_ACCEL", "tcg")
+"""tcg emulates the processor, and boots on any machine. kvm is not looked for: a virtual machine may have a /dev/kvm
+that opens, and then cannot run the kernels of a distribution."""
+RUN = """cp -r /host/src /run/src
+export PYTHONPATH=/run/src:/run/src/tests
+python3 /run/src/tests/vm/{} > /host/seen 2> /host/errors
 """
 APPEND = "console=ttyS0 root=/dev/vda rw init=/sbin/vm-init quiet panic=-1 mitigations=off nokaslr no_timer_check"
 
@@ -34,11 +41,26 @@ def disk(path: Path, size: int) -> tuple[str, str]:
     return "-drive", f"file={path},format=raw,if=virtio"
 
 
-def boot(kernel: str, base: Path, program: str, *devices: str, machine: str = "q35", memory: str = "1G") -> Seen:
+@contextmanager
+def nvdimms(base: Path) -> Iterator[tuple[str, ...]]:
+    """Two NVDIMMs of 512 MiB, as arguments of qemu; the machine is `q35,nvdimm=on`."""
+    files = [base / f"nvdimm{number}" for number in (0, 1)]
+    arguments = ["-m", "1G,slots=2,maxmem=8G"]
+    for file in files:
+        arguments += ["-object", f"memory-backend-file,id={file.name},share=on,mem-path={file},size=512M"]
+        arguments += ["-device", f"nvdimm,memdev={file.name}"]
+    try:
+        yield tuple(arguments)
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
+def boot(kernel: str, base: Path, program: str, *devices: str, machine: str = "q35") -> Seen:
     """Run `program` under this kernel, and return what it has printed: one JSON object a line."""
     built, share = image(), _share(base / "host", program)
     command = [
-        "nice", "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-M", machine, "-m", memory,
+        "nice", "qemu-system-x86_64", "-cpu", "max", "-smp", "2", "-M", f"{machine},accel={ACCELERATOR}", "-m", "1G",
         "-kernel", f"{built.path}/vmlinuz-{kernel}", "-initrd", f"{built.path}/initrd-{kernel}", "-append", APPEND,
         "-drive", f"file={built.root},format=raw,if=virtio,snapshot=on",
         "-virtfs", f"local,path={share},mount_tag=host,security_model=none,id=host",
@@ -54,8 +76,9 @@ def boot(kernel: str, base: Path, program: str, *devices: str, machine: str = "q
 
 def _share(path: Path, program: str) -> Path:
     """What the machine sees as /host."""
-    shutil.copytree(REPO / "pinfs", path / "src/pinfs", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(REPO / "pinfs", path / "src/pinfs", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     shutil.copy(REPO / "mount.py", path / "src")
+    shutil.copytree(REPO / "examples", path / "src/examples")
     (path / "src/tests/vm").mkdir(parents=True)
     for guest in Path(__file__).parent.glob("guest*.py"):
         shutil.copy(guest, path / "src/tests/vm")
