@@ -1,11 +1,9 @@
 """What io_uring asks the daemon for when it reads and writes files of the mount, whose data it has by passthrough
 (docs/kernel-facts.md, "io_uring and POLL")."""
 
-import errno
 import mmap
 import os
 import time
-from collections.abc import Iterator
 
 import pytest
 from mounted.test_bridge_passthrough import requests
@@ -16,18 +14,6 @@ PAGE = 4096
 CALLS = 50
 NEXT_TO_NOTHING = CALLS // 2
 """Requests that a test makes besides: opens, reads of the metrics, the one POLL that is answered ENOSYS."""
-
-
-@pytest.fixture
-def ring() -> Iterator[Ring]:
-    try:
-        ring = Ring()
-    except OSError as e:
-        if e.errno in (errno.ENOSYS, errno.EPERM):
-            pytest.skip("no io_uring here")
-        raise
-    with ring:
-        yield ring
 
 
 def asked(mount: Mount, ring: Ring, opcode: int, calls: int, flags: int = 0) -> float:

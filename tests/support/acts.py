@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 SI_QUEUE = -1
+_PR_SET_DUMPABLE = 4
 _PIDFD_SEND_SIGNAL, _IO_URING_SETUP, _IO_URING_REGISTER = 424, 425, 427  # the same on all of Debian's architectures
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -213,3 +214,26 @@ def end_child(pid: int) -> None:
     """Kills a child of `fork_child` and waits for its end."""
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """Whether other processes of this one's user may fetch what it has open (prctl(2), PR_SET_DUMPABLE)."""
+    libc.prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
+
+
+def new_epoll() -> int:
+    """The descriptor of a new epoll(7), which stays open."""
+    return os.dup(select.epoll().fileno())
+
+
+def pin_with_new_eventfds(path: str, prefix: str, count: int) -> int | None:
+    """Pins as many times, each with an eventfd of its own, which is closed then. Returns the errno that stops it."""
+    for number in range(count):
+        eventfd = os.eventfd(0)
+        try:
+            os.setxattr(path, f"user.pinfs.pin.{prefix}{number}", f"0:0,eventfd={eventfd}".encode())
+        except OSError as failure:
+            return failure.errno
+        finally:
+            os.close(eventfd)
+    return None
