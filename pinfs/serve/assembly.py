@@ -151,7 +151,7 @@ def assemble(
     stats = Stats()
     share = budget(max_descriptors)
     holders = Holders(remembered=share.processes, first_spare=share.holders)
-    eventfds = EventFds(stats, share.holders)
+    eventfds = EventFds(stats, share.files)
     hub = EventHub(stats)
     guard = Guard(holders, eventfds, policies, hub, stats)
     book = guard.book

@@ -6,13 +6,14 @@ import errno
 import os
 import select
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from mounted.test_bridge_user import UserMount
-from mounted.test_bridge_user import mount as user_mount  # noqa: F401
+from mounted.test_bridge_user import mount as _users_mount
 from mounted.world import USER, as_user
 from support import acts
 from support.actor import Actor, Actors, eventually
@@ -56,28 +57,32 @@ def holder(shared_mount: Mount) -> Actor:
 
 @contextmanager
 def nothing_is_left(mount: Mount, warm: Path) -> Iterator[None]:
-    """Of what happens inside: no pin, and as many descriptors as before. What the daemon opens once, for the first
-    eventfd of all, and what it opens for a file, it has before."""
+    """Of what happens inside: no pin, and nothing that the daemon has open. What it opens once, for the first eventfd
+    of all, and what it opens for a file, it has before."""
     with_one = mount.actor()
     pin_by_attribute(with_one, warm, EventFd(with_one).number)
     with_one.kill()
     eventually(lambda: not mount.pins())
-    before = settled(mount)
+    before = opened_by(mount.pid)
     yield
-    eventually(lambda: mount.status()["descriptors"] == before)
+    with suppress(AssertionError):
+        eventually(lambda: opened_by(mount.pid) == before, 5)
+    assert opened_by(mount.pid) == before
     assert mount.pins() == []
 
 
-def settled(mount: Mount) -> int:
-    """How many descriptors the daemon has when it has closed what it is about to close."""
-    counts: list[int] = []
+def opened_by(pid: int) -> Counter[str]:
+    """What a process has open, by kind and path, but for pidfds: the daemon remembers those that have called it."""
+    links: Counter[str] = Counter()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):
+            links[os.readlink(f"/proc/{pid}/fd/{fd}")] += 1
+    del links["anon_inode:[pidfd]"]
+    return links
 
-    def same_ten_times() -> bool:
-        counts.append(mount.status()["descriptors"])
-        return len(counts) >= 10 and len(set(counts[-10:])) == 1
 
-    eventually(same_ten_times)
-    return counts[-1]
+def eventfds_of(mount: Mount) -> int:
+    return opened_by(mount.pid)["anon_inode:[eventfd]"]
 
 
 # What is no eventfd
@@ -156,7 +161,7 @@ def test_malformed_numbers(file: Path, shared_mount: Mount, holder: Actor, value
 
 @pytest.mark.parametrize(
     ("flags", "number", "failure"),
-    [(PIN_EVENTFD, 2**32 - 1, errno.EBADF), (PIN_EVENTFD, 1 << 31, errno.EBADF), (0, 1, errno.EINVAL),
+    [(PIN_EVENTFD, 2**32 - 1, errno.EINVAL), (PIN_EVENTFD, 1 << 31, errno.EINVAL), (0, 1, errno.EINVAL),
      (4, 0, errno.EINVAL), (4 | PIN_EVENTFD, 0, errno.EINVAL)],
 )  # fmt: skip
 def test_ioctls_that_are_refused(
@@ -187,18 +192,20 @@ def test_what_was_there_stands_where_the_change_is_refused(file: Path, shared_mo
 
 @EITHER_WAY
 def test_a_pin_that_is_refused_for_another_reason_leaves_nothing(
-    shared_mount: Mount, shared_dir: Path, file: Path, pin_by: PinBy
+    shared_mount: Mount, file: Path, pin_by: PinBy
 ) -> None:
-    empty = shared_dir / "empty"
-    empty.touch()
+    os.close(os.open(file, os.O_RDONLY))  # what that needs stays open for a while
     with nothing_is_left(shared_mount, file):
         holder = shared_mount.actor()
         eventfd = EventFd(holder)
-        with pytest.raises(OSError):  # the range does not lie inside the file
-            if pin_by is pin_by_attribute:
-                holder.pin(file, "p", f"{SIZE}:1,eventfd={eventfd.number}")
-            else:
-                pin_handle(holder, holder(os.open, str(file), os.O_RDONLY), eventfd.number)
+        if pin_by is pin_by_attribute:
+            value = f"{SIZE}:1,eventfd={eventfd.number}".encode()
+            assert holder.errno(os.setxattr, str(file), "user.pinfs.pin.p", value) == errno.ENXIO
+        else:
+            reader = holder(os.open, str(file), os.O_RDONLY)
+            with pytest.raises(OSError) as refused:
+                pin_handle(holder, reader, eventfd.number)
+            assert refused.value.errno == errno.EACCES
         holder.kill()
 
 
@@ -215,21 +222,22 @@ def replace(holder: Actor, file: Path, eventfd: EventFd) -> None:
 
 
 def die(holder: Actor, file: Path, eventfd: EventFd) -> None:
-    holder.kill()
+    if holder.process.poll() is None:
+        holder.kill()
 
 
 @pytest.mark.parametrize("end", [release, replace, die])
 def test_it_goes_with_its_pin(shared_mount: Mount, file: Path, end: Callable[..., None]) -> None:
     with nothing_is_left(shared_mount, file):
         holder = shared_mount.actor()
-        before = settled(shared_mount)
+        before = eventfds_of(shared_mount)
         eventfds = [EventFd(holder) for _ in range(5)]
         for eventfd in eventfds:
             pin_by_attribute(holder, file, eventfd.number)
-        assert shared_mount.status()["descriptors"] >= before + len(eventfds)
-        for eventfd in eventfds if end is not die else eventfds[:1]:
+        assert eventfds_of(shared_mount) == before + len(eventfds)
+        for eventfd in eventfds:
             end(holder, file, eventfd)
-        holder.kill() if end is not die else None
+        eventually(lambda: eventfds_of(shared_mount) == before)
 
 
 def test_it_goes_with_its_handle(shared_mount: Mount, file: Path) -> None:
@@ -260,10 +268,10 @@ def test_it_stays_until_the_last_of_its_pins_goes(shared_mount: Mount, file: Pat
         eventfd = EventFd(holder)
         for name in "ab":
             holder.pin(file, name, f"0:0,mode=lease,signal=none,eventfd={eventfd.number}")
-        with_two = shared_mount.status()["descriptors"]
+        with_two = eventfds_of(shared_mount)
         eventfd.forget()
         holder.release(file, "a")
-        assert shared_mount.status()["descriptors"] == with_two
+        assert eventfds_of(shared_mount) == with_two
         cut = breaker.start(os.truncate, str(file), 0)
         assert eventfd.wait() == 1
         holder.kill()
@@ -297,7 +305,7 @@ def test_a_user_may_have_so_many(shared_mount: Mount, file: Path) -> None:
 
 
 def test_a_daemon_without_descriptors_left_says_so(new_mount: Callable[..., Mount]) -> None:
-    """Root's are not counted: what ends is the daemon's own share. All else goes on."""
+    """Root's are not counted: what ends is the daemon's own share. The mount can be looked at, and pins hold."""
     mount = new_mount(prefix=("prlimit", "--nofile=128:128"))
     file, holder = mount.path / "file", mount.actor()
     file.write_bytes(b"x" * SIZE)
@@ -305,17 +313,20 @@ def test_a_daemon_without_descriptors_left_says_so(new_mount: Callable[..., Moun
     assert limit_reached(mount) == 1
     assert mount.status()["descriptors"] <= 128
     assert mount.actor().errno(os.truncate, str(file), 0) == errno.EBUSY
-    (mount.path / "another").write_bytes(b"there is room for files")
-    holder.kill()
+    assert os.listdir(mount.path) == ["file"]
+    mount.actor().pin(file, "without", "0:0")
+    mount.dismiss()
     eventually(lambda: not mount.pins())
     assert mount.actor()(acts.pin_with_new_eventfds, str(file), "p", 1) is None
 
 
 # A daemon that may not fetch it
 
+user_mount = _users_mount
+
 
 @pytest.fixture
-def users_file(user_mount: UserMount, actors: Actors) -> Path:  # noqa: F811
+def users_file(user_mount: UserMount, actors: Actors) -> Path:
     path = user_mount.path / "directory" / "file"
     writer = actors.actor(uid=USER)
     writer(os.mkdir, str(path.parent))
@@ -340,7 +351,7 @@ def test_a_process_that_is_not_dumpable(
     user_mount: UserMount,
     users_file: Path,
     actors: Actors,
-    name_it: PinBy,  # noqa: F811
+    name_it: PinBy,
 ) -> None:
     """EPERM; the log names the reason, no pin stands, and without an eventfd all goes well."""
     holder = actors.actor(prefix=as_user(USER))

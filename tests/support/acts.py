@@ -223,7 +223,8 @@ def set_dumpable(dumpable: bool) -> None:
 
 def new_epoll() -> int:
     """The descriptor of a new epoll(7), which stays open."""
-    return os.dup(select.epoll().fileno())
+    poller = select.epoll()
+    return os.dup(poller.fileno())
 
 
 def pin_with_new_eventfds(path: str, prefix: str, count: int) -> int | None:
