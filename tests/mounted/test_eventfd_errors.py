@@ -366,3 +366,23 @@ def test_a_process_that_is_not_dumpable(
     holder.pin(users_file, "p", "0:0")
     assert actors.actor(uid=USER).errno(os.truncate, str(users_file), 0) == errno.EBUSY
     assert holder(acts.poll, eventfd.number, select.POLLIN, 0) == 0
+
+
+# Whose it is
+
+
+def test_a_channel_names_nothing_of_a_process_that_has_become_another_users(shared_mount: Mount, file: Path) -> None:
+    """A user opens a channel and executes a set-user-id program: whoever has the channel could have the daemon, which
+    is root, write to the eventfds of that program."""
+    program = shared_mount.actor()
+    eventfd = EventFd(program)
+    program(os.setresuid, ALICE, ALICE, 0)
+    channel = program(os.open, str(shared_mount.control("events")), os.O_RDWR)
+    program(os.setresuid, 0, 0, 0)
+    command = f"eventfd {eventfd.number}\n".encode()
+    before = eventfds_of(shared_mount)
+    assert program.errno(os.write, channel, command) == errno.EPERM
+    assert eventfds_of(shared_mount) == before
+    program(os.setresuid, ALICE, ALICE, ALICE)
+    assert program.errno(os.write, channel, command) is None
+    program.kill()
