@@ -42,8 +42,8 @@ class EventFd:
 
 
 class EventFds:
-    """All eventfds that pins and channels refer to, by the kernel's numbers. `first_spare`: a descriptor that is fetched
-    must be lower; those from there on are for other uses."""
+    """All eventfds that pins and channels refer to, by the kernel's numbers. `first_spare`: what is fetched
+    must be lower; descriptors from there on are for other uses."""
 
     def __init__(self, stats: Stats, first_spare: int = sys.maxsize) -> None:
         self.store: Store | None = None

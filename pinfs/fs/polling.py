@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 from weakref import WeakSet
 
-from pinfs.fs.handles import ByteHandle, FileHandle
+from pinfs.fs.handles import ByteHandle, FileHandle, Handle
 from pinfs.fs.types import os_error
 
 log = logging.getLogger("pinfs.control")
@@ -42,17 +42,17 @@ class Polling:
         """Whether the kernel still asks, as far as is known."""
         self.on_refused: Callable[[], None] = lambda: None
         """Called when the kernel is told to ask no more."""
-        self._waiting: WeakSet[ByteHandle] = WeakSet()
+        self.waiting: WeakSet[Handle] = WeakSet()
         """Open handles by which a program has waited: for a break, or for events."""
 
     def check(self, handle: ByteHandle, events: int) -> None:
         """ENOSYS: the kernel is to poll no file any more. `events`: what the poll asks for."""
         if isinstance(handle, FileHandle) and (events & READY or not events & POLLPRI):
-            if self.mode is PollMode.AUTO and self.answered and not self._waiting:
+            if self.mode is PollMode.AUTO and self.answered and not self.waiting:
                 self.answered = False
                 self.on_refused()
                 log.info("poll(2) is answered no more: a regular file was polled, as io_uring does (poll=auto)")
         else:
-            self._waiting.add(handle)
+            self.waiting.add(handle)
         if not self.answered:
             raise os_error(errno.ENOSYS)
