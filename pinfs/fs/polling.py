@@ -4,15 +4,15 @@ The kernel asks the daemon in each poll of a file. io_uring polls before each re
 always ready; and once one poll is answered ENOSYS, the kernel polls no file of this mount any more.
 """
 
-import errno
 import logging
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Final
 from weakref import WeakSet
 
-from pinfs.fs.handles import ByteHandle, FileHandle, Handle
-from pinfs.fs.types import os_error
+from pinfs.fs.handles import ByteHandle, Handle
+from pinfs.journal.records import HandleKind
+from pinfs.runtime.errors import NotServedError
 
 log = logging.getLogger("pinfs.control")
 
@@ -46,8 +46,8 @@ class Polling:
         """Open handles by which a program has waited: for a break, or for events."""
 
     def check(self, handle: ByteHandle, events: int) -> None:
-        """ENOSYS: the kernel is to poll no file any more. `events`: what the poll asks for."""
-        if isinstance(handle, FileHandle) and (events & READY or not events & POLLPRI):
+        """NotServedError: the kernel is to poll no file any more. `events`: what the poll asks for."""
+        if handle.record_kind is not HandleKind.CHANNEL and (events & READY or not events & POLLPRI):
             if self.mode is PollMode.AUTO and self.answered and not self.waiting:
                 self.answered = False
                 self.on_refused()
@@ -55,4 +55,4 @@ class Polling:
         else:
             self.waiting.add(handle)
         if not self.answered:
-            raise os_error(errno.ENOSYS)
+            raise NotServedError
