@@ -27,9 +27,9 @@ class NotServedError(OSError):
 def errno_of(exc: Exception, what: str) -> int:
     """The errno for an exception out of an operation; `what` names the operation.
 
-    OSError is expected and passes its errno on, but for ENOSYS, by which the kernel would take it that this mount does
-    not have the operation at all and never ask again: EOPNOTSUPP, but for NotServedError. Everything else is a mistake of ours: EIO for the
-    caller, a traceback for the log (at most one a second when they come in floods).
+    OSError is expected and passes its errno on, but for ENOSYS that is not a NotServedError, by which the kernel would
+    take it that this mount does not have the operation at all and never ask again: EOPNOTSUPP. Everything else is a
+    mistake of ours: EIO for the caller, a traceback for the log (at most one a second when they come in floods).
     """
     if isinstance(exc, OSError) and exc.errno and 0 < exc.errno < MAX_ERRNO:
         is_meant = exc.errno != errno.ENOSYS or isinstance(exc, NotServedError)
