@@ -9,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import json
 import mmap
 import os
 import select
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 SI_QUEUE = -1
@@ -238,3 +240,34 @@ def pin_with_new_eventfds(path: str, prefix: str, count: int) -> int | None:
         finally:
             os.close(eventfd)
     return None
+
+
+def hear_releases(path: str, events: str, rounds: int) -> int:
+    """Pins and releases in a thread, and reads lines whenever an eventfd says that there are some. Returns of how many
+    pins the release was heard; OSError(EAGAIN): of no more for 20 seconds."""
+    channel, eventfd = os.open(events, os.O_RDWR | os.O_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)
+    os.write(channel, b"eventfd %d\n" % eventfd)
+    releasing = threading.Thread(target=_pin_and_release, args=(path, rounds))
+    releasing.start()
+    heard: set[int] = set()
+    while len(heard) < rounds:
+        if not poll(eventfd, select.POLLIN):
+            raise OSError(errno.EAGAIN, f"{len(heard)} releases, then none")
+        os.eventfd_read(eventfd)
+        heard |= {json.loads(line)["pin"] for line in _all_lines(channel)}
+    releasing.join()
+    return len(heard)
+
+
+def _pin_and_release(path: str, rounds: int) -> None:
+    for _ in range(rounds):
+        os.setxattr(path, "user.pinfs.pin.again", b"0:0")
+        os.removexattr(path, "user.pinfs.pin.again")
+
+
+def _all_lines(channel: int) -> list[bytes]:
+    lines: list[bytes] = []
+    with suppress(BlockingIOError):
+        while True:
+            lines += os.read(channel, 1 << 16).splitlines()
+    return lines
