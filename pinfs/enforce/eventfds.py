@@ -9,12 +9,12 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pinfs.enforce.processes import Process
-from pinfs.linux.eventfds import Signaller, eventfd_id, fetch_descriptor
+from pinfs.linux.eventfds import Signaller, eventfd_id, fetch_descriptor, is_eventfd
 from pinfs.runtime.stats import Stats
 
 log = logging.getLogger("pinfs.holders")
@@ -42,9 +42,12 @@ class EventFd:
 
 
 class EventFds:
-    """All eventfds that pins and channels refer to, by the kernel's numbers. `first_spare`: as of `Holders`."""
+    """All eventfds that pins and channels refer to, by the kernel's numbers. `first_spare`: what is fetched
+    must be lower; descriptors from there on are for other uses."""
 
     def __init__(self, stats: Stats, first_spare: int = sys.maxsize) -> None:
+        self.discard: Callable[[int], None] = os.close
+        """Closes what is no eventfd and may be anything: a close that waits must not hold up the event loop."""
         self.store: Store | None = None
         """Keeps them for the next daemon; None: the mount does not outlive this one."""
         self._stats = stats
@@ -67,6 +70,10 @@ class EventFds:
         fd = self._fetch(process, number)
         try:
             id_ = eventfd_id(fd)
+        except OSError:  # the process has put another file there meanwhile
+            self.discard(fd)
+            raise
+        try:
             if id_ not in self._known:
                 self._add(id_, fd, uid)
                 fd = -1
@@ -86,20 +93,29 @@ class EventFds:
         return self._signaller
 
     def _fetch(self, process: Process, number: int) -> int:
+        """Nothing else is fetched as a rule: closing a file of the process's own FUSE mount would wait for that."""
         try:
+            if not is_eventfd(process.pid, number):
+                raise OSError(errno.EINVAL, "not an eventfd")
             fd = fetch_descriptor(process.pidfd, number)
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise self._over("eventfds") from error
-            if error.errno in (errno.EBADF, errno.ESRCH):
-                raise
-            log.info("eventfd %d of %r cannot be fetched: pidfd_getfd(2): %s", number, process, error.strerror)
-            # not ENOSYS: the kernel would take it for an answer about setxattr(2)
-            raise PermissionError(errno.EPERM, "the daemon may not fetch your descriptors") from error
+            raise self._not_fetched(process, number, error) from error
         if fd >= self._first_spare:
-            os.close(fd)
+            self.discard(fd)
             raise self._over("eventfds")
         return fd
+
+    def _not_fetched(self, process: Process, number: int, error: OSError) -> OSError:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return self._over("eventfds")
+        if error.errno == errno.ENOENT:
+            code = errno.EBADF if process.alive else errno.ESRCH
+            return OSError(code, os.strerror(code))
+        if error.errno in (errno.EBADF, errno.EINVAL, errno.ESRCH):
+            return error
+        log.info("eventfd %d of %r cannot be fetched: %s", number, process, error.strerror)
+        # not ENOSYS: the kernel would take it for an answer about setxattr(2)
+        return PermissionError(errno.EPERM, "the daemon may not fetch your descriptors")
 
     def _add(self, id_: int, fd: int, uid: int) -> None:
         if uid and self._of_user[uid] >= MAX_EVENTFDS_PER_USER:

@@ -201,6 +201,9 @@ class Channel(Protocol):
     def news(self) -> None:
         """A line has been added."""
 
+    def recorded(self) -> None:
+        """The journal, where there is one, has the eventfd: the one before is no longer needed."""
+
     def close(self) -> None:
         """The reader has gone."""
 
@@ -243,8 +246,10 @@ class ChannelHandle(ControlHandle):
         self._commanded = (record.commanded_by, record.commanded)
 
     def restore_eventfd(self, eventfd: int) -> None:
-        """It is written to, as before."""
+        """It is written to, as before: also for lines whose news the daemon before did not live to tell."""
         self._channel.eventfd = eventfd
+        if self._queue:
+            self._channel.news()
 
     def restore_lines(self, lines: LineRecords, waiting: list[bytes]) -> None:
         """Lines that have not been taken."""
@@ -331,6 +336,7 @@ class ChannelHandle(ControlHandle):
             await self._channel.command(line, unique)
             if self.records is not None and self._channel.eventfd is not None:
                 self.records.channel_eventfd(self.number, self._channel.eventfd)
+            self._channel.recorded()
 
     def _note(self, word: int, value: int) -> None:
         if self.records is not None:

@@ -52,6 +52,8 @@ class EventChannel:
     is_watched: bool = True
     eventfd: int | None = None
     """The kernel's number of the eventfd that is written to when there is news."""
+    _replaced: int | None = None
+    """The one before, until the journal has the new one."""
 
     async def command(self, line: str, unique: int) -> None:
         match line.split():
@@ -61,23 +63,27 @@ class EventChannel:
                 await self._pin_command(line, unique)
 
     def _set_eventfd(self, number: str) -> None:
-        """From now on write to the eventfd that the channel's process has open as `number`. EINVAL, ESRCH, and as
-        `EventFds.take`."""
+        """From now on write to the eventfd that the channel's process has open as `number`. EINVAL, ESRCH; EPERM: it
+        has become another user's; and as `EventFds.take`."""
         eventfds, process = self.file.verbs.eventfds, self.file.holders.find(self.process)
         if not (number.isascii() and number.isdigit() and len(number) < 10):
             raise OSError(errno.EINVAL, "not a descriptor")
         if process is None:
             raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
         eventfd = eventfds.take(process, int(number), self.caller.uid)
-        self._drop_eventfd()
-        self.eventfd = eventfd
+        try:
+            self.file.holders.may_act_for(self.caller.uid, process)  # after it: exec of a set-user-id program
+        except OSError:
+            eventfds.drop(eventfd)
+            raise
+        self._replaced, self.eventfd = self.eventfd, eventfd
         if self.queue:
             self.news()
 
-    def _drop_eventfd(self) -> None:
-        if self.eventfd is not None:
-            self.file.verbs.eventfds.drop(self.eventfd)
-            self.eventfd = None
+    def recorded(self) -> None:
+        if self._replaced is not None:
+            self.file.verbs.eventfds.drop(self._replaced)
+            self._replaced = None
 
     def news(self) -> None:
         if self.eventfd is not None:
@@ -92,7 +98,8 @@ class EventChannel:
                 raise  # else the daemon before did it, and was killed before its answer
 
     def close(self) -> None:
-        self._drop_eventfd()
+        self._replaced, self.eventfd = self.eventfd, None
+        self.recorded()
         self.file.closed(self)
 
 
@@ -166,6 +173,9 @@ class TraceChannel:
 
     def news(self) -> None:
         """Its readers wait in read(2) and poll(2)."""
+
+    def recorded(self) -> None:
+        """It has no eventfd."""
 
     def close(self) -> None:
         self.hub.close_trace(self.queue)

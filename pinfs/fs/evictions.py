@@ -42,7 +42,11 @@ class Evictions:
         """close(2). Returns at once."""
         if not self.any_may_wait() and os.fstat(fd).st_nlink:
             os.close(fd)
-            return
+        else:
+            self.close_in_thread(fd)
+
+    def close_in_thread(self, fd: int) -> None:
+        """close(2), whatever it waits for. Returns at once."""
         with self._lock:
             self._waiting.append(fd)
             if self._threads == MAX_THREADS:

@@ -391,7 +391,7 @@ class Operations:
 
     async def poll(self, fh: int, events: int, wake: Wake | None) -> int:
         """poll(2): POLLPRI while a pin of this handle is being broken. `wake` is called once, when that may change.
-        NeverAskAgainError: as `Polling.check`."""
+        NotServedError: as `Polling.check`."""
         handle = self.handles.get(fh, ByteHandle)
         self.polling.check(handle, events)
         if wake is not None:

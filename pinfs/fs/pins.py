@@ -151,10 +151,9 @@ class PinVerbs:
             if eventfd is not None:
                 self.eventfds.drop(eventfd)
             raise
-        if replaced is not None:
+        self._record(pin, ctx)
+        if replaced is not None:  # now that no record names it
             self.eventfds.drop(replaced)
-        if self.recorder is not None:
-            self.recorder.pin(pin, ctx)
         return pin
 
     def _record(self, pin: Pin, ctx: CallerLike) -> None:

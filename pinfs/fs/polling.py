@@ -10,8 +10,9 @@ from enum import StrEnum
 from typing import Final
 from weakref import WeakSet
 
-from pinfs.fs.handles import ByteHandle, FileHandle
-from pinfs.runtime.errors import NeverAskAgainError
+from pinfs.fs.handles import ByteHandle, Handle
+from pinfs.journal.records import HandleKind
+from pinfs.runtime.errors import NotServedError
 
 log = logging.getLogger("pinfs.control")
 
@@ -41,17 +42,17 @@ class Polling:
         """Whether the kernel still asks, as far as is known."""
         self.on_refused: Callable[[], None] = lambda: None
         """Called when the kernel is told to ask no more."""
-        self._waiting: WeakSet[ByteHandle] = WeakSet()
+        self.waiting: WeakSet[Handle] = WeakSet()
         """Open handles by which a program has waited: for a break, or for events."""
 
     def check(self, handle: ByteHandle, events: int) -> None:
-        """NeverAskAgainError: the kernel is to poll no file any more. `events`: what the poll asks for."""
-        if isinstance(handle, FileHandle) and (events & READY or not events & POLLPRI):
-            if self.mode is PollMode.AUTO and self.answered and not self._waiting:
+        """NotServedError: the kernel is to poll no file any more. `events`: what the poll asks for."""
+        if handle.record_kind is not HandleKind.CHANNEL and (events & READY or not events & POLLPRI):
+            if self.mode is PollMode.AUTO and self.answered and not self.waiting:
                 self.answered = False
                 self.on_refused()
                 log.info("poll(2) is answered no more: a regular file was polled, as io_uring does (poll=auto)")
         else:
-            self._waiting.add(handle)
+            self.waiting.add(handle)
         if not self.answered:
-            raise NeverAskAgainError
+            raise NotServedError

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, cast
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -49,12 +50,14 @@ Records = Mapping[int, Mapping[int, int]]
 class Restored:
     """What a take-over has found, and what the answers to resent requests need."""
 
-    handles_by_unique: dict[int, Handle] = field(default_factory=dict)
+    handles_by_unique: WeakValueDictionary[int, Handle] = field(default_factory=WeakValueDictionary)
     pins_by_unique: dict[int, Pin] = field(default_factory=dict)
     intents: dict[int, IntentRecord] = field(default_factory=dict)
     intent_slots: dict[int, int] = field(default_factory=dict)
     pollers: list[int] = field(default_factory=list)
     """The kernel's numbers of polled files: it asks again when those who wait are woken."""
+    polled: list[Handle] = field(default_factory=list)
+    """The handles of these."""
     eventfds: dict[tuple[int, int], int] = field(default_factory=dict)
     """Of pins and channels that are not restored yet, by the id of the pin and the number of the handle."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -309,7 +312,7 @@ class Restoration:
         if by is None:
             book.table.restore(pin)
             if pin.spec.eventfd is not None:
-                self._parts.eventfds.use(pin.spec.eventfd, pin.uid)
+                self._parts.eventfds.use(pin.spec.eventfd, pin.uid if pin.proxy_uid is None else pin.proxy_uid)
                 del self.restored.eventfds[pin.id, 0]
             self._recorder.adopt_pin(pin.id, slot)
             self.restored.counts["pins"] += 1

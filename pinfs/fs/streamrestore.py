@@ -130,6 +130,7 @@ class StreamRestoration:
         if handle is not None and record.polled:
             self._streams.set_word(slot, records.POLLED_WORD, 0)
             self._restored.pollers.append(record.polled)
+            self._restored.polled.append(handle)
 
     def _control_handle(self, record: HandleRecord, slot: int) -> Handle:
         recorded = self._slots.text(record.chain) if record.chain else b""
@@ -165,8 +166,8 @@ class StreamRestoration:
         lines.restore(waiting, taken, record.taken_by, b"".join(again))
         handle.restore_lines(lines, texts)
         if (eventfd := self._restored.eventfds.pop((0, record.fh), None)) is not None:
-            handle.restore_eventfd(eventfd)
             self._parts.verbs.eventfds.use(eventfd, record.uid)
+            handle.restore_eventfd(eventfd)
 
     def _directory(self, handle: DirectoryHandle, record: HandleRecord) -> None:
         name = f"d{record.fh}"

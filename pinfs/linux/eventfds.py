@@ -38,6 +38,14 @@ def fetch_descriptor(pidfd: int, number: int) -> int:
     return checked(_pidfd_getfd(_SYS_PIDFD_GETFD, pidfd, number, 0))
 
 
+def is_eventfd(pid: int, number: int) -> bool:
+    """Whether a process has an eventfd open as `number`, without touching it (proc_pid_fd(5)).
+
+    OSError: ENOENT (nothing, or no such process), EACCES (PTRACE_MODE_READ_FSCREDS).
+    """
+    return os.readlink(f"/proc/{pid}/fd/{number}") == "anon_inode:[eventfd]"
+
+
 def eventfd_id(fd: int) -> int:
     """The kernel's number of the eventfd: no other eventfd has it as long as this one is open anywhere (Linux 5.2).
 

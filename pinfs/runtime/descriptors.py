@@ -19,7 +19,7 @@ class Budget(NamedTuple):
     processes: int
     """Processes that hold nothing, twice: those seen lately, and those that held something."""
     files: int
-    """The descriptor number where those for open files end (EMFILE)."""
+    """The descriptor number where those for open files end (EMFILE), and those of eventfds (EDQUOT)."""
     holders: int
     """The same for holders (EDQUOT), so that one can still pin when others have too many files open. What is left is
     for what needs one for a moment: whatever its users do, the mount can be looked at, listed and cleaned up."""

@@ -17,8 +17,8 @@ _refilled = 0.0
 _unlogged = 0
 
 
-class NeverAskAgainError(OSError):
-    """ENOSYS on purpose: the kernel answers this operation by itself from now on, on the whole mount."""
+class NotServedError(OSError):
+    """An operation that this mount does not have: the kernel is told so by ENOSYS, and never asks again."""
 
     def __init__(self) -> None:
         super().__init__(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -27,14 +27,13 @@ class NeverAskAgainError(OSError):
 def errno_of(exc: Exception, what: str) -> int:
     """The errno for an exception out of an operation; `what` names the operation.
 
-    OSError is expected and passes its errno on, but for an accidental ENOSYS, by which the kernel would take it that
-    this mount does not have the operation at all and never ask again: EOPNOTSUPP. Everything else is a mistake of ours:
-    EIO for the caller, a traceback for the log (at most one a second when they come in floods).
+    OSError is expected and passes its errno on, but for ENOSYS that is not a NotServedError, by which the kernel would
+    take it that this mount does not have the operation at all and never ask again: EOPNOTSUPP. Everything else is a
+    mistake of ours: EIO for the caller, a traceback for the log (at most one a second when they come in floods).
     """
-    if isinstance(exc, NeverAskAgainError):
-        return errno.ENOSYS
     if isinstance(exc, OSError) and exc.errno and 0 < exc.errno < MAX_ERRNO:
-        return errno.EOPNOTSUPP if exc.errno == errno.ENOSYS else exc.errno
+        is_meant = exc.errno != errno.ENOSYS or isinstance(exc, NotServedError)
+        return exc.errno if is_meant else errno.EOPNOTSUPP
     if _may_log():
         log.error("%s failed unexpectedly", what, exc_info=exc)
     return errno.EIO

@@ -151,7 +151,7 @@ def assemble(
     stats = Stats()
     share = budget(max_descriptors)
     holders = Holders(remembered=share.processes, first_spare=share.holders)
-    eventfds = EventFds(stats, share.holders)
+    eventfds = EventFds(stats, share.files)
     hub = EventHub(stats)
     guard = Guard(holders, eventfds, policies, hub, stats)
     book = guard.book
@@ -164,6 +164,7 @@ def assemble(
     holders.on_forgotten = hub.forget
     backing = Backing(inodes, passthrough, share, seal)
     stalls = backing.threads is not None
+    eventfds.discard = backing.evictions.close_in_thread
     backing.evictions.any_may_wait = lambda: stalls or guard.cuts.left_alone > 0
     guard.cuts.around = lambda nodeid: seal.cutting(inodes.known(nodeid))
     verbs = PinVerbs(guard, holders, inodes, backing, HandleTable(), eventfds)

@@ -126,6 +126,8 @@ class TakeOver:
         state.handles()
         state.eventfds()
         readers.handles()  # before the pins: readers are told of those that have ended
+        fs.operations.polling.waiting.update(self.restored.polled)  # before the first request, which may be io_uring's
+        self.restored.polled.clear()
         readers.book()
         state.pins()
         state.unreferenced()

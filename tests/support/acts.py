@@ -9,15 +9,18 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import json
 import mmap
 import os
 import select
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 SI_QUEUE = -1
+_PR_SET_DUMPABLE = 4
 _PIDFD_SEND_SIGNAL, _IO_URING_SETUP, _IO_URING_REGISTER = 424, 425, 427  # the same on all of Debian's architectures
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -213,3 +216,58 @@ def end_child(pid: int) -> None:
     """Kills a child of `fork_child` and waits for its end."""
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """Whether other processes of this one's user may fetch what it has open (prctl(2), PR_SET_DUMPABLE)."""
+    libc.prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
+
+
+def new_epoll() -> int:
+    """The descriptor of a new epoll(7), which stays open."""
+    poller = select.epoll()
+    return os.dup(poller.fileno())
+
+
+def pin_with_new_eventfds(path: str, prefix: str, count: int) -> int | None:
+    """Pins as many times, each with an eventfd of its own, which is closed then. Returns the errno that stops it."""
+    for number in range(count):
+        eventfd = os.eventfd(0)
+        try:
+            os.setxattr(path, f"user.pinfs.pin.{prefix}{number}", f"0:0,eventfd={eventfd}".encode())
+        except OSError as failure:
+            return failure.errno
+        finally:
+            os.close(eventfd)
+    return None
+
+
+def hear_releases(path: str, events: str, rounds: int) -> int:
+    """Pins and releases in a thread, and reads lines whenever an eventfd says that there are some. Returns of how many
+    pins the release was heard; OSError(EAGAIN): of no more for 20 seconds."""
+    channel, eventfd = os.open(events, os.O_RDWR | os.O_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)
+    os.write(channel, b"eventfd %d\n" % eventfd)
+    releasing = threading.Thread(target=_pin_and_release, args=(path, rounds))
+    releasing.start()
+    heard: set[int] = set()
+    while len(heard) < rounds:
+        if not poll(eventfd, select.POLLIN):
+            raise OSError(errno.EAGAIN, f"{len(heard)} releases, then none")
+        os.eventfd_read(eventfd)
+        heard |= {json.loads(line)["pin"] for line in _all_lines(channel)}
+    releasing.join()
+    return len(heard)
+
+
+def _pin_and_release(path: str, rounds: int) -> None:
+    for _ in range(rounds):
+        os.setxattr(path, "user.pinfs.pin.again", b"0:0")
+        os.removexattr(path, "user.pinfs.pin.again")
+
+
+def _all_lines(channel: int) -> list[bytes]:
+    lines: list[bytes] = []
+    with suppress(BlockingIOError):
+        while True:
+            lines += os.read(channel, 1 << 16).splitlines()
+    return lines
