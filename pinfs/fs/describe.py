@@ -10,6 +10,8 @@ from pinfs.core.owners import ProcessId
 from pinfs.core.pins import Pin
 from pinfs.linux.signals import signal_name
 
+CLOCK_WAS_SET_S: Final = 0.01
+"""What the two clocks may differ by before that of the system counts as set. Rounding and slewing are less."""
 MAX_SHOWN_PATH: Final = 4096
 """Characters: no system call takes a longer path (PATH_MAX), but directories can be nested deeper than that."""
 
@@ -21,9 +23,16 @@ def shown_path(path: str | None) -> str | None:
     return f".../{path[-MAX_SHOWN_PATH:].partition('/')[2] or path[-MAX_SHOWN_PATH:]}"
 
 
+_since_epoch_s = 0.0
+
+
 def unix_time(moment: float) -> float:
-    """A moment of trio's clock as Unix seconds."""
-    return round(time.time() + moment - trio.current_time(), 3)
+    """A moment of trio's clock as Unix seconds: the same each time, as long as the system's clock is not set."""
+    global _since_epoch_s
+    now_s = time.time() - trio.current_time()
+    if abs(now_s - _since_epoch_s) > CLOCK_WAS_SET_S:
+        _since_epoch_s = now_s
+    return round(_since_epoch_s + moment, 3)
 
 
 def describe(
