@@ -11,6 +11,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from ctypes.util import find_library
 from importlib import metadata
 from pathlib import Path
@@ -197,23 +198,28 @@ def _capabilities() -> Finding:
 
 
 def _eventfds() -> Finding:
-    check, fd = "eventfds", os.eventfd(0, os.EFD_CLOEXEC)
-    pidfd = os.pidfd_open(os.getpid())
+    check = "eventfds"
     try:
-        os.close(fetch_descriptor(pidfd, fd))
-        signaller = Signaller()
-        signaller.signal(fd)
-        signaller.close()
+        _try_eventfds()
     except OSError as error:
         return warn(
             check,
             f"the daemon cannot write to those of holders ({error.strerror}): they have signals and `.pinfs/events`",
             "allow pidfd_getfd, io_setup and io_submit (seccomp); in a container: --cap-add SYS_PTRACE",
         )
-    finally:
-        os.close(pidfd)
-        os.close(fd)
     return ok(check, "the daemon can write to those of holders")
+
+
+def _try_eventfds() -> None:
+    with ExitStack() as undo:
+        fd = os.eventfd(0, os.EFD_CLOEXEC)
+        undo.callback(os.close, fd)
+        pidfd = os.pidfd_open(os.getpid())
+        undo.callback(os.close, pidfd)
+        os.close(fetch_descriptor(pidfd, fd))
+        signaller = Signaller()
+        undo.callback(signaller.close)
+        signaller.signal(fd)
 
 
 def _descriptors() -> Finding:

@@ -12,7 +12,7 @@ from typing import Protocol
 from pinfs.client import ioctl
 from pinfs.client.basepin import GONE, Pin, with_signal
 from pinfs.client.callbacks import Callback, Watch
-from pinfs.client.channel import Commands, EventChannel
+from pinfs.client.channel import LOOK_S, Commands, EventChannel
 from pinfs.client.errors import BY_EVENTFD, advice
 from pinfs.client.model import PinInfo
 from pinfs.client.xattrs import RequestedPin
@@ -80,7 +80,7 @@ class HandlePin(Pin):
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise
-            return PollListener(self._fd)
+            return PollListener(self._fd, self._is_breaking)
 
     def _answer(self, watch: Watch) -> None:
         with suppress(OSError):  # the pin or the handle is gone
@@ -88,6 +88,12 @@ class HandlePin(Pin):
             answer = ioctl.query(self._fd, self.id)
             if answer.state == ioctl.BREAKING:
                 watch.answer(ioctl.break_event(answer))
+
+    def _is_breaking(self) -> bool:
+        with suppress(OSError):  # the pin or the handle is gone
+            self._require_open()
+            return ioctl.query(self._fd, self.id).state == ioctl.BREAKING
+        return False
 
     def _registered(self, requested: RequestedPin) -> int:
         requested = with_signal(requested)
@@ -209,10 +215,13 @@ class EventFdListener:
 
 
 class PollListener:
-    """Waits for POLLPRI, on a mount that answers poll(2), by epoll, edge-triggered: poll(2) would keep the description
-    open, and would not wait again while a break goes on whose callback has failed."""
+    """Waits for POLLPRI by epoll, edge-triggered: poll(2) would keep the description open, and would not wait again
+    while a break goes on whose callback has failed. A mount that answers poll(2) no more tells nothing by it, so the
+    pin is looked at every LOOK_S seconds."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, is_breaking: Callable[[], bool]) -> None:
+        self._is_breaking = is_breaking
+        self._is_told = False
         with ExitStack() as undo:
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             undo.callback(os.close, self._wake)
@@ -223,7 +232,12 @@ class PollListener:
         _listeners.add(self)
 
     def wait(self) -> bool:
-        return not any(fd == self._wake for fd, _ in self._epoll.poll())
+        while not (ready := self._epoll.poll(LOOK_S)):
+            was_told, self._is_told = self._is_told, self._is_breaking()
+            if self._is_told and not was_told:
+                return True
+        self._is_told = True
+        return not any(fd == self._wake for fd, _ in ready)
 
     def stop(self) -> None:
         with suppress(OSError):

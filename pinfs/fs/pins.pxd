@@ -30,7 +30,7 @@ cdef class PinVerbs:
     cpdef bint set_at_once(self, Inode inode, bytes attribute, bytes value, uint32_t flags, object ctx) except -1
     @cython.locals(old=Pin)
     cdef Pin _replaced(self, Inode inode, Process process, bytes name, uint32_t flags)
-    cdef PinSpec _with_eventfd(self, PinSpec spec, object number, object ctx)
+    cdef PinSpec _with_eventfd(self, PinSpec spec, object number, object caller, object uid)
     @cython.locals(pin=Pin)
     cdef Pin _register(self, PinRequest request, Inode inode, Process process, Pin old, object ctx)
     @cython.locals(process=Process)

@@ -83,13 +83,18 @@ class PinVerbs:
         if self.set_at_once(inode, attribute, value, flags, ctx):
             return
         name, wanted = attribute[len(PIN) :], parse_pin_value(value)
+        named_by = (
+            None if wanted.eventfd is None else self._caller(ctx)
+        )  # now: its number may be another's after a wait
         process = self._caller(ctx) if wanted.pid is None else await self._named(wanted.pid, ctx)
         old = self._replaced(inode, process, name, flags)
         if old is not None and old.dirty and not _covers(wanted.spec, old):
             await self._flush(inode)
             old = self._table.find(inode.nodeid, process.id, name)  # it may have gone meanwhile
         uid, proxy_uid = (ctx.uid, None) if wanted.pid is None else (process.uids[0], ctx.uid)
-        spec = self._with_eventfd(wanted.spec, wanted.eventfd, ctx)
+        spec = wanted.spec
+        if named_by is not None and wanted.eventfd is not None:
+            spec = self._with_eventfd(spec, wanted.eventfd, named_by, ctx.uid)
         request = PinRequest(inode.nodeid, process.id, process.id, uid, name, spec, proxy_uid)
         self._register(request, inode, process, old, ctx)
 
@@ -107,7 +112,7 @@ class PinVerbs:
         if old is not None and old.spec.dirty and not _covers(spec, old):
             return False
         if eventfd is not None:
-            spec = self._with_eventfd(spec, eventfd, ctx)
+            spec = self._with_eventfd(spec, eventfd, process, ctx.uid)
         owner = process.id
         request = PinRequest(inode.nodeid, owner, owner, ctx.uid, name, spec)
         self._register(request, inode, process, old, ctx)
@@ -123,12 +128,10 @@ class PinVerbs:
                 _fail(errno.ENODATA)
         return old
 
-    def _with_eventfd(self, spec: PinSpec, number: int | None, ctx: CallerLike) -> PinSpec:
-        """The spec with the eventfd that the caller has open as `number`: `_register` has its use from here on. Errors:
-        EPERM (not visible), and as `EventFds.take`."""
-        if number is None:
-            return spec
-        return spec.with_eventfd(self.eventfds.take(self._caller(ctx), number, ctx.uid))
+    def _with_eventfd(self, spec: PinSpec, number: int, caller: Process, uid: int) -> PinSpec:
+        """The spec with the eventfd that the caller has open as `number`: `_register` has its use from here on. Errors
+        as `EventFds.take`."""
+        return spec.with_eventfd(self.eventfds.take(caller, number, uid))
 
     def _register(
         self, request: PinRequest, inode: Inode, process: Process | None, old: Pin | None, ctx: CallerLike
@@ -339,7 +342,8 @@ class PinVerbs:
             wanted.dirty,
             wanted.note,
         )
-        spec = self._with_eventfd(spec, wanted.eventfd, ctx)
+        if wanted.eventfd is not None:
+            spec = self._with_eventfd(spec, wanted.eventfd, self._caller(ctx), ctx.uid)
         process_id = None if process is None else process.id
         request = PinRequest(handle.inode.nodeid, handle.number, process_id, ctx.uid, None, spec)
         pin = self._register(request, handle.inode, process, None, ctx)

@@ -20,6 +20,7 @@ from support.actor import Actor, eventually
 from support.mounts import Mount
 
 import pinfs
+from pinfs.client import handlepin
 
 SHARED_MOUNT_OPTIONS = ("poll=off",)
 _no_channel_stays_open = test_mounted_client._no_channel_stays_open
@@ -81,3 +82,34 @@ def test_what_is_lost(file: Path, breaker: Actor, shared_mount: Mount) -> None:
         assert poll.poll(0) == [(events, select.POLLIN), (opened.fileno(), select.POLLIN)]
     cut.result()
     os.close(events)
+
+
+def test_a_process_that_the_daemon_does_not_see_is_called(
+    file: Path, breaker: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another pid namespace it has no channel, and looks at its pin. Once a break, also where the callback fails and
+    the break goes on."""
+    called: list[pinfs.Event] = []
+    looks: list[bool] = []
+    is_breaking = handlepin.HandlePin._is_breaking
+
+    def no_channel(fd: int, pin_id: object) -> None:
+        raise PermissionError
+
+    def look(pin: handlepin.HandlePin) -> bool:
+        looks.append(is_breaking(pin))
+        return looks[-1]
+
+    def fail(event: pinfs.Event) -> None:
+        called.append(event)
+        raise ValueError
+
+    monkeypatch.setattr(handlepin, "ChannelListener", no_channel)
+    monkeypatch.setattr(handlepin, "LOOK_S", 0.05)
+    monkeypatch.setattr(handlepin.HandlePin, "_is_breaking", look)
+    with pinfs.pin(file, mode="lease", owner="handle", on_break=fail) as pin:
+        cut = breaker.start(os.truncate, str(file), 0)
+        eventually(lambda: looks.count(True) == 5)
+        assert [(event.event, event.pin) for event in called] == [("break", pin.id)]
+        assert not cut.done()
+    cut.result()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 
 import pytest
 
 from pinfs.fs.ioctls import decode_pin
 from pinfs.fs.pinvalue import parse_pin_value
 from pinfs.interface.ioctls import PIN_LAYOUT
+
+from .conftest import ME, Bench
 
 
 @pytest.mark.parametrize(("text", "number"), [("", None), (",eventfd=0", 0), (",eventfd=2147483647", 2**31 - 1)])
@@ -40,3 +44,21 @@ def test_ioctls_that_name_no_descriptor(flags: int, field: int) -> None:
     with pytest.raises(OSError) as refused:
         decode_pin(PIN_LAYOUT.pack(0, 1, 1, 0, flags, field, 0, b""))
     assert refused.value.errno == errno.EINVAL
+
+
+async def test_a_number_is_of_the_process_that_called(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends while the bytes of a device are flushed: what has its pid by then is not asked."""
+    nodeid, eventfd = await bench.file("f", 8192), os.eventfd(0)
+    caller = os.fork()
+    if not caller:
+        signal.pause()
+
+    def end_caller(fd: int) -> None:
+        os.kill(caller, signal.SIGKILL)
+        os.waitpid(caller, 0)
+
+    monkeypatch.setattr(os, "fdatasync", end_caller)
+    await bench.pin(nodeid, "p", f"0:100,dirty=yes,pid={os.getpid()}")
+    with pytest.raises(ProcessLookupError):
+        await bench.pin(nodeid, "p", f"0:50,pid={os.getpid()},eventfd={eventfd}", ME._replace(pid=caller))
+    os.close(eventfd)

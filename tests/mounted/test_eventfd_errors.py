@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import select
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from mounted.world import USER, as_user
 from support import acts
 from support.actor import Actor, Actors, eventually
 from support.eventfds import PIN_EVENTFD, EventFd, pin_by_attribute, pin_by_ioctl, pin_handle
-from support.mounts import Mount
+from support.mounts import REPO, Mount
 
 ALICE = 1000
 LIMIT = 1024
@@ -386,3 +388,24 @@ def test_a_channel_names_nothing_of_a_process_that_has_become_another_users(shar
     program(os.setresuid, ALICE, ALICE, ALICE)
     assert program.errno(os.write, channel, command) is None
     program.kill()
+
+
+LISTENER = """
+import ctypes, os, sys, threading
+import pinfs
+ctypes.CDLL(None).prctl(4, int(sys.argv[2]), 0, 0, 0)
+with pinfs.EventChannel(sys.argv[1]) as channel:
+    pinfs.pin(sys.argv[1]).release()
+    events = channel.read(20)
+    print(any(thread.name == "pinfs-relay" for thread in threading.enumerate()), [event.event for event in events])
+"""
+
+
+@pytest.mark.parametrize("dumpable", [True, False])
+def test_the_client_does_without_where_there_is_none(users_file: Path, dumpable: bool) -> None:
+    """With a thread that waits in read(2)."""
+    command = [*as_user(USER), sys.executable, "-c", LISTENER, str(users_file), str(int(dumpable))]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(REPO)}, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == (f"{not dumpable} ['released']\n", "")
