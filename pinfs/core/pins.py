@@ -35,7 +35,7 @@ class State(StrEnum):
 
 class PinSpec:
     """What a holder pins and how: a value, which never changes. Bytes; length 0: to the end of the file, wherever that
-    moves. signal None: no signal. eventfd: the kernel's number of the one that a break is written to, None: of none.
+    moves. signal None: no signal. eventfd: the daemon's number of the one that a break is written to, None: of none.
 
     `end` is exclusive.
     """

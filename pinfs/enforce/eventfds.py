@@ -1,7 +1,7 @@
 """Eventfds of holders, to which the daemon writes when a break begins or a channel has news (SPEC 5, `eventfd=`).
 
-An eventfd is known by the kernel's number for it, not by the holder's descriptor, which may be closed and used again:
-one descriptor of ours stands for it, however many pins and channels refer to it.
+An eventfd is known by a number of ours, not by the holder's descriptor, which may be closed and used again: one
+descriptor of ours stands for it, however many pins and channels refer to it.
 """
 
 import errno
@@ -10,11 +10,12 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pinfs.enforce.processes import Process
-from pinfs.linux.eventfds import Signaller, eventfd_id, fetch_descriptor, is_eventfd
+from pinfs.linux.eventfds import Signaller, compare_files, fetch_descriptor, is_eventfd
 from pinfs.runtime.stats import Stats
 
 log = logging.getLogger("pinfs.holders")
@@ -42,7 +43,7 @@ class EventFd:
 
 
 class EventFds:
-    """All eventfds that pins and channels refer to, by the kernel's numbers. `first_spare`: what is fetched
+    """All eventfds that pins and channels refer to, by their numbers. `first_spare`: what is fetched
     must be lower; descriptors from there on are for other uses."""
 
     def __init__(self, stats: Stats, first_spare: int = sys.maxsize) -> None:
@@ -53,6 +54,9 @@ class EventFds:
         self._stats = stats
         self._first_spare = first_spare
         self._known: dict[int, EventFd] = {}
+        self._in_order: list[int] = []
+        """Their numbers, in the order of `compare_files`."""
+        self._last = 0
         self._of_user: Counter[int] = Counter()
         self._signaller: Signaller | None = None
         self._is_restoring = False
@@ -61,27 +65,40 @@ class EventFds:
         return len(self._known)
 
     def take(self, process: Process, number: int, uid: int) -> int:
-        """The kernel's number of the eventfd that `process` has open as `number`; used until as many `drop`s.
+        """The number of the eventfd that `process` has open as `number`; used until as many `drop`s.
 
         OSError: EBADF (not open), EINVAL (not an eventfd), EPERM (the daemon may not fetch or not signal it; its log
         says why), ESRCH, EDQUOT (limits).
         """
         self._require_signaller()
         fd = self._fetch(process, number)
-        try:
-            id_ = eventfd_id(fd)
-        except OSError:  # the process has put another file there meanwhile
+        if not is_eventfd(os.getpid(), fd):  # the process has put another file there meanwhile
             self.discard(fd)
-            raise
+            raise OSError(errno.EINVAL, "not an eventfd")
         try:
-            if id_ not in self._known:
-                self._add(id_, fd, uid)
+            place, id_ = self._find(fd)
+            if id_ is None:
+                id_ = self._add(place, fd, uid)
                 fd = -1
         finally:
             if fd >= 0:
                 os.close(fd)
         self._known[id_].uses += 1
         return id_
+
+    def _find(self, fd: int) -> tuple[int, int | None]:
+        """Where the eventfd stands, or would stand, in the order, and its number if it is known. Where files cannot be
+        compared each is taken for a new one."""
+        low, high = 0, len(self._in_order)
+        with suppress(OSError):
+            while low < high:
+                middle = (low + high) // 2
+                id_ = self._in_order[middle]
+                order = compare_files(fd, self._known[id_].fd)
+                if not order:
+                    return middle, id_
+                low, high = (low, middle) if order < 0 else (middle + 1, high)
+        return low, None
 
     def _require_signaller(self) -> Signaller:
         if self._signaller is None:
@@ -117,13 +134,19 @@ class EventFds:
         # not ENOSYS: the kernel would take it for an answer about setxattr(2)
         return PermissionError(errno.EPERM, "the daemon may not fetch your descriptors")
 
-    def _add(self, id_: int, fd: int, uid: int) -> None:
+    def _add(self, place: int, fd: int, uid: int) -> int:
         if uid and self._of_user[uid] >= MAX_EVENTFDS_PER_USER:
             raise self._over("eventfds_per_user")
-        self._known[id_] = EventFd(fd, uid)
-        self._of_user[uid] += 1
+        self._last += 1
+        self._insert(place, self._last, EventFd(fd, uid))
         if self.store is not None:
-            self.store.keep(f"{_STORED}{id_}", fd)
+            self.store.keep(f"{_STORED}{self._last}", fd)
+        return self._last
+
+    def _insert(self, place: int, id_: int, eventfd: EventFd) -> None:
+        self._in_order.insert(place, id_)
+        self._known[id_] = eventfd
+        self._of_user[eventfd.uid] += 1
 
     def _over(self, limit: str) -> OSError:
         self._stats.limit_reached[limit] += 1
@@ -138,6 +161,7 @@ class EventFds:
 
     def _forget(self, id_: int, eventfd: EventFd) -> None:
         del self._known[id_]
+        self._in_order.remove(id_)
         self._of_user[eventfd.uid] -= 1
         if not self._of_user[eventfd.uid]:
             del self._of_user[eventfd.uid]
@@ -159,8 +183,12 @@ class EventFds:
         self._is_restoring = True
         for name, fd in kept.items():
             if name.startswith(_STORED) and name[len(_STORED) :].isdecimal():
-                self._known[int(name[len(_STORED) :])] = EventFd(fd, 0)
-                self._of_user[0] += 1
+                id_ = int(name[len(_STORED) :])
+                self._last = max(self._last, id_)
+                self._insert(self._find(fd)[0], id_, EventFd(fd, 0))
+        if self._known:
+            with suppress(PermissionError):
+                self._require_signaller()  # now: later other programs may have taken all that there are (fs.aio-max-nr)
 
     def __contains__(self, id_: int) -> bool:
         return id_ in self._known
@@ -187,5 +215,6 @@ class EventFds:
             self.signal(id_)
             os.close(eventfd.fd)
         self._known.clear()
+        self._in_order.clear()
         if self._signaller is not None:
             self._signaller.close()

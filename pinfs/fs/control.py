@@ -189,7 +189,7 @@ class Channel(Protocol):
 
     queue: EventQueue
     eventfd: int | None
-    """The kernel's number of the eventfd that is written to when there is news."""
+    """The daemon's number of the eventfd that is written to when there is news."""
 
     @property
     def process(self) -> ProcessId | None:

@@ -51,7 +51,7 @@ class EventChannel:
     queue: EventQueue
     is_watched: bool = True
     eventfd: int | None = None
-    """The kernel's number of the eventfd that is written to when there is news."""
+    """The daemon's number of the eventfd that is written to when there is news."""
     _replaced: int | None = None
     """The one before, until the journal has the new one."""
 

@@ -372,8 +372,8 @@ _EVENTFD: Final = Struct("<QQQQQ")
 
 
 class EventFdRecord(NamedTuple):
-    """What a pin, or the event channel of the handle `fh`, writes to (the other is 0): `eventfd`, by the kernel's
-    number."""
+    """What a pin, or the event channel of the handle `fh`, writes to (the other is 0): `eventfd`, by its number
+    in the store."""
 
     serial: int
     chain: int

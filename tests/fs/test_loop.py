@@ -46,7 +46,6 @@ OTHER_OPENS = {
     ("bridge/sealprobe.py", "*"): "a file system that the daemon has just made; /dev/fuse",
     ("linux/calls.py", "open_at"): "its callers give the flags",
     ("linux/proc.py", "*"): "procfs",
-    ("linux/eventfds.py", "eventfd_id"): "procfs",
     ("serve/background.py", "*"): "/dev/null, before the mount begins",
 }
 

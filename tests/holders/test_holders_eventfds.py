@@ -14,7 +14,7 @@ from pinfs.enforce import eventfds as module
 from pinfs.enforce.eventfds import MAX_EVENTFDS_PER_USER, EventFds
 from pinfs.enforce.holders import Holders
 from pinfs.enforce.processes import Process
-from pinfs.linux.eventfds import Signaller, eventfd_id
+from pinfs.linux.eventfds import Signaller, compare_files
 from pinfs.runtime.stats import Stats
 
 ALICE, BOB = 1000, 1001
@@ -83,7 +83,7 @@ def test_one_descriptor_stands_for_all_uses(eventfds: EventFds, me: Process, eve
     other_number = os.dup(eventfd)
     id_ = eventfds.take(me, eventfd, ALICE)
     before = opened()
-    assert eventfds.take(me, other_number, BOB) == id_ == eventfd_id(eventfd)
+    assert eventfds.take(me, other_number, BOB) == id_
     assert (opened(), len(eventfds)) == (before, 1)
     os.close(other_number)
     eventfds.drop(id_)
@@ -92,6 +92,36 @@ def test_one_descriptor_stands_for_all_uses(eventfds: EventFds, me: Process, eve
     eventfds.drop(id_)
     assert (len(eventfds), id_ in eventfds) == (0, False)
     assert len(opened()) == len(before) - 2
+
+
+def test_each_is_found_among_many(eventfds: EventFds, me: Process) -> None:
+    fds = [os.eventfd(0) for _ in range(100)]
+    ids = [eventfds.take(me, fd, ALICE) for fd in fds]
+    assert len(set(ids)) == len(eventfds) == 100
+    for id_ in ids[::3]:
+        eventfds.drop(id_)
+    again = [eventfds.take(me, fd, ALICE) for fd in fds]
+    assert [new == old for new, old in zip(again, ids, strict=True)] == [place % 3 != 0 for place in range(100)]
+    assert len(eventfds) == 100
+    for fd in fds:
+        os.close(fd)
+
+
+def test_where_files_cannot_be_compared_each_use_has_its_own(
+    eventfds: EventFds, me: Process, eventfd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A seccomp filter without kcmp(2)."""
+
+    def refuse(one: int, other: int) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(module, "compare_files", refuse)
+    ids = [eventfds.take(me, eventfd, ALICE) for _ in range(3)]
+    assert len(set(ids)) == 3
+    for id_ in ids:
+        eventfds.signal(id_)
+        eventfds.drop(id_)
+    assert (counted(eventfd), len(eventfds)) == (3, 0)
 
 
 def test_what_is_refused_leaves_nothing_open(eventfds: EventFds, me: Process, eventfd: int) -> None:
@@ -110,7 +140,8 @@ def test_what_replaces_an_eventfd_is_closed_elsewhere(
     eventfds: EventFds, me: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that changes what its number names between the look and the fetch; close(2) of that may wait."""
-    monkeypatch.setattr(module, "is_eventfd", lambda pid, number: True)
+    fd = os.memfd_create("replaced")
+    monkeypatch.setattr(module, "is_eventfd", lambda pid, number: number == fd)
     discarded: list[str] = []
 
     def discard(fd: int) -> None:
@@ -118,7 +149,6 @@ def test_what_replaces_an_eventfd_is_closed_elsewhere(
         os.close(fd)
 
     eventfds.discard = discard
-    fd = os.memfd_create("replaced")
     assert failure_of(eventfds.take, me, fd, ALICE) == errno.EINVAL
     assert discarded == [os.readlink(f"/proc/self/fd/{fd}")]
     os.close(fd)
@@ -180,7 +210,7 @@ def test_the_limit_of_a_user(
         eventfds.take(me, fd, 0)
     eventfds.take(me, eventfd, BOB)
     eventfds.drop(ids[1])
-    assert eventfds.take(me, fds[1], ALICE) == ids[1]
+    eventfds.take(me, fds[1], ALICE)
     for fd in fds:
         os.close(fd)
 
@@ -210,7 +240,7 @@ def test_the_store_has_each_once_and_as_long_as_it_is_used(eventfds: EventFds, m
     id_ = eventfds.take(me, eventfd, ALICE)
     eventfds.take(me, eventfd, ALICE)
     eventfds.drop(id_)
-    assert [eventfd_id(fd) for fd in store.kept.values()] == [id_]
+    assert [compare_files(fd, eventfd) for fd in store.kept.values()] == [0]
     eventfds.drop(id_)
     assert store.kept == {}
 

@@ -7,10 +7,11 @@ import os
 import select
 import signal
 from collections.abc import Iterator
+from functools import cmp_to_key
 
 import pytest
 
-from pinfs.linux.eventfds import Signaller, eventfd_id, fetch_descriptor
+from pinfs.linux.eventfds import Signaller, compare_files, fetch_descriptor, is_eventfd
 
 FULL = 2**64 - 2
 
@@ -53,7 +54,7 @@ def test_what_is_fetched_is_the_same_eventfd(child: tuple[int, int], eventfd: in
     fetched = fetch_descriptor(child[1], eventfd)
     try:
         assert fetched != eventfd
-        assert eventfd_id(fetched) == eventfd_id(eventfd)
+        assert compare_files(fetched, eventfd) == 0
         assert not os.get_inheritable(fetched)
         os.eventfd_write(fetched, 3)
         assert os.eventfd_read(eventfd) == 3
@@ -75,19 +76,30 @@ def test_a_process_that_has_ended_has_nothing(eventfd: int) -> None:
     os.close(pidfd)
 
 
-def test_each_eventfd_has_a_number_of_its_own(eventfd: int) -> None:
-    other, same = os.eventfd(0), os.dup(eventfd)
-    assert eventfd_id(same) == eventfd_id(eventfd) != eventfd_id(other)
-    os.close(other)
-    os.close(same)
+def test_files_have_an_order() -> None:
+    fds = [os.eventfd(0) for _ in range(20)]
+    copies = [os.dup(fd) for fd in fds]
+    for one, copy in zip(fds, copies, strict=True):
+        assert [compare_files(one, other) == 0 for other in copies] == [other == copy for other in copies]
+        assert all(compare_files(one, other) == -compare_files(other, one) for other in fds)
+    in_order = sorted(fds, key=cmp_to_key(compare_files))
+    for place, one in enumerate(in_order):
+        assert all(compare_files(one, other) == -1 for other in in_order[place + 1 :])
+    for fd in (*fds, *copies):
+        os.close(fd)
+
+
+def test_an_eventfd_is_known_without_touching_it(eventfd: int) -> None:
+    assert is_eventfd(os.getpid(), eventfd)
+    assert failure_of(is_eventfd, os.getpid(), 900) == errno.ENOENT
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: os.memfd_create("eventfd-id: 1"), lambda: os.dup(2), lambda: os.pidfd_open(os.getpid())]
+    "make", [lambda: os.memfd_create("[eventfd]"), lambda: os.dup(2), lambda: os.pidfd_open(os.getpid())]
 )
-def test_other_things_have_none(make: object) -> None:
+def test_other_things_are_none(make: object) -> None:
     fd = make()  # type: ignore[operator]
-    assert failure_of(eventfd_id, fd) == errno.EINVAL
+    assert not is_eventfd(os.getpid(), fd)
     os.close(fd)
 
 
