@@ -6,6 +6,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,11 @@ def killed(mount: Surviving) -> None:
 
 def kept(pid: int) -> int:
     """How many eventfds a process has open."""
-    links = (os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir())
-    return sum(link == "anon_inode:[eventfd]" for link in links)
+    found = 0
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found += os.readlink(path) == "anon_inode:[eventfd]"
+    return found
 
 
 @EITHER_WAY
