@@ -1,7 +1,7 @@
 """etcd for tests: a node that a module shares, and clusters of a test's own.
 
-Those of one node and etcd 3.4 run with all tests; three nodes and etcd 3.5 when asked for: pytest -m etcd tests/cluster.
-They are no unit tests, because etcd is fetched from a Debian mirror at first: hence the fixture `root`.
+Those of one node and etcd 3.4 run with all tests; three nodes and etcd 3.5 when asked for: pytest -m etcd
+tests/cluster. They are no unit tests, because etcd is fetched from a Debian mirror at first: hence the fixture `root`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
 from cluster import binaries, nodes
 from cluster.nodes import Node
-
 from pinfs.cluster.etcd import Etcd
 
 HERE = Path(__file__).parent

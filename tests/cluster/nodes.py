@@ -98,7 +98,7 @@ class Node:
         assert self._process is not None
         assert self._process.poll() is None, self.log()
         with suppress(OSError, http.client.HTTPException):
-            return self.get("/health").get("health") == "true"
+            return bool(self.get("/health").get("health") == "true")
         return False
 
     def log(self) -> str:
@@ -125,7 +125,7 @@ class Node:
     def get(self, path: str) -> Any:
         return self._ask("GET", path, None, "")[1]
 
-    def post(self, path: str, body: dict[str, Any], token: str = "") -> tuple[int, Any]:  # noqa: S107
+    def post(self, path: str, body: dict[str, Any], token: str = "") -> tuple[int, Any]:
         """HTTP status and JSON, asked without the client that is tested."""
         return self._ask("POST", path, json.dumps(body), token)
 
@@ -145,7 +145,7 @@ class Node:
             connection.close()
         return answer.status, json.loads(text) if text.startswith("{") else text
 
-    def done(self, path: str, body: dict[str, Any], token: str = "") -> Any:  # noqa: S107
+    def done(self, path: str, body: dict[str, Any], token: str = "") -> Any:
         """As `post`, of what must work."""
         status, answer = self.post(path, body, token)
         assert status == 200, answer
@@ -201,7 +201,7 @@ def running(
 
 
 def _free_ports(count: int) -> list[int]:
-    """Below those that the kernel gives to outgoing connections, so that none takes the port of a node that restarts."""
+    """Below those of outgoing connections, so that none of these takes the port of a node that starts again."""
     ports: list[int] = []
     while len(ports) < count:
         port = random.SystemRandom().randrange(20000, 32000)

@@ -65,7 +65,7 @@ class Connection:
             if isinstance(event, h11.Response):
                 return event.status_code
             if not isinstance(event, h11.InformationalResponse):
-                raise ConnectionLostError("closed without an answer")
+                raise ConnectionLostError(f"not an answer: {event}")
 
     async def receive_some(self) -> bytes:
         """The next bytes of the body, as they come; b"" after the last of them."""
@@ -74,7 +74,7 @@ class Connection:
             if isinstance(event, h11.EndOfMessage):
                 return b""
             if not isinstance(event, h11.Data):
-                raise ConnectionLostError("closed in the middle of an answer")
+                raise ConnectionLostError(f"not the body of an answer: {event}")
             if event.data:
                 return bytes(event.data)
 
@@ -90,7 +90,10 @@ class Connection:
     async def _next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
-                self._http.receive_data(bytes(await self._stream.receive_some(READ_BYTES)))
+                some = bytes(await self._stream.receive_some(READ_BYTES))
+                if not some and self._http.their_state is h11.SEND_RESPONSE:
+                    raise ConnectionLostError("the connection was closed before an answer")
+                self._http.receive_data(some)
         except (trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError, OSError) as e:
             raise ConnectionLostError(_words(e)) from e
         return event

@@ -11,7 +11,6 @@ from typing import Final
 DEFAULT_PORT: Final = 2379
 MAX_ENDPOINTS: Final = 32
 SCHEMES: Final = ("http", "https")
-_ENDPOINT: Final = re.compile(r"(?:(?P<scheme>[^/\[\]]*)://)?(?P<host>\[[^\]]*\]|[^\[\]:]*)(?::(?P<port>.*))?")
 _NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 
 
@@ -57,42 +56,46 @@ def parse_endpoints(text: str) -> tuple[Endpoint, ...]:
 
 
 def _parse(text: str) -> Endpoint:
-    if not text:
-        raise EndpointError("an endpoint is empty: write HOST:PORT, http://HOST:PORT or https://HOST:PORT")
-    match = _ENDPOINT.fullmatch(text.rstrip("/"))
-    if match is None:
-        raise EndpointError(f"{text!r} is no endpoint: write HOST:PORT, with an IPv6 address as [::1]:{DEFAULT_PORT}")
-    scheme = match["scheme"] if match["scheme"] is not None else "http"
+    scheme, separator, authority = text.partition("://")
+    if not separator:
+        scheme, authority = "http", text
+    authority = authority.removesuffix("/")
+    if not authority:
+        raise EndpointError(f"{text!r} is empty: write HOST:PORT, http://HOST:PORT or https://HOST:PORT")
     if scheme not in SCHEMES:
         raise EndpointError(f"{text!r} has the scheme {scheme!r}: http and https are possible")
-    return Endpoint(scheme, _parse_host(match["host"], text), _parse_port(match["port"], text))
-
-
-def _parse_host(host: str, text: str) -> str:
-    if host.startswith("["):
-        try:
-            return str(IPv6Address(host[1:-1]))
-        except AddressValueError as e:
-            raise EndpointError(f"{text!r} has no IPv6 address in its brackets: {e}") from None
-    if "@" in host:
+    if "@" in authority:
         raise EndpointError("an endpoint has a user in it: user and password are settings of their own")
-    if "/" in host:
+    if "/" in authority:
         raise EndpointError(f"{text!r} has a path: an endpoint ends with its port")
-    if not _NAME.fullmatch(host):
-        raise EndpointError(f"{text!r} has no host name that could be meant: {host!r}")
-    return host
+    if authority.startswith("["):
+        host, bracket, port = authority[1:].partition("]")
+        if not bracket:
+            raise EndpointError(f"{text!r} has a bracket that does not end: write [::1]:{DEFAULT_PORT}")
+        host = _parse_ipv6(host, text)
+    else:
+        host, colon, port = authority.partition(":")
+        port = colon + port
+        if not _NAME.fullmatch(host) and ":" not in port[1:]:
+            raise EndpointError(f"{text!r} has no host name: {host!r} cannot be one")
+    return Endpoint(scheme, host, _parse_port(port, text))
 
 
-def _parse_port(port: str | None, text: str) -> int:
-    if port is None:
+def _parse_ipv6(host: str, text: str) -> str:
+    try:
+        return str(IPv6Address(host))
+    except AddressValueError as e:
+        raise EndpointError(f"{text!r} has no IPv6 address in brackets: {e}") from None
+
+
+def _parse_port(text_of_port: str, text: str) -> int:
+    """`text_of_port` begins with its colon, or is empty."""
+    if not text_of_port:
         return DEFAULT_PORT
+    port = text_of_port[1:]
     if ":" in port:
         raise EndpointError(f"{text!r} has several colons: write an IPv6 address as [::1]:{DEFAULT_PORT}")
-    if "@" in port:
-        raise EndpointError("an endpoint has a user in it: user and password are settings of their own")
-    if "/" in port:
-        raise EndpointError(f"{text!r} has a path: an endpoint ends with its port")
-    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    if text_of_port[0] != ":" or not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
         raise EndpointError(f"{text!r} has the port {port!r}: 1 to 65535 are possible")
     return int(port)
 

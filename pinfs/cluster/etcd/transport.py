@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import trio
@@ -109,6 +109,7 @@ class Transport:
 
     async def _over_endpoints(self, request: Request, deadline: float) -> Result:
         result: Result = NotSent("no time was left to ask an endpoint")
+        reasons: list[str] = []
         for endpoint in self.endpoints.in_order(trio.current_time()):
             if trio.current_time() >= deadline:
                 break
@@ -120,6 +121,9 @@ class Transport:
                 case TooLarge():
                     return result
             self.endpoints.failed(endpoint, trio.current_time())
+            if not isinstance(result, Answer):
+                reasons.append(result.reason)
+                result = replace(result, reason="; ".join(reasons))
             if not request.repeatable and not isinstance(result, NotSent):
                 return result
         return result
