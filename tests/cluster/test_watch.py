@@ -188,9 +188,7 @@ async def test_a_line_above_the_limit_ends_it(nursery: trio.Nursery) -> None:
     [
         error(503, 14, "etcdserver: no leader"),
         http(b"<html>", 502),
-        chunked(
-            CREATED, json.dumps({"error": {"grpc_code": 14, "http_code": 503, "message": "no leader"}}).encode() + b"\n"
-        ),
+        chunked(CREATED, b'{"error": {"grpc_code": 14, "http_code": 503, "message": "no leader"}}\n'),
         chunked(CREATED, b"garbage\n"),
         chunked(CREATED, b'{"result": 5}\n'),
         chunked(CREATED, b'{"result": {"header": {"cluster_id": "14"}, "events": [{"kv": 7}]}}\n'),

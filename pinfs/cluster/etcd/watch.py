@@ -112,7 +112,8 @@ class Watch:
         self._next = from_revision
         self._newest = newest
         self._stream: _Stream | None = None
-        self._left: Endpoint | None = None
+        self._endpoint: Endpoint | None = None
+        self._tried: set[Endpoint] = set()
         self._pause_s = 0.0
         self._token = ""
         self._stale = ""
@@ -157,8 +158,8 @@ class Watch:
             log.info("the watch is interrupted: %s", reason)
         self.interrupted_because = reason
         await self.aclose()
-        if self._left is not None:
-            self._transport.endpoints.failed(self._left, trio.current_time())
+        if self._endpoint is not None:
+            self._transport.endpoints.failed(self._endpoint, trio.current_time())
         await trio.sleep(self._pause_s)
         self._pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * self._pause_s))
 
@@ -171,7 +172,7 @@ class Watch:
         if not isinstance(token, str):
             raise _Interrupted(token.reason)
         self._token = token
-        self._left = endpoint = self._endpoint()
+        self._endpoint = endpoint = self._next_endpoint()
         connection: Connection | None = None
         try:
             with trio.fail_after(limits.attempt_s):
@@ -188,10 +189,14 @@ class Watch:
         self.interrupted_because = ""
         self._is_renewed = False
 
-    def _endpoint(self) -> Endpoint:
-        """Another one than the last, if there is another: it was left for a reason."""
+    def _next_endpoint(self) -> Endpoint:
+        """One that was not tried since the last batch, if there is one: each was left for a reason."""
         endpoints = self._transport.endpoints.in_order(trio.current_time())
-        return next((endpoint for endpoint in endpoints if endpoint != self._left), endpoints[0])
+        if self._tried.issuperset(endpoints):
+            self._tried.clear()
+        endpoint = next(endpoint for endpoint in endpoints if endpoint not in self._tried)
+        self._tried.add(endpoint)
+        return endpoint
 
     async def _ask(self, stream: _Stream) -> Json:
         body = calls.encode(calls.watch_body(self._keys, self._next))
@@ -208,14 +213,16 @@ class Watch:
             return
         if isinstance(outcome := await self._newest(), Restored):
             raise RestoredError(outcome.reason)
-        log.debug("%s is at revision %d, before %d: %s", self._left, header.revision, self._next, outcome)
+        log.debug("%s is at revision %d, before %d: %s", self._endpoint, header.revision, self._next, outcome)
 
     async def _next_batch(self, stream: _Stream) -> Batch | None:
         with trio.move_on_after(self._transport.limits.silence_s):
             result = await self._result(stream)
             self._look_at(result)
+            batch = calls.checked(result, self._batch)
             self._pause_s = 0.0
-            return calls.checked(result, self._batch)
+            self._tried = {stream.endpoint}
+            return batch
         await self.aclose()  # the next endpoint goes on; this one may be well
         return None
 
@@ -246,7 +253,8 @@ class Watch:
             raise DeniedError(reason)
         self._stale = self._token
         self._is_renewed = True
-        self._left = None  # the node is not the reason
+        self._tried.clear()  # the node is not the reason
+        self._endpoint = None
         raise _Interrupted(reason)
 
     def _batch(self, result: Json) -> Batch | None:
