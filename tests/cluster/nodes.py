@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +110,15 @@ class Node:
         self._process.wait(STOP_LIMIT_S)
         self._process = None
 
+    def save(self) -> None:
+        """Keeps a copy of the data, of a node that does not run."""
+        shutil.copytree(self.directory / self.name, self.directory / f"{self.name}.saved")
+
+    def put_back(self) -> None:
+        """What `save` has kept becomes the data."""
+        shutil.rmtree(self.directory / self.name)
+        shutil.copytree(self.directory / f"{self.name}.saved", self.directory / self.name)
+
     def suspend(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
@@ -173,11 +182,12 @@ def b64(data: bytes) -> str:
     return b64encode(data).decode()
 
 
-def wait_until(condition: Any, otherwise: str, limit_s: float = START_LIMIT_S) -> None:
-    deadline = time.monotonic() + limit_s
+def wait_until(condition: Callable[[], bool], otherwise: str, pause_s: float = 0.02) -> None:
+    """`pause_s` is for what a look at the condition delays."""
+    deadline = time.monotonic() + START_LIMIT_S
     while not condition():
         assert time.monotonic() < deadline, otherwise
-        time.sleep(0.02)
+        time.sleep(pause_s)
 
 
 @contextmanager

@@ -46,11 +46,10 @@ def below(prefix: bytes) -> Keys:
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """A condition of a transaction. Of a range it holds if it holds for each key in it: for an empty one always.
+    """A condition of a transaction. Of a range it holds if it holds for each key in it.
 
-    `of` is what to compare: the revision of creation or of the last change, the number of changes since the creation
-    (all 0 for a key that does not exist), or the value. A comparison of the value of a single key that does not exist
-    fails.
+    `of` is what to compare: the revision of creation or of the last change, the number of changes since the creation,
+    or the value. Without any key, single or in the range, the numbers are 0, and a comparison of the value fails.
     """
 
     keys: Keys

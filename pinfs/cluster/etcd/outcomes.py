@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Generic, TypeAlias, TypeVar
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Code(IntEnum):
@@ -32,10 +32,10 @@ class Code(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Done(Generic[T]):
+class Done(Generic[T_co]):
     """etcd did it. `revision` is that of the store, in the answer's header."""
 
-    value: T
+    value: T_co
     revision: int
     cluster_id: int
 
@@ -72,4 +72,4 @@ class Restored:
     reason: str
 
 
-Outcome: TypeAlias = Done[T] | Refused | Unknown | Unreachable | Restored
+Outcome: TypeAlias = Done[T_co] | Refused | Unknown | Unreachable | Restored
