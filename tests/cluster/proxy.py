@@ -10,8 +10,8 @@ from pinfs.cluster.etcd import Endpoint
 
 
 class Proxy:
-    """Passes bytes on to a port of this host. `lost` is what goes nowhere, "requests" or "answers"; the connection ends as
-    soon as there is one."""
+    """Passes bytes on to a port of this host. `lost` is what goes nowhere, "requests" or "answers"; the connection ends
+    as soon as there is one."""
 
     def __init__(self, nursery: trio.Nursery, port: int) -> None:
         self._nursery = nursery

@@ -307,7 +307,7 @@ async def test_a_store_that_went_back_is_reported(start_nodes: StartNodes) -> No
 USER = Credentials("pinfs", "secret")
 
 
-def _set_up_users(node: Node) -> None:
+def set_up_users(node: Node) -> None:
     """root, and a user who may do everything below one prefix."""
     for user, password in (("root", "root"), (USER.user, USER.password)):
         node.done("/v3/auth/user/add", {"name": user, "password": password})
@@ -325,7 +325,7 @@ def _token_has_ended(node: Node, token: str) -> bool:
 
 async def test_user_and_password(start_nodes: StartNodes) -> None:
     [node] = start_nodes()
-    _set_up_users(node)
+    set_up_users(node)
     async with Etcd([node.endpoint], credentials=USER, limits=PATIENT) as client:
         assert isinstance(await client.login(), Done)
         assert isinstance(await client.put(b"/pinfs/k", b""), Done)
@@ -347,7 +347,7 @@ async def test_user_and_password(start_nodes: StartNodes) -> None:
 
 async def test_a_token_that_ends_is_replaced_and_an_open_watch_lives_on(start_nodes: StartNodes) -> None:
     [node] = start_nodes(options=["--auth-token-ttl=1"])
-    _set_up_users(node)
+    set_up_users(node)
     async with Etcd([node.endpoint], credentials=USER, limits=PATIENT) as client:
         first = await client.put(b"/pinfs/k", b"")
         assert isinstance(first, Done)
@@ -365,7 +365,7 @@ async def test_a_token_that_ends_is_replaced_and_an_open_watch_lives_on(start_no
 
 async def test_a_watch_begins_anew_with_a_token_that_has_ended(start_nodes: StartNodes) -> None:
     [node] = start_nodes(options=["--auth-token-ttl=1"])
-    _set_up_users(node)
+    set_up_users(node)
     async with Etcd([node.endpoint], credentials=USER, limits=PATIENT) as client:
         first = await client.put(b"/pinfs/k", b"")
         assert isinstance(first, Done)

@@ -18,6 +18,9 @@ MAX_HEAD_BYTES: Final = 32768
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 5, 2, 3
 """A node whose machine is gone is noticed after some ten seconds, on a watch that waits for nothing but changes too."""
 
+CERTIFICATE_HINT: Final = " (as etcd ends a connection whose client certificate is missing, or not of its CA)"
+"""With TLS 1.3 the client has sent its request before it could hear of that, and may see no more than a reset."""
+
 Headers = tuple[tuple[str, str], ...]
 
 
@@ -32,13 +35,15 @@ class TooLargeError(Exception):
 class Connection:
     """Requests one after the other. Every method but the constructor raises ConnectionLostError.
 
-    `is_quiet` says whether nothing has come in since the last answer: the end of an idle connection, as a rule.
+    `is_quiet` says whether nothing has come in since the last answer; what has is the end of an idle connection, as a
+    rule. `hint` is added to the words of what ends the connection before its first answer.
     """
 
-    def __init__(self, stream: trio.abc.Stream, authority: str, is_quiet: Callable[[], bool]) -> None:
+    def __init__(self, stream: trio.abc.Stream, authority: str, is_quiet: Callable[[], bool], hint: str = "") -> None:
         self._stream = stream
         self._authority = authority
         self._is_quiet = is_quiet
+        self._hint = hint
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
 
     async def send(self, path: str, body: bytes, headers: Headers = ()) -> None:
@@ -56,13 +61,14 @@ class Connection:
         try:
             await self._stream.send_all(b"".join(self._http.send(event) or b"" for event in events))
         except (trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError, OSError) as e:
-            raise ConnectionLostError(_words(e)) from e
+            raise self._lost(e) from e
 
     async def receive_status(self) -> int:
         """The status of the answer whose beginning comes next."""
         while True:
             event = await self._next_event()
             if isinstance(event, h11.Response):
+                self._hint = ""
                 return event.status_code
             if not isinstance(event, h11.InformationalResponse):
                 raise ConnectionLostError(f"not an answer: {event}")
@@ -92,11 +98,14 @@ class Connection:
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 some = bytes(await self._stream.receive_some(READ_BYTES))
                 if not some and self._http.their_state is h11.SEND_RESPONSE:
-                    raise ConnectionLostError("the connection was closed before an answer")
+                    raise ConnectionLostError(f"the connection was closed before an answer{self._hint}")
                 self._http.receive_data(some)
         except (trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError, OSError) as e:
-            raise ConnectionLostError(_words(e)) from e
+            raise self._lost(e) from e
         return event
+
+    def _lost(self, exc: Exception) -> ConnectionLostError:
+        return ConnectionLostError(f"{_words(exc)}{self._hint}")
 
     def begin_next(self) -> bool:
         """Whether another request may follow the last one, whose answer is complete."""
@@ -135,7 +144,7 @@ async def connect(endpoint: Endpoint, tls: ssl.SSLContext | None) -> Connection:
     except BaseException:
         await trio.aclose_forcefully(plain)
         raise
-    return Connection(stream, endpoint.authority, is_quiet)
+    return Connection(stream, endpoint.authority, is_quiet, CERTIFICATE_HINT)
 
 
 def _notice_dead_peers(sock: trio.socket.SocketType) -> None:
