@@ -39,6 +39,7 @@ class FakeEtcd:
         self.answering = answering
         self.asked: list[Asked] = []
         self.connections = 0
+        self.open = 0
         self.refusing: set[str] = set()
         self.hanging: set[str] = set()
         self.is_quiet = True
@@ -49,6 +50,7 @@ class FakeEtcd:
         if endpoint.host in self.refusing:
             raise ConnectionLostError("connection refused")
         self.connections += 1
+        self.open += 1
         ours, theirs = trio.testing.memory_stream_pair()
         self._nursery.start_soon(self._serve, endpoint, theirs)
         return Connection(ours, endpoint.authority, lambda: self.is_quiet)
@@ -63,6 +65,7 @@ class FakeEtcd:
         except (EOFError, trio.BrokenResourceError):
             pass
         finally:
+            self.open -= 1
             await trio.aclose_forcefully(stream)
 
 

@@ -263,6 +263,31 @@ async def test_a_caller_that_is_cancelled_leaves_no_connection_to_the_next(
     nursery.cancel_scope.cancel()
 
 
+async def test_a_call_that_outlives_its_client_keeps_no_connection(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    ended = trio.Event()
+
+    async def slow(asked: fake.Asked, stream: trio.abc.SendStream) -> None:
+        await trio.sleep(0.5)
+        await stream.send_all(done())
+
+    node = FakeEtcd(nursery, slow)
+    etcd = client(node)
+
+    async def put() -> None:
+        assert isinstance(await etcd.put(b"k", b"v"), Done)
+        ended.set()
+
+    nursery.start_soon(put)
+    await trio.sleep(0.1)
+    await etcd.aclose()
+    await ended.wait()
+    with trio.fail_after(1):
+        while node.open:
+            await trio.sleep(0.01)
+
+
 def _with_login(*answers: bytes) -> tuple[fake.Answering, list[str]]:
     """Each login gives another token; other calls are answered one after the other."""
     tokens: list[str] = []
@@ -356,6 +381,10 @@ async def test_a_restored_store_is_reported_and_then_left_alone(
             outcome = await etcd.put(b"k", b"v")
             assert isinstance(outcome, Restored)
             assert words in outcome.reason
+        with trio.move_on_after(0) as scope:
+            while True:  # a caller that does not give up does not stop all others
+                await etcd.put(b"k", b"v")
+        assert scope.cancelled_caught
     assert len(node.asked) == 2
 
 

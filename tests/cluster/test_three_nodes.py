@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 import trio
@@ -46,13 +47,13 @@ def _leader(nodes: list[Node]) -> Node:
     return leaders[0]
 
 
-async def _until_done(put: Callable[[], object]) -> int:
+async def _until_done(put: Callable[[], Awaitable[object]]) -> int:
     """The calls that it took."""
     calls = 0
     with trio.fail_after(LIMIT_S):
         while True:
             calls += 1
-            outcome = await put()  # type: ignore[misc]
+            outcome = await put()
             assert not isinstance(outcome, Refused | Restored), outcome
             if isinstance(outcome, Done):
                 return calls
@@ -171,22 +172,19 @@ async def test_answers_of_several_nodes_tell_of_one_history(three: list[Node]) -
     async with Etcd(endpoints, limits=QUICK) as client:
 
         async def ask(name: int) -> None:
+            key = b"/%d" % name
+            calls: list[Callable[[], Awaitable[object]]] = [
+                partial(client.put, key, b""),
+                partial(client.delete, one(key)),
+                partial(client.range, Range(one(key))),
+                partial(client.txn, [], [Range(one(key))]),
+                partial(client.lease_grant, 60),
+                partial(client.lease_keepalive, 1),
+                client.status,
+            ]
             while trio.current_time() < end:
                 client._transport.endpoints.worked(draw.choice(endpoints))
-                key = b"/%d" % name
-                outcomes.append(
-                    await draw.choice(
-                        (
-                            lambda: client.put(key, b""),
-                            lambda: client.delete(one(key)),
-                            lambda: client.range(Range(one(key))),
-                            lambda: client.txn([], [Range(one(key))]),
-                            lambda: client.lease_grant(60),
-                            lambda: client.lease_keepalive(1),
-                            lambda: client.status(),
-                        )
-                    )()
-                )
+                outcomes.append(await draw.choice(calls)())
 
         end = trio.current_time() + 5
         async with trio.open_nursery() as nursery:

@@ -64,7 +64,7 @@ async def test_what_does_not_match_is_unreachable_in_words(secure: Node, tmp_pat
         (tls_context(ours[0], *map(str, stranger.sign("b", "/", "DNS:b"))), secure.endpoint, "not of its CA"),
         (tls_context(str(stranger.certificate), *ours[1:]), secure.endpoint, "certificate verify failed"),
         (tls_context(*ours), Endpoint("https", "127.0.0.2", port), "refused"),
-        (None, Endpoint("http", "127.0.0.1", port), "HTTP request to an HTTPS server"),
+        (None, Endpoint("http", "127.0.0.1", port), "closed before an answer"),
     ):
         async with Etcd([endpoint], tls=context) as client:
             outcome = await client.range(READ)

@@ -137,6 +137,7 @@ class Etcd:
 
     async def _call(self, call: Call[T]) -> Outcome[T]:
         if self._history.broken_because:
+            await trio.lowlevel.checkpoint()
             return Restored(self._history.broken_because)
         deadline = trio.current_time() + self._limits.call_s
         at_least = self._history.revision if call.is_newest else 0

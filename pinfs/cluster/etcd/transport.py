@@ -88,8 +88,11 @@ class Transport:
         self._connect = connect
         self._idle: dict[Endpoint, list[Connection]] = {endpoint: [] for endpoint in endpoints}
         self._free = trio.Semaphore(limits.calls)
+        self._is_closed = False
 
     async def aclose(self) -> None:
+        """Closes what no call uses; what one uses closes with it."""
+        self._is_closed = True
         for connections in self._idle.values():
             while connections:
                 await connections.pop().aclose()
@@ -168,7 +171,7 @@ class Transport:
 
     def _keep(self, endpoint: Endpoint, connection: Connection) -> bool:
         idle = self._idle[endpoint]
-        if len(idle) >= MAX_IDLE:
+        if self._is_closed or len(idle) >= MAX_IDLE:
             return False
         idle.append(connection)
         return True
