@@ -325,6 +325,9 @@ def _token_has_ended(node: Node, token: str) -> bool:
 
 async def test_user_and_password(start_nodes: StartNodes) -> None:
     [node] = start_nodes()
+    async with Etcd([node.endpoint], credentials=USER, limits=PATIENT) as client:
+        assert isinstance(early := await client.put(b"/pinfs/k", b""), Refused)
+        assert "authentication is not enabled" in early.reason
     set_up_users(node)
     async with Etcd([node.endpoint], credentials=USER, limits=PATIENT) as client:
         assert isinstance(await client.login(), Done)

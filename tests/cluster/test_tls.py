@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 import pytest
@@ -14,20 +15,23 @@ from cluster.test_node import LIMIT_S, PATIENT, USER, set_up_users
 from pinfs.cluster.etcd import (
     Done,
     Endpoint,
+    EndpointError,
     Etcd,
     Range,
     Refused,
     Unreachable,
     below,
     one,
+    parse_endpoints,
     tls_context,
 )
+from pinfs.cluster.etcd.connection import Connection, connect
 
 READ = Range(one(b"/pinfs/k"))
 
 
 @pytest.fixture
-def authority(tmp_path: Path) -> Authority:
+def authority(root: None, tmp_path: Path) -> Authority:
     return Authority(tmp_path)
 
 
@@ -41,15 +45,26 @@ async def test_node_and_client_show_certificates(secure: Node) -> None:
     tls = secure.tls
     assert tls
     context = tls_context(str(tls.ca), str(tls.client_certificate), str(tls.client_key))
-    async with Etcd([secure.endpoint], tls=context, limits=PATIENT) as client:
+    connections = 0
+
+    async def counted(endpoint: Endpoint, tls: ssl.SSLContext | None) -> Connection:
+        nonlocal connections
+        connections += 1
+        return await connect(endpoint, tls)
+
+    async with Etcd([secure.endpoint], tls=context, limits=PATIENT, connect=counted) as client:
         for _ in range(3):
             first = await client.put(b"/pinfs/k", b"")
         assert isinstance(first, Done)
+        assert connections == 1
         async with client.watch(below(b"/"), first.revision) as watch:
             with trio.fail_after(LIMIT_S):
                 assert (await anext(watch)).revision == first.revision
-        idle = client._transport._idle[secure.endpoint]
-        assert len(idle) == 1  # used again
+
+
+def test_certificates_are_not_for_http(authority: Authority) -> None:
+    with pytest.raises(EndpointError, match="write https://"):
+        Etcd(parse_endpoints("a"), tls=tls_context(str(authority.certificate)))
 
 
 async def test_what_does_not_match_is_unreachable_in_words(secure: Node, tmp_path: Path) -> None:

@@ -124,18 +124,16 @@ class Connection:
 
 
 async def connect(endpoint: Endpoint, tls: ssl.SSLContext | None) -> Connection:
-    """Raises ConnectionLostError. `tls` is used for https only."""
+    """Raises ConnectionLostError. `tls` is for https."""
     try:
         plain = await trio.open_tcp_stream(endpoint.host, endpoint.port)
     except OSError as e:
         raise ConnectionLostError(_words(e)) from e
     _notice_dead_peers(plain.socket)
     is_quiet = _quiet_check(plain.socket)
-    if not endpoint.is_encrypted:
+    if tls is None:
         return Connection(plain, endpoint.authority, is_quiet)
-    stream = trio.SSLStream(
-        plain, tls or ssl.create_default_context(), server_hostname=endpoint.host, https_compatible=True
-    )
+    stream = trio.SSLStream(plain, tls, server_hostname=endpoint.host, https_compatible=True)
     try:
         await stream.do_handshake()
     except (trio.BrokenResourceError, OSError) as e:

@@ -11,7 +11,8 @@ from typing import Final
 DEFAULT_PORT: Final = 2379
 MAX_ENDPOINTS: Final = 32
 SCHEMES: Final = ("http", "https")
-_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
+_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_NAME: Final = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*")
 
 
 class EndpointError(ValueError):

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 import trio
 
 from pinfs.cluster.etcd.connection import Connection, ConnectionLostError, Headers, TooLargeError
-from pinfs.cluster.etcd.endpoints import Endpoint, Endpoints
+from pinfs.cluster.etcd.endpoints import Endpoint, EndpointError, Endpoints
 
 MAX_IDLE: Final = 8
 """Connections that are kept to one endpoint while no call uses them."""
@@ -84,7 +84,10 @@ class Transport:
     ) -> None:
         self.endpoints = Endpoints(endpoints, limits.bad_for_s)
         self.limits = limits
-        self._tls = tls
+        is_encrypted = [endpoint.is_encrypted for endpoint in endpoints]
+        if tls is not None and not all(is_encrypted):
+            raise EndpointError("there are certificates, but the endpoints are http: write https://")
+        self._tls = tls or (ssl.create_default_context() if any(is_encrypted) else None)
         self._connect = connect
         self._idle: dict[Endpoint, list[Connection]] = {endpoint: [] for endpoint in endpoints}
         self._free = trio.Semaphore(limits.calls)
@@ -178,4 +181,4 @@ class Transport:
 
     async def open(self, endpoint: Endpoint) -> Connection:
         """A connection for the caller alone, who closes it. Raises ConnectionLostError; has no time limit."""
-        return await self._connect(endpoint, self._tls)
+        return await self._connect(endpoint, self._tls if endpoint.is_encrypted else None)
