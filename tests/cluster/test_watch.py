@@ -190,6 +190,9 @@ async def test_a_line_above_the_limit_ends_it(nursery: trio.Nursery) -> None:
         http(b"<html>", 502),
         chunked(CREATED, b'{"error": {"grpc_code": 14, "http_code": 503, "message": "no leader"}}\n'),
         chunked(CREATED, b"garbage\n"),
+        chunked(CREATED, line(canceled=True, cancel_reason="etcdserver: server stopped")),
+        chunked(changes(2), end=False),
+        chunked(line(created=True, events=[event(2)]), end=False),
         chunked(CREATED, b'{"result": 5}\n'),
         chunked(CREATED, b'{"result": {"header": {"cluster_id": "14"}, "events": [{"kv": 7}]}}\n'),
         b"SSH-2.0\r\n\r\n",
@@ -250,7 +253,17 @@ async def test_it_waits_for_nodes_to_come_back_without_hurry(
 DENIED_34 = chunked(line(created=True, canceled=True, cancel_reason="etcdserver: permission denied"), end=False)
 
 
-@pytest.mark.parametrize("denied", [DENIED_34, error(401, 16, "etcdserver: invalid auth token")])
+DENIED_35 = chunked(
+    line(
+        created=True,
+        canceled=True,
+        cancel_reason="rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
+    ),
+    end=False,
+)
+
+
+@pytest.mark.parametrize("denied", [DENIED_34, DENIED_35, error(401, 16, "etcdserver: invalid auth token")])
 async def test_a_token_that_has_ended_is_replaced(
     denied: bytes, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -38,6 +38,7 @@ STALE_LOGIN: Final = frozenset(
     }
 )
 """Another login cures these. Nothing was changed."""
+PERMISSION_DENIED: Final = "etcdserver: permission denied"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +75,12 @@ def failure_in(answer: dict[str, Any]) -> Failure:
     number = error.get("grpc_code", error.get("code"))
     code = next((code for code in Code if code == number), Code.NONE)
     return Failure(str(error.get("message") or inner or answer)[:500], code)
+
+
+def cancellation(reason: str) -> Failure:
+    """Of a watch. The reason is all that etcd says, with the words of gRPC around it or without; 3.4 says "permission
+    denied" to a token that has ended as well.
+    """
+    known = next((words for words in (*STALE_LOGIN, PERMISSION_DENIED) if words in reason), None)
+    code = Code.NONE if known is None else Code.PERMISSION_DENIED
+    return Failure(known or reason or "etcd has cancelled the watch", code)

@@ -14,7 +14,7 @@ from pinfs.cluster.etcd import calls
 from pinfs.cluster.etcd.calls import Event, Found, GarbledError, Json, Keys
 from pinfs.cluster.etcd.connection import Connection, ConnectionLostError, TooLargeError
 from pinfs.cluster.etcd.endpoints import Endpoint
-from pinfs.cluster.etcd.errors import Failure, failure, failure_in
+from pinfs.cluster.etcd.errors import Failure, cancellation, failure, failure_in
 from pinfs.cluster.etcd.history import History
 from pinfs.cluster.etcd.login import Login, authorization
 from pinfs.cluster.etcd.outcomes import Outcome, Refused, Restored
@@ -179,13 +179,13 @@ class Watch:
                 connection = await self._transport.open(endpoint)
                 stream = _Stream(connection, endpoint, limits.line_bytes)
                 created = await self._ask(stream)
+            await self._check(created)
             self._stream, connection = stream, None
         except trio.TooSlowError:
             raise _Interrupted(f"{endpoint}: the watch did not begin within the time limit") from None
         finally:
             if connection is not None:
                 await connection.aclose()
-        await self._check(created)
         self.interrupted_because = ""
         self._is_renewed = False
 
@@ -208,6 +208,8 @@ class Watch:
     async def _check(self, created: Json) -> None:
         """A node that has not come to the revision that the watch waits for lags, or the store was restored."""
         self._look_at(created)
+        if not created.get("created") or "events" in created:
+            raise GarbledError(f"the watch begins with {str(created)[:60]}")
         header = calls.checked(created, calls.header)
         if header.revision >= self._next - 1:
             return
@@ -239,8 +241,7 @@ class Watch:
         if oldest := calls.checked(result, lambda result: int(result.get("compact_revision", 0))):
             raise CompactedError(oldest)
         if result.get("canceled"):
-            # etcd 3.4 says "permission denied" to a token that has ended as well.
-            self._deny(str(result.get("cancel_reason") or "etcd has cancelled the watch"))
+            self._fail(cancellation(str(result.get("cancel_reason", ""))))
 
     def _fail(self, failed: Failure) -> NoReturn:
         if failed.wants_login or failed.is_definite:
