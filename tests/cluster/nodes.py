@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import random
 import shutil
 import signal
@@ -120,8 +121,10 @@ class Node:
         shutil.copytree(self.directory / f"{self.name}.saved", self.directory / self.name)
 
     def suspend(self) -> None:
+        """When it returns, no thread of the node runs any more."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
 
     def resume(self) -> None:
         assert self._process is not None
