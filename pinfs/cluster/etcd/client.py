@@ -55,9 +55,9 @@ def tls_context(ca: str, certificate: str = "", key: str = "") -> ssl.SSLContext
 class Etcd:
     """etcd's JSON gateway (/v3). `async with Etcd(...)` closes its connections at the end.
 
-    Each call returns its outcome within `Limits.call_s` and raises nothing. A change is sent once at most. The
-    constructor raises EndpointError without endpoints, and with certificates for http. Without `tls`, https trusts the
-    CAs of the system.
+    Each call returns its outcome within `Limits.call_s` and raises nothing. A change is sent once at most; a caller
+    that cancels one does not learn what became of it. The constructor raises EndpointError without endpoints, and with
+    certificates for http. Without `tls`, https trusts the CAs of the system.
     """
 
     def __init__(
