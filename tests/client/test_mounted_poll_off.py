@@ -3,6 +3,7 @@
 The tests of `test_mounted_client` once more, on mounts with `-o poll=off`, and what is different there.
 """
 
+import errno
 import os
 import select
 import threading
@@ -20,7 +21,7 @@ from support.actor import Actor, eventually
 from support.mounts import Mount
 
 import pinfs
-from pinfs.client import handlepin
+from pinfs.client import handlepin, ioctl
 
 SHARED_MOUNT_OPTIONS = ("poll=off",)
 _no_channel_stays_open = test_mounted_client._no_channel_stays_open
@@ -104,6 +105,13 @@ def test_a_process_that_the_daemon_does_not_see_is_called(
         called.append(event)
         raise ValueError
 
+    def unseen(fd: int, request: ioctl.PinRequest) -> int:
+        if request.flags & ioctl.EVENTFD:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        return register(fd, request)
+
+    register = ioctl.pin
+    monkeypatch.setattr(ioctl, "pin", unseen)
     monkeypatch.setattr(handlepin, "ChannelListener", no_channel)
     monkeypatch.setattr(handlepin, "LOOK_S", 0.05)
     monkeypatch.setattr(handlepin.HandlePin, "_is_breaking", look)

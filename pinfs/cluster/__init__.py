@@ -1,0 +1,1 @@
+"""Pins across hosts (SPEC 14, planned)."""
