@@ -14,7 +14,7 @@ PACKAGE: Final = Path(__file__).parents[1] / "pinfs"
 PICTURE: Final = Path(__file__).parent / "images" / "rooms.svg"
 FLOORS: Final = (
     ("core", "keeper", "linux"),
-    ("interface",),
+    ("cluster", "interface"),
     ("client", "journal", "runtime"),
     ("config", "observe"),
     ("enforce",),
@@ -33,6 +33,7 @@ ROOMS: Final = {  # where each stands in the picture (column, and what it is for
     "keeper": (2, "outlives the daemon"),
     "interface": (2, "the structs of pinfs.h"),
     "client": (2, "what programs import"),
+    "cluster": (0, "pins across hosts"),
     "runtime": (1, "waiting, errors, counters"),
     "journal": (0, "what outlives the daemon"),
     "config": (0, "options and policy files"),
