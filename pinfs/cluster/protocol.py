@@ -29,6 +29,7 @@ going back in revisions is noticed as well, and ends the member.
 """
 
 import errno
+import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -149,7 +150,7 @@ class Member(Membership):
         self._removals: dict[int, OwnRemoval] = {}
         self._own_keys: set[RemovalKey] = set()
         self._told: dict[RemovalKey, set[int]] = {}
-        self._unsettled_until = -1.0
+        self._unsettled_until = -math.inf
         """What the daemon before has begun may take effect until then."""
 
     # What the daemon asks for
