@@ -44,7 +44,7 @@ from pinfs.cluster.messages import (
 )
 from pinfs.cluster.outputs import Call, Fenced, Joined, Left, Output, Watch
 from pinfs.cluster.tasks import Steps, Tasks, Until, never
-from pinfs.cluster.view import View
+from pinfs.cluster.view import Peer, View
 
 CLOCK_TRUST: Final = 0.99
 """Two clocks that measure the same duration differ by less than this says (crystals: by a ten-thousandth)."""
@@ -410,7 +410,7 @@ class Membership:
                 if member == self.id or silent_s < self._timing.pin_ttl_s:
                     continue
                 if member not in self._view.obituaries:
-                    yield from self._declare_dead(member)
+                    yield from self._declare_dead(member, peer)
                 elif member not in self._buried:
                     if isinstance((yield Revoke(peer.value.pin_lease)), LeaseDone | LeaseGone):
                         self._buried.add(member)
@@ -420,9 +420,8 @@ class Membership:
                     self._view.forget_member(member)
                     self._buried.discard(member)
 
-    def _declare_dead(self, member: MemberId) -> Steps:
+    def _declare_dead(self, member: MemberId, peer: Peer) -> Steps:
         """Its key and its obituary go with its member lease, at one revision."""
-        peer = self._view.members[member]
         guards = (unchanged(member.key, peer.revision), absent(member.obituary), exists(self.id.key))
         put = Put(member.obituary, "1", peer.value.member_lease)
         answer = yield Txn(guards, (put,), (Range(member.key), Range(member.obituary)))

@@ -167,8 +167,7 @@ class Member(Membership):
         for pin, (key, value) in former.pins.items():
             self._hold(pin, OwnPin(key, value, revision=1, is_sent=True))
         self._begin(now)
-        if not former.is_settled:
-            self._unsettled_until = self._now + self._timing.late_s
+        self._unsettled_until = self._settled_at(former.is_settled)
         self._tasks.start(self._resume())
         return self._settled()
 
@@ -278,7 +277,7 @@ class Member(Membership):
         """I2. The revision of the pin. Raises Refusal, OutOfTime, Ended."""
         file = own.key.file
         patience = min(deadline, self._now + self._timing.patience_s)
-        harmless_until = self._removals_known(file)
+        harmless_until = self._removals_known(own)
         while True:
             mark = yield from self._marked(file, deadline)
             yield self._promised(file, mark, deadline)
@@ -341,7 +340,7 @@ class Member(Membership):
         """Members' values go on behind the promise: so greater than its digits is the same promise, or a later one."""
         return (all_above(MEMBERS, padded(mark.count)),)
 
-    def _removals_known(self, file: str) -> int:
+    def _removals_known(self, own: OwnPin) -> int:
         """The revision up to which all removals of a file are known not to be in the way: to begin with there may be none.
         Only an answer tells, as the watch may have lost one."""
         return 0
@@ -431,10 +430,14 @@ class Member(Membership):
         if stand() and own.key in self._view.verdicts:
             member, why = min(self._view.verdicts[own.key].items())
             raise Refusal(errno.EBUSY, why, member.host)
-        done = yield from self._ask(Txn((), (pins,)), deadline)
-        left = [key for key in self._in_way(own, done.ranges[0]) if key in way]
+        left = yield from self._left(own, way, deadline)
         if left:
             raise Refusal(errno.EBUSY, "unanswered", left[0].member.host)
+
+    def _left(self, own: OwnRemoval, way: list[PinKey], deadline: float) -> Generator[Request | Until, Any, list[PinKey]]:
+        """The pins of `way` that stand: the watch may have lost that they were ever put."""
+        done = yield from self._ask(Txn((), (Range(pins_of(own.file), prefix=True),)), deadline)
+        return [key for key in self._in_way(own, done.ranges[0]) if key in way]
 
     def _known_in_way(self, own: OwnRemoval) -> dict[PinKey, PinValue]:
         """As the watch has it."""
@@ -558,6 +561,9 @@ class Member(Membership):
             yield from self._begin_life()
         except Ended:
             return
+
+    def _settled_at(self, is_settled: bool) -> float:
+        return -math.inf if is_settled else self._now + self._timing.late_s
 
     def _settle(self) -> Steps:
         """Removals of the daemon before may still be cutting, and so may those that had not asked: until then their keys

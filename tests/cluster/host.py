@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 BYTES = 8
 BREAK_TIMEOUT_S = 1.0
 WAIT_S = 3.0
+LATEST_ANSWER_S = 8.0
+"""How long after its deadline a request may be answered: a call or two that were lost, and a stall."""
+HOLDS_S = (0.005, 0.05, 0.05, 0.5, 0.5, 3.0, 12.0)
 
 
 @dataclass
@@ -227,7 +230,7 @@ class Host:
                 pin = self.pins[number]
                 pin.key = key
                 world.pinned(self, number, self._standing(pin))
-                self.later(world.chance.choice([0.005, 0.05, 0.5, 3]), lambda: self._let_go(number))
+                self.later(world.chance.choice(HOLDS_S), lambda: self._let_go(number))
             case PinRefused(number, _, why):
                 del self.pins[number]
                 world.counts[f"pin refused: {why}"] += 1
@@ -273,7 +276,7 @@ class Host:
         takes_s = 0.0
         if world.scenario.late_cut_s:
             takes_s = world.chance.expovariate(300)
-            if world.chance.random() < 0.05:
+            if world.chance.random() < world.scenario.late_cuts:
                 takes_s = world.chance.uniform(0, world.scenario.late_cut_s)
         boots, file, value = self.boots, removal.file, removal.value
 
@@ -341,7 +344,7 @@ class Host:
             world.counts["asked removals" if daemon.member.is_marked(file) else "unasked removals"] += 1
             removal = self.removals[number] = Removal(file, RemovalValue(start, end, "truncate"))
             daemon.feed(lambda now: daemon.member.removal_wanted(number, file, removal.value, deadline, now))
-        self.later(WAIT_S + 8.0, lambda: self._check_answered(number))
+        self.later(WAIT_S + LATEST_ANSWER_S, lambda: self._check_answered(number))
 
     def _is_taken(self, others: object, file: str, start: int, end: int) -> bool:
         """The local book: pins and removals of one host do not meet."""

@@ -124,7 +124,9 @@ class SimulatedEtcd:
 
     def _target(self, key: str, target: Target) -> int | str:
         stored = self.keys[key]
-        return {Target.CREATE: stored.create_revision, Target.MOD: stored.mod_revision, Target.VALUE: stored.value}[target]
+        return {Target.CREATE: stored.create_revision, Target.MOD: stored.mod_revision, Target.VALUE: stored.value}[
+            target
+        ]
 
     def _txn(self, txn: Txn) -> Answer:
         succeeded = all(map(self._holds, txn.compares))

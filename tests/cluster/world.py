@@ -13,14 +13,16 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
-from cluster.host import Host
+from cluster.host import HOLDS_S, Host
 from cluster.simulated_etcd import SimulatedEtcd, Snapshot
 
-from pinfs.cluster.membership import Timing
+from pinfs.cluster.keys import COUNTER
+from pinfs.cluster.membership import State, Timing
 from pinfs.cluster.messages import Answer, Batch, Request, Unknown
 from pinfs.cluster.protocol import Member
 
@@ -28,17 +30,17 @@ QUICK = Timing(
     pin_ttl_s=6.0, member_ttl_s=20.0, margin_s=2.0, beat_s=1.0, bundle_ttl_s=86400.0, retry_s=0.1, linger_s=2.0
 )
 """Shorter than on real hosts, so that more happens in each second."""
+FAULTS = {"cut off": 8, "crash": 4, "restart": 4, "stall": 8, "watch lost": 2, "early": 4, "snapshot": 2, "restore": 1}
+TOLD_LINES = 40
 SHORT_LEASE_S = 3600.0
 """A leader that is stuck may end leases early whose time is shorter than that."""
-PATIENCE_S = 8.0
-"""How long after its deadline a request may be answered: a call or two that were lost, and a straggler."""
 
 
 @dataclass(frozen=True)
 class Scenario:
     """`faults_every_s`: 0: none. `loss`: share of messages; `gaps`: share of revisions that a watch loses. `late_cut_s`: how
-    late a system call may take effect. `stall_s`: how long a daemon stalls at most. `restores`: is etcd restored from
-    snapshots?"""
+    late a system call may take effect, and `late_cuts` the share of those that do. `stall_s`: how long a daemon stalls at most. `faults`: which,
+    and how often each among the others."""
 
     member: type[Member] = Member
     timing: Timing = QUICK
@@ -49,15 +51,13 @@ class Scenario:
     loss: float = 0.01
     gaps: float = 0.003
     late_cut_s: float = 13.5
+    late_cuts: float = 0.05
     stall_s: float = 1.6
-    early_revocations: bool = True
-    restores: bool = True
+    faults: Mapping[str, int] = field(default_factory=lambda: FAULTS)
 
     def without_faults(self) -> Scenario:
         """The same world in which messages take time, and nothing fails."""
-        return Scenario(
-            self.member, self.timing, self.hosts, self.files, self.pace_s, faults_every_s=0, loss=0, gaps=0, late_cut_s=0
-        )
+        return replace(self, faults_every_s=0, loss=0, gaps=0, late_cut_s=0)
 
 
 class ViolationError(AssertionError):
@@ -109,6 +109,22 @@ class World:
             do()
         self.now = until
 
+    def wind_up(self) -> None:
+        """In a world without faults: programs end, marks are forgotten, members leave, and nothing is left but the count
+        of marks. Raises ViolationError."""
+        self.is_working = False
+        members = [daemon.member for host in self.hosts for daemon in host.daemons]
+        self.run(max(HOLDS_S) + self.scenario.timing.linger_s * (2 + len(self.hosts)))
+        for host in self.hosts:
+            host.leave()
+        self.run(5.0)
+        if [*self.etcd.keys] != [COUNTER] or self.etcd.leases:
+            self.violation("left in etcd:", *self.etcd.keys, *self.etcd.leases)
+        for member in members:
+            tables = (member._pins, member._pin_of, member._held_of, member._removals, member._own_keys, member._told)
+            if any(tables) or member._doomed or member.state is not State.LEFT or len(member._tasks):
+                self.violation("left in the member of", member.id, *tables, member._doomed, member.state)
+
     def at(self, delay_s: float, do: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (self.now + max(0.0, delay_s), next(self._order), do))
 
@@ -120,6 +136,13 @@ class World:
         text = " ".join(map(str, words))
         self.say("VIOLATION", text)
         raise ViolationError(f"seed {self.seed}, {self.now:.3f} s: {text}")
+
+    def told(self) -> str:
+        """The end of the trace, as far as it concerns the file of the violation."""
+        assert self.trace is not None
+        found = re.search(r"cuts (\w+) ", self.trace[-1])
+        about = rf"/{found[1]}[/']|(CUT|file=') ?{found[1]}\b|FAULT|FENCED|joined|VIOLATION" if found else ""
+        return "\n".join([line for line in self.trace if re.search(about, line)][-TOLD_LINES:])
 
     # The oracle
 
@@ -137,7 +160,9 @@ class World:
         self.say(host, "CUT", file, start, end)
         for (_, _, pin), what in self.standing.items():
             if what.file == file and what.start < end and start < what.end:
-                self.violation(f"{host} cuts {file} [{start},{end}) under pin {pin} of {what.host} [{what.start},{what.end})")
+                self.violation(
+                    f"{host} cuts {file} [{start},{end}) under pin {pin} of {what.host} [{what.start},{what.end})"
+                )
 
     # The network
 
@@ -212,9 +237,7 @@ class World:
     def _fault(self) -> None:
         self.at(self.chance.expovariate(1 / self.scenario.faults_every_s), self._fault)
         host = self.chance.choice(self.hosts)
-        kind = self.chance.choices(
-            ["cut off", "crash", "restart", "stall", "watch lost", "early", "snapshot", "restore"], [8, 4, 4, 8, 2, 4, 2, 1]
-        )[0]
+        kind = self.chance.choices([*self.scenario.faults], [*self.scenario.faults.values()])[0]
         match kind:
             case "cut off" if not host.is_cut_off:
                 self._cut_off(host, self.chance.choice([0.3, 2, 5, 9, 30]))
@@ -226,14 +249,14 @@ class World:
                 host.stall(self.chance.choice([0.01, 0.1, 1, self.scenario.stall_s]))
             case "watch lost" if host.is_up:
                 host.lose_watch()
-            case "early" if self.scenario.early_revocations:
+            case "early":
                 short = [number for number, lease in self.etcd.leases.items() if lease.ttl_s < SHORT_LEASE_S]
                 if not short:
                     return
                 self.etcd.revoke(self.chance.choice(short))
             case "snapshot":
                 self._snapshot = self.etcd.snapshot()
-            case "restore" if self.scenario.restores and self._snapshot and not self._etcd_is_down:
+            case "restore" if self._snapshot and not self._etcd_is_down:
                 self._restore(self._snapshot)
             case _:
                 return
