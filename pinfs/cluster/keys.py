@@ -8,7 +8,8 @@ Keys are relative to the prefix of the cluster. MEMBER is `HOST/INCARNATION`.
     f/FILE                        the mark: removals of this file ask etcd                no lease
     p/FILE/MEMBER/NUMBER          a pin: range and mode                                   pin lease
     r/FILE/MEMBER/NUMBER          a removal under way: range and operation                member lease
-    v/FILE/REMOVAL/MEMBER         the verdict of a holder's daemon: it does not let go    pin lease of the holder's member
+    v/FILE/REMOVAL/MEMBER         the verdict of a holder's daemon: it does not let go    pin lease of the holder's
+    member
 
 Every key and value is bounded (MAX_KEY, MAX_VALUE, bytes). What cannot be read raises `Unreadable`: a daemon of another
 version is at work, and guessing what it means could cost pinned bytes.
@@ -181,6 +182,11 @@ class RemovalValue(NamedTuple):
         version, start, end, operation = _fields(text, 4)
         _check_version(version)
         return cls(*_span(start, end), _match(_WORD, operation))
+
+
+def overlap(one: PinValue | RemovalValue, other: PinValue | RemovalValue) -> bool:
+    """Do they share bytes?"""
+    return one.start < other.end and other.start < one.end
 
 
 def padded(count: int) -> str:

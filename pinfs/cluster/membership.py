@@ -1,7 +1,8 @@
-"""The life of one member: it joins, beats, promises, watches, buries the dead, and ends. Pins and removals: protocol.py.
+"""The life of one member: it joins, beats, promises, watches, buries the dead, and ends. Pins and removals:
+protocol.py.
 
-`pinfs.cluster.protocol` has the invariants. This file keeps I1 (what a promise means), I4 (the fence) and I5 (who judges
-that a member is dead, and when what it began is over).
+`pinfs.cluster.protocol` has the invariants. This file keeps I1 (what a promise means), I4 (the fence) and I5 (who
+judges that a member is dead, and when what it began is over).
 """
 
 import math
@@ -58,8 +59,8 @@ class Timing:
 
     `pin_ttl_s`: other hosts take the pins of a silent member for gone after that. `member_ttl_s`: and its removals
     for over. `margin_s`: what a daemon may stall, and its holders need to hear of the fence. `bundle_ttl_s`: of etcd's
-    leases, which only bundle keys. `linger_s`: a file stays marked for so long after its last pin. `patience_s`: how long a
-    pin waits for a removal that may be over in a moment.
+    leases, which only bundle keys. `linger_s`: a file stays marked for so long after its last pin. `patience_s`: how
+    long a pin waits for a removal that may be over in a moment.
     """
 
     pin_ttl_s: float = 15.0
@@ -79,10 +80,11 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one member keeps at most. With these, all tables are bounded: those of other hosts by `hosts` times the rest.
+    """What one member keeps at most. With these, all tables are bounded: those of other hosts by `hosts` times the
+    rest.
 
-    `pins`: EDQUOT. `files` with a mark: EDQUOT. `waiting` pins and removals: EAGAIN and EBUSY. `hosts`: a further one does
-    not join.
+    `pins`: EDQUOT. `files` with a mark: EDQUOT. `waiting` pins and removals: EAGAIN and EBUSY. `hosts`: a further one
+    does not join.
     """
 
     pins: int = 100_000
@@ -252,7 +254,7 @@ class Membership:
             self._end("buried by another host")
             raise Ended
 
-    # What the pins of protocol.py add
+    # What pins and removals add (pinning.py, protocol.py)
 
     def _take_pins(self) -> tuple[int, ...]:
         """The pins that stand, which are forgotten here."""
@@ -270,8 +272,8 @@ class Membership:
         return False
 
     def _promise(self) -> int:
-        """I1: each removal that begins from now on without asking etcd is of a file without a mark up to this count, and
-        those that began before are over."""
+        """I1: each removal that begins from now on without asking etcd is of a file without a mark up to this count,
+        and those that began before are over."""
         return self._view.count
 
     def _noticed(self, key: Key, item: KeyValue | None) -> None:
@@ -295,7 +297,9 @@ class Membership:
         try:
             pin_lease = yield from self._granted()
             member_lease = yield from self._granted()
-            value = MemberValue(0, 1, pin_lease, member_lease)
+            counted = yield from self._ask(Txn((), (Range(COUNTER),)))
+            promise = counted.ranges[0][0].version if counted.ranges[0] else 0  # cuts begin after all that is read
+            value = MemberValue(promise, 1, pin_lease, member_lease)
             self._value, self._last_beat = value, 1
             self.fence = self._fence_of(self._now)
             register = Txn((absent(self.id.key),), (Put(self.id.key, str(value), member_lease),), (Range(self.id.key),))
@@ -327,14 +331,15 @@ class Membership:
             yield Until(never, self._now + self._timing.retry_s)
 
     def _fence_of(self, sent: float) -> float:
-        """The fence, if a beat that was sent at this time was done. Peers count from when they see it, which is later."""
+        """The fence, if a beat that was sent at this time was done. Peers count from when they see it, which is
+        later."""
         return sent + self._timing.pin_ttl_s * CLOCK_TRUST - self._timing.margin_s
 
     def _beat(self) -> Steps:
         """One key is heartbeat and promise: each put of it proves life (I4), and none goes back behind another.
 
-        The guard is the revision of the last one. If it fails, the key shows why: a later beat of ours, whose answer was
-        lost; an earlier one: etcd was restored from a snapshot; none: this member has been buried.
+        The guard is the revision of the last one. If it fails, the key shows why: a later beat of ours, whose answer
+        was lost; an earlier one: etcd was restored from a snapshot; none: this member has been buried.
         """
         me = self.id.key
         while True:
@@ -377,7 +382,8 @@ class Membership:
         return self._view.follows(batch)
 
     def _keep_watching(self) -> Steps:
-        """From a read of everything, then from its revision on. While a read is under way, the promise stays as it was."""
+        """From a read of everything, then from its revision on. While a read is under way, the promise stays as it
+        was."""
         while True:
             yield Until(lambda: self._is_stale)
             done = yield from self._ask(Txn((), (Range(ALL, prefix=True),)))
@@ -400,11 +406,12 @@ class Membership:
                     return
 
     def _bury(self) -> Steps:
-        """I5: a member whose key has not changed for `pin_ttl_s` of this host's clock gets an obituary, in a transaction that
-        fails if it has. Then it cannot beat again and is behind its fence, and its pins go; what it has begun to cut
-        counts as under way until `member_ttl_s`."""
+        """I5: a member whose key has not changed for `pin_ttl_s` of this host's clock gets an obituary, in a
+        transaction that fails if it has. Then it cannot beat again and is behind its fence, and its pins go; what it
+        has begun to cut counts as under way until `member_ttl_s`."""
         while True:
             yield Until(never, self._now + self._timing.beat_s / 3)
+            self._buried &= self._view.members.keys()
             for member, peer in [*self._view.members.items()]:
                 silent_s = self._now - peer.since
                 if member == self.id or silent_s < self._timing.pin_ttl_s:
@@ -450,7 +457,8 @@ class Membership:
                 self._doomed.pop(key, None)
 
     def _retire(self) -> Steps:
-        """Ends both leases as soon as nothing of this member can still take effect: sooner than others would bury it."""
+        """Ends both leases as soon as nothing of this member can still take effect: sooner than others would bury
+        it."""
         yield Until(lambda: not (self._has_removals() if self._is_live() else self._has_cuts()))
         self.state = State.ENDED
         self._take_pins()

@@ -13,8 +13,8 @@ from pinfs.cluster.messages import Request
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Send it to etcd, and hand the answer to `Member.answered` with this number, once: `Unknown` after a second or two.
-    Never repeat it: the member does."""
+    """Send it to etcd, and hand the answer to `Member.answered` with this number, once: `Unknown` after a second or
+    two. Never repeat it: the member does."""
 
     number: int
     request: Request
@@ -44,12 +44,14 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class PinRefused:
-    """There is no pin. EAGAIN: a removal of these bytes is under way, or a host has not answered in time (`why`);
-    EDQUOT: a limit; EIO: this host is cut off."""
+    """There is no pin. EAGAIN: a removal of these bytes is under way (`removal`, at `host`), a host has not
+    promised in time (`host`), the watch is late (`watch`), or too much waits (`crowd`); EDQUOT: a limit (`pins`,
+    `files`); EIO: this host is cut off (`cluster`, `etcd`)."""
 
     pin: int
     errno: int
     why: str
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,8 @@ class MayCut:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """Leases of these hosts are in the way. A breaker that does not wait gets EAGAIN now; its removal stays, and ends by
-    `Member.removal_withdrawn` when the local book lets go of the range."""
+    """Leases of these hosts are in the way. A breaker that does not wait gets EAGAIN now; its removal stays, and ends
+    by `Member.removal_withdrawn` when the local book lets go of the range."""
 
     removal: int
     hosts: tuple[str, ...]
@@ -72,8 +74,8 @@ class Waits:
 
 @dataclass(frozen=True, slots=True)
 class RemovalRefused:
-    """It is over. EBUSY: a pin stands (`why`: `deny`, `unanswered`, `crowd`, or the word of the holder's daemon at
-    `host`); EIO: this host is cut off."""
+    """It is over. EBUSY: a pin at `host` stands (`deny`, `unanswered`, or the word of the holder's daemon), or too
+    much waits (`crowd`); EIO: this host is cut off (`cluster`, `etcd`)."""
 
     removal: int
     errno: int
@@ -103,9 +105,10 @@ class ToldOver:
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """This member is no more: other hosts may take its pins for gone soon. Tell the holders of these pins `revoked`, why
-    `cluster`, at once, and answer no removal before that. Its cuts that have begun run to their end
-    (`Member.removal_finished`). Begin a new member, with another incarnation; go on serving this one until it has `Left`."""
+    """This member is no more: other hosts may take its pins for gone soon. Tell the holders of these pins `revoked`,
+    why `cluster`, at once, and answer no removal before that. Its cuts that have begun run to their end
+    (`Member.removal_finished`). Begin a new member, with another incarnation; go on serving this one until it has
+    `Left`."""
 
     pins: tuple[int, ...]
     why: str

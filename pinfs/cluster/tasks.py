@@ -1,7 +1,7 @@
 """Operations that ask and wait, as generators without an event loop.
 
-A task yields a request, and goes on with its answer; or it yields `Until`, and goes on when the condition holds (True) or
-at the deadline (False).
+A task yields a request, and goes on with its answer; or it yields `Until`, and goes on when the condition holds (True)
+or at the deadline (False).
 """
 
 import math

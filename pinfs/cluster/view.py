@@ -1,8 +1,8 @@
 """What the watch has told of the other hosts.
 
-The watch may be late, may lose events, and may deliver some twice. So what is here wakes operations, and saves questions;
-what decides about bytes is an answer of etcd. The one exception are the marks, which removals look up here alone: they are
-counted, so that a missing one shows (`View.follows`).
+The watch may be late, may lose events, and may deliver some twice. So what is here wakes operations, and saves
+questions; what decides about bytes is an answer of etcd. The one exception are the marks, which removals look up here
+alone: they are counted, so that a missing one shows (`View.follows`).
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,6 @@ from pinfs.cluster.keys import (
 )
 from pinfs.cluster.messages import Batch, KeyValue
 
-
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
@@ -34,8 +33,9 @@ C = TypeVar("C")
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """`revision`: when it was set. It was one of the marks from `earliest` to `count`, which are the same unless a read has
-    found it: pins ask all members for a promise up to `count`, and the own promise stays below `earliest` (I1)."""
+    """`revision`: when it was set. It was one of the marks from `earliest` to `count`, which are the same unless a
+    read has found it: pins ask all members for a promise up to `count`, and the own promise stays below `earliest`
+    (I1)."""
 
     revision: int
     earliest: int

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pinfs.cluster.keys import MemberId, PinKey, PinValue, RemovalKey, RemovalValue
+from pinfs.cluster.membership import State
 from pinfs.cluster.messages import Answer, Batch
 from pinfs.cluster.outputs import (
     Call,
@@ -23,7 +25,7 @@ from pinfs.cluster.outputs import (
     Waits,
     Watch,
 )
-from pinfs.cluster.protocol import Former, Member, State
+from pinfs.cluster.protocol import Former, Member
 from pinfs.core.pins import Mode
 
 if TYPE_CHECKING:
@@ -35,6 +37,16 @@ WAIT_S = 3.0
 LATEST_ANSWER_S = 8.0
 """How long after its deadline a request may be answered: a call or two that were lost, and a stall."""
 HOLDS_S = (0.005, 0.05, 0.05, 0.5, 0.5, 3.0, 12.0)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A pin that a holder relies on."""
+
+    host: str
+    file: str
+    start: int
+    end: int
 
 
 @dataclass
@@ -207,8 +219,7 @@ class Host:
 
     def lose_watch(self) -> None:
         for daemon in self.daemons:
-            stream = daemon.member._stream
-            daemon.feed(lambda now, daemon=daemon, stream=stream: daemon.member.watch_lost(stream, now))  # type: ignore[misc]
+            daemon.feed(partial(daemon.member.watch_lost, daemon.member._stream))
 
     def leave(self) -> None:
         self.is_leaving = True
@@ -229,9 +240,9 @@ class Host:
             case Pinned(number, key):
                 pin = self.pins[number]
                 pin.key = key
-                world.pinned(self, number, self._standing(pin))
+                world.pinned(self, number, Standing(self.name, pin.file, pin.value.start, pin.value.end))
                 self.later(world.chance.choice(HOLDS_S), lambda: self._let_go(number))
-            case PinRefused(number, _, why):
+            case PinRefused(number, _, why, _):
                 del self.pins[number]
                 world.counts[f"pin refused: {why}"] += 1
             case MayCut(number, until):
@@ -258,11 +269,6 @@ class Host:
                     world.violation(f"{self.name} did not name pin {number} at its fence")
                 if not self.is_leaving:
                     self.later(0.1, self._new_member)
-
-    def _standing(self, pin: Pin) -> object:
-        from cluster.world import Standing
-
-        return Standing(self.name, pin.file, pin.value.start, pin.value.end)
 
     def _cut(self, daemon: Daemon, number: int, until: float) -> None:
         """The system call takes effect whatever becomes of the daemon, and of the host."""
@@ -296,7 +302,7 @@ class Host:
         for number in told.pins:
             delay_s = self.world.chance.choice([0.01, 0.1, 0.5, None])
             if delay_s is not None:
-                self.later(delay_s, lambda number=number: self._let_go(number))  # type: ignore[misc]
+                self.later(delay_s, partial(self._let_go, number))
         self.later(BREAK_TIMEOUT_S, lambda: self._deny(daemon, told.removal, told.pins))
 
     def _deny(self, daemon: Daemon, removal: RemovalKey, pins: tuple[int, ...]) -> None:
@@ -346,9 +352,9 @@ class Host:
             daemon.feed(lambda now: daemon.member.removal_wanted(number, file, removal.value, deadline, now))
         self.later(WAIT_S + LATEST_ANSWER_S, lambda: self._check_answered(number))
 
-    def _is_taken(self, others: object, file: str, start: int, end: int) -> bool:
+    def _is_taken(self, others: Iterable[Pin | Removal], file: str, start: int, end: int) -> bool:
         """The local book: pins and removals of one host do not meet."""
-        return any(o.file == file and o.value.start < end and start < o.value.end for o in others)  # type: ignore[attr-defined]
+        return any(o.file == file and o.value.start < end and start < o.value.end for o in others)
 
     def _check_answered(self, number: int) -> None:
         pin, removal = self.pins.get(number), self.removals.get(number)

@@ -104,7 +104,8 @@ class SimulatedEtcd:
         return copy.deepcopy(Snapshot(self.revision, self.keys, self.leases))
 
     def restore(self, snapshot: Snapshot) -> None:
-        """What came after it never happened. Leases begin anew; their numbers are random in earnest, and never return."""
+        """What came after it never happened. Leases begin anew; their numbers are random in earnest, and never
+        return."""
         self.revision, self.keys, self.leases = snapshot.revision, snapshot.keys, snapshot.leases
         self.log = [batch for batch in self.log if batch.revision <= self.revision]
 
@@ -124,9 +125,13 @@ class SimulatedEtcd:
 
     def _target(self, key: str, target: Target) -> int | str:
         stored = self.keys[key]
-        return {Target.CREATE: stored.create_revision, Target.MOD: stored.mod_revision, Target.VALUE: stored.value}[
-            target
-        ]
+        match target:
+            case Target.CREATE:
+                return stored.create_revision
+            case Target.MOD:
+                return stored.mod_revision
+            case Target.VALUE:
+                return stored.value
 
     def _txn(self, txn: Txn) -> Answer:
         succeeded = all(map(self._holds, txn.compares))

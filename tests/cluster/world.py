@@ -1,9 +1,9 @@
-"""The checker: several hosts with the real `Member`, over a simulated etcd, in a world where everything that can go wrong
-does.
+"""The checker: several hosts with the real `Member`, over a simulated etcd, in a world where everything that can go
+wrong does.
 
-The oracle knows only what programs see. A pin counts from the moment in which its holder was told that it is pinned, until
-the holder has let go, was told that it is gone, or has died with its host. It is a violation if a cut takes effect on
-bytes of such a pin, if a request is not answered in time, or if anything is left when all is over.
+The oracle knows only what programs see. A pin counts from the moment in which its holder was told that it is pinned,
+until the holder has let go, was told that it is gone, or has died with its host. It is a violation if a cut takes
+effect on bytes of such a pin, if a request is not answered in time, or if anything is left when all is over.
 
 Everything is drawn from one seed: `World(Scenario(...), seed)` does the same each time.
 """
@@ -18,9 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from cluster.host import HOLDS_S, Host
+from cluster.host import HOLDS_S, Host, Standing
 from cluster.simulated_etcd import SimulatedEtcd, Snapshot
-
 from pinfs.cluster.keys import COUNTER
 from pinfs.cluster.membership import State, Timing
 from pinfs.cluster.messages import Answer, Batch, Request, Unknown
@@ -31,16 +30,16 @@ QUICK = Timing(
 )
 """Shorter than on real hosts, so that more happens in each second."""
 FAULTS = {"cut off": 8, "crash": 4, "restart": 4, "stall": 8, "watch lost": 2, "early": 4, "snapshot": 2, "restore": 1}
-TOLD_LINES = 40
+TOLD_LINES = 30
 SHORT_LEASE_S = 3600.0
 """A leader that is stuck may end leases early whose time is shorter than that."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """`faults_every_s`: 0: none. `loss`: share of messages; `gaps`: share of revisions that a watch loses. `late_cut_s`: how
-    late a system call may take effect, and `late_cuts` the share of those that do. `stall_s`: how long a daemon stalls at most. `faults`: which,
-    and how often each among the others."""
+    """`faults_every_s`: 0: none. `loss`: share of messages; `gaps`: share of revisions that a watch loses.
+    `late_cut_s`: how late a system call may take effect, and `late_cuts` the share of those that do. `stall_s`: how
+    long a daemon stalls at most. `faults`: which, and how often each among the others."""
 
     member: type[Member] = Member
     timing: Timing = QUICK
@@ -62,16 +61,6 @@ class Scenario:
 
 class ViolationError(AssertionError):
     """What must not happen."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A pin that a holder relies on."""
-
-    host: str
-    file: str
-    start: int
-    end: int
 
 
 class World:
@@ -110,8 +99,8 @@ class World:
         self.now = until
 
     def wind_up(self) -> None:
-        """In a world without faults: programs end, marks are forgotten, members leave, and nothing is left but the count
-        of marks. Raises ViolationError."""
+        """In a world without faults: programs end, marks are forgotten, members leave, and nothing is left but the
+        count of marks. Raises ViolationError."""
         self.is_working = False
         members = [daemon.member for host in self.hosts for daemon in host.daemons]
         self.run(max(HOLDS_S) + self.scenario.timing.linger_s * (2 + len(self.hosts)))
@@ -138,11 +127,19 @@ class World:
         raise ViolationError(f"seed {self.seed}, {self.now:.3f} s: {text}")
 
     def told(self) -> str:
-        """The end of the trace, as far as it concerns the file of the violation."""
+        """What the trace has about the file of a violation: how the pin came, and what came last."""
         assert self.trace is not None
-        found = re.search(r"cuts (\w+) ", self.trace[-1])
-        about = rf"/{found[1]}[/']|(CUT|file=') ?{found[1]}\b|FAULT|FENCED|joined|VIOLATION" if found else ""
-        return "\n".join([line for line in self.trace if re.search(about, line)][-TOLD_LINES:])
+        found = re.search(r"cuts (\w+) .* under pin (\d+) of (\w)", self.trace[-1])
+        if not found:
+            return "\n".join(self.trace[-TOLD_LINES:])
+        file, pin, host = found.groups()
+        about = re.compile(rf"/{file}[/']|(CUT|file=') ?{file}\b|FAULT|FENCED|joined|loses|VIOLATION")
+        lines = [line for line in self.trace if about.search(line)]
+        came = max(number for number, line in enumerate(lines) if f"{host} PINNED {pin} " in line)
+        before, after = lines[:came][-TOLD_LINES:], lines[came:]
+        if len(after) > TOLD_LINES:
+            after = [after[0], "...", *after[-TOLD_LINES:]]
+        return "\n".join([*before, *after])
 
     # The oracle
 
@@ -201,6 +198,7 @@ class World:
             nonlocal last
             if self.chance.random() < self.scenario.gaps:
                 self.counts["lost by a watch"] += 1
+                self.say(host.name, "loses revision", batch.revision)
                 return
             is_straggler = self.chance.random() < 0.05
             last = max(last, self.now + self.lag(host.is_slow) * (20 if is_straggler else 1)) + 1e-9

@@ -6,15 +6,12 @@ import math
 from collections.abc import Generator
 from typing import Any
 
-from pinfs.cluster.keys import PinKey, PinValue, RemovalValue
+from pinfs.cluster.keys import PinKey, RemovalValue, overlap
 from pinfs.cluster.messages import Batch, Compare, Request
-from pinfs.cluster.protocol import Member, OwnPin, OwnRemoval
+from pinfs.cluster.pinning import OwnPin
+from pinfs.cluster.protocol import Member, OwnRemoval
 from pinfs.cluster.tasks import Until
 from pinfs.cluster.view import Mark
-
-
-def _overlap(one: PinValue | RemovalValue, other: PinValue | RemovalValue) -> bool:
-    return one.start < other.end and other.start < one.end
 
 
 class Unwaiting(Member):
@@ -31,7 +28,7 @@ class WatchCache(Unwaiting):
     """A removal looks for pins in what the watch has told, as any cache of etcd would."""
 
     def _must_ask(self, file: str, value: RemovalValue) -> bool:
-        return any(_overlap(pin, value) for pin in self._view.pins.get(file, {}).values())
+        return any(overlap(pin, value) for pin in self._view.pins.get(file, {}).values())
 
 
 class EarlyPromise(Member):
@@ -63,7 +60,7 @@ class TrustsTheWatch(Member):
 
     def _removals_known(self, own: OwnPin) -> int:
         removals = self._view.removals.get(own.key.file, {}).values()
-        return 0 if any(_overlap(own.value, value) for value in removals) else self._view.revision
+        return 0 if any(overlap(own.value, value) for value in removals) else self._view.revision
 
 
 class Unconfirmed(Member):
