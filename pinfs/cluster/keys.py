@@ -8,8 +8,7 @@ Keys are relative to the prefix of the cluster. MEMBER is `HOST/INCARNATION`.
     f/FILE                        the mark: removals of this file ask etcd                no lease
     p/FILE/MEMBER/NUMBER          a pin: range and mode                                   pin lease
     r/FILE/MEMBER/NUMBER          a removal under way: range and operation                member lease
-    v/FILE/REMOVAL/MEMBER         the verdict of a holder's daemon: it does not let go    pin lease of the holder's
-    member
+    v/FILE/REMOVAL/MEMBER         the holder's daemon does not let go, and why            pin lease of that member
 
 Every key and value is bounded (MAX_KEY, MAX_VALUE, bytes). What cannot be read raises `Unreadable`: a daemon of another
 version is at work, and guessing what it means could cost pinned bytes.

@@ -126,6 +126,8 @@ class Membership:
         self._stream = 0
         self._is_stale = True
         """The watch has to begin anew, from a read."""
+        self._counted = (0, 0)
+        """A revision, and the count of marks as of then."""
         self._last_call = 0
         self._floors: dict[int, int] = {}
         """The newest revision that was known when a call was sent: its answer is not older."""
@@ -206,7 +208,7 @@ class Membership:
         while self._tasks.advance(self._now):
             pass
         if not self._is_live():
-            self._tasks.end_all(Ended())
+            self._tasks.end_all(Ended())  # the one that has ended the member may have gone on
         outputs, self._outputs = self._outputs, []
         return outputs
 
@@ -247,6 +249,7 @@ class Membership:
                 self._tasks.start(self._retire(), lasting=True)
             self.state = State.ENDED
             self._outputs.append(Fenced(self._take_pins(), why))
+            self._tasks.end_all(Ended())
 
     def _end_unless_member(self, found: tuple[KeyValue, ...]) -> None:
         """A guarded transaction was not done: because this is no member any more? Raises Ended."""
@@ -359,7 +362,7 @@ class Membership:
                 self._value, self._value_revision = value, answer.revision
                 self.fence = max(self.fence, self._fence_of(sent))
                 self._beat_due = sent + self._timing.beat_s
-                self._check_count(answer)
+                self._counted = (answer.revision, answer.ranges[0][0].version if answer.ranges[0] else 0)
             elif not answer.ranges[0] or answer.ranges[1]:
                 self._end("buried by another host")
                 return
@@ -370,13 +373,10 @@ class Membership:
                     return
                 self._value, self._value_revision = found, answer.ranges[0][0].mod_revision
 
-    def _check_count(self, answer: Done) -> None:
-        """The watch is at this revision, and short of marks: it has lost some."""
-        counted = answer.ranges[0][0].version if answer.ranges[0] else 0
-        self._is_stale |= self._view.revision >= answer.revision and self._follows_count(counted)
-
-    def _follows_count(self, counted: int) -> bool:
-        return counted > self._view.count
+    def _has_missed_marks(self) -> bool:
+        """The watch is where a beat has counted them, and short of some."""
+        revision, count = self._counted
+        return self._view.revision >= revision and self._view.count < count
 
     def _follows(self, batch: Batch) -> bool:
         return self._view.follows(batch)
@@ -385,7 +385,8 @@ class Membership:
         """From a read of everything, then from its revision on. While a read is under way, the promise stays as it
         was."""
         while True:
-            yield Until(lambda: self._is_stale)
+            yield Until(lambda: self._is_stale or self._has_missed_marks())
+            self._is_stale = True
             done = yield from self._ask(Txn((), (Range(ALL, prefix=True),)))
             self._view = self._view.reloaded(done.revision, done.ranges[0], self._now)
             self._is_stale = False

@@ -5,26 +5,28 @@ input or output, no chance. What comes in are the methods of `Member` and `Membe
 `pinfs.cluster.outputs`, which say what the daemon has to do.
 
 Removals are common and pins are rare. So a file is *marked* before its first pin, and every member promises to ask etcd
-from then on before it cuts that file; a removal of a file without a mark asks no one. Between pins and removals of the
-same member the local book decides: it reserves the range of a pin before `pin_wanted` and until the answer, and has
-judged a removal before `removal_wanted`.
+from then on before it cuts that file; a removal of a file without a mark costs no round trip. Between pins and
+removals of the same member the local book decides: it reserves the range of a pin before `pin_wanted` and until the
+answer, and has judged a removal before `removal_wanted`. Modes, deadlines and policies are the book's as well: what is
+here carries what it needs.
 
-I1   A member's promise n says: each removal that it begins from now on without asking etcd is of a file without a mark
-    up to the n-th ever set; those that it began before are over. Marks are counted by etcd, and a member that has
-    missed one does not promise beyond it. I2  A pin is acknowledged only by a transaction that finds the mark of its
-    file unchanged, the promise of each member up to that mark, no removal of these bytes, and this member alive. I3  A
-    marked file is cut only after a transaction that put the removal and found the pins of the file, and after a read
-    that finds none left of those in its range; the removal's key goes after the cut. I4  No cut begins and no pin is
-    acknowledged at the fence or later: the sending of the last beat that was done, plus `pin_ttl_s` (less what clocks
-    may differ), minus `margin_s`. At the fence all holders are told. Only local durations count. No peer takes this
-    member's pins away before `pin_ttl_s` after it has seen that beat, which was later. I5  A cut that has begun may
-    take effect late (an NFS server that hangs). A dead member's promise and removals stand until `member_ttl_s`, so
-    first pins and pins of its bytes have to wait for `Timing.late_s` after its fence.
+I1  A member's promise n says: each removal that it begins from now on without asking etcd is of a file without a mark
+    up to the n-th ever set; those that it began before are over. etcd counts the marks, and a member that has missed
+    one does not promise beyond it.
+I2  A pin is acknowledged only by a transaction that finds the mark of its file unchanged, the promise of each member
+    up to that mark, no removal of these bytes, and this member alive.
+I3  A marked file is cut only after a transaction that put the removal and found the pins of the file, and, if any were
+    in its range, after a read that finds none of them left. The removal's key goes after the cut.
+I4  No cut begins and no pin is acknowledged at the fence or later: the time at which the last beat that was done was
+    sent, plus `pin_ttl_s` (less what clocks may differ), minus `margin_s`. At the fence all holders are told. A peer
+    takes this member's pins away `pin_ttl_s` after it has seen that beat, which was later. Only durations count.
+I5  A cut that has begun may take effect late (an NFS server that hangs). The promise and the removals of a dead member
+    stand until `member_ttl_s`: until then first pins of a file, and pins in the way of these removals, get EAGAIN.
 
 The watch wakes, answers decide: a watch that is late or loses events makes pins and removals slow or refused, and no
-pin unsafe. What no protocol cures: a daemon that stalls for longer than `margin_s` tells its holders too late. A
-restored etcd has forgotten what came after its snapshot: it has to stay down for `member_ttl_s`, so that every member
-is fenced; going back in revisions is noticed as well, and ends the member.
+pin unsafe. Two things no protocol cures. A daemon that stalls for longer than `margin_s` tells its holders too late.
+And an etcd that is restored from a snapshot has forgotten pins: it has to stay down for `member_ttl_s`, in which all
+members meet their fences (a member that sees etcd go back in revisions ends as well, but another may have cut by then).
 """
 
 import errno

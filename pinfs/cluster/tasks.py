@@ -91,7 +91,7 @@ class Tasks:
         raise RuntimeError("a task went on after its end")
 
     def end_all(self, reason: Exception) -> None:
-        """Ends all tasks but the lasting ones."""
+        """Ends all tasks but the lasting ones, and the one that calls this."""
         for task in [*self._waiting, *self._calls.values()]:
             if not task.lasting:
                 self.end(task, reason)

@@ -44,7 +44,7 @@ class Uncounted(Member):
     def _follows(self, batch: Batch) -> bool:
         return True
 
-    def _follows_count(self, counted: int) -> bool:
+    def _has_missed_marks(self) -> bool:
         return False
 
 
