@@ -138,6 +138,8 @@ class Membership:
         self._value_revision = 0
         self._last_beat = 0
         self._beat_due = -math.inf
+        self._unsettled_until = -math.inf
+        """What the daemon before has begun may take effect until then."""
         self._doomed: dict[PinKey | RemovalKey, None] = {}
         self._buried: set[MemberId] = set()
         """Silent members whose pin leases have been revoked."""
@@ -389,6 +391,9 @@ class Membership:
             self._is_stale = True
             done = yield from self._ask(Txn((), (Range(ALL, prefix=True),)))
             self._view = self._view.reloaded(done.revision, done.ranges[0], self._now)
+            if self._view.count < self._value.promise:
+                self._end("restored")
+                return
             self._is_stale = False
             self._stream += 1
             self._outputs.append(Watch(self._stream, done.revision + 1))
@@ -461,6 +466,7 @@ class Membership:
         """Ends both leases as soon as nothing of this member can still take effect: sooner than others would bury
         it."""
         yield Until(lambda: not (self._has_removals() if self._is_live() else self._has_cuts()))
+        yield Until(never, self._unsettled_until)
         self.state = State.ENDED
         self._take_pins()
         give_up = self._now + self._timing.member_ttl_s

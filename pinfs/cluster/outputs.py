@@ -108,7 +108,7 @@ class Fenced:
     """This member is no more: other hosts may take its pins for gone soon. Tell the holders of these pins `revoked`,
     why `cluster`, at once, and answer no removal before that. Its cuts that have begun run to their end
     (`Member.removal_finished`). Begin a new member, with another incarnation; go on serving this one until it has
-    `Left`."""
+    `Left`. A pin whose release comes in at that moment is named as well."""
 
     pins: tuple[int, ...]
     why: str

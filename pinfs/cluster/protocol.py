@@ -98,8 +98,6 @@ class Member(Pinning):
         self._removals: dict[int, OwnRemoval] = {}
         self._own_keys: set[RemovalKey] = set()
         self._told: dict[RemovalKey, set[int]] = {}
-        self._unsettled_until = -math.inf
-        """What the daemon before has begun may take effect until then."""
 
     # What the daemon asks for
 

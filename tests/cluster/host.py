@@ -264,7 +264,7 @@ class Host:
                 world.say(self.name, "FENCED:", why)
                 for number in pins:
                     world.pin_over(self, number, "its holder was told")
-                    del self.pins[number]
+                    self.pins.pop(number, None)  # it may have let go at this very moment
                 for number in [number for number, pin in self.pins.items() if pin.key]:
                     world.violation(f"{self.name} did not name pin {number} at its fence")
                 if not self.is_leaving:

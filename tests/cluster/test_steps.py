@@ -10,7 +10,7 @@ from cluster.simulated_etcd import CLUSTER_ID
 from cluster.together import TIMING, Together, cut, pin
 from pinfs.cluster.keys import MemberId, PinKey, RemovalKey
 from pinfs.cluster.membership import CLOCK_TRUST, Limits, State
-from pinfs.cluster.messages import Done, KeepAlive, Put, Revoke, Txn
+from pinfs.cluster.messages import Delete, Done, KeepAlive, Put, Revoke, Txn
 from pinfs.cluster.outputs import (
     Call,
     Fenced,
@@ -333,6 +333,14 @@ def test_an_own_key_that_went_back_ends_the_member(two: Together) -> None:
     assert [fenced.why for fenced in two.heard("a", Fenced)] == ["restored"]
 
 
+def test_a_count_that_went_back_ends_the_member(two: Together) -> None:
+    """An operator has deleted the key: what was promised before would say too much."""
+    two.wants_pin("a", 1, pin(0, 4))
+    two.etcd.handle(Txn((), (Delete("c"),)), two.now)
+    two.do("a", [])
+    assert [two.heard(host, Fenced)[0].why for host in "ab"] == ["restored", "restored"]
+
+
 def test_a_lease_that_has_ended_ends_the_member(two: Together) -> None:
     two.wants_pin("a", 1, pin(0, 4))
     member = two.members["a"]
@@ -389,6 +397,23 @@ def test_the_next_daemon_waits_for_what_the_one_before_has_begun(two: Together) 
     assert two.heard("b", PinRefused) == [PinRefused(1, errno.EAGAIN, "host", "a")]
     two.pass_time(1)
     assert not two.keys("r/")
+    two.wants_pin("b", 2, pin(0, 4), "f2")
+    assert two.heard("b", Pinned)
+
+
+def test_a_member_does_not_leave_before_what_the_daemon_before_has_begun_is_over(two: Together) -> None:
+    two.wants_cut("a", 1, cut(0, 9), "f2")
+    resumed(two, {}, is_settled=False)
+    two.silent.add("a")
+    two.pass_time(TIMING.pin_ttl_s - TIMING.margin_s)
+    assert two.heard("a", Fenced)
+    two.silent.clear()
+    two.pass_time(TIMING.pin_ttl_s)
+    two.wants_pin("b", 1, pin(0, 4), "f2", wait_s=0.5)
+    two.pass_time(0.6)
+    assert two.heard("b", PinRefused) == [PinRefused(1, errno.EAGAIN, "host", "a")]
+    two.pass_time(TIMING.late_s)
+    assert two.heard("a", Left)
     two.wants_pin("b", 2, pin(0, 4), "f2")
     assert two.heard("b", Pinned)
 
