@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 
 class Target(Enum):
-    """What of a key a compare looks at. A key that is not there has 0 for each number."""
+    """What of a key a compare looks at."""
 
     CREATE = "create"
     MOD = "mod"
@@ -25,7 +25,8 @@ class Relation(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """`prefix`: it must hold for every key that begins with `key`; for none at all it holds."""
+    """`prefix`: it must hold for every key that begins with `key`. Where there is none, numbers are 0, and no VALUE
+    compares (applyCompare of etcd's apply.go)."""
 
     key: str
     target: Target

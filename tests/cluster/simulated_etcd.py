@@ -119,7 +119,7 @@ class SimulatedEtcd:
 
     def _holds(self, compare: Compare) -> bool:
         found = self._found(compare.key, compare.prefix)
-        if not found and not compare.prefix:
+        if not found:
             return compare.target is not Target.VALUE and _related(0, compare)
         return all(_related(self._target(key, compare.target), compare) for key in found)
 

@@ -29,7 +29,7 @@ QUICK = Timing(
     pin_ttl_s=6.0, member_ttl_s=20.0, margin_s=2.0, beat_s=1.0, bundle_ttl_s=86400.0, retry_s=0.1, linger_s=2.0
 )
 """Shorter than on real hosts, so that more happens in each second."""
-FAULTS = {"cut off": 8, "crash": 4, "restart": 4, "stall": 8, "watch lost": 2, "early": 4, "snapshot": 2, "restore": 1}
+FAULTS = {"cut off": 8, "crash": 4, "restart": 4, "stall": 8, "watch lost": 2, "early": 4, "snapshot": 4, "restore": 2}
 TOLD_LINES = 30
 SHORT_LEASE_S = 3600.0
 """A leader that is stuck may end leases early whose time is shorter than that."""
@@ -52,6 +52,7 @@ class Scenario:
     late_cut_s: float = 13.5
     late_cuts: float = 0.05
     stall_s: float = 1.6
+    down_s: float = 20.5
     faults: Mapping[str, int] = field(default_factory=lambda: FAULTS)
 
     def without_faults(self) -> Scenario:
@@ -270,7 +271,8 @@ class World:
         self.at(seconds, mend)
 
     def _restore(self, snapshot: Snapshot) -> None:
-        """As an operator has to do it: etcd stays down until all members are fenced, and what they began is over."""
+        """An operator who keeps to the rules has etcd down until all members are fenced, and what they began is
+        over."""
         self._etcd_is_down = True
         self._snapshot = None
         self._streams.clear()
@@ -279,4 +281,4 @@ class World:
             self.etcd.restore(snapshot)
             self._etcd_is_down = False
 
-        self.at(self.scenario.timing.member_ttl_s * 1.02, up)
+        self.at(self.scenario.down_s, up)
