@@ -3,8 +3,7 @@
 Keys are relative to the prefix of the cluster. MEMBER is `HOST/INCARNATION`.
 
     c                             its version counts the marks that were ever set         no lease
-    m/MEMBER                      the member's promise, its beat, its two leases          member lease
-    d/MEMBER                      the obituary of a member that went silent               its member lease
+    m/MEMBER                      promise, beat, times to live, leases of the member      member lease
     f/FILE                        the mark: removals of this file ask etcd                no lease
     p/FILE/MEMBER/NUMBER          a pin: range and mode                                   pin lease
     r/FILE/MEMBER/NUMBER          a removal under way: range and operation                member lease
@@ -55,19 +54,11 @@ class MemberId(NamedTuple):
     def key(self) -> str:
         return f"m/{self}"
 
-    @property
-    def obituary(self) -> str:
-        return f"d/{self}"
-
     def check(self) -> "MemberId":
         """Raises Unreadable for names that no key can carry."""
         _match(_HOST, self.host)
         _match(_HEX, self.incarnation)
         return self
-
-
-class ObituaryKey(NamedTuple):
-    member: MemberId
 
 
 class MarkKey(NamedTuple):
@@ -123,26 +114,31 @@ class CounterKey(NamedTuple):
         return COUNTER
 
 
-Key: TypeAlias = MemberId | ObituaryKey | MarkKey | PinKey | RemovalKey | VerdictKey | CounterKey
+Key: TypeAlias = MemberId | MarkKey | PinKey | RemovalKey | VerdictKey | CounterKey
 
 
 class MemberValue(NamedTuple):
-    """`promise`: the marks up to this count are honoured. `beat`: rises with each put. The ids of its leases.
+    """`promise`: the marks up to this count are honoured. `beat`: rises with each put. `pin_ttl_ms` and
+    `member_ttl_ms`: how long the member may be silent, by its own configuration, as of `Timing`. The ids of its
+    leases.
 
     The promise comes first and has a fixed width, so that etcd can compare all members' values with a count.
     """
 
     promise: int
     beat: int
+    pin_ttl_ms: int
+    member_ttl_ms: int
     pin_lease: int
     member_lease: int
 
     def __str__(self) -> str:
-        return f"{padded(self.promise)} {VERSION} {self.beat} {self.pin_lease} {self.member_lease}"
+        promise, *rest = self
+        return " ".join(map(str, (padded(promise), VERSION, *rest)))
 
     @classmethod
     def read(cls, text: str) -> "MemberValue":
-        promise, *rest = _fields(text, 5)
+        promise, *rest = _fields(text, 7)
         _check_version(rest.pop(0))
         return cls(_number(promise), *map(_number, rest))
 
@@ -224,8 +220,6 @@ def read_key(text: str) -> Key:
             return CounterKey()
         case ["m", host, incarnation]:
             return MemberId(host, incarnation).check()
-        case ["d", host, incarnation]:
-            return ObituaryKey(MemberId(host, incarnation).check())
         case ["f", file]:
             return MarkKey(_match(_FILE, file))
         case ["p", file, host, incarnation, number]:

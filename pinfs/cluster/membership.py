@@ -17,7 +17,6 @@ from pinfs.cluster.keys import (
     Key,
     MemberId,
     MemberValue,
-    ObituaryKey,
     PinKey,
     RemovalKey,
     Unreadable,
@@ -40,7 +39,6 @@ from pinfs.cluster.messages import (
     Revoke,
     Txn,
     absent,
-    exists,
     unchanged,
 )
 from pinfs.cluster.outputs import Call, Fenced, Joined, Left, Output, Watch
@@ -55,7 +53,7 @@ DELETES_AT_ONCE: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Durations, in seconds of any clock. The same on all hosts of a cluster, but for the last three.
+    """Durations, in seconds of any clock. They may differ between hosts: each is judged by its own.
 
     `pin_ttl_s`: other hosts take the pins of a silent member for gone after that. `member_ttl_s`: and its removals
     for over. `margin_s`: what a daemon may stall, and its holders need to hear of the fence. `bundle_ttl_s`: of etcd's
@@ -133,7 +131,7 @@ class Membership:
         """The newest revision that was known when a call was sent: its answer is not older."""
         self._newest = 0
         self._cluster_id = 0
-        self._value = MemberValue(0, 0, 0, 0)
+        self._value = MemberValue(0, 0, 0, 0, 0, 0)
         """As of the last put of the own key that etcd has confirmed, at `_value_revision`."""
         self._value_revision = 0
         self._last_beat = 0
@@ -254,7 +252,7 @@ class Membership:
             self._tasks.end_all(Ended())
 
     def _end_unless_member(self, found: tuple[KeyValue, ...]) -> None:
-        """A guarded transaction was not done: because this is no member any more? Raises Ended."""
+        """`found`: what etcd has of the own key. Raises Ended."""
         if not found:
             self._end("buried by another host")
             raise Ended
@@ -285,7 +283,7 @@ class Membership:
         """A key has changed; None: it was deleted."""
         if isinstance(key, PinKey | RemovalKey) and item:
             self._noticed_own(key)
-        if isinstance(key, ObituaryKey) and item and key.member == self.id:
+        if key == self.id and item is None:
             self._end("buried by another host")
 
     def _noticed_own(self, key: PinKey | RemovalKey) -> None:
@@ -304,7 +302,8 @@ class Membership:
             member_lease = yield from self._granted()
             counted = yield from self._ask(Txn((), (Range(COUNTER),)))
             promise = counted.ranges[0][0].version if counted.ranges[0] else 0  # cuts begin after all that is read
-            value = MemberValue(promise, 1, pin_lease, member_lease)
+            pin_ttl_ms, member_ttl_ms = (round(1000 * s) for s in (self._timing.pin_ttl_s, self._timing.member_ttl_s))
+            value = MemberValue(promise, 1, pin_ttl_ms, member_ttl_ms, pin_lease, member_lease)
             self._value, self._last_beat = value, 1
             self.fence = self._fence_of(self._now)
             register = Txn((absent(self.id.key),), (Put(self.id.key, str(value), member_lease),), (Range(self.id.key),))
@@ -352,9 +351,8 @@ class Membership:
             sent = self._now
             self._last_beat += 1
             value = self._value._replace(promise=self._promise(), beat=self._last_beat)
-            guards = (unchanged(me, self._value_revision), absent(self.id.obituary))
             put = Put(me, str(value), value.member_lease)
-            answer = yield Txn(guards, (put, Range(COUNTER)), (Range(me), Range(self.id.obituary)))
+            answer = yield Txn((unchanged(me, self._value_revision),), (put, Range(COUNTER)), (Range(me),))
             if isinstance(answer, LeaseGone):
                 self._end("its lease has ended")
                 return
@@ -365,7 +363,7 @@ class Membership:
                 self.fence = max(self.fence, self._fence_of(sent))
                 self._beat_due = sent + self._timing.beat_s
                 self._counted = (answer.revision, answer.ranges[0][0].version if answer.ranges[0] else 0)
-            elif not answer.ranges[0] or answer.ranges[1]:
+            elif not answer.ranges[0]:
                 self._end("buried by another host")
                 return
             else:
@@ -412,41 +410,35 @@ class Membership:
                     return
 
     def _bury(self) -> Steps:
-        """I5: a member whose key has not changed for `pin_ttl_s` of this host's clock gets an obituary, in a
-        transaction that fails if it has. Then it cannot beat again and is behind its fence, and its pins go; what it
-        has begun to cut counts as under way until `member_ttl_s`."""
+        """I5: a member whose key has not changed for its `pin_ttl_s`, by this host's clock, is behind its fence, and
+        its pins go. What it has begun to cut counts as under way until its `member_ttl_s`. A read makes sure that the
+        watch has not lost its beats; a beat that comes after that read is answered behind the fence."""
         while True:
             yield Until(never, self._now + self._timing.beat_s / 3)
             self._buried &= self._view.members.keys()
             for member, peer in [*self._view.members.items()]:
-                silent_s = self._now - peer.since
-                if member == self.id or silent_s < self._timing.pin_ttl_s:
+                if member == self.id or not self._is_silent(peer, peer.value.pin_ttl_ms):
                     continue
-                if member not in self._view.obituaries:
-                    yield from self._declare_dead(member, peer)
-                elif member not in self._buried:
-                    if isinstance((yield Revoke(peer.value.pin_lease)), LeaseDone | LeaseGone):
-                        self._buried.add(member)
-                elif silent_s >= self._timing.member_ttl_s and isinstance(
+                if member not in self._buried:
+                    yield from self._bury_pins(member, peer)
+                elif self._is_silent(peer, peer.value.member_ttl_ms) and isinstance(
                     (yield Revoke(peer.value.member_lease)), LeaseDone | LeaseGone
                 ):
                     self._view.forget_member(member)
-                    self._buried.discard(member)
 
-    def _declare_dead(self, member: MemberId, peer: Peer) -> Steps:
-        """Its key and its obituary go with its member lease, at one revision."""
-        guards = (unchanged(member.key, peer.revision), absent(member.obituary), exists(self.id.key))
-        put = Put(member.obituary, "1", peer.value.member_lease)
-        answer = yield Txn(guards, (put,), (Range(member.key), Range(member.obituary)))
-        if isinstance(answer, LeaseGone):
+    def _is_silent(self, peer: Peer, ttl_ms: int) -> bool:
+        return self._now - peer.since >= ttl_ms / 1000
+
+    def _bury_pins(self, member: MemberId, peer: Peer) -> Steps:
+        answer = yield Txn((), (Range(member.key),))
+        if not isinstance(answer, Done):
+            return
+        if not answer.ranges[0]:
             self._view.forget_member(member)
-        elif isinstance(answer, Done):
-            if answer.succeeded or answer.ranges[1]:
-                self._view.obituaries.add(member)
-            elif answer.ranges[0]:  # it has beaten, and the watch is late, or has lost that
-                self._view.saw_member(answer.ranges[0][0], self._now)
-            else:
-                self._view.forget_member(member)
+        elif answer.ranges[0][0].mod_revision != peer.revision:
+            self._view.saw_member(answer.ranges[0][0], self._now)
+        elif isinstance((yield Revoke(peer.value.pin_lease)), LeaseDone | LeaseGone):
+            self._buried.add(member)
 
     def _sweep(self) -> Steps:
         """Deletes keys of our own that are over, several at once."""

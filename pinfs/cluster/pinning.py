@@ -33,7 +33,6 @@ from pinfs.cluster.messages import (
     Txn,
     absent,
     all_above,
-    exists,
     none_newer,
     unchanged,
 )
@@ -76,6 +75,7 @@ class Pinning(Membership):
         self._pins: dict[int, OwnPin] = {}
         self._pin_of: dict[PinKey, int] = {}
         self._held_of: dict[str, dict[int, OwnPin]] = {}
+        self._waiting = 0
 
     def pin_wanted(self, pin: int, file: str, value: PinValue, deadline: float, now: float) -> list[Output]:
         """Registers a pin; `Pinned` or `PinRefused` follows by the deadline, or `Fenced`. A pin that moves is a new
@@ -112,6 +112,7 @@ class Pinning(Membership):
 
     def _pin(self, pin: int, own: OwnPin, deadline: float) -> Steps:
         refusal: Refusal | None = None
+        self._waiting += 1
         try:
             own.revision = yield from self._registered(own, deadline)
         except Refusal as reason:
@@ -123,6 +124,8 @@ class Pinning(Membership):
         except Withdrawn:
             self._drop_pin(pin)
             return
+        finally:
+            self._waiting -= 1
         own.task = None
         if refusal:
             self._drop_pin(pin)
@@ -142,18 +145,16 @@ class Pinning(Membership):
             yield self._promised(file, mark, deadline)
             own.is_sent = True
             guards = (
-                exists(self.id.key),
                 unchanged(f"{MarkKey(file)}", mark.revision),
                 none_newer(removals_of(file), harmless_until),
                 *self._promise_guards(mark),
             )
             put = Put(str(own.key), str(own.value), self._value.pin_lease)
-            found = (Range(self.id.key), Range(removals_of(file), prefix=True))
+            found = (Range(removals_of(file), prefix=True),)
             done = yield from self._ask(Txn(guards, (put,), found), deadline)
             if done.succeeded:
                 return done.revision
-            self._end_unless_member(done.ranges[0])
-            way = _in_way(done.ranges[1], own.value)
+            way = _in_way(done.ranges[0], own.value)
             if way:
                 if patience is None:  # one that only cuts is over in a moment
                     patience = min(deadline, self._now + self._timing.patience_s)
@@ -177,11 +178,8 @@ class Pinning(Membership):
                 raise Refusal(errno.EDQUOT, "files")
             if self._now >= deadline:
                 raise Refusal(errno.EAGAIN, "watch")
-            guards = (exists(self.id.key), absent(f"{MarkKey(file)}"))
-            marking = (Put(f"{MarkKey(file)}", "1"), Put(COUNTER, "1"))
-            done = yield from self._ask(Txn(guards, marking, (Range(self.id.key),)), deadline)
-            if not done.succeeded:
-                self._end_unless_member(done.ranges[0])
+            key = f"{MarkKey(file)}"
+            done = yield from self._ask(Txn((absent(key),), (Put(key, "1"), Put(COUNTER, "1"))), deadline)
             yield self._caught_up(done.revision, deadline)
 
     def _caught_up(self, revision: int, deadline: float) -> Until:
@@ -247,7 +245,6 @@ class Pinning(Membership):
                     continue
                 key = f"{MarkKey(file)}"
                 guards = (
-                    exists(self.id.key),
                     unchanged(key, mark.revision),
                     none_newer(pins_of(file), 0),
                     none_newer(removals_of(file), 0),
@@ -259,7 +256,7 @@ class Pinning(Membership):
     def _refused_at_once(self, if_crowded: int) -> Refusal | None:
         if self.state is not State.JOINED:
             return Refusal(errno.EIO, "cluster")
-        return Refusal(if_crowded, "crowd") if len(self._tasks) >= self._limits.waiting else None
+        return Refusal(if_crowded, "crowd") if self._waiting >= self._limits.waiting else None
 
     def _next_serial(self) -> int:
         self._serial += 1

@@ -14,7 +14,7 @@ I1  A member's promise n says: each removal that it begins from now on without a
     up to the n-th ever set; those that it began before are over. etcd counts the marks, and a member that has missed
     one does not promise beyond it.
 I2  A pin is acknowledged only by a transaction that finds the mark of its file unchanged, the promise of each member
-    up to that mark, no removal of these bytes, and this member alive.
+    up to that mark, and no removal of these bytes, and puts it with the lease of a member that has not been buried.
 I3  A marked file is cut only after a transaction that put the removal and found the pins of the file, and, if any were
     in its range, after a read that finds none of them left. The removal's key goes after the cut.
 I4  No cut begins and no pin is acknowledged at the fence or later: the time at which the last beat that was done was
@@ -175,6 +175,7 @@ class Member(Pinning):
 
     def _remove(self, removal: int, own: OwnRemoval, deadline: float) -> Steps:
         refusal: Refusal | None = None
+        self._waiting += 1
         try:
             yield from self._cleared(removal, own, deadline)
         except Refusal as reason:
@@ -186,6 +187,8 @@ class Member(Pinning):
         except Withdrawn:
             self._drop_removal(removal)
             return
+        finally:
+            self._waiting -= 1
         own.task = None
         if refusal:
             self._drop_removal(removal)
@@ -202,9 +205,7 @@ class Member(Pinning):
             self._refuse_if_denied(own, done.ranges[0])
         own.is_sent = True
         put = Put(str(own.key), str(own.value), self._value.member_lease)
-        done = yield from self._ask(Txn((exists(self.id.key),), (put, pins), (Range(self.id.key),)), deadline)
-        if not done.succeeded:
-            self._end_unless_member(done.ranges[0])
+        done = yield from self._ask(Txn((), (put, pins)), deadline)
         self._refuse_if_denied(own, done.ranges[0])
         way = self._in_way(own, done.ranges[0])
         if not way:
@@ -321,8 +322,8 @@ class Member(Pinning):
     def _resume(self) -> Steps:
         """The member is there, unless others have buried it meanwhile."""
         try:
-            done = yield from self._ask(Txn((), (Range(self.id.key), Range(self.id.obituary))))
-            self._end_unless_member(() if done.ranges[1] else done.ranges[0])
+            done = yield from self._ask(Txn((), (Range(self.id.key),)))
+            self._end_unless_member(done.ranges[0])
             own = done.ranges[0][0]
             self._value, self._value_revision = MemberValue.read(own.value), own.mod_revision
             self._last_beat = self._value.beat

@@ -15,7 +15,6 @@ from pinfs.cluster.keys import (
     MarkKey,
     MemberId,
     MemberValue,
-    ObituaryKey,
     PinKey,
     PinValue,
     RemovalKey,
@@ -60,7 +59,6 @@ class View:
         """All marks up to this count have been taken in."""
         self.marks: dict[str, Mark] = {}
         self.members: dict[MemberId, Peer] = {}
-        self.obituaries: set[MemberId] = set()
         self.pins: dict[str, dict[PinKey, PinValue]] = {}
         self.removals: dict[str, dict[RemovalKey, RemovalValue]] = {}
         self.verdicts: dict[RemovalKey, dict[MemberId, str]] = {}
@@ -137,7 +135,6 @@ class View:
     def forget_member(self, member: MemberId) -> None:
         """Its lease has ended, and with it all keys that count it as a member."""
         self.members.pop(member, None)
-        self.obituaries.discard(member)
 
     def forget_mark(self, file: str, mark: Mark) -> None:
         """An answer has shown that this mark is gone."""
@@ -151,8 +148,6 @@ class View:
                 known = self.members.get(key)
                 if known is None or known.revision < item.mod_revision:
                     self.members[key] = Peer(MemberValue.read(item.value), item.mod_revision, now)
-            case ObituaryKey():
-                self.obituaries.add(key.member)
             case PinKey():
                 self.pins.setdefault(key.file, {})[key] = PinValue.read(item.value)
                 self.idle_since.pop(key.file, None)
@@ -169,8 +164,6 @@ class View:
                 self.idle_since.pop(key.file, None)
             case MemberId():
                 self.members.pop(key, None)
-            case ObituaryKey():
-                self.obituaries.discard(key.member)
             case PinKey():
                 _drop(self.pins, key.file, key)
                 self._note_idle(key.file, now)

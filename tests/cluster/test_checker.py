@@ -51,6 +51,7 @@ BEYOND_HELP = {
 def drawn(chance: random.Random) -> Scenario:
     """A world of any size, more or less hostile."""
     return Scenario(
+        timing=replace(QUICK, linger_s=chance.choice([0.2, 2.0])),
         hosts=chance.choice([2, 3, 3, 5]),
         files=chance.choice([1, 3, 12, 30]),
         pace_s=chance.choice([0.03, 0.05, 0.2]),

@@ -14,7 +14,6 @@ from pinfs.cluster.keys import (
     MarkKey,
     MemberId,
     MemberValue,
-    ObituaryKey,
     PinKey,
     PinValue,
     RemovalKey,
@@ -31,6 +30,7 @@ files = st.from_regex(r"[0-9a-f.]{1,40}", fullmatch=True)
 words = st.from_regex(r"[a-z_]{1,24}", fullmatch=True)
 members = st.builds(MemberId, hosts, st.from_regex(r"[0-9a-f]{1,16}", fullmatch=True))
 numbers = st.integers(0, MOST)
+ttls = st.integers(0, 86_400_000)
 removals = st.builds(RemovalKey, files, members, numbers)
 written = st.one_of(
     st.just(CounterKey()),
@@ -50,12 +50,11 @@ def test_keys_are_read_as_they_were_written(key: MarkKey | PinKey | RemovalKey |
 @given(members)
 def test_keys_of_members_are_read_as_they_were_written(member: MemberId) -> None:
     assert keys.read_key(member.key) == member
-    assert keys.read_key(member.obituary) == ObituaryKey(member)
 
 
-@given(numbers, numbers, numbers, numbers)
-def test_values_of_members(promise: int, beat: int, pin_lease: int, member_lease: int) -> None:
-    value = MemberValue(promise % 10**keys.DIGITS, beat, pin_lease, member_lease)
+@given(numbers, numbers, ttls, ttls, numbers)
+def test_values_of_members(promise: int, beat: int, pin_ttl_ms: int, member_ttl_ms: int, lease: int) -> None:
+    value = MemberValue(promise % 10**keys.DIGITS, beat, pin_ttl_ms, member_ttl_ms, lease, lease)
     assert MemberValue.read(str(value)) == value
     assert len(str(value)) <= MAX_VALUE
 
@@ -73,14 +72,28 @@ def test_values_of_pins_and_removals(start: int, length: int, mode: Mode, operat
 @given(st.integers(0, 10**keys.DIGITS - 1), st.integers(0, 10**keys.DIGITS - 1))
 def test_etcd_compares_promises_as_numbers(promise: int, count: int) -> None:
     """Greater than the digits: the same promise, or a later one, because more follows."""
-    value = str(MemberValue(promise, 1, 2, 3))
+    value = str(MemberValue(promise, 1, 2, 3, 4, 5))
     assert (value.encode() > keys.padded(count).encode()) == (promise >= count)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "x", "x/1", "c/1", "m/a", "m/a/1/2", "m//1", "m/a/xyz", "m/a b/1", "m/a/" + "1" * 17, "d/a", "f/", "f/g"),
+        *(
+            "",
+            "x",
+            "x/1",
+            "c/1",
+            "m/a",
+            "m/a/1/2",
+            "m//1",
+            "m/a/xyz",
+            "m/a b/1",
+            "m/a/" + "1" * 17,
+            "d/a/1",
+            "f/",
+            "f/g",
+        ),
         *(
             "f/" + "a" * 41,
             "p/1/a/1",
@@ -115,7 +128,7 @@ def test_other_values_of_removals_are_unreadable(text: str) -> None:
         RemovalValue.read(text)
 
 
-@pytest.mark.parametrize("text", ["0000000000000001 2 1 2 3", "x 1 1 2 3", "0000000000000001 1 1 2"])
+@pytest.mark.parametrize("text", ["0000000000000001 2 1 2 3 4 5", "x 1 1 2 3 4 5", "0000000000000001 1 1 2 3 4"])
 def test_other_values_of_members_are_unreadable(text: str) -> None:
     with pytest.raises(Unreadable):
         MemberValue.read(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 
@@ -268,7 +269,7 @@ def test_pins_of_a_dead_host_go_after_the_pin_ttl_and_its_promise_after_the_memb
     assert two.keys("p/")
     two.pass_time(3 * TIMING.beat_s, without=("a",))
     assert not two.keys("p/")
-    assert two.keys("d/") == ["d/a/1"]
+    assert two.keys("m/a")
     two.wants_pin("b", 1, pin(0, 4), "f2")
     two.wants_pin("b", 2, pin(4, 9), "f1")
     two.pass_time(3.0, without=("a",))
@@ -278,13 +279,22 @@ def test_pins_of_a_dead_host_go_after_the_pin_ttl_and_its_promise_after_the_memb
     ]
     two.pass_time(TIMING.member_ttl_s - TIMING.pin_ttl_s, without=("a",))
     assert two.keys("m/") == ["m/b/1"]
-    assert not two.keys("d/")
     assert not two.keys("r/")
     two.wants_pin("b", 3, pin(0, 4), "f2")
     assert two.heard("b", Pinned)
 
 
-def test_a_host_that_was_declared_dead_ends_when_it_hears_of_it(two: Together) -> None:
+def test_each_host_is_judged_by_its_own_times_to_live() -> None:
+    both = Together()
+    both.join("a", timing=replace(TIMING, pin_ttl_s=45.0))
+    both.join("b")
+    both.wants_pin("a", 1, pin(0, 4))
+    both.pass_time(35.0, without=("a",))
+    assert both.keys("p/")
+    assert not both.heard("a", Fenced)
+
+
+def test_a_host_that_was_taken_for_dead_ends_when_it_goes_on(two: Together) -> None:
     two.wants_pin("a", 1, pin(0, 4))
     two.pass_time(TIMING.pin_ttl_s + TIMING.beat_s, without=("a",))
     assert [fenced.pins for fenced in two.heard("a", Fenced)] == [(1,)]
@@ -432,7 +442,7 @@ def test_a_daemon_that_comes_back_too_late_tells_the_holders(two: Together) -> N
 def test_limits_have_names() -> None:
     two = Together()
     two.join("a", limits=Limits(pins=2, files=1))
-    two.join("b", limits=Limits(waiting=1))
+    two.join("b", limits=Limits(waiting=0))
     two.wants_pin("a", 1, pin(0, 4))
     two.wants_pin("a", 2, pin(0, 4), "f2")
     two.wants_pin("a", 3, pin(0, 4))
@@ -459,7 +469,7 @@ def test_what_is_revoked_already_counts_as_left(two: Together) -> None:
     two.silent.add("a")
     two.pass_time(TIMING.pin_ttl_s + 2 * TIMING.beat_s)
     assert not two.heard("a", Left)
-    assert two.keys("d/") == ["d/a/1"]
+    assert two.keys("m/a")
     for lease in {call.request.lease for _, call in two.calls if isinstance(call.request, Revoke)}:
         two.etcd.revoke(lease)
     two.silent.clear()
