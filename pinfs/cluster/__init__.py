@@ -1,1 +1,1 @@
-"""Pins across hosts: daemons over one shared directory honour each other's pins through etcd (docs/hosts.md)."""
+"""Pins across hosts (SPEC 14, planned)."""

@@ -244,11 +244,7 @@ class Pinning(Membership):
                 if mark is None or file in wanted or self._now - since < self._timing.linger_s * (1 + turn):
                     continue
                 key = f"{MarkKey(file)}"
-                guards = (
-                    unchanged(key, mark.revision),
-                    none_newer(pins_of(file), 0),
-                    none_newer(removals_of(file), 0),
-                )
+                guards = (unchanged(key, mark.revision), none_newer(pins_of(file), 0))
                 done = yield from self._ask(Txn(guards, (Delete(key),), (Range(key),)))
                 if done.succeeded or not done.ranges[0]:
                     self._view.forget_mark(file, mark)

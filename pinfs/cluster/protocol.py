@@ -63,7 +63,7 @@ SERIAL_BITS: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Former:
-    """What the journal has of the daemon before, of the same member.
+    """What the journal has of the daemon before, of the same member, if that had joined. (If not: a new incarnation.)
 
     `fence`: its last one. `pins`: those that it had acknowledged. `is_settled`: no system call of it can still cut
     bytes.
@@ -108,7 +108,8 @@ class Member(Pinning):
         return self._settled()
 
     def resume(self, former: Former, now: float) -> list[Output]:
-        """Goes on for a daemon that has died; `Joined` follows, or `Fenced` with the pins of the daemon before."""
+        """Goes on for a daemon that has died; `Joined` follows, or `Fenced` with the pins of the daemon before.
+        Removals that had been told are told again, under the same keys."""
         self.fence = former.fence
         for pin, (key, value) in former.pins.items():
             self._hold(pin, OwnPin(key, value, revision=1, is_sent=True))

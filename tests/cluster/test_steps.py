@@ -9,7 +9,7 @@ import pytest
 
 from cluster.simulated_etcd import CLUSTER_ID
 from cluster.together import TIMING, Together, cut, pin
-from pinfs.cluster.keys import MemberId, PinKey, RemovalKey
+from pinfs.cluster.keys import MemberId, MemberValue, PinKey, RemovalKey
 from pinfs.cluster.membership import CLOCK_TRUST, Limits, State
 from pinfs.cluster.messages import Delete, Done, KeepAlive, Put, Revoke, Txn
 from pinfs.cluster.outputs import (
@@ -179,6 +179,49 @@ def test_a_file_without_pins_loses_its_mark_after_a_while(two: Together) -> None
     assert not two.members["b"].is_marked("f1")
 
 
+def test_a_pin_is_not_registered_under_a_mark_that_is_gone(two: Together) -> None:
+    two.wants_pin("a", 1, pin(0, 4))
+    two.do("a", two.members["a"].pin_released(1, two.now))
+    two.deaf.add("a")
+    two.etcd.handle(Txn((), (Delete("f/f1"),)), two.now)
+    two.wants_pin("a", 2, pin(0, 4))
+    assert not two.keys("p/")
+    two.pass_time(2.1)
+    assert two.heard("a", PinRefused) == [PinRefused(2, errno.EAGAIN, "watch")]
+
+
+def test_a_host_that_is_late_does_not_take_a_new_mark_away(two: Together) -> None:
+    two.wants_pin("a", 1, pin(0, 4))
+    two.do("a", two.members["a"].pin_released(1, two.now))
+    two.deaf.add("b")
+    two.pass_time(TIMING.linger_s * 1.8)
+    assert not two.keys("f/")
+    two.etcd.handle(Txn((), (Put("f/f1", "1"), Put("c", "1"))), two.now)
+    two.do("a", [])
+    two.pass_time(TIMING.linger_s * 0.8)  # b's turn, by what it knows; not yet a's
+    assert two.keys("f/")
+
+
+def test_a_read_does_not_tell_which_mark_came_first_and_the_promise_stays_below_them(two: Together) -> None:
+    two.wants_cut("b", 1, cut(0, 9), "f1")
+    two.deaf.add("b")
+    two.wants_pin("a", 1, pin(0, 4), "f1", wait_s=30.0)
+    two.wants_pin("a", 2, pin(0, 4), "f2", wait_s=30.0)
+    two.hear("b")
+    two.do("b", two.members["b"].watch_lost(1, two.now))
+    assert two.members["b"].is_marked("f1")
+    assert not two.heard("a", Pinned)
+    two.do("b", two.members["b"].removal_finished(1, two.now))
+    assert [pinned.pin for pinned in two.heard("a", Pinned)] == [1, 2]
+
+
+def test_a_host_that_joins_promises_what_there_is(two: Together) -> None:
+    two.wants_pin("a", 1, pin(0, 4))
+    two.join("c")
+    first = next(op for txn in two.txns("c") for op in txn.then if isinstance(op, Put))
+    assert MemberValue.read(first.value).promise == 1
+
+
 # Answers that are lost or late
 
 
@@ -218,6 +261,16 @@ def test_a_mark_that_the_watch_has_lost_shows_at_the_next_beat(two: Together) ->
     two.pass_time(2 * TIMING.beat_s)
     assert two.members["b"].is_marked("f1")
     assert two.heard("a", Pinned)
+
+
+def test_a_watch_that_goes_back_changes_nothing(two: Together) -> None:
+    two.wants_pin("a", 1, pin(0, 4))
+    two.do("a", two.members["a"].pin_released(1, two.now))
+    two.pass_time(TIMING.linger_s * 1.8)
+    unmarked = next(batch for batch in two.etcd.log if [event.key for event in batch.events] == ["f/f1"])
+    two.wants_pin("a", 2, pin(0, 4))
+    two.do("b", two.members["b"].watched(1, unmarked, two.now))
+    assert two.members["b"].is_marked("f1")
 
 
 def test_a_gap_in_the_count_has_everything_read_again(two: Together) -> None:
