@@ -337,6 +337,14 @@ def test_pins_of_a_dead_host_go_after_the_pin_ttl_and_its_promise_after_the_memb
     assert two.heard("b", Pinned)
 
 
+def test_a_host_whose_watch_hears_nothing_buries_no_one(two: Together) -> None:
+    two.wants_pin("a", 1, pin(0, 4))
+    two.deaf.add("b")
+    two.pass_time(2 * TIMING.member_ttl_s)
+    assert two.keys("p/")
+    assert not two.heard("a", Fenced)
+
+
 def test_each_host_is_judged_by_its_own_times_to_live() -> None:
     both = Together()
     both.join("a", timing=replace(TIMING, pin_ttl_s=45.0))

@@ -201,8 +201,8 @@ class World:
                 self.counts["lost by a watch"] += 1
                 self.say(host.name, "loses revision", batch.revision)
                 return
-            is_straggler = self.chance.random() < 0.05
-            last = max(last, self.now + self.lag(host.is_slow) * (20 if is_straggler else 1)) + 1e-9
+            dawdles = self.chance.random() < 0.05 and self.scenario.loss > 0
+            last = max(last, self.now + self.lag(host.is_slow) * (10 if dawdles else 1)) + 1e-9
             self.at(last - self.now, lambda: arrive(batch))
             if self.chance.random() < self.scenario.gaps:  # "watch response travelling back in time"
                 self.at(last + 0.5 - self.now, lambda: arrive(batch))
