@@ -22,7 +22,7 @@ SECONDS = float(os.environ.get("PINFS_CLUSTER_SECONDS", "8"))
 RUN_S = 30.0
 """Of the world's time."""
 RUNS = 150
-"""In which a wrong protocol has to be caught. The rarest is caught in about one run of five."""
+"""In which a wrong protocol has to be caught. The rarest is caught in one run of ten."""
 
 DRAWN = Scenario()
 BUSY = replace(DRAWN, files=12, pace_s=0.03)
