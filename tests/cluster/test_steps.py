@@ -123,6 +123,18 @@ def test_a_lease_is_told_and_the_removal_goes_on_when_it_is_released(two: Togeth
     assert two.heard("a", ToldOver) == [ToldOver(removal)]
 
 
+def test_a_removal_that_comes_before_the_answer_about_a_pin_is_told_with_it(two: Together) -> None:
+    two.wants_pin("b", 1, pin(6, 8))
+    [call] = two.members["a"].pin_wanted(1, "f1", pin(0, 4, LEASE), two.now + 2, two.now)
+    assert isinstance(call, Call)
+    answer = two.etcd.handle(call.request, two.now)
+    two.wants_cut("b", 2, cut(0, 5))
+    assert two.heard("b", Waits)
+    assert not two.heard("a", Told)
+    two.do("a", two.members["a"].answered(call.number, answer, two.now))
+    assert [type(output) for output in two.said["a"][1:]] == [Pinned, Told]
+
+
 def test_the_holders_daemon_says_no_and_its_word_reaches_the_breaker(two: Together) -> None:
     two.wants_pin("a", 1, pin(0, 4, LEASE))
     two.wants_cut("b", 1, cut(0, 9))
@@ -335,6 +347,24 @@ def test_pins_of_a_dead_host_go_after_the_pin_ttl_and_its_promise_after_the_memb
     assert not two.keys("r/")
     two.wants_pin("b", 3, pin(0, 4), "f2")
     assert two.heard("b", Pinned)
+
+
+def test_an_answer_that_takes_long_moves_the_fence_no_further(two: Together) -> None:
+    member = two.members["a"]
+    sent = member.next_deadline()
+    while not (beats := [out for out in member.tick(sent) if isinstance(out, Call) and isinstance(out.request, Txn)]):
+        sent = member.next_deadline()
+    two.do("a", member.answered(beats[0].number, two.etcd.handle(beats[0].request, sent), sent + 0.9))
+    assert member.fence == sent + TIMING.pin_ttl_s * CLOCK_TRUST - TIMING.margin_s
+
+
+def test_a_host_that_reads_anew_remembers_since_when_another_is_silent(two: Together) -> None:
+    two.wants_pin("a", 1, pin(0, 4))
+    del two.members["a"]
+    for stream in range(1, 7):
+        two.pass_time(TIMING.pin_ttl_s / 5)
+        two.do("b", two.members["b"].watch_lost(stream, two.now))
+    assert not two.keys("p/")
 
 
 def test_a_host_whose_watch_hears_nothing_buries_no_one(two: Together) -> None:
