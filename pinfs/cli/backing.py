@@ -70,11 +70,8 @@ def filesystem_type(path: str) -> str:
 
 
 def _unservable_because(directory: str) -> str:
-    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _by_path(directory) as fd:
         return unservable_because(fd)
-    finally:
-        os.close(fd)
 
 
 def _type(directory: str, kind: str) -> Finding:
@@ -120,9 +117,16 @@ def statx_attributes(path: str | int) -> tuple[int, int]:
     """(attributes, attributes_mask) of statx(2), of a path or an open descriptor."""
     if isinstance(path, int):
         return attributes_of(path), known_attributes_of(path)
+    with _by_path(path) as fd:
+        return statx_attributes(fd)
+
+
+@contextmanager
+def _by_path(path: str) -> Iterator[int]:
+    """A descriptor of a path (O_PATH)."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        return statx_attributes(fd)
+        yield fd
     finally:
         os.close(fd)
 
@@ -136,11 +140,8 @@ def _dax(directory: str, scratch: int | None) -> Finding:
 
 def _page_pins(directory: str) -> Finding:
     """What devices can do with files of a mount with passthrough."""
-    fd = os.open(directory, os.O_PATH | os.O_CLOEXEC)
-    try:
+    with _by_path(directory) as fd:
         return ok("page pins", page_pins_text(page_pins(fd)))
-    finally:
-        os.close(fd)
 
 
 def _copy_on_write(directory: str, kind: str, scratch: int | None) -> Finding:

@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pinfs.cluster.keys import (
     COUNTER,
@@ -39,6 +39,8 @@ from pinfs.cluster.messages import (
 from pinfs.cluster.outputs import Output, Pinned, PinRefused
 from pinfs.cluster.tasks import Steps, Task, Until, never
 from pinfs.cluster.view import Mark
+
+T = TypeVar("T")
 
 
 class Refusal(Exception):
@@ -111,29 +113,35 @@ class Pinning(Membership):
         return file in self._view.marks
 
     def _pin(self, pin: int, own: OwnPin, deadline: float) -> Steps:
-        refusal: Refusal | None = None
-        self._waiting += 1
         try:
-            own.revision = yield from self._registered(own, deadline)
-        except Refusal as reason:
-            refusal = reason
-        except OutOfTime:
-            refusal = Refusal(errno.EIO, "etcd")
-        except Ended:
-            refusal = Refusal(errno.EIO, "cluster")
+            answer = yield from self._judged(self._registered(own, deadline))
         except Withdrawn:
             self._drop_pin(pin)
             return
-        finally:
-            self._waiting -= 1
         own.task = None
-        if refusal:
+        if isinstance(answer, Refusal):
             self._drop_pin(pin)
-            self._outputs.append(PinRefused(pin, refusal.errno, refusal.why, refusal.host))
+            self._outputs.append(PinRefused(pin, answer.errno, answer.why, answer.host))
         else:
+            own.revision = answer
             self._hold(pin, own)
             self._outputs.append(Pinned(pin, own.key))
             self._told_pinned(own)
+
+    def _judged(self, work: Generator[Request | Until, Any, T]) -> Generator[Request | Until, Any, T | Refusal]:
+        """What `work` returns, or why the pin or the removal that it is for is refused; counted as waiting meanwhile.
+        Raises Withdrawn."""
+        self._waiting += 1
+        try:
+            return (yield from work)
+        except Refusal as reason:
+            return reason
+        except OutOfTime:
+            return Refusal(errno.EIO, "etcd")
+        except Ended:
+            return Refusal(errno.EIO, "cluster")
+        finally:
+            self._waiting -= 1
 
     def _registered(self, own: OwnPin, deadline: float) -> Generator[Request | Until, Any, int]:
         """I2. The revision of the pin. Raises Refusal, OutOfTime, Ended."""

@@ -175,21 +175,11 @@ class Member(Pinning):
         return min([self._view.count, *(count - 1 for count in earliest)])
 
     def _remove(self, removal: int, own: OwnRemoval, deadline: float) -> Steps:
-        refusal: Refusal | None = None
-        self._waiting += 1
         try:
-            yield from self._cleared(removal, own, deadline)
-        except Refusal as reason:
-            refusal = reason
-        except OutOfTime:
-            refusal = Refusal(errno.EIO, "etcd")
-        except Ended:
-            refusal = Refusal(errno.EIO, "cluster")
+            refusal = yield from self._judged(self._cleared(removal, own, deadline))
         except Withdrawn:
             self._drop_removal(removal)
             return
-        finally:
-            self._waiting -= 1
         own.task = None
         if refusal:
             self._drop_removal(removal)

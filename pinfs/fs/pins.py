@@ -83,9 +83,8 @@ class PinVerbs:
         if self.set_at_once(inode, attribute, value, flags, ctx):
             return
         name, wanted = attribute[len(PIN) :], parse_pin_value(value)
-        named_by = (
-            None if wanted.eventfd is None else self._caller(ctx)
-        )  # now: its number may be another's after a wait
+        # Now: after a wait the caller's number may be another process's.
+        named_by = None if wanted.eventfd is None else self._caller(ctx)
         process = self._caller(ctx) if wanted.pid is None else await self._named(wanted.pid, ctx)
         old = self._replaced(inode, process, name, flags)
         if old is not None and old.dirty and not _covers(wanted.spec, old):

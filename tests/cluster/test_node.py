@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import pytest
@@ -348,7 +350,9 @@ async def test_user_and_password(start_nodes: StartNodes) -> None:
         assert "user name is empty" in anonymous.reason
 
 
-async def test_a_token_that_ends_is_replaced_and_an_open_watch_lives_on(start_nodes: StartNodes) -> None:
+@asynccontextmanager
+async def watched_with_a_short_token(start_nodes: StartNodes) -> AsyncIterator[tuple[Node, Etcd, Watch]]:
+    """A node whose tokens end after a second, a client that has logged in, and a watch that has shown its change."""
     [node] = start_nodes(options=["--auth-token-ttl=1"])
     set_up_users(node)
     async with Etcd([node.endpoint], credentials=USER, limits=PATIENT) as client:
@@ -356,28 +360,27 @@ async def test_a_token_that_ends_is_replaced_and_an_open_watch_lives_on(start_no
         assert isinstance(first, Done)
         async with client.watch(below(b"/pinfs/"), first.revision) as watch:
             await changes(watch, first.revision)
-            token = await client._login.token(trio.current_time() + 20)
-            assert isinstance(token, str)
-            # Each use of a token makes it live on.
-            wait_until(lambda: _token_has_ended(node, token), "the token lives on", pause_s=3)
-            second = await client.put(b"/pinfs/k", b"")
-            assert isinstance(second, Done)
-            assert await client._login.token(trio.current_time() + 20) != token
-            assert await changes(watch, second.revision) == [second.revision]
+            yield node, client, watch
+
+
+async def test_a_token_that_ends_is_replaced_and_an_open_watch_lives_on(start_nodes: StartNodes) -> None:
+    async with watched_with_a_short_token(start_nodes) as (node, client, watch):
+        token = await client._login.token(trio.current_time() + 20)
+        assert isinstance(token, str)
+        # Each use of a token makes it live on.
+        wait_until(lambda: _token_has_ended(node, token), "the token lives on", pause_s=3)
+        second = await client.put(b"/pinfs/k", b"")
+        assert isinstance(second, Done)
+        assert await client._login.token(trio.current_time() + 20) != token
+        assert await changes(watch, second.revision) == [second.revision]
 
 
 async def test_a_watch_begins_anew_with_a_token_that_has_ended(start_nodes: StartNodes) -> None:
-    [node] = start_nodes(options=["--auth-token-ttl=1"])
-    set_up_users(node)
-    async with Etcd([node.endpoint], credentials=USER, limits=PATIENT) as client:
-        first = await client.put(b"/pinfs/k", b"")
-        assert isinstance(first, Done)
-        async with client.watch(below(b"/pinfs/"), first.revision) as watch:
-            await changes(watch, first.revision)
-            node.kill()  # the tokens go with it
-            node.start_again()
-            await trio.to_thread.run_sync(node.wait_until_healthy)
-            async with Etcd([node.endpoint], credentials=USER, limits=PATIENT) as other:
-                second = await other.put(b"/pinfs/k", b"")
-            assert isinstance(second, Done)
-            assert await changes(watch, second.revision) == [second.revision]
+    async with watched_with_a_short_token(start_nodes) as (node, _, watch):
+        node.kill()  # the tokens go with it
+        node.start_again()
+        await trio.to_thread.run_sync(node.wait_until_healthy)
+        async with Etcd([node.endpoint], credentials=USER, limits=PATIENT) as other:
+            second = await other.put(b"/pinfs/k", b"")
+        assert isinstance(second, Done)
+        assert await changes(watch, second.revision) == [second.revision]
