@@ -310,6 +310,16 @@ def test_the_fence_comes_before_any_other_host_takes_the_pins(two: Together) -> 
     assert two.heard("a", RemovalRefused) == [RemovalRefused(1, errno.EIO, "cluster")]
 
 
+def test_what_waits_at_the_fence_gets_eio(two: Together) -> None:
+    two.wants_pin("b", 1, pin(0, 4, LEASE))
+    two.wants_cut("a", 1, cut(0, 4), wait_s=100.0)
+    two.silent.add("a")
+    two.wants_pin("a", 2, pin(4, 9), "f2", wait_s=100.0)
+    two.pass_time(TIMING.pin_ttl_s)
+    assert two.heard("a", PinRefused) == [PinRefused(2, errno.EIO, "cluster")]
+    assert two.heard("a", RemovalRefused) == [RemovalRefused(1, errno.EIO, "cluster")]
+
+
 def test_holders_are_told_before_breakers_are_answered(two: Together) -> None:
     two.wants_pin("b", 1, pin(4, 9, LEASE))
     two.wants_pin("a", 1, pin(0, 4))
