@@ -18,7 +18,8 @@ class RemovalRequest(NamedTuple):
     """A breaker's request to take [start, end) of an inode, bytes.
 
     `process` and `handle` tell the breaker's own pins; `pid`, `uid` and `path` are for people. `nonblock`: answer
-    EAGAIN where another request would wait.
+    EAGAIN where another request would wait. `host`: where the breaker is, if that is not this host; `pid` and `uid` say
+    nothing then.
     """
 
     inode: int
@@ -31,6 +32,7 @@ class RemovalRequest(NamedTuple):
     uid: int = 0
     path: str | None = None
     nonblock: bool = False
+    host: str | None = None
 
     def owns(self, pin: Pin) -> bool:
         """Is this a pin of the breaker itself (SPEC 3.3)?"""

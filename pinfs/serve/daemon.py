@@ -36,6 +36,7 @@ from pinfs.core.policy import PolicyError
 from pinfs.enforce.holders import raise_descriptor_limit
 from pinfs.fs import exports
 from pinfs.fs.events import ReadLimit
+from pinfs.fs.seal import SEALED_BY_NO_HOST
 from pinfs.fs.seallist import list_path
 from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
 from pinfs.linux.filesystems import PagePins, page_pins
@@ -115,8 +116,9 @@ def _begin(
     left = None if store is None else left_in(store)
     if left is not None:
         left.identity.warn_of_other_places(source, mountpoint)
-        return Daemon(config, Place(left.identity.source, left.source_fd, left.identity.mountpoint), store, left)
-    source_fd = open_source(source)
+        place = Place(left.identity.source, left.source_fd, left.identity.mountpoint)
+        return Daemon(left.identity.config_of(config), place, store, left)
+    source_fd = open_source(source, shared=config.cluster is not None)
     stack.callback(os.close, source_fd)
     point = check_mountpoint(mountpoint, source_fd, replace_stale=config.mount.replace_stale)
     check_not_nested(os.path.realpath(source))
@@ -309,6 +311,7 @@ class Daemon:
             negotiated.offered,
             negotiated.flags,
             self.passthrough.unavailable_because,
+            None if self.config.cluster is None else self.config.cluster.state(),
         )
         return self.succession.keep(mount, self._source_fd, self._fd)
 
@@ -324,6 +327,8 @@ class Daemon:
     def _seal_unavailable_because(self) -> str:
         passthrough = not self.passthrough.unavailable_because
         depth = stack_depth(self._source_fd)
+        if self.config.cluster is not None:
+            return SEALED_BY_NO_HOST
         if self.fs.backing.threads is not None:  # ioctls of seals are made on the event loop
             return "the source is served by another program or machine"
         return seal_unavailable_because(self._source_fd, passthrough=passthrough, stack_depth=depth)
