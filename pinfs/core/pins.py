@@ -196,7 +196,7 @@ class Break(Obstacle):
     `policy` is the one that was in force when the break began, because its deadline has been told to the holder.
     `op`, `start`, `end`: the first removal. `killed`: the holder has been sent SIGKILL, and the deadline is the one of
     its death. A deadline of None: the break is over. `seq`: the number of its event in the holder's stream, given by
-    the stream (0: none).
+    the stream (0: none). `host`: where the first removal comes from, if not from this host.
     """
 
     pin: Pin
@@ -208,3 +208,4 @@ class Break(Obstacle):
     end: int
     killed: bool = False
     seq: int = 0
+    host: str | None = None

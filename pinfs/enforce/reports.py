@@ -16,7 +16,8 @@ HOLDERS_IN_A_LOG_LINE: Final = 3
 def removal_text(request: RemovalRequest) -> str:
     """A removal, for the log."""
     where = f"{_file(request)} {_range(request.start, request.end)}"
-    return f"{request.op} of {where} by pid {request.pid} uid {request.uid}"
+    breaker = f"pid {request.pid} uid {request.uid}" if request.host is None else f"host {request.host}"
+    return f"{request.op} of {where} by {breaker}"
 
 
 def bytes_text(request: RemovalRequest, start: int, end: int) -> str:
@@ -45,7 +46,10 @@ def mappers_text(mappers: Iterable[Mapper]) -> str:
 
 def break_text(breaking: Break | None) -> str:
     """Why a pin is broken, for the log."""
-    return "" if breaking is None else f": for {breaking.op} of {_range(breaking.start, breaking.end)}"
+    if breaking is None:
+        return ""
+    by = "" if breaking.host is None else f" by host {breaking.host}"
+    return f": for {breaking.op} of {_range(breaking.start, breaking.end)}{by}"
 
 
 def _range(start: int, end: int) -> str:
