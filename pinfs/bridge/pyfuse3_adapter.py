@@ -79,6 +79,7 @@ class Pyfuse3Adapter(pyfuse3.Operations):
         self.enable_acl = enable_acl
         self._ops = ops
         ops.needs_entries = True
+        ops.directories.with_entries |= not ops.in_threads
 
     def _attributes(self, nodeid: int, st: os.stat_result) -> EntryAttributes:
         result = EntryAttributes()

@@ -81,6 +81,7 @@ class Operations:
         self._opens = Opens(inodes, backing, pins.handles, self.uncached, timeouts)
         self._copies = Copies(backing, guard)
         self.directories = DirectoryReader(inodes, control.owns, self.submounts)
+        self.directories.with_entries = not is_shared or self.entry_timeout_s > 0  # else they are forgotten at once
         self.polling = Polling(PollMode.AUTO)
         self.exports: Exports | None = None
         parts = self._names, self._opens, self._removals, self._attributes, self._set_ids, self.uncached

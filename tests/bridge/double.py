@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from types import SimpleNamespace
 
 import trio
 
@@ -27,6 +28,7 @@ class Double:
 
     in_threads = needs_entries = False
     fast = exports = None
+    directories = SimpleNamespace(with_entries=True)
 
     def __init__(self, source: str, registry=None, *, timeout_s: float = 60.0) -> None:
         self.entry_timeout_s = self.attr_timeout_s = timeout_s

@@ -41,6 +41,8 @@ class Canned:
 
     entry_timeout_s = attr_timeout_s = 1.5
     fast = exports = None
+    in_threads = False
+    directories = SimpleNamespace(with_entries=True)
 
     def __init__(self) -> None:
         self.uncached = UncachedFiles(lambda inode, flags: -1)

@@ -39,6 +39,7 @@ def hosts(base: Path, request: pytest.FixtureRequest) -> Iterator[Pair]:
     shutil.rmtree(base / "source")
 
 
+@pytest.mark.parametrize("hosts", [(), ("passthrough=off",), ("bridge=off",)], indirect=True)
 def test_what_one_host_does_the_other_sees_at_once(hosts: Pair) -> None:
     a, b = (mount.path for mount in hosts)
     assert not (b / "new").exists()
