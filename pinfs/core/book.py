@@ -26,7 +26,7 @@ from typing import Final
 from pinfs.core.breaks import Breaks
 from pinfs.core.deadlines import Deadlines
 from pinfs.core.events import BookEvent, EventKind
-from pinfs.core.files import Files, FileState
+from pinfs.core.files import Files, FileState, denying
 from pinfs.core.owners import Owner, ProcessId
 from pinfs.core.pins import Break, Pin, PinRequest
 from pinfs.core.policy import Limits, Policy
@@ -129,7 +129,7 @@ class PinBook:
         self._end(pin, "released", now, by)
 
     def revoke(self, pin: Pin, now: float, by: str = "root") -> None:
-        """Take the pin from its holder. `by`: root, policy, kill."""
+        """Take the pin from its holder. `by`: root, policy, kill, cluster."""
         self._end(pin, "revoked", now, by)
 
     def extend(self, pin: Pin, seconds: float, now: float) -> float:
@@ -208,6 +208,11 @@ class PinBook:
             self._abandon(removal, now)
             removal.turn = Turn.GONE
 
+    def refuse(self, removal: Removal, code: int, why: str, now: float) -> None:
+        """Refuse a removal that waits or is READY for a reason from outside of the book."""
+        if removal.turn in (Turn.WAITING, Turn.READY):
+            self._refuse([removal], code, why, None, now)
+
     def close(self, now: float) -> None:
         """The mount ends: refuse all that wait, and from now on all that would have to."""
         self.closing = True
@@ -271,7 +276,7 @@ class PinBook:
         policy, owns = removal.policy, removal.request.owns
         removal.exempt = policy.own == "allow" and all(map(owns, file.overlapping(removal.start, removal.end)))
         if not removal.exempt:
-            scanned = islice(_denying(file, removal), self._slices.deny_scan)
+            scanned = islice(denying(file, removal), self._slices.deny_scan)
             refusing = next((pin for pin in scanned if not owns(pin)), None)
             if refusing is not None:
                 self._refuse([removal], policy.errno_number, "deny", refusing, now)
@@ -474,7 +479,8 @@ class PinBook:
         self.table.remove(pin)
         self.ended[by] += 1
         if self.subscribed or breaking is not None or kind != "released":
-            self._emit(BookEvent(kind, now, pin, breaking=breaking, by=by))
+            why = by if by == "cluster" else None
+            self._emit(BookEvent(kind, now, pin, breaking=breaking, by=by, why=why))
         if self.on_end is not None:
             try:
                 self.on_end(pin)
@@ -484,15 +490,3 @@ class PinBook:
         if breaking is not None:
             self.breaks.end(breaking)
             self._look_again(breaking.watchers, now)
-
-
-def _denying(file: FileState, removal: Removal) -> Iterator[Pin]:
-    """The pins that refuse this removal (SPEC 3.2), as policy `conflict` and `unlink` have it."""
-    conflict = removal.policy.conflict
-    if removal.request.op in UNLINKS and removal.policy.unlink == "deny":
-        conflict = "deny"
-    if conflict == "deny":
-        return file.overlapping(removal.start, removal.end)
-    if conflict == "break" or file.deny is None:
-        return iter(())
-    return file.deny.overlapping(removal.start, removal.end)

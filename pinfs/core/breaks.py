@@ -24,7 +24,8 @@ class Breaks:
     def begin(self, pin: Pin, removal: Removal, now: float) -> Break:
         """Start the break of a pin that is not breaking, for `break_timeout` seconds (SPEC 3.4)."""
         policy = removal.policy
-        breaking = Break(pin, policy, now, None, removal.request.op, removal.start, removal.end)
+        request = removal.request
+        breaking = Break(pin, policy, now, None, request.op, removal.start, removal.end, host=request.host)
         self._add(breaking, now + policy.break_timeout)
         return breaking
 

@@ -24,8 +24,9 @@ class Mapper(NamedTuple):
 class BookEvent:
     """Something that has happened in the book at `now`, in seconds.
 
-    `by`: holder, death, close, root, policy, kill. `why`: the reason of a refusal, of a withdrawal, or the limit.
-    `mapped_by`: the processes that are known to map what a removal waited for in the kernel.
+    `by`: holder, death, close, root, policy, kill, cluster. `why`: the reason of a refusal, of a withdrawal, of a
+    revocation by the cluster, or the limit. `mapped_by`: the processes that are known to map what a removal waited for
+    in the kernel.
     """
 
     kind: EventKind

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from pinfs.core.pins import Mode, Pin, SortKey
 from pinfs.core.ranges import RangeTree
-from pinfs.core.removals import Orphan, Reservation
+from pinfs.core.removals import UNLINKS, Orphan, Removal, Reservation
 
 
 class FileState:
@@ -151,3 +151,15 @@ class Files:
                     self.on_empty(inode)
                 except Exception as e:
                     self.on_failure(f"after the last pin of inode {inode}", e)
+
+
+def denying(file: FileState, removal: Removal) -> Iterator[Pin]:
+    """The pins that refuse this removal (SPEC 3.2), as policy `conflict` and `unlink` have it."""
+    conflict = removal.policy.conflict
+    if removal.request.op in UNLINKS and removal.policy.unlink == "deny":
+        conflict = "deny"
+    if conflict == "deny":
+        return file.overlapping(removal.start, removal.end)
+    if conflict == "break" or file.deny is None:
+        return iter(())
+    return file.deny.overlapping(removal.start, removal.end)

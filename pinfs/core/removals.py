@@ -17,8 +17,8 @@ UNLINKS: Final = frozenset({"unlink", "rename"})
 class RemovalRequest(NamedTuple):
     """A breaker's request to take [start, end) of an inode, bytes.
 
-    `process` and `handle` tell the breaker's own pins; `pid`, `uid` and `path` are for people. `nonblock`: answer
-    EAGAIN where another request would wait.
+    `process` and `handle` tell the breaker's own pins; `pid`, `uid`, `path` and `host` are for people. `nonblock`:
+    answer EAGAIN where another request would wait. `host`: the one that wants the bytes, None: this one.
     """
 
     inode: int
@@ -31,6 +31,7 @@ class RemovalRequest(NamedTuple):
     uid: int = 0
     path: str | None = None
     nonblock: bool = False
+    host: str | None = None
 
     def owns(self, pin: Pin) -> bool:
         """Is this a pin of the breaker itself (SPEC 3.3)?"""
@@ -72,7 +73,7 @@ class Removal(Reservation):
     """A request while the book deals with it.
 
     `wake` is called when a waiting removal is answered. `exempt`: all pins in its way are its own, and policy lets it
-    cut them. `errno` and `why` say how it is refused.
+    cut them. `errno` and `why` say how it is refused, and `pinned_at` by a pin of which other host.
     """
 
     request: RemovalRequest
@@ -81,6 +82,7 @@ class Removal(Reservation):
     turn: Turn = field(default=Turn.WAITING, init=False)
     errno: int = field(default=0, init=False)
     why: str = field(default="", init=False)
+    pinned_at: str | None = field(default=None, init=False)
     exempt: bool = field(default=False, init=False)
 
     @property

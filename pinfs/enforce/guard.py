@@ -99,6 +99,17 @@ class EventFds(Protocol):
     def signal(self, eventfd: int, /) -> None: ...
 
 
+class Hosts(Protocol):
+    """What the guard needs of `pinfs.enforce.hosts.OtherHosts`."""
+
+    def must_ask(self, inode: int, /) -> bool: ...
+    async def hold(self, inode: int, /) -> None: ...
+    async def ask(self, removal: Removal, /) -> None: ...
+    async def wait_answered(self, removal: Removal, /) -> None: ...
+    def leave(self, removal: Removal, /) -> None: ...
+    def over(self, removal: Removal, /) -> None: ...
+
+
 class Policies(Protocol):
     """Where the policy in force is found."""
 
@@ -127,6 +138,8 @@ class Guard:
         """st_dev of the mount, known once it stands: mappings are found by it."""
         self.record: Callable[[BookEvent], None] = lambda event: None
         """Hears of each event after it has been told: writes breaks down where they outlive the daemon."""
+        self.hosts: Hosts | None = None
+        """The other hosts of a cluster; None: there is none."""
         self.cuts = Cuts(self.book, self._deliver, stats, lambda: self.mount_device)
         self._holders = holders
         self._eventfds = eventfds
@@ -151,7 +164,12 @@ class Guard:
         OSError: EBUSY or ETXTBSY (SPEC 3.2, 3.3, 3.6, 3.10), EAGAIN (`nonblock`, and the break goes on). A breaker that
         is cancelled leaves its breaks behind.
         """
-        return _Removing(self.book, self._ask(call))
+        return _Removing(self, self._ask(call))
+
+    def removal_in_thread(self, call: RemovalCall) -> AbstractAsyncContextManager[None]:
+        """The same for one whose inside yields to other tasks: its range is reserved on all hosts, if there are
+        others."""
+        return _Removing(self, self._ask(call, reserve=self.hosts is not None))
 
     async def cut(self, call: RemovalCall, fd: int, cut: Callable[[int], None], *, takes: bool = True) -> None:
         """The same for a call `cut` on the backing that the kernel may make wait (SPEC 3.9): it runs in a thread, on a
@@ -170,7 +188,13 @@ class Guard:
         try:
             await self.cuts.run(removal, fd, cut, unique)
         finally:
-            self.book.finish(removal, trio.current_time())
+            self.finish(removal)
+
+    def finish(self, removal: Removal) -> None:
+        """The bytes of a READY removal are cut, or will not be."""
+        self.book.finish(removal, trio.current_time())
+        if self.hosts is not None:
+            self.hosts.over(removal)
 
     async def until_uncut(self, inode: int, path: str | None) -> None:
         """Return when the kernel is at no removal of this file. EBUSY: after its `break_timeout` it still is."""
@@ -180,20 +204,39 @@ class Guard:
     async def _ask(self, call: RemovalCall, *, reserve: bool = False) -> Removal | None:
         """Return when the bytes may be cut, with the removal that is to be finished then (None: there is none, as
         nothing is pinned; with `reserve` there always is one)."""
-        pinned = self.book.touches(call.inode, call.start, call.end)
+        pinned = self.book.touches(call.inode, call.start, call.end) or self._must_ask(call.inode)
         if pinned or self.minds_mappings:
             call.check()
         if self.minds_mappings:
             await self._refuse_mapped(call)
-            pinned = self.book.touches(call.inode, call.start, call.end)  # that may have taken a while
+            pinned = not self.is_untouched(call.inode, call.start, call.end)  # that may have taken a while
         if not (pinned or reserve):
             return None
         self._holders.report_deaths()  # a breaker that has seen a holder end must not be refused for its pins
         if self.book.reaping.dead_owners:
             await self._wait_reaped(call)
         removal = self._begin(call)
-        await self._wait_answered(removal)
+        if self.hosts is None:
+            await self._wait_answered(removal)
+        else:
+            await self._wait_answered_everywhere(removal, self.hosts)
         return removal
+
+    async def _wait_answered_everywhere(self, removal: Removal, hosts: Hosts) -> None:
+        """The same where other hosts may have pinned the bytes. Holders are told here and there at the same time."""
+        is_deferred = removal.turn is Turn.READY and removal.policy.unlink == "defer" and removal.request.op in UNLINKS
+        if is_deferred and hosts.must_ask(removal.inode):
+            await hosts.hold(removal.inode)  # another name: nothing is taken away, here and there
+            return
+        try:
+            if removal.turn is not Turn.REFUSED:
+                await hosts.ask(removal)
+            await self._wait_answered(removal)
+            await hosts.wait_answered(removal)
+        except BaseException:
+            hosts.leave(removal)
+            self.book.leave(removal, trio.current_time())
+            raise
 
     async def _wait_reaped(self, call: RemovalCall) -> None:
         """Return when no pin of a dead owner is left in the removal's range."""
@@ -215,7 +258,14 @@ class Guard:
     def is_free(self, inode: int, start: int, end: int) -> bool:
         """Whether a removal of these bytes may go on at once: none is pinned or reserved, and no policy minds
         mappings."""
-        return not (self.minds_mappings or self.book.touches(inode, start, end))
+        return not self.minds_mappings and self.is_untouched(inode, start, end)
+
+    def is_untouched(self, inode: int, start: int, end: int) -> bool:
+        """Whether these bytes are neither pinned nor reserved, by what is known here without asking other hosts."""
+        return not (self.book.touches(inode, start, end) or self._must_ask(inode))
+
+    def _must_ask(self, inode: int) -> bool:
+        return self.hosts is not None and self.hosts.must_ask(inode)
 
     def policy_for(self, path: str | None) -> Policy:
         """The policy in force for a file."""
@@ -305,6 +355,15 @@ class Guard:
         """Root takes the pin from its holder."""
         self.book.revoke(pin, trio.current_time())
 
+    def lose(self, pin: Pin, kill: bool) -> None:
+        """Other hosts may take this pin for gone (SPEC 14): its holder is told, or killed, before they may cut."""
+        process = pin.process
+        self._notify(pin)
+        self.book.revoke(pin, trio.current_time(), "cluster")
+        if kill and process is not None:
+            log.info("%s is killed: this host is cut off", pins_text([pin]))
+            self._holders.kill(process)
+
     def extend(self, pin: Pin, seconds: float) -> float:
         """More time for a breaking pin; returns its deadline on trio's clock. OSError: ENODATA, EINVAL."""
         return self.book.extend(pin, seconds, trio.current_time())
@@ -359,7 +418,7 @@ class Guard:
     def _act(self, event: BookEvent) -> None:
         pin, removal = event.pin, event.removal
         if event.kind == "refused" and removal is not None:
-            by = f": {pins_text([pin])}" if pin else ""
+            by = f": {pins_text([pin])}" if pin else f": host {removal.pinned_at}" if removal.pinned_at else ""
             log.info("%s is refused (%s)%s", removal_text(removal.request), event.why, by)
         elif pin is None:
             return
@@ -388,7 +447,7 @@ class _Removing:
     """A removal from the question to the end of the cut. A class, as generators that are dropped while they are parked
     come to a bad end."""
 
-    book: PinBook
+    guard: Guard
     answer: Coroutine[Any, Any, Removal | None]
     removal: Removal | None = None
 
@@ -397,4 +456,4 @@ class _Removing:
 
     async def __aexit__(self, *failure: object) -> None:
         if self.removal is not None:
-            self.book.finish(self.removal, trio.current_time())
+            self.guard.finish(self.removal)

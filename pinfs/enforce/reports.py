@@ -16,7 +16,8 @@ HOLDERS_IN_A_LOG_LINE: Final = 3
 def removal_text(request: RemovalRequest) -> str:
     """A removal, for the log."""
     where = f"{_file(request)} {_range(request.start, request.end)}"
-    return f"{request.op} of {where} by pid {request.pid} uid {request.uid}"
+    breaker = f"pid {request.pid} uid {request.uid}" if request.host is None else f"host {request.host}"
+    return f"{request.op} of {where} by {breaker}"
 
 
 def bytes_text(request: RemovalRequest, start: int, end: int) -> str:

@@ -201,7 +201,9 @@ class FastOperations:
         if directory is None:
             return False
         victim = self._inodes.hold_for_unlink(directory, name, st)
-        if victim is not None and self._removals.takes_all(victim):
+        if victim is None:
+            self._removals.check_unknown(st)
+        elif self._removals.takes_all(victim):
             return False
         self._begin_removing(victim, st, request)
         if victim is None:
@@ -243,8 +245,10 @@ class FastOperations:
         error = stat_at(inodes.fd(target), new_name, other)
         if not error:
             victim = inodes.behind(new, other)
-            takes = victim is not None and victim is not moved and not flags & KEEPS_VICTIM
-            if takes and victim is not None and self._removals.takes_all(victim):
+            takes = victim is not moved and not flags & KEEPS_VICTIM
+            if victim is None:
+                self._removals.check_unknown(other)
+            elif takes and self._removals.takes_all(victim):
                 return False
         elif error != ENOENT:
             return False

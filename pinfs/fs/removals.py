@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -20,7 +20,7 @@ from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name, stale
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.leases import after_lease
 from pinfs.fs.set_ids import SetIds
-from pinfs.fs.types import CallerLike, os_error
+from pinfs.fs.types import CallerLike, StatLike, os_error
 from pinfs.linux import syscalls
 
 T = TypeVar("T")
@@ -58,7 +58,10 @@ class Removals:
 
     def is_guarded(self, inode: Inode) -> bool:
         """Whether a removal from this inode has to ask the guard."""
-        return inode.nodeid in self._files or self._guard.minds_mappings
+        guard = self._guard
+        if inode.nodeid in self._files or guard.minds_mappings:
+            return True
+        return guard.hosts is not None and guard.hosts.must_ask(inode.nodeid)
 
     # Data
 
@@ -77,7 +80,7 @@ class Removals:
         may_wait = self._backing.may_wait(inode)
         with await self.open_writer(inode, nonblock) as fd:
             st = os.fstat(fd) if self._threads is None else await self._backing.off_thread(os.fstat, fd)
-            takes = size < st.st_size
+            takes = size < st.st_size or self._guard.hosts is not None  # another host may make it larger meanwhile
             if not may_wait and (not takes or self._guard.is_free(inode.nodeid, size, END)):
                 with self._seal.lifted(inode), self._set_ids.keeping_of(fd):
                     os.ftruncate(fd, size)
@@ -103,7 +106,7 @@ class Removals:
         if file is None or file.writer < 0 or self._backing.may_wait(inode):
             return False
         if self.is_guarded(inode):
-            shrinks = size < os.lseek(file.writer, 0, os.SEEK_END)
+            shrinks = self._guard.hosts is not None or size < os.lseek(file.writer, 0, os.SEEK_END)
             if shrinks and not self._guard.is_free(inode.nodeid, size, END):
                 return False
         with self._seal.lifted(inode), self._set_ids.keeping(inode):
@@ -152,7 +155,10 @@ class Removals:
 
     async def _taken(self, fd: int, mode: int, offset: int, length: int) -> tuple[str, int, int] | None:
         """The operation's name and the bytes [start, end) that fallocate(2) takes away; None where it takes nothing."""
-        return await self._ask(_taken_by_fallocate, fd, mode, offset, length)
+        if self._guard.hosts is not None:  # another host may make it larger meanwhile
+            return taken_by_fallocate(END, mode, offset, length)
+        size = (await self._ask(os.fstat, fd)).st_size
+        return taken_by_fallocate(size, mode, offset, length)
 
     async def _ask(self, call: Callable[..., T], *args: object) -> T:
         """Here, or in a thread where the source may never answer."""
@@ -212,12 +218,28 @@ class Removals:
         return self._guard.removal(RemovalCall(victim.nodeid, victim.path, "rename", 0, END, caller, check))
 
     def is_last_name(self, victim: Inode | None, st: os.stat_result) -> bool:
-        """`takes_all` of an inode with attributes that are known."""
-        return victim is not None and self.is_guarded(victim) and victim.is_file and st.st_nlink == 1
+        """`takes_all` of an inode with attributes that are known; of any file that other hosts may pin while it
+        goes."""
+        if victim is None or not victim.is_file or st.st_nlink != 1:
+            return False
+        return self._guard.hosts is not None or self.is_guarded(victim)
+
+    def check_unknown(self, st: StatLike) -> None:
+        """Before a name of a file goes that is not known here. ESTALE, by which the kernel looks the name up and tries
+        again: other hosts may have pinned it."""
+        hosts = self._guard.hosts
+        if hosts is not None and st.st_ino and stat.S_ISREG(st.st_mode) and st.st_nlink == 1 and hosts.must_ask(st.st_ino):
+            raise stale()
+
+    def check_unknown_name(self, name: Name) -> None:
+        """The same for what is under this name, if anything is."""
+        if self._guard.hosts is not None:
+            with suppress(FileNotFoundError):
+                self.check_unknown(os.stat(name[1], dir_fd=self._inodes.fd(name[0]), follow_symlinks=False))
 
     def checked(self, victim: Inode, op: str, caller: CallerLike) -> AbstractAsyncContextManager[None]:
-        """`unlink` or `replace` after `check_may_go` or `check_may_replace`."""
-        return self._guard.removal(RemovalCall(victim.nodeid, victim.path, op, 0, END, caller, _checked))
+        """`unlink` or `replace` after `check_may_go` or `check_may_replace`; what is inside runs in a thread."""
+        return self._guard.removal_in_thread(RemovalCall(victim.nodeid, victim.path, op, 0, END, caller, _checked))
 
     def check_still_there(self, victim: Inode, name: Name) -> None:
         """After the wait. ESTALE: a change behind pinfs has put another file under the name meanwhile."""
@@ -250,8 +272,9 @@ def _checked() -> None:
     """Where the check has been made already."""
 
 
-def _taken_by_fallocate(fd: int, mode: int, offset: int, length: int) -> tuple[str, int, int] | None:
-    if offset < 0 or length <= 0 or offset >= os.fstat(fd).st_size:
+def taken_by_fallocate(size: int, mode: int, offset: int, length: int) -> tuple[str, int, int] | None:
+    """The operation's name and the bytes [start, end) that fallocate(2) takes from a file of `size` bytes; None: none."""
+    if offset < 0 or length <= 0 or offset >= size:
         return None
     for flag, op in _TAKES_RANGE.items():
         if mode & flag:
