@@ -1,6 +1,7 @@
 """`pinfs mount`: serve a directory as a pinfs."""
 
 import errno
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from pinfs.observe.wording import printable
 if TYPE_CHECKING:
     from pinfs.config.options import Config
     from pinfs.serve.kept import Kept
+
+log = logging.getLogger("pinfs.config")
 
 
 @click.command(
@@ -71,6 +74,8 @@ def mount(source: str, mountpoint: str, fake: bool, **how: Any) -> None:
         _check_free(mountpoint)
     target = _target(how)
     logs.setup(target, how["log_file"], config.mount.log_level, as_json=how["json_log"])
+    for warning in () if how["kept"] else config.warnings():
+        log.warning("%s", warning)
     _serve(config, source, mountpoint, _kept(config, source, mountpoint, target, how), how)
 
 

@@ -93,7 +93,7 @@ pinfs policy check /etc/pinfs/models.toml
 @click.argument("file")
 def check(file: str) -> None:
     """Check the policy in FILE (-: standard input); print the line and key of an error."""
-    _checked(file)
+    _checked(file, is_file=True)
     click.echo(f"{file}: good")
 
 
@@ -111,7 +111,8 @@ def explain(file: str, candidate: str | None, as_json: bool) -> None:
     """Show the values that hold for FILE on a mount, and the rule they come from: the last one that matches."""
     mount, real = locate(file)
     path = os.path.relpath(real, mount.point)
-    policies = _parsed(_checked(candidate) if candidate else _text_of(mount), candidate or mount.point)
+    text = _checked(candidate, is_file=True) if candidate else _text_of(mount)
+    policies = _parsed(text, candidate or mount.point, is_file=True)
     values, index, glob = policies.explain(path)
     overrides = policies.rules[index].overrides if index is not None else {}
     number = None if index is None else index + 1
@@ -130,19 +131,20 @@ def _text_of(mount: Mount) -> str:
     return mount.read("policy")
 
 
-def _checked(file: str) -> str:
-    """The text of a valid policy file; fails with exit code 11 where it is invalid."""
+def _checked(file: str, *, is_file: bool = False) -> str:
+    """The text of a valid policy; fails with exit code 11 where it is invalid. `is_file`: it is one that a mount begins
+    with, and may have a table [cluster]."""
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
     except UnicodeDecodeError as error:
         fail(f"{file}: not UTF-8: {error.reason}", ExitCode.BAD_POLICY)
-    _parsed(text, file)
+    _parsed(text, file, is_file=is_file)
     return text
 
 
-def _parsed(text: str, name: str) -> PolicySet:
+def _parsed(text: str, name: str, *, is_file: bool = False) -> PolicySet:
     try:
-        return policy_from_toml(text)
+        return policy_from_toml(text, is_file=is_file)
     except PolicyError as error:
         fail(f"{name}: {error}", ExitCode.BAD_POLICY)
 

@@ -6,18 +6,29 @@ still override it for the files they match. An option that is wrong is refused w
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pinfs.config.cluster import OPTIONS as CLUSTER_OPTIONS
+from pinfs.config.cluster import ClusterError, ClusterOptions, cluster_options, option_of
 from pinfs.config.foreign import REFUSED, WITHOUT_EFFECT
-from pinfs.config.policies import read_policy
+from pinfs.config.policies import CLUSTER, read_cluster_table, read_policy
 from pinfs.core.policy import CHOICES, LIMITS, MAX_SECONDS, SECONDS, PolicyError, PolicySet, policy_from_mapping
 
+log = logging.getLogger("pinfs.config")
+
 MAX_BUSY_POLL_US = 1000
+TIMEOUTS = ("entry_timeout", "attr_timeout")
+SHARED_TIMEOUT_S = 0.0
+"""Of both, by default, in a cluster: other hosts change names and attributes at any time, and what is remembered for
+a second is wrong for a second even where the shared file system is coherent. So pinfs remembers nothing, and programs
+see what that file system promises."""
 
 
 class OptionError(ValueError):
@@ -78,10 +89,35 @@ class Config:
     policy_file: Path | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Policy keys that came by `-o`."""
+    cluster: ClusterOptions | None = None
+    """None: the pins of this mount are this host's alone."""
+    cluster_table: Mapping[str, Any] = field(default_factory=dict)
+    """The table `[cluster]` of the policy file, as it was when the mount began."""
+    given: frozenset[str] = frozenset()
+    """The names of all options that came by `-o`."""
 
     def read_policy(self) -> PolicySet:
         """The policy as the file has it now, under the overrides. Raises PolicyError."""
-        return read_policy(self.policy_file, self.overrides)
+        policies = read_policy(self.policy_file, self.overrides)
+        if read_cluster_table(self.policy_file) != self.cluster_table:
+            log.warning("[%s] of %s has changed: that holds for the next mount only", CLUSTER, self.policy_file)
+        return policies
+
+    def with_cluster(self, cluster: ClusterOptions | None) -> Config:
+        """The same with these options of the cluster, and the timeouts that go with them: what a daemon that takes over
+        goes on with, whatever the policy file says by now."""
+        unsaid = () if cluster is None else (name for name in TIMEOUTS if name not in self.given)
+        chosen: dict[str, Any] = dict.fromkeys(unsaid, SHARED_TIMEOUT_S)
+        return replace(self, cluster=cluster, mount=replace(self.mount, **chosen))
+
+    def warnings(self) -> Iterator[str]:
+        """One line for each setting of a cluster that is not what an operator may expect."""
+        if self.cluster is None:
+            return
+        yield from self.cluster.warnings()
+        for name in TIMEOUTS:
+            if (seconds := getattr(self.mount, name)) > SHARED_TIMEOUT_S:
+                yield f"{name}: what other hosts change may go unnoticed for {seconds:g} seconds"
 
 
 def load(options: Sequence[str], policy_file: Path | None, *, takes_over: bool = False) -> Config:
@@ -98,7 +134,29 @@ def load(options: Sequence[str], policy_file: Path | None, *, takes_over: bool =
         if not takes_over:
             raise
         policies = read_policy(None, overrides)
-    return Config(mount, policies, file, overrides)
+    table: dict[str, Any] = {}
+    with suppress(PolicyError):  # where it was the file's, it is known by now
+        table = read_cluster_table(file)
+    given = frozenset(part.partition("=")[0] for part in _parts(options))
+    config = Config(mount, policies, file, overrides, cluster_table=table, given=given)
+    try:
+        return config.with_cluster(_cluster(options, table, file))
+    except OptionError:
+        if not takes_over:
+            raise
+        return config  # the daemon before tells what it had
+
+
+def _cluster(options: Sequence[str], table: Mapping[str, Any], file: Path | None) -> ClusterOptions | None:
+    """Of the table, under the options. OptionError names where the value at fault came from."""
+    pairs = (part.partition("=") for part in _parts(options))
+    by_option = {CLUSTER_OPTIONS[name]: value for name, _, value in pairs if name in CLUSTER_OPTIONS}
+    try:
+        return cluster_options({**table, **by_option})
+    except ClusterError as error:
+        is_in_file = error.key in table and error.key not in by_option
+        where = f"{file}: {CLUSTER}.{error.key}" if is_in_file else option_of(error.key)
+        raise OptionError(f"{where}: {error.why}") from None
 
 
 def split_options(text: str) -> Iterator[str]:
@@ -107,15 +165,21 @@ def split_options(text: str) -> Iterator[str]:
         yield re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL)
 
 
+def _parts(options: Sequence[str]) -> Iterator[str]:
+    return (part for text in options for part in split_options(text))
+
+
 def parse_options(options: Sequence[str]) -> tuple[MountOptions, dict[str, Any], Path | None]:
     """The mount's options, the policy keys among them, and `policy=FILE`. The later of two wins. Raises OptionError."""
     changes: dict[str, Any] = {}
     overrides: dict[str, Any] = {}
     policy: Path | None = None
-    for option in (part for text in options for part in split_options(text)):
+    for option in _parts(options):
         name, given, value = option.partition("=")
         if name in CHOICES or name in SECONDS or name in LIMITS:
             overrides[name] = _policy_value(name, value)
+        elif name in CLUSTER_OPTIONS and value:
+            pass  # `load` puts them together with those of the policy file
         elif name == "policy" and value:
             policy = Path(value).absolute()
         elif name in _SETTINGS and given:
@@ -156,7 +220,7 @@ _WITHOUT_EFFECT |= {"relatime", "norelatime", "strictatime", "nostrictatime", "l
 
 def warnings_of(options: Sequence[str]) -> Iterator[str]:
     """One line for each option that is accepted but has no effect, and is not known to be met anyway."""
-    for name in dict.fromkeys(part.partition("=")[0] for text in options for part in split_options(text)):
+    for name in dict.fromkeys(part.partition("=")[0] for part in _parts(options)):
         if name in WITHOUT_EFFECT:
             yield f"{name}: has no effect: {WITHOUT_EFFECT[name]}"
 
@@ -173,7 +237,7 @@ def _allow_root() -> dict[str, Any]:
 
 
 def _unusable_because(name: str, option: str) -> str:
-    if name in _SETTINGS or name == "policy":
+    if name in _SETTINGS or name in CLUSTER_OPTIONS or name == "policy":
         return f"{name}: needs a value: {name}=..."
     if name in _SWITCHES or name == "allow_root":
         return f"{name}: takes no value, not {option!r}"

@@ -12,9 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from pinfs.config.cluster import ClusterError, check_table
 from pinfs.core.policy import PolicyError, PolicySet, policy_from_mapping
 
 log = logging.getLogger("pinfs.policy")
+
+CLUSTER: Final = "cluster"
+"""The table of a policy file that is no policy: it says how a mount finds the other hosts (`pinfs.config.cluster`)."""
 
 POLICY_BYTES_MAX: Final = 64 * 1024
 
@@ -23,11 +27,16 @@ _HEADER = re.compile(r"""\s*\[\[?\s*["']?(?P<table>[^\]"'.\s]+)["']?\s*(?:\.\s*[
 
 
 def policy_from_toml(
-    text: str, overrides: Mapping[str, Any] | None = None, defaults: Mapping[str, Any] | None = None
+    text: str,
+    overrides: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    is_file: bool = False,
 ) -> PolicySet:
     """The policy that a TOML text states, with `overrides` (from `-o`) in place of its own values.
 
-    `defaults`: the values of keys that the text does not name. Raises PolicyError with key and line.
+    `defaults`: the values of keys that the text does not name. `is_file`: it may have a table `[cluster]`, which is
+    checked and left out. Raises PolicyError with key and line.
     """
     if len(text.encode(errors="surrogatepass")) > POLICY_BYTES_MAX:
         raise PolicyError("", f"a policy of more than {POLICY_BYTES_MAX} bytes")
@@ -40,10 +49,23 @@ def policy_from_toml(
         # An inline table has no lines of its own keys: then where it, or all of them, begin.
         return lines.get((rule, key)) or lines.get((rule, "rule")) or lines.get((None, "rule"))
 
+    if CLUSTER in values:
+        _check_cluster(values.pop(CLUSTER), line_of, is_file)
     policies = policy_from_mapping(values, line_of)  # a bad value is refused also where an override hides it
     if overrides or defaults:
         return policy_from_mapping({**(defaults or {}), **values, **(overrides or {})}, line_of)
     return policies
+
+
+def _check_cluster(table: Any, line_of: Callable[[int | None, str], int | None], is_file: bool) -> None:
+    if not is_file:
+        why = "holds for as long as the mount: it can be changed in the policy file only, for the next mount"
+        raise PolicyError(CLUSTER, why, line_of(None, CLUSTER))
+    try:
+        check_table(table)
+    except ClusterError as error:
+        key = f"{CLUSTER}.{error.key}" if error.key else CLUSTER
+        raise PolicyError(key, error.why, line_of(None, error.key) or line_of(None, CLUSTER)) from None
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -83,17 +105,27 @@ def read_policy(file: Path | None, overrides: Mapping[str, Any]) -> PolicySet:
     """
     if file is None:
         return policy_from_mapping(overrides)
+    text = _text_of(file)
+    try:
+        return policy_from_toml(text, overrides, is_file=True)
+    except PolicyError as error:
+        raise PolicyError(error.key, error.why, error.line, str(file)) from None
+
+
+def read_cluster_table(file: Path | None) -> dict[str, Any]:
+    """The table `[cluster]` that a policy file has now, unchecked; empty where there is none. Raises PolicyError."""
+    table = {} if file is None else _parsed(_text_of(file)).get(CLUSTER, {})
+    return table if isinstance(table, dict) else {}
+
+
+def _text_of(file: Path) -> str:
     try:
         with file.open("rb") as opened:
-            text = opened.read(POLICY_BYTES_MAX + 1).decode()
+            return opened.read(POLICY_BYTES_MAX + 1).decode()
     except OSError as error:
         raise PolicyError("policy", f"{file}: {error.strerror}") from error
     except UnicodeDecodeError:
         raise PolicyError("policy", f"{file}: not UTF-8, or more than {POLICY_BYTES_MAX} bytes") from None
-    try:
-        return policy_from_toml(text, overrides)
-    except PolicyError as error:
-        raise PolicyError(error.key, error.why, error.line, str(file)) from None
 
 
 class PolicyBox:
