@@ -8,7 +8,7 @@ another host is one without a process in the book.
 import errno
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +26,6 @@ from pinfs.core.removals import Removal, RemovalRequest, Turn
 from pinfs.enforce.guard import Guard, Policies
 from pinfs.runtime.errors import logged
 from pinfs.runtime.parking import OneShot, park
-from pinfs.runtime.stats import Stats
 
 log = logging.getLogger("pinfs.hosts")
 
@@ -45,12 +44,11 @@ class Host(Protocol):
     def must_ask(self, inode: int, /) -> bool: ...
     async def pin(self, file: str, value: PinValue, patience_s: float, /) -> int: ...
     def release(self, pin: int, /) -> None: ...
-    def removal(
-        self, file: str, value: RemovalValue, patience_s: float, heard: Callable[[Heard], None], /
-    ) -> int: ...
+    def removal(self, file: str, value: RemovalValue, patience_s: float, heard: Callable[[Heard], None], /) -> int: ...
     def may_begin(self, removal: int, /) -> bool: ...
     def removal_over(self, removal: int, /) -> None: ...
     def deny(self, removal: RemovalKey, why: str, /) -> None: ...
+    def forget(self, host: str, /) -> bool: ...
 
 
 class Files(Protocol):
@@ -79,15 +77,16 @@ class OtherHosts:
     """As the guard, the verbs of pins, and the cluster's host see each other. `pin_timeout_s`: how long a pin waits for
     the other hosts, and for this one to join."""
 
-    def __init__(self, guard: Guard, policies: Policies, files: Files, stats: Stats, pin_timeout_s: float) -> None:
+    def __init__(self, guard: Guard, policies: Policies, files: Files, pin_timeout_s: float) -> None:
         self.host: Host
+        self.options: dict[str, Any] = {}
+        """Those of the cluster, which the next daemon goes on with."""
         self.on_state: Callable[[dict[str, Any]], None] = lambda state: None
         """Writes down what the next daemon needs to go on."""
         self._guard = guard
         self._book = guard.book
         self._policies = policies
         self._files = files
-        self._stats = stats
         self._pin_timeout_s = pin_timeout_s
         self._is_joined = trio.Event()
         self._fences = 0
@@ -168,31 +167,34 @@ class OtherHosts:
 
     # Pins of the daemon before
 
-    async def former_pins(self, pins: Iterable[Pin]) -> list[tuple[int, str, PinValue]]:
-        """What the daemon before has registered with the other hosts, by its journal. A pin whose file has gone is
-        lost."""
+    async def former_pins(self) -> list[tuple[int, str, PinValue]]:
+        """What the daemon before has registered with the other hosts, by its journal: ids of pins, what all hosts call
+        their files, and the pins. A pin whose file cannot be reached is lost."""
         former = []
-        for pin in pins:
+        for pin in [*self._book.table.by_id.values()]:
             try:
                 file = await self._files.name(pin.inode)
             except OSError as e:
-                log.warning("pin %d is not known to the other hosts any more: %s", pin.id, e)
-                self._guard.lose(pin, kill=False)
+                log.warning("pin %d: its file cannot be named to the other hosts: %s", pin.id, e)
+                self._lose(pin)
                 continue
             former.append((pin.id, file, PinValue(pin.start, pin.end, self._mode_for_others(pin.inode, pin.spec))))
         return former
 
-    def resumed(self, numbers: dict[int, int], files: dict[int, str]) -> None:
-        """The numbers and files of these pins, by their ids."""
-        for pin_id, number in numbers.items():
-            pin = self._book.table.by_id.get(pin_id)
+    def resumed(self, files: dict[int, str], numbers: dict[int, int]) -> None:
+        """The cluster's numbers of the pins of `former_pins`, by their ids. Those without one are lost."""
+        for pin_id, file in files.items():
+            pin, number = self._book.table.by_id.get(pin_id), numbers.get(pin_id)
             if pin is None:
-                self.host.release(number)
-                continue
-            self._use(files[pin_id], pin.inode)
-            self._files_of[number] = files[pin_id]
-            self._numbers[pin_id] = number
-            self._pins[number] = pin
+                if number is not None:
+                    self.host.release(number)  # it has ended meanwhile
+            elif number is None:
+                self._lose(pin)
+            else:
+                self._use(file, pin.inode)
+                self._files_of[number] = file
+                self._numbers[pin_id] = number
+                self._pins[number] = pin
 
     # Removals of this host
 
@@ -309,13 +311,19 @@ class OtherHosts:
             return
         raise OSError(errno.EIO, "this host is cut off from the others")
 
+    def forget(self, host: str) -> None:
+        """An operator says that this host is dead: its pins end now. ENOENT: there is none."""
+        if not self.host.forget(host):
+            raise OSError(errno.ENOENT, "no such host")
+        log.warning("host %s is forgotten: its pins end now", host)
+
     # What the cluster's host calls
 
     def joined(self) -> None:
         self._is_joined.set()
 
     def keep(self, state: dict[str, Any]) -> None:
-        self.on_state(state)
+        self.on_state({"options": self.options, "member": state})
 
     def told(self, told: Told) -> None:
         """A removal of another host. While it stands no further pin comes into its range."""
@@ -354,10 +362,13 @@ class OtherHosts:
         lost = [pin for number in numbers if (pin := self._pins.get(number)) is not None]
         log.error("cut off from the other hosts (%s): %d pins are revoked", why, len(lost))
         for pin in lost:
-            with logged("a pin that is lost"), suppress(LookupError):
-                self._guard.lose(pin, self._policy(pin.inode).cut_off == "kill")
+            self._lose(pin)
         for key in [*self._told]:
             self.told_over(key)
+
+    def _lose(self, pin: Pin) -> None:
+        with logged("the revocation of a pin"):
+            self._guard.lose(pin, self._policy(pin.inode).cut_off == "kill")
 
 
 def _ignore() -> None:

@@ -228,7 +228,13 @@ class Removals:
         """Before a name of a file goes that is not known here. ESTALE, by which the kernel looks the name up and tries
         again: other hosts may have pinned it."""
         hosts = self._guard.hosts
-        if hosts is not None and st.st_ino and stat.S_ISREG(st.st_mode) and st.st_nlink == 1 and hosts.must_ask(st.st_ino):
+        if (
+            hosts is not None
+            and st.st_ino
+            and stat.S_ISREG(st.st_mode)
+            and st.st_nlink == 1
+            and hosts.must_ask(st.st_ino)
+        ):
             raise stale()
 
     def check_unknown_name(self, name: Name) -> None:
@@ -273,7 +279,7 @@ def _checked() -> None:
 
 
 def taken_by_fallocate(size: int, mode: int, offset: int, length: int) -> tuple[str, int, int] | None:
-    """The operation's name and the bytes [start, end) that fallocate(2) takes from a file of `size` bytes; None: none."""
+    """The operation's name and the bytes [start, end) that fallocate(2) takes from `size` bytes; None: it takes none."""
     if offset < 0 or length <= 0 or offset >= size:
         return None
     for flag, op in _TAKES_RANGE.items():
