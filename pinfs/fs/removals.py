@@ -279,7 +279,7 @@ def _checked() -> None:
 
 
 def taken_by_fallocate(size: int, mode: int, offset: int, length: int) -> tuple[str, int, int] | None:
-    """The operation's name and the bytes [start, end) that fallocate(2) takes from `size` bytes; None: it takes none."""
+    """The operation's name and the bytes [start, end) that fallocate(2) takes from `size` bytes; None: none."""
     if offset < 0 or length <= 0 or offset >= size:
         return None
     for flag, op in _TAKES_RANGE.items():
