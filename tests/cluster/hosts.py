@@ -40,17 +40,17 @@ def cut(start: int, end: int) -> RemovalValue:
 
 
 class Recorder(Daemon):
-    """`on_told`, `on_fenced`: what it does then besides."""
+    """`on_told`: what it does then besides."""
 
     def __init__(self) -> None:
         self.joins = 0
         self.toldings: list[Told] = []
         self.over: list[RemovalKey] = []
-        self.fences: list[tuple[tuple[int, ...], str, float]] = []
-        """With the time, of CLOCK_BOOTTIME."""
+        self.fences: list[tuple[tuple[int, ...], str]] = []
+        self.fenced_at: list[float] = []
+        """CLOCK_BOOTTIME."""
         self.kept: dict[str, Any] = {}
         self.on_told: Callable[[Told], None] = lambda _: None
-        self.on_fenced: Callable[[], None] = lambda: None
         self._changed = trio.Event()
 
     def joined(self) -> None:
@@ -68,8 +68,8 @@ class Recorder(Daemon):
         self._change()
 
     def fenced(self, pins: tuple[int, ...], why: str) -> None:
-        self.fences.append((pins, why, boottime()))
-        self.on_fenced()
+        self.fences.append((pins, why))
+        self.fenced_at.append(boottime())
         self._change()
 
     def keep(self, state: dict[str, Any]) -> None:
@@ -158,32 +158,48 @@ class Machine:
 class Cluster:
     """Hosts in one loop, of one prefix."""
 
-    def __init__(self, nursery: trio.Nursery, prefix: str, endpoints: list[Endpoint], timing: Timing) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        prefix: str,
+        connect: Callable[[], Etcd],
+        timing: Timing,
+        clock: Callable[[], float] = boottime,
+    ) -> None:
         self.nursery = nursery
         self.prefix = prefix
-        self.endpoints = endpoints
+        self.connect = connect
         self.timing = timing
-        self.machines: list[Machine] = []
+        self.clock = clock
 
-    def make(self, name: str, **other: Any) -> Machine:
+    def make(self, name: str, connect: Callable[[], Etcd] | None = None, limits: Limits | None = None) -> Machine:
         daemon = Recorder()
-        endpoints = other.pop("endpoints", self.endpoints)
-        connect = partial(Etcd, endpoints, limits=CLIENT)
-        timing, limits = other.pop("timing", self.timing), other.pop("limits", Limits())
-        machine = Machine(Host(connect, self.prefix, name, timing, limits, daemon, **other), daemon)
-        self.machines.append(machine)
-        return machine
+        host = Host(
+            connect or self.connect, self.prefix, name, self.timing, limits or Limits(), daemon, clock=self.clock
+        )
+        return Machine(host, daemon)
 
-    async def start(self, name: str, **other: Any) -> Machine:
+    async def start(self, name: str, connect: Callable[[], Etcd] | None = None) -> Machine:
         """One that has joined."""
-        machine = self.make(name, **other)
+        machine = self.make(name, connect)
         await self.nursery.start(machine.run)
         await machine.daemon.until(lambda: machine.daemon.joins)
         return machine
 
 
+def connecting(*endpoints: Endpoint) -> Callable[[], Etcd]:
+    return partial(Etcd, [*endpoints], limits=CLIENT)
+
+
 @asynccontextmanager
 async def cluster(prefix: bytes, *endpoints: Endpoint, timing: Timing = STEADY) -> AsyncIterator[Cluster]:
     async with trio.open_nursery() as nursery:
-        yield Cluster(nursery, prefix.decode(), [*endpoints], timing)
+        yield Cluster(nursery, prefix.decode(), connecting(*endpoints), timing)
         nursery.cancel_scope.cancel()
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Asks again and again what no event tells."""
+    with trio.fail_after(LIMIT_S):
+        while not holds():
+            await trio.sleep(0.01)
