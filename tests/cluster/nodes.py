@@ -173,6 +173,12 @@ class Node:
         answer = self.done("/v3/kv/range", {"key": b64(key)})
         return str(answer["kvs"][0].get("value", "")) if "kvs" in answer else None
 
+    def count(self, prefix: bytes) -> int:
+        """How many keys begin with it."""
+        end = prefix[:-1] + bytes([prefix[-1] + 1])
+        answer = self.done("/v3/kv/range", {"key": b64(prefix), "range_end": b64(end), "count_only": True})
+        return int(answer.get("count", 0))
+
     def compact(self, revision: int) -> None:
         self.done("/v3/kv/compaction", {"revision": str(revision), "physical": True})
 

@@ -1,0 +1,89 @@
+"""The daemon before, of the same member: what it has written down, and its pins as etcd has them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import trio
+
+from pinfs.cluster.keys import MemberId, PinKey, PinValue, Unreadable, read_key
+from pinfs.cluster.messages import Done, KeyValue, Range, Txn
+from pinfs.cluster.store import Store
+
+LocalPin: TypeAlias = tuple[int, str, PinValue]
+"""A pin that the journal has: a token of the daemon's, what all hosts call the file, and the pin."""
+PINS: Final = "p/"
+
+
+def boot_id() -> str:
+    """Which life of the machine this is (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the next daemon has to know. `fence`: CLOCK_BOOTTIME, which begins anew with each boot."""
+
+    member: MemberId
+    life: int
+    fence: float
+    prefix: str
+    boot: str
+    is_settled: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strings and numbers."""
+        host, incarnation = self.member
+        fields = asdict(self)
+        del fields["member"], fields["is_settled"]
+        return {"host": host, "incarnation": incarnation, **fields}
+
+
+def read_state(state: dict[str, Any], host: str, prefix: str) -> State | None:
+    """None: it is of another host or cluster, of the machine's life before, or cannot be read."""
+    try:
+        member = MemberId(str(state["host"]), str(state["incarnation"])).check()
+        read = State(
+            member,
+            int(state["life"]),
+            float(state["fence"]),
+            str(state["prefix"]),
+            str(state["boot"]),
+            bool(state.get("is_settled", False)),
+        )
+    except (KeyError, ValueError, TypeError):
+        return None
+    is_ours = (member.host, read.prefix, read.boot) == (host, prefix, boot_id())
+    return read if is_ours else None
+
+
+async def all_pins(
+    store: Store, fence: float, clock: Callable[[], float], retry_s: float
+) -> tuple[KeyValue, ...] | None:
+    """Of the whole cluster, for keys are ordered by file; asks until etcd has answered. None: `fence`, that of the
+    daemon before, has come by `clock`."""
+    while (left_s := fence - clock()) > 0:
+        with trio.move_on_after(left_s):
+            answer = await store.ask(Txn((), (Range(PINS, prefix=True),)))
+            if isinstance(answer, Done):
+                return answer.ranges[0]
+            await trio.sleep(retry_s)
+    return None
+
+
+def match(found: Iterable[KeyValue], member: MemberId, pins: Iterable[LocalPin]) -> dict[int, PinKey]:
+    """Which key is whose, by token. Pins of the same bytes of one file are the same to all other hosts, so it does not
+    matter which of them gets which key."""
+    keys: defaultdict[tuple[str, PinValue], list[PinKey]] = defaultdict(list)
+    for item in found:
+        try:
+            key = read_key(item.key)
+            if isinstance(key, PinKey) and key.member == member:
+                keys[key.file, PinValue.read(item.value)].append(key)
+        except Unreadable:  # the member reads everything once more, and ends by that
+            continue
+    return {token: left.pop() for token, file, value in pins if (left := keys[file, value])}

@@ -1,0 +1,244 @@
+"""Hosts over a simulated etcd, in trio's time: what they do by the clock, and in which order the daemon hears of it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from cluster.hosts import FILE, INODE, Breaker, Cluster, Machine, cut, lease, pin
+from cluster.simulated_client import Network
+from pinfs.cluster.membership import CLOCK_TRUST, Limits, Timing
+from pinfs.cluster.outputs import Told
+
+TIMING = Timing()
+
+
+@asynccontextmanager
+async def simulated(network: Network) -> AsyncIterator[Cluster]:
+    async with trio.open_nursery() as nursery:
+        yield Cluster(nursery, "/p/", network.connect, TIMING, clock=trio.current_time)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def network() -> Network:
+    return Network()
+
+
+async def test_each_beat_moves_the_fence_and_is_written_down(network: Network, autojump_clock: MockClock) -> None:
+    async with simulated(network) as hosts:
+        a = await hosts.start("a")
+        first = a.daemon.kept["fence"]
+        assert first == a.host.fence
+        await a.daemon.until(lambda: a.daemon.kept["fence"] > first)
+        assert a.daemon.kept["fence"] == a.host.fence == pytest.approx(first + TIMING.beat_s, abs=0.1)
+
+
+async def test_the_fence_comes_while_a_call_hangs(network: Network, autojump_clock: MockClock) -> None:
+    async with simulated(network) as hosts:
+        a = await hosts.start("a")
+        number = await a.host.pin(FILE, pin(0, 4), 5)
+        breaker = Breaker(a.host, cut(6, 9))
+        await breaker.answer()
+        assert a.host.may_begin(breaker.number)
+        fence = a.host.fence
+        network.is_cut = True
+        await a.daemon.until(lambda: a.daemon.fences)
+        [(pins, why)] = a.daemon.fences
+        assert (pins, why) == ((number,), "silent")
+        assert trio.current_time() - fence < TIMING.beat_s
+        assert a.host.must_ask(INODE)
+        assert not a.host.may_begin(breaker.number)
+        assert await Breaker(a.host, cut(0, 1), "77.1").answer() == (errno.EIO, "cluster", "")
+        with pytest.raises(OSError, match="cluster"):
+            await a.host.pin(FILE, pin(0, 4), 5)
+
+
+async def test_nothing_begins_past_the_fence_even_before_it_has_been_noticed(network: Network) -> None:
+    now = 0.0
+    async with trio.open_nursery() as nursery:
+        hosts = Cluster(nursery, "/p/", network.connect, TIMING, clock=lambda: now)
+        a = await hosts.start("a")
+        breaker = Breaker(a.host, cut(0, 9))
+        assert a.host.fence == pytest.approx(TIMING.pin_ttl_s * CLOCK_TRUST - TIMING.margin_s)
+        assert a.host.may_begin(breaker.number)
+        assert not a.host.must_ask(INODE)
+        now = a.host.fence
+        assert not a.host.may_begin(breaker.number)
+        assert a.host.must_ask(INODE)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_fenced_host_joins_anew_and_its_member_before_leaves(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    async with simulated(network) as hosts:
+        a = await hosts.start("a")
+        before = a.host.status()["incarnation"]
+        breaker = Breaker(a.host, cut(0, 9))
+        network.is_cut = True
+        await a.daemon.until(lambda: a.daemon.fences)
+        network.is_cut = False
+        await a.daemon.until(lambda: a.daemon.joins == 2)
+        assert a.host.status()["incarnation"] != before
+        assert a.host.status()["leaving"] == [f"a/{before}"]
+        assert len(network.keys("m/")) == 2
+        breaker.over()
+        await network.until(lambda: len(network.keys("m/")) == 1)
+
+
+async def test_what_waits_when_the_host_is_fenced_gets_eio(network: Network, autojump_clock: MockClock) -> None:
+    async with simulated(network) as hosts:
+        a, b = await hosts.start("a"), await hosts.start("b")
+        await b.host.pin(FILE, lease(0, 4), 5)
+        breaker = Breaker(a.host, cut(0, 9))
+        await breaker.waiting()
+        network.is_cut = True
+        with pytest.raises(OSError, match="cluster") as refused:
+            await a.host.pin("7.1", pin(0, 4), 60)
+        assert refused.value.errno == errno.EIO
+        assert await breaker.answer() == (errno.EIO, "cluster", "")
+
+
+async def test_a_restored_etcd_fences_and_another_client_goes_on(network: Network, autojump_clock: MockClock) -> None:
+    async with simulated(network) as hosts:
+        a = await hosts.start("a")
+        number = await a.host.pin(FILE, pin(0, 4), 5)
+        network.restore()
+        await a.daemon.until(lambda: a.daemon.joins == 2)
+        assert a.daemon.fences == [((number,), "restored")]
+        assert [client.is_closed for client in network.clients] == [True, False]
+        await network.until(lambda: len(network.keys("m/")) == 1)
+        assert not network.keys("p/")
+
+
+async def test_a_watch_that_is_refused_is_asked_for_again_with_pauses(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    async with simulated(network) as hosts:
+        network.refuses_watches = "permission denied"
+        a = hosts.make("a")
+        await hosts.nursery.start(a.run)
+        await a.daemon.until(lambda: a.daemon.joins)
+        await trio.sleep(1)
+        assert 2 < a.host.status()["counters"]["watches lost"] < 7
+        assert a.host.status()["interrupted_because"]
+        network.refuses_watches = ""
+        await network.until(lambda: a.host.status()["interrupted_because"] == "")
+
+
+async def test_a_host_too_many_tries_again(network: Network, autojump_clock: MockClock) -> None:
+    async with simulated(network) as hosts:
+        a = await hosts.start("a")
+        b = hosts.make("b", limits=Limits(hosts=1))
+        await hosts.nursery.start(b.run)
+        await network.until(lambda: network.calls.count("Revoke") >= 4)
+        assert not b.daemon.joins
+        assert not b.daemon.fences
+        await a.host.leave(5)
+        await b.daemon.until(lambda: b.daemon.joins)
+
+
+async def test_leaving_waits_for_removals_and_for_no_longer_than_it_may(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    async with simulated(network) as hosts:
+        a = await hosts.start("a")
+        await a.host.pin(FILE, lease(0, 4), 5)
+        breaker = Breaker(a.host, cut(6, 9))
+        await breaker.answer()
+        await a.host.leave(2.0)
+        assert network.keys("m/")
+        breaker.over()
+        await a.host.leave(2.0)
+        assert not network.keys("m/") + network.keys("p/") + network.keys("r/")
+        assert not a.daemon.fences
+        assert a.host.status()["state"] == "stopped"
+
+
+async def test_leaving_before_it_has_joined(network: Network, autojump_clock: MockClock) -> None:
+    network.is_cut = True
+    async with simulated(network) as hosts:
+        a = hosts.make("a")
+        await hosts.nursery.start(a.run)
+        await a.host.leave(5.0)
+        network.is_cut = False
+        await trio.sleep(60)
+        assert not a.daemon.joins
+        assert not network.keys("m/")
+
+
+async def test_a_pin_that_is_not_wanted_any_more_is_taken_back(network: Network, autojump_clock: MockClock) -> None:
+    async with simulated(network) as hosts:
+        a = await hosts.start("a")
+        for patience_s in (0.0015, 0.0035, 0.0045, 0.0055, 0.0065, 0.0075):  # each at another step
+            with trio.move_on_after(patience_s):
+                a.host.release(await a.host.pin(FILE, pin(0, 4), 5))
+        await network.until(lambda: not network.keys("p/"))
+        assert a.host.status()["pins"] == a.host.status()["waiting"] == 0
+
+
+async def test_a_pin_is_told_of_after_the_daemon_has_its_number(network: Network, autojump_clock: MockClock) -> None:
+    """A removal may come in the same moment in which the pin is registered."""
+    known: list[int] = []
+
+    def told(told: Told) -> None:
+        assert known == list(told.pins)
+
+    async with simulated(network) as hosts:
+        a, b = await hosts.start("a"), await hosts.start("b")
+        a.daemon.on_told = told
+        await b.host.pin(FILE, pin(6, 9), 5)
+        network.answer_lag_s["p/"] = 0.5
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _() -> None:
+                known.append(await a.host.pin(FILE, lease(0, 4), 5))
+
+            await network.until(lambda: len(network.keys("p/")) == 2)
+            breaker = Breaker(b.host, cut(2, 5))
+            await breaker.waiting()
+            assert not known
+        await a.daemon.until(lambda: a.daemon.toldings)
+        a.host.release(known[0])
+        assert await breaker.answer() == (0, "", "")
+
+
+async def test_a_daemon_that_fails_is_no_reason_to_stop(
+    network: Network, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    async with simulated(network) as hosts:
+        a, b = await hosts.start("a"), await hosts.start("b")
+        a.daemon.on_told = fail
+        number = await a.host.pin(FILE, lease(0, 4), 5)
+        breaker = Breaker(b.host, cut(0, 2))
+        await breaker.waiting()
+        await network.until(lambda: "ZeroDivisionError" in caplog.text)
+        a.host.release(number)
+        assert await breaker.answer() == (0, "", "")
+
+
+async def test_a_host_that_does_not_run_refuses(network: Network) -> None:
+    async with trio.open_nursery() as nursery:
+        machine: Machine = Cluster(nursery, "/p/", network.connect, TIMING).make("a")
+        assert machine.host.must_ask(INODE)
+        assert await Breaker(machine.host, cut(0, 9)).answer() == (errno.EIO, "cluster", "")
+        with pytest.raises(OSError, match="cluster"):
+            await machine.host.pin(FILE, pin(0, 4), 5)
+        assert not machine.host.forget("b")
+        assert machine.host.status()["state"] == "stopped"
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x" * 65])
+def test_a_name_that_no_key_can_carry(network: Network, name: str) -> None:
+    with pytest.raises(ValueError):
+        Cluster(None, "/p/", network.connect, TIMING).make(name)  # type: ignore[arg-type]
