@@ -103,7 +103,7 @@ class Hosts(Protocol):
     """What the guard needs of `pinfs.enforce.hosts.OtherHosts`."""
 
     def must_ask(self, inode: int, /) -> bool: ...
-    async def hold(self, inode: int, /) -> None: ...
+    async def defer(self, removal: Removal, /) -> None: ...
     async def ask(self, removal: Removal, /) -> None: ...
     async def wait_answered(self, removal: Removal, /) -> None: ...
     def leave(self, removal: Removal, /) -> None: ...
@@ -224,9 +224,8 @@ class Guard:
 
     async def _wait_answered_everywhere(self, removal: Removal, hosts: Hosts) -> None:
         """The same where other hosts may have pinned the bytes. Holders are told here and there at the same time."""
-        is_deferred = removal.turn is Turn.READY and removal.policy.unlink == "defer" and removal.request.op in UNLINKS
-        if is_deferred and hosts.must_ask(removal.inode):
-            await hosts.hold(removal.inode)  # another name: nothing is taken away, here and there
+        if removal.turn is Turn.READY and not removal.order:
+            await hosts.defer(removal)  # nothing is taken away, here and there
             return
         try:
             if removal.turn is not Turn.REFUSED:

@@ -24,6 +24,7 @@ from pinfs.core.policy import Policy
 from pinfs.core.ranges import END
 from pinfs.core.removals import Removal, RemovalRequest, Turn
 from pinfs.enforce.guard import Guard, Policies
+from pinfs.enforce.reports import removal_text
 from pinfs.runtime.errors import logged
 from pinfs.runtime.parking import OneShot, park
 
@@ -64,9 +65,11 @@ class Files(Protocol):
 
 @dataclass(slots=True)
 class Question:
-    """A removal that the other hosts have been asked about. `number`: the cluster's. `is_waiting`: for leases there."""
+    """A removal that the other hosts have been asked about. `in_book`: the book hears of a refusal. `number`: the
+    cluster's. `is_waiting`: for leases there."""
 
     removal: Removal
+    in_book: bool
     number: int = 0
     answer: MayCut | RemovalRefused | None = None
     is_waiting: bool = False
@@ -202,13 +205,23 @@ class OtherHosts:
         """Whether a removal from this file may not go on without `ask`."""
         return self.host.must_ask(self._files.number(inode))
 
-    async def hold(self, inode: int) -> None:
-        """Before the last name of a file goes that other hosts may have pinned: give it another one. EBUSY."""
+    async def defer(self, removal: Removal) -> None:
+        """Returns when the last name of a file may go (policy `unlink` = `defer`): no other host has it pinned, or its
+        bytes have got another name. EBUSY: they get none."""
         try:
-            await self._files.hold(inode)
+            await self._ask(removal, in_book=False)
+            await self.wait_answered(removal)
+            return
         except OSError as e:
-            log.info("the last name of a file that other hosts may have pinned stays, as it gets no other: %s", e)
-            raise OSError(errno.EBUSY, "held for other hosts") from e
+            log.debug("other hosts may have %s pinned: %s", removal.request.path, e)
+        finally:
+            if not self._is_allowed(removal):
+                self.over(removal)
+        try:
+            await self._files.hold(removal.inode)
+        except OSError as e:
+            log.info("%s: the last name stays, as its bytes get no other: %s", removal_text(removal.request), e)
+            raise OSError(errno.EBUSY, "pinned at another host") from e
 
     async def run(self) -> None:
         """Takes the names back that `hold` has given, until cancelled."""
@@ -231,12 +244,19 @@ class OtherHosts:
         finally:
             self.host.removal_over(number)
 
+    def _is_allowed(self, removal: Removal) -> bool:
+        question = self._questions.get(removal)
+        return question is not None and isinstance(question.answer, MayCut) and self.host.may_begin(question.number)
+
     async def ask(self, removal: Removal) -> None:
         """Asks the other hosts, and does not wait for their answer. OSError: EIO, errors of open(2)."""
-        question = Question(removal)
         if not self._is_joined.is_set():
             await park()
             await self._joined()
+        await self._ask(removal, in_book=True)
+
+    async def _ask(self, removal: Removal, *, in_book: bool) -> None:
+        question = Question(removal, in_book)
         file = await self._files.name(removal.inode)
         self._questions[removal] = question
         policy = removal.policy
@@ -249,10 +269,12 @@ class OtherHosts:
         (`nonblock`), EIO (cut off)."""
         question = self._questions[removal]
         await question.answered.wait()
+        if isinstance(question.answer, RemovalRefused) and not question.in_book:
+            raise OSError(question.answer.errno, question.answer.why)
         if removal.turn is Turn.REFUSED:
             raise OSError(removal.errno, removal.why)
         if not self.host.may_begin(question.number):
-            self._refuse(removal, errno.EIO, "cluster", None)
+            self._refuse(question, errno.EIO, "cluster", None)
             raise OSError(errno.EIO, "this host is cut off from the others")
 
     def leave(self, removal: Removal) -> None:
@@ -291,24 +313,26 @@ class OtherHosts:
             question.is_waiting = True
             log.info("%s waits for leases at %s", removal.request.op, ", ".join(heard.hosts))
             if removal.request.nonblock:
-                self._refuse(removal, errno.EAGAIN, "nonblock", heard.hosts[0])
+                self._refuse(question, errno.EAGAIN, "nonblock", heard.hosts[0])
                 question.answered.set()
             return
         question.answer = heard
         if isinstance(heard, RemovalRefused):
             code = removal.policy.errno_number if heard.errno == errno.EBUSY else heard.errno
-            self._refuse(removal, code, heard.why, heard.host or None)
+            self._refuse(question, code, heard.why, heard.host or None)
         question.answered.set()
 
-    def _refuse(self, removal: Removal, code: int, why: str, host: str | None) -> None:
-        removal.pinned_at = host
-        self._book.refuse(removal, code, why, trio.current_time())
+    def _refuse(self, question: Question, code: int, why: str, host: str | None) -> None:
+        if question.in_book:
+            question.removal.pinned_at = host
+            self._book.refuse(question.removal, code, why, trio.current_time())
 
     async def _joined(self) -> None:
         """EIO: this host does not belong to the cluster, and has not joined within the time that a pin has."""
         with trio.move_on_after(self._pin_timeout_s):
             await self._is_joined.wait()
             return
+        log.error("a pin or removal has failed: this host is cut off from the others (pinfs cluster status)")
         raise OSError(errno.EIO, "this host is cut off from the others")
 
     def forget(self, host: str) -> None:

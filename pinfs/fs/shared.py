@@ -5,24 +5,25 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Final, TypeVar
 
 from pinfs.fs.backing import Backing
-from pinfs.fs.identity import file_name
+from pinfs.fs.identity import DIRECTORY, FileNames
 from pinfs.fs.inode import FOREIGN_IDS, Inode
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.reaching import Reaching
 
 T = TypeVar("T")
 
-HELD: Final = ".pinfs-held"
-"""A directory in the source's root, for links to files whose last name has gone while other hosts may have them
-pinned (policy `unlink` = `defer`). An open descriptor would not do: it keeps nothing on the server of a network file
-system, and nothing beyond the life of its host."""
+HELD: Final = f"{DIRECTORY}/held"
+"""A directory for links to files whose last name has gone while other hosts may have them pinned (policy `unlink` =
+`defer`). An open descriptor would not do: it keeps nothing on the server of a network file system, and nothing beyond
+the life of its host."""
 MAX_HELD: Final = 10_000
 """Names that are looked at at a time."""
-FILE: Final = re.compile(r"[0-9a-f]+\.[0-9a-f]+")
+FILE: Final = re.compile(r"[0-9a-f]+(\.[0-9a-f]+)?")
 
 
 class SharedFiles:
@@ -32,6 +33,7 @@ class SharedFiles:
         self._inodes = inodes
         self._backing = backing
         self._source_fd = source_fd
+        self._names = FileNames(source_fd)
         self._reaching = None if backing.threads is None else Reaching(inodes, backing.threads)
 
     def number(self, nodeid: int) -> int:
@@ -47,25 +49,28 @@ class SharedFiles:
     async def name(self, nodeid: int) -> str:
         """What all hosts call the file. Errors of open(2)."""
         inode = self._inodes.get(nodeid)
-        if self._reaching is None:
-            return file_name(inode.file.any_fd if inode.file is not None else self._inodes.fd(inode))
-        return await self._reaching.call(inode, _name_of)
+        if self._reaching is not None:
+            await self._reaching.reach(inode)
+        return self._name(inode)
+
+    def _name(self, inode: Inode) -> str:
+        fd = inode.file.any_fd if inode.file is not None else self._inodes.fd(inode)
+        return self._names.name(fd, self.number(inode.nodeid))
 
     async def hold(self, nodeid: int) -> None:
         """Gives the file one more name, in HELD, until no host has it pinned. Errors of link(2)."""
         inode = self._inodes.get(nodeid)
+        name = await self.name(nodeid)
         if self._reaching is None:
-            self._link(inode)
+            self._link(name, inode)
         else:
-            await self._reaching.call(inode, self._link)
+            await self._reaching.call(inode, partial(self._link, name))
 
-    def _link(self, view: Inode) -> None:
-        if view.fd < 0 and view.file is None:
-            self._inodes.fd(view)
-        fd = view.fd if view.fd >= 0 or view.file is None else view.file.any_fd
+    def _link(self, name: str, view: Inode) -> None:
+        fd = view.file.any_fd if view.file is not None else self._inodes.fd(view)
         held = open_held(self._source_fd, create=True)
         try:
-            os.link(f"/proc/self/fd/{fd}", file_name(fd), dst_dir_fd=held, follow_symlinks=True)
+            os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=held, follow_symlinks=True)
         except FileExistsError:
             return
         finally:
@@ -105,10 +110,7 @@ class SharedFiles:
 def open_held(source_fd: int, *, create: bool = False) -> int:
     """A descriptor of HELD. Errors of open(2) and mkdir(2)."""
     if create:
-        with suppress(FileExistsError):
-            os.mkdir(HELD, 0o700, dir_fd=source_fd)
+        for directory in (DIRECTORY, HELD):
+            with suppress(FileExistsError):
+                os.mkdir(directory, 0o700, dir_fd=source_fd)
     return os.open(HELD, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=source_fd)
-
-
-def _name_of(view: Inode) -> str:
-    return file_name(view.fd)

@@ -81,6 +81,8 @@ async def serve(
         daemon = _begin(config, source, mountpoint, store, stack)
         stack.callback(daemon.close)
         stack.push(daemon.on_failure)
+        if daemon.cluster is not None:
+            await daemon.cluster.check()
         scraped = daemon.metrics_port()
         stack.callback(scraped.close)
         # From here on a signal ends us in good order, however early it comes: no mount is left behind.
