@@ -132,9 +132,8 @@ class Cluster:
     def status(self) -> dict[str, Any]:
         """For `.pinfs/status`."""
         shown = {"name": self._name, **self.host.status(), "not_seen": self._tokens.not_seen}
-        return (
-            shown | {"state": "refused", "refused_because": self._refused_because} if self._refused_because else shown
-        )
+        refused = {"state": "refused"} if self._refused_because else {}
+        return shown | refused | {"refused_because": self._refused_because or None}
 
 
 class Tokens:
