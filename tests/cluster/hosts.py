@@ -56,27 +56,27 @@ class Recorder(Daemon):
     def joined(self) -> None:
         assert self.kept
         self.joins += 1
-        self._change()
+        self.change()
 
     def told(self, told: Told) -> None:
         self.toldings.append(told)
         self.on_told(told)
-        self._change()
+        self.change()
 
     def told_over(self, removal: RemovalKey) -> None:
         self.over.append(removal)
-        self._change()
+        self.change()
 
     def fenced(self, pins: tuple[int, ...], why: str) -> None:
         self.fences.append((pins, why))
         self.fenced_at.append(boottime())
-        self._change()
+        self.change()
 
     def keep(self, state: dict[str, Any]) -> None:
         self.kept = state
-        self._change()
+        self.change()
 
-    def _change(self) -> None:
+    def change(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
