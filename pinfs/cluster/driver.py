@@ -26,7 +26,7 @@ WATCH_PAUSE_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Daemon:
+class Hooks:
     """`moved` is called after each step of the member, before anything that it has said is passed on to `hear`."""
 
     moved: Callable[[Driver], None]
@@ -39,14 +39,14 @@ Step: TypeAlias = Callable[[float], list[Output]]
 class Driver:
     """`start` begins; its tasks run in the nursery until the member has left, or the nursery is cancelled."""
 
-    def __init__(self, member: Member, store: Store, clock: Callable[[], float], daemon: Daemon) -> None:
+    def __init__(self, member: Member, store: Store, clock: Callable[[], float], hooks: Hooks) -> None:
         self.member = member
         self.has_joined = False
         self.is_fenced = False
         self.has_left = trio.Event()
         self._store = store
         self._clock = clock
-        self._daemon = daemon
+        self._hooks = hooks
         self._nursery: trio.Nursery | None = None
         self._alarm = trio.CancelScope()
         self._watch = trio.CancelScope()
@@ -61,7 +61,7 @@ class Driver:
         """Something comes in, and what the member says is done at once: the answer to a removal of a file without a
         mark is heard before this returns. `step` gets the clock."""
         outputs = step(self._clock())
-        self._daemon.moved(self)
+        self._hooks.moved(self)
         for output in outputs:
             self._do(output)
         self._alarm.deadline = trio.current_time() + self._sleep_s()
@@ -79,13 +79,13 @@ class Driver:
                 self._watch.cancel()
                 self._alarm.cancel()
                 self.has_left.set()
-                self._daemon.hear(self, output)
+                self._hooks.hear(self, output)
             case Fenced():
                 self.is_fenced = True
                 self._watch.cancel()
-                self._daemon.hear(self, output)
+                self._hooks.hear(self, output)
             case _:
-                self._daemon.hear(self, output)
+                self._hooks.hear(self, output)
 
     async def _carry(self, number: int, request: Request) -> None:
         answer = await self._store.ask(request)

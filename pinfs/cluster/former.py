@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import trio
 
+from pinfs.cluster.etcd import Restored
 from pinfs.cluster.keys import MemberId, PinKey, PinValue, Unreadable, read_key
 from pinfs.cluster.messages import Done, KeyValue, Range, Txn
 from pinfs.cluster.store import Store
@@ -65,20 +66,31 @@ async def all_pins(
     store: Store, fence: float, clock: Callable[[], float], retry_s: float
 ) -> tuple[KeyValue, ...] | None:
     """Of the whole cluster, for keys are ordered by file; asks until etcd has answered. None: `fence`, that of the
-    daemon before, has come by `clock`."""
+    daemon before, has come by `clock`, or etcd was restored."""
     while (left_s := fence - clock()) > 0:
         with trio.move_on_after(left_s):
             answer = await store.ask(Txn((), (Range(PINS, prefix=True),)))
             if isinstance(answer, Done):
                 return answer.ranges[0]
+            if isinstance(answer, Restored):
+                return None
             await trio.sleep(retry_s)
     return None
 
 
-def match(found: Iterable[KeyValue], member: MemberId, pins: Iterable[LocalPin]) -> dict[int, PinKey]:
-    """Which key is whose, by token. Pins of the same bytes of one file are the same to all other hosts, so it does not
-    matter which of them gets which key."""
+@dataclass(frozen=True, slots=True)
+class Match:
+    """`tokens` of pins that are the same to all other hosts, and as many keys, or more."""
+
+    value: PinValue
+    tokens: tuple[int, ...]
+    keys: tuple[PinKey, ...]
+
+
+def matches(found: Iterable[KeyValue], member: MemberId, pins: Iterable[LocalPin]) -> Iterator[Match]:
+    """Pins without a key are left out, and keys without a pin."""
     keys: defaultdict[tuple[str, PinValue], list[PinKey]] = defaultdict(list)
+    tokens: defaultdict[tuple[str, PinValue], list[int]] = defaultdict(list)
     for item in found:
         try:
             key = read_key(item.key)
@@ -86,4 +98,9 @@ def match(found: Iterable[KeyValue], member: MemberId, pins: Iterable[LocalPin])
                 keys[key.file, PinValue.read(item.value)].append(key)
         except Unreadable:  # the member reads everything once more, and ends by that
             continue
-    return {token: left.pop() for token, file, value in pins if (left := keys[file, value])}
+    for token, file, value in pins:
+        tokens[file, value].append(token)
+    for (file, value), theirs in tokens.items():
+        ours = keys[file, value]
+        if ours:
+            yield Match(value, tuple(theirs[: len(ours)]), tuple(ours))

@@ -13,19 +13,19 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final
 
 import trio
 
 from pinfs.cluster import former
-from pinfs.cluster.driver import Daemon as Hooks
-from pinfs.cluster.driver import Driver, Step
+from pinfs.cluster.daemon import Daemon, Heard, Matched
+from pinfs.cluster.driver import Driver, Hooks, Step
 from pinfs.cluster.etcd import Etcd
 from pinfs.cluster.former import LocalPin
-from pinfs.cluster.keys import MemberId, PinValue, RemovalKey, RemovalValue
+from pinfs.cluster.keys import MemberId, PinKey, PinValue, RemovalKey, RemovalValue
 from pinfs.cluster.membership import Limits, State, Timing
 from pinfs.cluster.outputs import (
     Fenced,
@@ -46,11 +46,6 @@ from pinfs.cluster.view import Peer
 
 log = logging.getLogger("pinfs.cluster")
 
-Heard: TypeAlias = Callable[[MayCut | Waits | RemovalRefused], None]
-"""What a breaker hears of its removal."""
-Matched: TypeAlias = Callable[[dict[int, int]], None]
-"""The numbers of the pins of the daemon before, by the tokens that this daemon has for them."""
-
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
 CLOSE_LIMIT_S: Final = 2.0
@@ -68,25 +63,13 @@ def boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class Daemon(Protocol):
-    """What a host calls, synchronously. An exception is logged, and no reason to stop."""
+@dataclass(slots=True, eq=False)
+class _Alike:
+    """Pins of the daemon before that cover the same bytes of one file, and more keys of them than pins. Which key is
+    whose cannot be told, and one of them may be about to be deleted: so all stay until the last of the pins goes."""
 
-    def joined(self) -> None:
-        """Pins and removals may be asked for."""
-
-    def told(self, told: Told) -> None:
-        """A removal of another host needs pins of this one: outputs.Told."""
-
-    def told_over(self, removal: RemovalKey) -> None:
-        """A removal that was told is over, or has been given up."""
-
-    def fenced(self, pins: tuple[int, ...], why: str) -> None:
-        """This host is cut off: the holders of these pins have to hear that they are gone, at once. The next member
-        joins by itself."""
-
-    def keep(self, state: dict[str, Any]) -> None:
-        """What the next daemon needs for `Host.resume`: strings and numbers. Comes before `joined`, and at each
-        beat."""
+    pins: set[int]
+    spare: tuple[int, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -94,6 +77,7 @@ class _Pin:
     """`is_known`: the daemon has its number. What it is told about the pin before that waits in `told`."""
 
     driver: Driver
+    alike: _Alike | None = None
     answered: trio.Event = field(default_factory=trio.Event)
     refusal: OSError | None = None
     is_known: bool = False
@@ -235,8 +219,14 @@ class Host:
     def release(self, pin: int) -> None:
         """The holder has let go. Done with a pin that is gone already."""
         released = self._pins.pop(pin, None)
-        if released is not None and not released.driver.is_fenced and self._nursery is not None:
-            released.driver.feed(partial(released.driver.member.pin_released, pin))
+        if released is None or released.driver.is_fenced or self._nursery is None:
+            return
+        numbers = [pin]
+        if released.alike is not None:
+            released.alike.pins.discard(pin)
+            numbers += released.alike.spare if not released.alike.pins else ()
+        for number in numbers:
+            released.driver.feed(partial(released.driver.member.pin_released, number))
 
     def removal(self, file: str, value: RemovalValue, patience_s: float, heard: Heard) -> int:
         """The number of a removal. `heard` is called with what outputs.MayCut, Waits and RemovalRefused say, within
@@ -326,12 +316,13 @@ class Host:
         member = Member(MemberId(self.name, secrets.token_hex(8)), self.timing, self.limits)
         self._start(member, member.join)
 
-    def _start(self, member: Member, step: Step, pins: Iterable[int] = ()) -> None:
+    def _start(self, member: Member, step: Step, pins: Mapping[int, _Alike] | None = None) -> None:
         """`pins`: of the daemon before."""
         assert self._nursery is not None
         driver = Driver(member, self._store, self.clock, self._hooks)
         self._drivers.append(driver)
-        self._pins.update({number: _Pin(driver, is_known=True) for number in pins})
+        for number, alike in (pins or {}).items():
+            self._pins[number] = _Pin(driver, alike, is_known=True)
         driver.start(self._nursery, step)
 
     async def _begin_again(self) -> None:
@@ -351,11 +342,17 @@ class Host:
             return False
         self._life = state.life + 1
         member = Member(state.member, self.timing, self.limits, self._life)
-        keys = former.match(found, state.member, resume.pins)
-        numbers = {token: next(self._numbers) for token in keys}
-        pins = {numbers[token]: (keys[token], value) for token, _, value in resume.pins if token in keys}
+        numbers: dict[int, int] = {}
+        keys: dict[int, tuple[PinKey, PinValue]] = {}
+        alikes: dict[int, _Alike] = {}
+        for match in former.matches(found, state.member, resume.pins):
+            new = [next(self._numbers) for _ in match.keys]
+            keys.update(zip(new, ((key, match.value) for key in match.keys), strict=True))
+            known = dict(zip(match.tokens, new, strict=False))
+            numbers.update(known)
+            alikes.update(dict.fromkeys(known.values(), _Alike({*known.values()}, (*new[len(known) :],))))
         self._daemon_does(resume.matched, numbers)
-        self._start(member, partial(member.resume, Former(state.fence, pins, state.is_settled)), pins)
+        self._start(member, partial(member.resume, Former(state.fence, keys, state.is_settled)), alikes)
         return True
 
     def _moved(self, driver: Driver) -> None:

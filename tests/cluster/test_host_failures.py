@@ -184,6 +184,22 @@ async def test_the_next_daemon_goes_on_with_the_pins(node: Node, prefix: bytes) 
         await again.host.pin("99.1", pin(0, 4), 60)
 
 
+async def test_keys_that_may_be_of_the_same_pin_stay_as_long_as_it_does(node: Node, prefix: bytes) -> None:
+    """One of them may be that of a released pin, and about to be deleted."""
+    async with cluster(prefix, node.endpoint) as hosts:
+        a = await hosts.start("a")
+        for _ in range(3):
+            await a.host.pin(FILE, pin(0, 4), 60)
+        await a.stop()
+        again = Next(hosts, a.daemon.kept, (7, FILE, pin(0, 4)), (8, FILE, pin(0, 4)))
+        await again.join(hosts)
+        assert again.host.status()["pins"] == 2
+        again.host.release(again.numbers[7])
+        await until(lambda: node.count(prefix + b"p/") == 2)
+        again.host.release(again.numbers[8])
+        await until(lambda: node.count(prefix + b"p/") == 0)
+
+
 async def test_the_next_daemon_comes_after_the_fence(node: Node, prefix: bytes) -> None:
     async with cluster(prefix, node.endpoint) as hosts:
         a = await hosts.start("a")
