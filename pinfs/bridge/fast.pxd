@@ -27,7 +27,7 @@ cdef class FastHandlers:
     cdef object _exports, _failed, _undelivered
     cdef object _uncached
     cdef uint64_t _entry_s, _attr_s
-    cdef uint32_t _entry_ns, _attr_ns
+    cdef uint32_t _entry_ns, _attr_ns, _directory_flags
     cdef list _handlers, _shortest
 
     @cython.locals(channel=Channel, ops=FastOperations, opcode=uint32_t, answered=bint)

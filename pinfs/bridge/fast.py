@@ -13,7 +13,7 @@ from pinfs.bridge import wire
 from pinfs.bridge.channel import Channel
 from pinfs.bridge.handlers import Handlers, sized
 from pinfs.fs.fast import FastOperations
-from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FileHandle
+from pinfs.fs.handles import FileHandle
 from pinfs.fs.inode import Inode
 from pinfs.interface.attributes import PREFIX
 from pinfs.linux.calls import NOW, clock
@@ -22,7 +22,6 @@ _OPCODES: Final = 64
 _S: Final = 1_000_000_000  # nanoseconds
 _SIZE: Final = wire.FATTR_SIZE
 _CHANGES: Final = wire.FATTR_MODE | wire.FATTR_UID | wire.FATTR_GID | _SIZE | wire.FATTR_TIMES | wire.FATTR_KILL_SUIDGID
-_DIRECTORY_FLAGS: Final = FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE | wire.FOPEN_NOFLUSH
 _TICK_S, _TICK_NS = wire.A_TICK
 
 
@@ -104,6 +103,7 @@ class FastHandlers:
         self._uncached = handlers.uncached
         self._entry_s, self._entry_ns = handlers.entry_valid
         self._attr_s, self._attr_ns = handlers.attr_valid
+        self._directory_flags = handlers.directory_flags | wire.FOPEN_NOFLUSH
         self._failed = failed
         self._undelivered = undelivered
         self._handlers: list[Callable[[], bool] | None] = [None] * _OPCODES
@@ -314,7 +314,7 @@ class FastHandlers:
 
     def opendir(self) -> bool:
         fh = self._ops.opendir(self._channel.nodeid, self._channel)
-        return fh != 0 and self._channel.opened(fh, _DIRECTORY_FLAGS, 0)
+        return fh != 0 and self._channel.opened(fh, self._directory_flags, 0)
 
     # Extended attributes
 

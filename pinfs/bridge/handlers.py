@@ -62,6 +62,11 @@ class Handlers:
         ops.uncached.on_entered = lambda nodeid: notify(wire.forget_attributes(nodeid))
         self._nothing = wire.no_entry_out(self.entry_valid)
 
+    @property
+    def directory_flags(self) -> int:
+        """FOPEN_* of open directories."""
+        return self._ops.directory_flags
+
     def _valid(self, nodeid: int) -> tuple[int, int]:
         """How long the kernel may cache the attributes of an inode (see `UncachedFiles`)."""
         return wire.A_TICK if nodeid in self.uncached else self.attr_valid

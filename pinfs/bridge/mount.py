@@ -10,9 +10,11 @@ import socket
 import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pinfs.fs.identity import DIRECTORY as CLUSTER_DIRECTORY
 from pinfs.interface.names import FSTYPE
 from pinfs.linux import mountinfo, syscalls
 from pinfs.linux.filesystems import unservable_because
@@ -68,8 +70,11 @@ class MountFlags:
 # Before the mount
 
 
-def open_source(source: str) -> int:
-    """A descriptor of the source directory, with the lock (flock(2)) of the one pinfs that may serve it.
+def open_source(source: str, *, shared: bool = False) -> int:
+    """A descriptor of the source directory, with the lock (flock(2)) of the one pinfs that may serve it; `shared`: of
+    one of those that honour each other's pins (-o cluster=...). So these and one without the option exclude each other:
+    on this host always, on others where the file system carries the locks of directories to them (CephFS, GFS2 and
+    OCFS2 do, NFS does not).
 
     Keep it open for as long as the mount lives. Raises AlreadyServedError, MountError.
     """
@@ -81,15 +86,48 @@ def open_source(source: str) -> int:
         os.close(fd)
         raise MountError(f"the source {source} cannot be served: {why}")
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as e:
+        is_shared = not shared and e.errno == errno.EWOULDBLOCK and not _is_locked(fd, fcntl.LOCK_SH)
         os.close(fd)
         if e.errno != errno.EWOULDBLOCK:
             raise MountError(f"the source {source} cannot be locked: {_words(e)}") from e
+        raise AlreadyServedError(_served_text(source, shared, is_shared)) from e
+    if shared and (above := enclosing_cluster(fd)):
+        os.close(fd)
         raise AlreadyServedError(
-            f"another pinfs already serves {source}: two of them would not know of each other's pins"
-        ) from e
+            f"{source} lies inside {above}, which belongs to a cluster ({CLUSTER_DIRECTORY}): its hosts would not know "
+            "of pins on this mount"
+        )
     return fd
+
+
+def _served_text(source: str, shared: bool, is_shared: bool) -> str:
+    text = f"another pinfs already serves {source}"
+    if shared:
+        return f"{text}, without cluster=...: it would not know of the pins of this one"
+    if is_shared:
+        return f"{text}, with cluster=...: it would not know of the pins of this one; give this one the same options"
+    return f"{text}: two of them would not know of each other's pins"
+
+
+def enclosing_cluster(source_fd: int) -> str:
+    """The directory above the source, on its file system, that has the name of a cluster in it; "" if there is none.
+    One is enough that is mounted here; that a directory below the source has one is not noticed."""
+    device = os.fstat(source_fd).st_dev
+    at = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source_fd)
+    below = os.fstat(source_fd)
+    try:
+        while (st := os.fstat(at)).st_dev == device and not _same(st, below):
+            with suppress(OSError):
+                os.stat(f"{CLUSTER_DIRECTORY}/name", dir_fd=at, follow_symlinks=False)
+                return os.readlink(f"/proc/self/fd/{at}")
+            below, above = st, os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+            os.close(at)
+            at = above
+    finally:
+        os.close(at)
+    return ""
 
 
 def check_not_nested(source: str) -> None:
@@ -121,11 +159,18 @@ def _are_nested(one: str, other: str) -> bool:
 def _is_served(source: str) -> bool:
     fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return _is_locked(fd, fcntl.LOCK_EX)
     finally:
         os.close(fd)
+
+
+def _is_locked(source_fd: int, against: int) -> bool:
+    """Whether another descriptor has a lock that excludes this kind of it (LOCK_SH, LOCK_EX)."""
+    try:
+        fcntl.flock(source_fd, against | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(source_fd, fcntl.LOCK_UN)
     return False
 
 

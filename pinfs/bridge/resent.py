@@ -26,8 +26,7 @@ from pinfs.bridge.once import (
 )
 from pinfs.fs import ioctls
 from pinfs.fs.control import ControlHandle
-from pinfs.fs.directories import DirectoryHandle
-from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, FileHandle, Handle
+from pinfs.fs.handles import FileHandle, Handle
 from pinfs.fs.inode import Inode, Name
 from pinfs.fs.pins import RELEASED, XATTR_CREATE
 from pinfs.fs.restore import Restored
@@ -367,10 +366,10 @@ def _name_at(body: memoryview, offset: int) -> bytes:
 
 
 def _opened_as(handle: Handle) -> Opened:
-    """The reply to the open of a handle. The kernel drops what it has cached of a file, which is always right."""
+    """The reply to the open of a handle. The kernel drops what it has cached of it, which is always right."""
     if isinstance(handle, FileHandle):
         file = handle.inode.file
         return Opened(handle.number, 0, 0 if file is None else file.backing_id or 0)
     if isinstance(handle, ControlHandle):
         return Opened(handle.number, handle.fopen_flags, 0)
-    return Opened(handle.number, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE if isinstance(handle, DirectoryHandle) else 0, 0)
+    return Opened(handle.number, 0, 0)

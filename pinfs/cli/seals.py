@@ -43,7 +43,7 @@ def _left_behind(source: str, path: Path) -> Iterator[Finding]:
 
 def _is_served(source_fd: int) -> bool:
     try:
-        fcntl.flock(source_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(source_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # daemons of a cluster share the lock
     except OSError as error:
         return error.errno == errno.EWOULDBLOCK
     return False

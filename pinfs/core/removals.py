@@ -17,8 +17,9 @@ UNLINKS: Final = frozenset({"unlink", "rename"})
 class RemovalRequest(NamedTuple):
     """A breaker's request to take [start, end) of an inode, bytes.
 
-    `process` and `handle` tell the breaker's own pins; `pid`, `uid`, `path` and `host` are for people. `nonblock`:
-    answer EAGAIN where another request would wait. `host`: the one that wants the bytes, None: this one.
+    `process` and `handle` tell the breaker's own pins; `pid`, `uid` and `path` are for people. `nonblock`: answer
+    EAGAIN where another request would wait. `host`: where the breaker is, if that is not this host; `pid` and `uid` say
+    nothing then.
     """
 
     inode: int

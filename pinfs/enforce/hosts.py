@@ -82,8 +82,6 @@ class OtherHosts:
 
     def __init__(self, guard: Guard, policies: Policies, files: Files, pin_timeout_s: float) -> None:
         self.host: Host
-        self.options: dict[str, Any] = {}
-        """Those of the cluster, which the next daemon goes on with."""
         self.on_state: Callable[[dict[str, Any]], None] = lambda state: None
         """Writes down what the next daemon needs to go on."""
         self._guard = guard
@@ -347,7 +345,7 @@ class OtherHosts:
         self._is_joined.set()
 
     def keep(self, state: dict[str, Any]) -> None:
-        self.on_state({"options": self.options, "member": state})
+        self.on_state(state)
 
     def told(self, told: Told) -> None:
         """A removal of another host. While it stands no further pin comes into its range."""

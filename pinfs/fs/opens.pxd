@@ -14,6 +14,7 @@ cdef class Opens:
     cdef HandleTable _handles
     cdef object _uncached
     cdef int64_t _attr_timeout_ns
+    cdef bint _is_shared
 
     @cython.locals(handle=FileHandle, backing_id=int)
     cpdef FileHandle handle(self, Inode inode, uint32_t flags, object caller, bint with_entry)

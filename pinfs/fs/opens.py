@@ -13,7 +13,7 @@ from pinfs.fs.inodes import InodeTable
 from pinfs.fs.leases import after_lease
 from pinfs.fs.lives import settled_ctime_ns
 from pinfs.fs.nonblocking import AT_ONCE, open_error
-from pinfs.fs.types import CallerLike, Opened, StatLike, make_opened
+from pinfs.fs.types import CallerLike, Opened, StatLike, Timeouts, make_opened
 from pinfs.fs.uncached import UncachedFiles
 from pinfs.linux.calls import open_at
 
@@ -31,13 +31,14 @@ class Opens:
         backing: Backing,
         handles: HandleTable,
         uncached: UncachedFiles,
-        attr_timeout_s: float,
+        timeouts: Timeouts,
     ) -> None:
         self._inodes = inodes
         self._backing = backing
         self._handles = handles
         self._uncached = uncached
-        self._attr_timeout_ns = int(attr_timeout_s * 1e9)
+        self._attr_timeout_ns = int(timeouts.attr_s * 1e9)
+        self._is_shared = timeouts.is_shared
 
     def opened(
         self,
@@ -73,6 +74,10 @@ class Opens:
         Else the kernel drops the pages that it has cached. Attributes that it cached before the change go as well:
         a size that is too small would cut off what is read.
         """
+        if self._is_shared:
+            if self._attr_timeout_ns and not with_entry:
+                self._uncached.on_entered(inode.nodeid)
+            return 0
         known, inode.data_ctime_ns = inode.data_ctime_ns, settled_ctime_ns(st)
         if known and known == inode.data_ctime_ns:
             return FOPEN_KEEP_CACHE

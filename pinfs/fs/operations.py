@@ -64,7 +64,8 @@ class Operations:
     ) -> None:
         self.submounts = Submounts(inodes)
         self._slow_names = self.submounts.names
-        self.entry_timeout_s, self.attr_timeout_s = timeouts
+        self.entry_timeout_s, self.attr_timeout_s, is_shared = timeouts
+        self.directory_flags = 0 if is_shared else FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE
         self.handles = pins.handles
         self.uncached = UncachedFiles(inodes.open)
         inodes.on_dropped = self.uncached.discard
@@ -78,7 +79,7 @@ class Operations:
         self._attributes = Attributes(inodes, backing, self._set_ids)
         self._removals = Removals(inodes, backing, guard, self._set_ids)
         self._names = Names(inodes, backing)
-        self._opens = Opens(inodes, backing, pins.handles, self.uncached, self.attr_timeout_s)
+        self._opens = Opens(inodes, backing, pins.handles, self.uncached, timeouts)
         self._copies = Copies(backing, guard)
         self.directories = DirectoryReader(inodes, control.owns, self.submounts)
         self.polling = Polling(PollMode.AUTO)
@@ -427,7 +428,7 @@ class Operations:
         inode = self._inodes.get(nodeid)
         fd = self._backing.open_directory(inode)
         fh = self.handles.add(DirectoryHandle(inode, os.O_RDONLY, fd), ctx)
-        return Opened(fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
+        return Opened(fh, self.directory_flags, 0)
 
     async def readdir(self, fh: int, offset: int, plus: bool, add: Add, unique: int = 0) -> None:
         """Give names from `offset` on to `add` until the reply is full; with `plus` each with its entry, a lookup.

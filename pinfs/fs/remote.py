@@ -28,7 +28,7 @@ from pinfs.fs.control import CONTROL_NAME, Control, ControlHandle
 from pinfs.fs.copying import Place
 from pinfs.fs.creating import Created, create_file, is_there, masked
 from pinfs.fs.directories import Add, DirectoryHandle, DirectoryReader, Snapshot, snapshot
-from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE, ByteHandle, FileHandle, Handle
+from pinfs.fs.handles import ByteHandle, FileHandle, Handle
 from pinfs.fs.inode import ROOT_ID, Inode, Name, component
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.leases import with_patience
@@ -405,7 +405,7 @@ class RemoteOperations(Operations):
         inode = self._inodes.get(nodeid)
         fd = await self._reaching.call(inode, self._backing.open_directory, undo=self._close)
         fh = self.handles.add(DirectoryHandle(inode, os.O_RDONLY, fd), ctx)
-        return Opened(fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
+        return Opened(fh, self.directory_flags, 0)
 
     async def readdir(self, fh: int, offset: int, plus: bool, add: Add, unique: int = 0) -> None:
         handle = self.handles.get(fh, Handle)

@@ -46,6 +46,13 @@ WITH_SET_IDS: Final = "it has a set-id bit, which no write could drop"
 """A write by a user drops the bits. The kernel does that with the file's lock held, and ext4_setattr() refuses it on a
 file that is append-only: the write would fail with EPERM."""
 
+SEALED_BY_NO_HOST: Final = "other hosts change the source as well (cluster=...), and cannot lift the seals of this one"
+"""A seal is an agreement between calls of one daemon: whatever the flag would refuse lifts it, and puts it back. The
+protocol between hosts says which bytes may be cut and when, not who has lifted a flag: a host that put one back would
+stop a cut of another one that is allowed, and one that died with it would leave it to nobody. Nor would it help where
+clusters are needed: NFS, CephFS and Lustre show no flag that their servers heed, and on GFS2 and OCFS2 each change of
+it is a lock that all hosts wait for."""
+
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _AS_IT_IS: Final[AbstractContextManager[None]] = nullcontext()

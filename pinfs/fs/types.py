@@ -63,10 +63,16 @@ class Entry(NamedTuple):
 
 
 class Timeouts(NamedTuple):
-    """How long the kernel may cache names and attributes, in seconds."""
+    """How long the kernel may cache names and attributes, in seconds.
+
+    `is_shared`: other hosts change the source (docs/hosts.md). Then no listing and no page is kept from one open to the
+    next either: whether the source has changed could be told by its times only, which are of another host's clock, and
+    two changes within one tick of that clock look like one.
+    """
 
     entry_s: float = 60.0
     attr_s: float = 60.0
+    is_shared: bool = False
 
 
 class Opened(NamedTuple):

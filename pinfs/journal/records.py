@@ -401,7 +401,7 @@ class TextId(IntEnum):
     HISTORY = 6
     """JSON: the latest take-overs."""
     CLUSTER = 7
-    """JSON: the place of this host in its cluster, and the options of the cluster."""
+    """JSON: the place of this host in its cluster."""
 
 
 _TEXT: Final = Struct("<QQ")

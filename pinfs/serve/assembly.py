@@ -207,7 +207,7 @@ def assemble(
     shown = guard.cuts.shown
     sources = Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status, shown, upgrade)
     control = Control(sources.files())
-    timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout)
+    timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout, config.cluster is not None)
     make = Operations if backing.threads is None else RemoteOperations
     operations = make(inodes, backing, guard, verbs, control, timeouts)
     operations.polling = Polling(PollMode(config.mount.poll))

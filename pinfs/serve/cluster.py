@@ -55,7 +55,6 @@ class Cluster:
         self.host = Host(self._connect, f"{PREFIX}{self._name}/", options.host, options.timing, Limits(), hosts)
         self._tokens = Tokens(source_fd, options.host, self.host.status)
         hosts.host = self.host
-        hosts.options = options.state()
 
     def _connect(self) -> "Etcd":
         from pinfs.cluster.etcd import Etcd

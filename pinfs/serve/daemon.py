@@ -30,13 +30,13 @@ from pinfs.bridge.once import Once
 from pinfs.bridge.passthrough import Passthrough, stack_depth
 from pinfs.bridge.sealprobe import seal_unavailable_because
 from pinfs.bridge.transports import Bridged, Transport
-from pinfs.config.cluster import ClusterError, ClusterOptions
 from pinfs.config.options import Config, MountOptions
 from pinfs.config.policies import PolicyBox
 from pinfs.core.policy import PolicyError
 from pinfs.enforce.holders import raise_descriptor_limit
 from pinfs.fs import exports
 from pinfs.fs.events import ReadLimit
+from pinfs.fs.seal import SEALED_BY_NO_HOST
 from pinfs.fs.seallist import list_path
 from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
 from pinfs.linux.filesystems import PagePins, page_pins
@@ -124,23 +124,14 @@ def _begin(
     left = None if store is None else left_in(store)
     if left is not None:
         left.identity.warn_of_other_places(source, mountpoint)
-        config = _with_cluster_of(left, config)
-        return Daemon(config, Place(left.identity.source, left.source_fd, left.identity.mountpoint), store, left)
-    source_fd = open_source(source)
+        place = Place(left.identity.source, left.source_fd, left.identity.mountpoint)
+        return Daemon(left.identity.config_of(config), place, store, left)
+    source_fd = open_source(source, shared=config.cluster is not None)
     stack.callback(os.close, source_fd)
     point = check_mountpoint(mountpoint, source_fd, replace_stale=config.mount.replace_stale)
     check_not_nested(os.path.realpath(source))
     _require_export(config.mount, source_fd)
     return Daemon(config, Place(os.path.realpath(source), source_fd, point), store)
-
-
-def _with_cluster_of(left: Left, config: Config) -> Config:
-    """The options of the cluster as the daemon before had them. MountError."""
-    try:
-        options = None if left.cluster is None else ClusterOptions.restored(left.cluster["options"])
-    except (ClusterError, LookupError, TypeError) as e:
-        raise MountError(f"the mount cannot be taken over: the options of its cluster: {e}") from e
-    return config.with_cluster(options)
 
 
 def _require_known_machine() -> None:
@@ -214,7 +205,7 @@ class Daemon:
         if self.fs.hosts is not None and config.cluster is not None:
             self.cluster = Cluster(config.cluster, place.source_fd, self.fs.hosts)
             if left is not None and left.cluster is not None:
-                self.cluster.restore(left.cluster["member"])
+                self.cluster.restore(left.cluster)
         self.succession = Succession(store, self.fs, left, ends_because(config.mount))
 
     # Its beginning
@@ -315,6 +306,7 @@ class Daemon:
             negotiated.offered,
             negotiated.flags,
             self.passthrough.unavailable_because,
+            None if self.config.cluster is None else self.config.cluster.state(),
         )
         return self.succession.keep(mount, self._source_fd, self._fd)
 
@@ -330,6 +322,8 @@ class Daemon:
     def _seal_unavailable_because(self) -> str:
         passthrough = not self.passthrough.unavailable_because
         depth = stack_depth(self._source_fd)
+        if self.config.cluster is not None:
+            return SEALED_BY_NO_HOST
         if self.fs.backing.threads is not None:  # ioctls of seals are made on the event loop
             return "the source is served by another program or machine"
         return seal_unavailable_because(self._source_fd, passthrough=passthrough, stack_depth=depth)

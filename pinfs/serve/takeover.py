@@ -11,6 +11,8 @@ import trio
 
 from pinfs.bridge.mount import MountError
 from pinfs.bridge.negotiate import Init, Negotiated
+from pinfs.config.cluster import ClusterError, ClusterOptions
+from pinfs.config.options import Config
 from pinfs.fs.inode import ROOT_ID, Inode
 from pinfs.fs.recorder import Recorder
 from pinfs.fs.restore import Records, Restoration
@@ -43,10 +45,22 @@ class Identity:
     offered: int
     flags: int
     passthrough_unavailable_because: str
+    cluster: Mapping[str, Any] | None = None
+    """`ClusterOptions.state`: what it began with holds for as long as it is mounted. None: it is in no cluster."""
 
     @property
     def negotiated(self) -> Negotiated:
         return Negotiated(self.kernel_minor, Init(self.offered), Init(self.flags))
+
+    def config_of(self, config: Config) -> Config:
+        """`config` as it holds for this mount. MountError: it is in a cluster, and the options of that are damaged."""
+        try:
+            cluster = None if self.cluster is None else ClusterOptions.restored(self.cluster)
+        except (ClusterError, TypeError, ImportError) as e:
+            raise MountError(f"the options of the cluster cannot be taken over: {e}") from e
+        if cluster != config.cluster:
+            log.warning("the options of the cluster have changed: that holds for the next mount only")
+        return config.with_cluster(cluster)
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -68,8 +82,8 @@ class Left:
     slots: Slots
     found: Records
     identity: Identity
-    cluster: dict[str, Any] | None
-    """What was written down of the cluster; None: there was none."""
+    cluster: dict[str, Any] | None = None
+    """The place of this host in its cluster; None: it has not joined."""
 
     @property
     def connection(self) -> int:

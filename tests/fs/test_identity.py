@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pinfs.fs.handles import FOPEN_KEEP_CACHE
+from pinfs.fs import opens
+from pinfs.fs.handles import FOPEN_CACHE_DIR, FOPEN_KEEP_CACHE
 from pinfs.fs.inode import FOREIGN_IDS, ROOT_ID
 
 from .conftest import ME, Bench
@@ -152,3 +153,19 @@ async def test_the_kernel_keeps_the_pages_of_a_file_that_did_not_change(bench: B
         await bench.ops.release(opened.fh)
     assert kept == [False, True, False, True]
     assert told == [nodeid, nodeid]  # the attributes that the kernel may have from before a change
+
+
+@pytest.mark.parametrize("options", [["cluster=127.0.0.1:1,cluster_host=a"]])
+async def test_nothing_is_kept_of_a_source_that_other_hosts_change(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of files, and not of directories: their times are those of another host's clock."""
+    monkeypatch.setattr(opens, "settled_ctime_ns", lambda st: st.st_ctime_ns)  # as if it were old
+    nodeid = await bench.file("f", 5)
+    for _ in range(3):
+        opened = await bench.ops.open(nodeid, os.O_RDONLY, ME)
+        assert not opened.flags & (FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR)
+        await bench.ops.release(opened.fh)
+        directory = await bench.ops.opendir(ROOT_ID, ME)
+        assert not directory.flags
+        await bench.ops.releasedir(directory.fh)

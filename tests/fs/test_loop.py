@@ -37,6 +37,7 @@ CANNOT_WAIT = ("O_PATH", "O_NONBLOCK", "AT_ONCE", "O_DIRECTORY", "O_TMPFILE")
 disk, and for the server of a remote file system: see below.)"""
 
 OTHER_OPENS = {
+    ("fs/identity.py", "_write_new"): "a new file (O_EXCL), in a thread",
     ("fs/leases.py", "_open_and_close"): "in a thread, which waits for a lease",
     ("fs/creating.py", "create"): "in a thread, and with AT_ONCE",
     ("fs/seallist.py", "__init__"): "the daemon's own file, in a directory of its own",
