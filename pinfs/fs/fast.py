@@ -446,10 +446,12 @@ class FastOperations:
         return None if inode is None or nodeid >= FOREIGN_IDS else self._inodes.handle(inode)
 
     def pin_text(self, nodeid: int, name: bytes, size: int, request: Request) -> bytes | None:
-        """getxattr(2) of a pin, or of all pins of a file, where that releases none. `size`: of the caller's buffer."""
+        """getxattr(2) of a pin, or of all pins of a file, or the release of a pin. `size`: of the caller's buffer."""
         inode = self._unlocked(nodeid)
-        if inode is None or name.startswith(RELEASE):
+        if inode is None:
             return None
+        if name.startswith(RELEASE):
+            return self._pins.release_at_once(inode, name, request, size)
         return self._pins.look(inode, name, request, size)
 
     def removexattr(self, nodeid: int, name: bytes, request: Request) -> bool:

@@ -42,4 +42,6 @@ cdef class PinVerbs:
     cdef _let_go(self, Pin pin, object ctx, bint revoke=*)
     @cython.locals(pin=Pin)
     cpdef bytes look(self, Inode inode, bytes attribute, object ctx, object size)
+    @cython.locals(name=bytes, pin=Pin)
+    cpdef bytes release_at_once(self, Inode inode, bytes attribute, object ctx, uint32_t size)
     cpdef on_end(self, Pin pin)

@@ -244,6 +244,18 @@ class PinVerbs:
             await self._release(inode, pin, ctx)
         return RELEASED
 
+    def release_at_once(self, inode: Inode, attribute: bytes, ctx: CallerLike, size: int) -> bytes | None:
+        """The usual case of `_get_release`: no bytes of a device are to be written. None: there are. ENODATA."""
+        name = attribute[len(RELEASE) :]
+        if not name:
+            _fail(errno.ENODATA)
+        pin = self._find(inode, name, ctx)
+        if size >= len(RELEASED):
+            if pin.spec.dirty:
+                return None
+            self._let_go(pin, ctx)
+        return RELEASED
+
     async def _release_and_echo(self, inode: Inode, name: bytes, ctx: CallerLike) -> bytes:
         process = self._holders.process_of(ctx.pid)
         echo = inode.nodeid, None if process is None else process.id, name

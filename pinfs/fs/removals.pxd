@@ -8,6 +8,7 @@ from pinfs.fs.inodes cimport InodeTable
 from pinfs.fs.openfile cimport OpenFile
 from pinfs.fs.seal cimport Seal
 from pinfs.fs.set_ids cimport SetIds
+from pinfs.linux.calls cimport attributes_of
 
 cdef class Removals:
     cdef public object open_writer

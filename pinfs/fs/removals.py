@@ -22,6 +22,7 @@ from pinfs.fs.leases import after_lease
 from pinfs.fs.set_ids import SetIds
 from pinfs.fs.types import CallerLike, StatLike, os_error
 from pinfs.linux import syscalls
+from pinfs.linux.calls import attributes_of
 
 T = TypeVar("T")
 
@@ -189,7 +190,7 @@ class Removals:
 
     def _check_may_shrink(self, inode: Inode, fd: int, attributes: int) -> None:
         """EPERM: the file has become append-only or immutable since it was opened (do_ftruncate(), vfs_fallocate())."""
-        if self._seal.attributes(inode, syscalls.attributes_of(fd)) & attributes:
+        if self._seal.attributes(inode, attributes_of(fd)) & attributes:
             raise os_error(errno.EPERM)
 
     async def until_unlocked(self, *inodes: Inode | None) -> None:
@@ -257,7 +258,7 @@ class Removals:
         directory_fd = self._inodes.fd(directory)
         if os.fstatvfs(directory_fd).f_flag & os.ST_RDONLY:
             raise os_error(errno.EROFS)
-        if (syscalls.attributes_of(directory_fd) | self._attributes(victim)) & _FIXED:
+        if (attributes_of(directory_fd) | self._attributes(victim)) & _FIXED:
             raise os_error(errno.EPERM)
 
     def check_may_replace(self, victim: Inode, directory: Inode, moved: Inode | None, source: Inode) -> None:
@@ -271,7 +272,7 @@ class Removals:
                 raise os_error(errno.ENOTDIR)
 
     def _attributes(self, inode: Inode) -> int:
-        return self._seal.attributes(inode, syscalls.attributes_of(self._inodes.fd(inode)))
+        return self._seal.attributes(inode, attributes_of(self._inodes.fd(inode)))
 
 
 def _checked() -> None:
