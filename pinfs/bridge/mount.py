@@ -10,11 +10,11 @@ import socket
 import stat
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pinfs.fs.identity import DIRECTORY as CLUSTER_DIRECTORY
+from pinfs.fs.identity import enclosing_cluster
 from pinfs.interface.names import FSTYPE
 from pinfs.linux import mountinfo, syscalls
 from pinfs.linux.filesystems import unservable_because
@@ -109,25 +109,6 @@ def _served_text(source: str, shared: bool, is_shared: bool) -> str:
     if is_shared:
         return f"{text}, with cluster=...: it would not know of the pins of this one; give this one the same options"
     return f"{text}: two of them would not know of each other's pins"
-
-
-def enclosing_cluster(source_fd: int) -> str:
-    """The directory above the source, on its file system, that has the name of a cluster in it; "" if there is none.
-    One is enough that is mounted here; that a directory below the source has one is not noticed."""
-    device = os.fstat(source_fd).st_dev
-    at = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source_fd)
-    below = os.fstat(source_fd)
-    try:
-        while (st := os.fstat(at)).st_dev == device and not _same(st, below):
-            with suppress(OSError):
-                os.stat(f"{CLUSTER_DIRECTORY}/name", dir_fd=at, follow_symlinks=False)
-                return os.readlink(f"/proc/self/fd/{at}")
-            below, above = st, os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
-            os.close(at)
-            at = above
-    finally:
-        os.close(at)
-    return ""
 
 
 def check_not_nested(source: str) -> None:

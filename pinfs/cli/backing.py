@@ -87,7 +87,8 @@ def _type(directory: str, kind: str) -> Finding:
         return warn("backing", f"{text}: the first write of a file moves its bytes to the upper layer",
                     "use a volume or a bind mount instead of a container's own layers")  # fmt: skip
     if kind in _NETWORK:
-        return warn("backing", f"{text}: other machines can truncate files in spite of pins", "use a local file system")
+        return warn("backing", f"{text}: other machines can truncate files in spite of pins",
+                    "-o cluster=ENDPOINTS on all of them (docs/hosts.md), or a local file system")  # fmt: skip
     return ok("backing", text)
 
 

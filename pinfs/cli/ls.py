@@ -65,6 +65,7 @@ COLUMNS: dict[str, Callable[[Pin], str]] = {
     "SINCE": _since,
     "SEALED": lambda pin: "yes" if pin.get("sealed") else "no",
     "MOUNT": _text("mount"),
+    "HOST": _text("host"),
 }
 DEFAULT = list(COLUMNS)[:11]
 _NUMBERS = {"ID", "START", "LENGTH", "PID", "UID", "DEADLINE", "INODE"}
@@ -100,6 +101,9 @@ pinfs ls --table --noheadings -o ID,PID /mnt/models
 # the usual columns and some more
 pinfs ls -o +NAME,SINCE
 
+# pins of a cluster of hosts, each by its own mount
+for host in a b; do ssh $host pinfs ls --json; done | jq -c '.pins[] | {host, path, pid}'
+
 # processes that a breaker waits for
 pinfs ls --json | jq '.pins[] | select(.state == "breaking") | .pid'
 """,
@@ -125,11 +129,14 @@ def ls(
     Only root sees the holders of other users' pins. LENGTH "end": up to the end of the file, wherever that moves. STATE
     "breaking": a breaker waits for this pin, until DEADLINE at most. Below the table: removals that the kernel keeps
     waiting, for pages that a device or a program holds without a pin, and what was lost when a daemon was replaced.
+    Pins of other hosts of a cluster are listed there (see pinfs cluster); HOST is a column for lists put together.
 
     A table on a terminal, JSON in a pipe; --table and --json decide otherwise.
     """
     pins, errors = ([pin for path in paths for pin in _pins_at(path)], []) if paths else pins_of_all()
     statuses = list(_statuses(paths, {error.filename for error in errors}))
+    hosts = {mount.point: cluster["host"] for mount, one in statuses if (cluster := one.get("cluster"))}
+    pins = [pin | {"host": hosts[pin["mount"]]} if pin["mount"] in hosts else pin for pin in pins]
     in_kernel = [removal | {"mount": mount.point} for mount, one in statuses for removal in one.get("in_kernel", ())]
     if as_json:
         print_json({"v": 1, "pins": pins, "in_kernel": in_kernel})

@@ -24,6 +24,7 @@ VERBS = {
     "release": "pinfs.cli.release",
     "revoke": "pinfs.cli.revoke",
     "policy": "pinfs.cli.policy",
+    "cluster": "pinfs.cli.cluster",
     "status": "pinfs.cli.status",
     "doctor": "pinfs.cli.doctor",
     "unseal": "pinfs.cli.unseal",

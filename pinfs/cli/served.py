@@ -8,7 +8,7 @@ from pinfs.cli.mounts import mounts
 from pinfs.observe.asking import NoAnswerError
 from pinfs.observe.daemons import keepers, keeps_nothing
 from pinfs.observe.mounts import Mount
-from pinfs.observe.wording import life_text, lost_texts
+from pinfs.observe.wording import cluster_text, cluster_troubles, life_text, lost_texts
 
 
 def check_mounts() -> Iterator[Finding]:
@@ -34,6 +34,8 @@ def _mount(mount: Mount) -> Iterator[Finding]:
         yield warn(mount.point, f"is stale: {error.strerror}", f"pinfs umount {mount.point}")
         return
     yield _polled(mount.point, status)
+    if cluster := status.get("cluster"):
+        yield from _cluster(mount.point, cluster)
     if text := life_text(status):
         yield _life(mount.point, text, lost_texts(status.get("last_takeover")))
 
@@ -44,6 +46,14 @@ def _polled(point: str, status: dict[str, Any]) -> Finding:
     if status.get("poll_mode") == "auto":
         return ok(point, "answers poll(2) until io_uring is used on it")
     return ok(point, "poll=on: answers poll(2); files on it are slow through io_uring")
+
+
+def _cluster(point: str, cluster: dict[str, Any]) -> Iterator[Finding]:
+    troubles = cluster_troubles(cluster)
+    for trouble in troubles:
+        yield warn(point, f"cluster: {trouble}", "pinfs cluster status, docs/hosts.md")
+    if not troubles:
+        yield ok(point, f"cluster {cluster_text(cluster)}")
 
 
 def _life(point: str, text: str, lost: list[str]) -> Finding:

@@ -12,7 +12,7 @@ from pinfs.cli.mounts import mount_of, mounts
 from pinfs.cli.output import listing_options, print_json, print_json_line, print_table
 from pinfs.cli.verb import Verb, fail
 from pinfs.observe.mounts import COUNTED, Mount
-from pinfs.observe.wording import in_kernel_text, page_pins_text, survival_text, takeover_text
+from pinfs.observe.wording import cluster_text, in_kernel_text, page_pins_text, survival_text, takeover_text
 
 Status = dict[str, Any]
 LABELS: Final = {
@@ -31,6 +31,7 @@ LABELS: Final = {
     "waiting": "breakers waiting",
     "evictions": "last closes waiting",
     "descriptors": "descriptors",
+    "cluster": "cluster",
     "survives": "outlives its daemon",
     "takeovers": "take-overs",
     "last_takeover": "last take-over",
@@ -93,6 +94,7 @@ def look_at(mount: Mount) -> Status:
 
 
 _SAID: Final[dict[str, Callable[[Any], str]]] = {
+    "cluster": cluster_text,
     "page_pins": page_pins_text,
     "survives": survival_text,
     "last_takeover": takeover_text,

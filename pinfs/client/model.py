@@ -50,6 +50,7 @@ class Event:
     `released` (`by` holder, death or close), `revoked` (`by` policy, root or kill: the pin is gone), `overflow` (`lost`
     events did not fit). `seq` counts 1, 2, 3 for each process; 0 where the client itself found out. `from_` and `to`
     are the bytes the removal takes away, `to` None: to the end. `op` names the removal; None where that is not known.
+    `host`: where the removal comes from, on a mount that is in a cluster; None: from this host.
     """
 
     event: str
@@ -68,6 +69,7 @@ class Event:
     remaining_s: float | None = None
     by: str | None = None
     lost: int = 0
+    host: str | None = None
 
 
 def _known(cls: type[T], values: Mapping[str, Any]) -> T:

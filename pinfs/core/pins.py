@@ -194,9 +194,9 @@ class Break(Obstacle):
     """The break of one pin: its holder is notified once, however many removals come later.
 
     `policy` is the one that was in force when the break began, because its deadline has been told to the holder.
-    `op`, `start`, `end`, `host`: the first removal, and the host that wants it (None: this one). `killed`: the holder
-    has been sent SIGKILL, and the deadline is the one of its death. A deadline of None: the break is over. `seq`: the
-    number of its event in the holder's stream, given by the stream (0: none).
+    `op`, `start`, `end`: the first removal. `killed`: the holder has been sent SIGKILL, and the deadline is the one of
+    its death. A deadline of None: the break is over. `seq`: the number of its event in the holder's stream, given by
+    the stream (0: none). `host`: where the first removal comes from, if not from this host.
     """
 
     pin: Pin

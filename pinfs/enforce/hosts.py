@@ -49,7 +49,6 @@ class Host(Protocol):
     def may_begin(self, removal: int, /) -> bool: ...
     def removal_over(self, removal: int, /) -> None: ...
     def deny(self, removal: RemovalKey, why: str, /) -> None: ...
-    def forget(self, host: str, /) -> bool: ...
 
 
 class Files(Protocol):
@@ -332,12 +331,6 @@ class OtherHosts:
             return
         log.error("a pin or removal has failed: this host is cut off from the others (pinfs cluster status)")
         raise OSError(errno.EIO, "this host is cut off from the others")
-
-    def forget(self, host: str) -> None:
-        """An operator says that this host is dead: its pins end now. ENOENT: there is none."""
-        if not self.host.forget(host):
-            raise OSError(errno.ENOENT, "no such host")
-        log.warning("host %s is forgotten: its pins end now", host)
 
     # What the cluster's host calls
 

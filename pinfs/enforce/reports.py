@@ -46,7 +46,10 @@ def mappers_text(mappers: Iterable[Mapper]) -> str:
 
 def break_text(breaking: Break | None) -> str:
     """Why a pin is broken, for the log."""
-    return "" if breaking is None else f": for {breaking.op} of {_range(breaking.start, breaking.end)}"
+    if breaking is None:
+        return ""
+    by = "" if breaking.host is None else f" by host {breaking.host}"
+    return f": for {breaking.op} of {_range(breaking.start, breaking.end)}{by}"
 
 
 def _range(start: int, end: int) -> str:

@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -59,6 +59,8 @@ class EventChannel:
         match line.split():
             case ["eventfd", number]:
                 self._set_eventfd(number)
+            case ["forget", host]:
+                self.file.forgetting.forget(host, self.caller.uid)
             case _:
                 await self._pin_command(line, unique)
 
@@ -103,13 +105,33 @@ class EventChannel:
         self.file.closed(self)
 
 
+class Forgetting:
+    """`forget HOST`: an operator says that a host of the cluster is dead."""
+
+    def __init__(self) -> None:
+        self.request: Callable[[str], bool] | None = None
+        """What the daemon does about it, and whether there was such a host; None: this mount is in no cluster."""
+
+    def forget(self, host: str, uid: int) -> None:
+        """EPERM: only root. EOPNOTSUPP: there is no cluster. ESRCH: no such host, or only this one."""
+        if uid:
+            raise os_error(errno.EPERM)
+        if self.request is None:
+            raise os_error(errno.EOPNOTSUPP)
+        if not self.request(host):
+            raise os_error(errno.ESRCH)
+
+
 class EventsFile:
     """`.pinfs/events`: the events of the opening process's own pins."""
 
     mode = 0o666
 
-    def __init__(self, hub: EventHub, stats: Stats, holders: Holders, verbs: PinVerbs) -> None:
+    def __init__(
+        self, hub: EventHub, stats: Stats, holders: Holders, verbs: PinVerbs, forgetting: Forgetting | None = None
+    ) -> None:
         self.verbs = verbs
+        self.forgetting = forgetting or Forgetting()
         self._hub = hub
         self.holders = holders
         self._stats = stats
@@ -325,12 +347,13 @@ class Sources:
     in_kernel: Callable[[int], list[dict[str, Any]]]
     """Removals under way there, as a uid may see them."""
     upgrade: UpgradeFile
+    forgetting: Forgetting = field(default_factory=Forgetting)
 
     def files(self) -> dict[bytes, ControlFile]:
         """The directory's files by name, in the order in which they are listed."""
         return {
             b"pins": PinsFile(self.verbs, self.stats),
-            b"events": EventsFile(self.hub, self.stats, self.holders, self.verbs),
+            b"events": EventsFile(self.hub, self.stats, self.holders, self.verbs, self.forgetting),
             b"trace": TraceFile(self.hub),
             b"policy": PolicyFile(lambda: policy_to_toml(self.policies.current).encode(), self._replace_policy),
             b"policy.error": TextFile(0o444, lambda ctx: self.policies.last_error.encode(errors="surrogateescape")),

@@ -13,6 +13,7 @@ from pinfs.core.events import BookEvent
 from pinfs.core.owners import ProcessId
 from pinfs.core.pins import Pin
 from pinfs.core.ranges import END
+from pinfs.core.removals import RemovalRequest
 from pinfs.fs.describe import shown_path, unix_time
 from pinfs.fs.linerecords import LineRecords, overflow_line
 from pinfs.runtime.stats import Stats
@@ -228,11 +229,11 @@ class EventHub:
             body |= self._pin_part(event.pin, traced)
         breaking, removal = event.breaking, event.removal
         if removal is not None:
-            body |= _taken(removal.request.op, removal.start, removal.end)
+            body |= _taken(removal.request.op, removal.start, removal.end, removal.request.host)
         elif event.kind == "break" and breaking is not None:
-            body |= _taken(breaking.op, breaking.start, breaking.end)
+            body |= _taken(breaking.op, breaking.start, breaking.end, breaking.host)
         if traced and removal is not None:
-            body["breaker"] = {"pid": removal.request.pid, "uid": removal.request.uid}
+            body["breaker"] = _breaker(removal.request)
             body.setdefault("inode", removal.inode)
             body.setdefault("path", shown_path(self.path_of(removal.inode)))
         if event.by is not None:
@@ -261,6 +262,14 @@ class EventHub:
         return part
 
 
-def _taken(op: str, start: int, end: int) -> Json:
-    """The bytes that a removal takes away."""
-    return {"op": op, "from": start, "to": None if end >= END else end}
+def _taken(op: str, start: int, end: int, host: str | None) -> Json:
+    """The bytes that a removal takes away, and the host that it comes from, if not from this one."""
+    taken: Json = {"op": op, "from": start, "to": None if end >= END else end}
+    return taken if host is None else taken | {"host": host}
+
+
+def _breaker(request: RemovalRequest) -> Json:
+    """A process of this host; of another one only the host is known."""
+    if request.host is not None:
+        return {"pid": None, "uid": None, "host": request.host}
+    return {"pid": request.pid, "uid": request.uid}

@@ -443,7 +443,7 @@ class PinVerbs:
     # Commands of the event channel
 
     async def command(self, line: str, ctx: CallerLike) -> None:
-        """`release ID`, `resize ID START LENGTH`, `extend ID SECONDS`, `revoke ID`, `forget HOST`.
+        """`release ID`, `resize ID START LENGTH`, `extend ID SECONDS`, `revoke ID`.
 
         EINVAL, ENOENT, EPERM, ENODATA (extend: not breaking), and what registering a pin may say (resize).
         """
@@ -463,10 +463,6 @@ class PinVerbs:
                 if ctx.uid not in self._admins:
                     _fail(errno.EPERM)
                 self._let_go(pin, ctx, revoke=True)
-            case ["forget", host] if self.hosts is not None:
-                if ctx.uid not in self._admins:
-                    _fail(errno.EPERM)
-                self.hosts.forget(host)
             case _:
                 _fail(errno.EINVAL, f"unknown command {line!r}")
 

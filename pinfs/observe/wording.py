@@ -60,7 +60,10 @@ def describe(event: EventJson) -> str:
         words.append(f"of {event['path']}")
     words += [f"held by {_process(event)}"] if event.get("pid") is not None else []
     words += [f"for {event['op']}"] if event.get("op") else []
-    words += [f"of {_process(event['breaker'])}"] if event.get("breaker") else []
+    if event.get("host"):
+        words.append(f"from host {event['host']}")
+    elif event.get("breaker"):
+        words.append(f"of {_process(event['breaker'])}")
     words += [f"({event[key]})" for key in ("why", "by") if event.get(key)]
     words += [f"{event['remaining_s']:.1f} s left"] if event.get("remaining_s") is not None else []
     words += [f"{event['lost']} events lost"] if event.get("lost") else []
@@ -90,6 +93,28 @@ _PAGE_PINS: Final = {
     "no": "no, files are DAX; RDMA needs on-demand paging",
     "unknown": "unknown, up to the kernel and the file system",
 }
+
+
+def cluster_text(cluster: EventJson) -> str:
+    """`cluster` of `.pinfs/status`: what this host is in it, and what is wrong."""
+    state = cluster["state"]
+    hosts = len({member["host"] for member in cluster["members"]})
+    words = f"{cluster.get('name') or 'cluster'}, as host {cluster['host']}: {state}"
+    if state == "joined":
+        words += f", {hosts} {'host' if hosts == 1 else 'hosts'}"
+    return "; ".join([printable(words), *cluster_troubles(cluster)])
+
+
+def cluster_troubles(cluster: EventJson) -> list[str]:
+    """What an operator has to look at, one sentence each."""
+    troubles = []
+    if cluster["state"] != "joined":
+        troubles.append("until it has joined, pins and removals get EIO")
+    if why := cluster.get("interrupted_because"):
+        troubles.append(f"etcd is interrupted: {printable(why)}")
+    if missing := cluster.get("not_seen"):
+        troubles.append(f"not the same directory there, or not shared: {printable(', '.join(missing))}")
+    return troubles
 
 
 def survival_text(survives: EventJson) -> str:

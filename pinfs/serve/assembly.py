@@ -15,7 +15,7 @@ from pinfs.enforce.holders import Holders
 from pinfs.enforce.hosts import OtherHosts
 from pinfs.fs.backing import Backing, BackingRegistry
 from pinfs.fs.control import Control
-from pinfs.fs.controlfiles import Sources, UpgradeFile
+from pinfs.fs.controlfiles import Forgetting, Sources, UpgradeFile
 from pinfs.fs.events import EventHub
 from pinfs.fs.exports import Exports
 from pinfs.fs.handles import HandleTable
@@ -58,6 +58,7 @@ class FileSystem:
     life: Life
     upgrade: UpgradeFile
 
+    forgetting: Forgetting
     hosts: OtherHosts | None
     recorder: Recorder | None = None
     streams: StreamRecords | None = None
@@ -205,7 +206,10 @@ def assemble(
 
     upgrade = UpgradeFile()
     shown = guard.cuts.shown
-    sources = Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status, shown, upgrade)
+    forgetting = Forgetting()
+    sources = Sources(
+        hub, stats, holders, verbs, policies, lambda: render(metrics()), status, shown, upgrade, forgetting
+    )
     control = Control(sources.files())
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout, config.cluster is not None)
     make = Operations if backing.threads is None else RemoteOperations
@@ -213,5 +217,5 @@ def assemble(
     operations.polling = Polling(PollMode(config.mount.poll))
     if config.mount.nfs_export:
         operations.exports = Exports(inodes, control, operations.submounts)
-    shown_besides = control, policies, counters, life, upgrade
+    shown_besides = control, policies, counters, life, upgrade, forgetting
     return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics, verbs, *shown_besides, hosts)

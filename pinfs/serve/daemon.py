@@ -204,6 +204,7 @@ class Daemon:
         self.cluster: Cluster | None = None
         if self.fs.hosts is not None and config.cluster is not None:
             self.cluster = Cluster(config.cluster, place.source_fd, self.fs.hosts)
+            self.fs.forgetting.request = self.cluster.host.forget
             if left is not None and left.cluster is not None:
                 self.cluster.restore(left.cluster)
         self.succession = Succession(store, self.fs, left, ends_because(config.mount))

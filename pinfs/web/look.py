@@ -15,7 +15,7 @@ from typing import Final
 
 from pinfs.observe.asking import NoAnswerError, Question
 from pinfs.observe.mounts import Mount
-from pinfs.observe.wording import describe, differences, life_text
+from pinfs.observe.wording import cluster_text, describe, differences, life_text
 from pinfs.web import picture
 from pinfs.web.picture import MAX_PINS, Json, text
 
@@ -97,6 +97,8 @@ class Look:
         try:
             told = self._mount.status()
             status = {key: text(value) if isinstance(value, str) else value for key, value in told.items()}
+            cluster = told.get("cluster")
+            status |= {"cluster": text(cluster_text(cluster)) if cluster else None}
             status |= {"last_takeover": None, "survives": None, "life": life_text(told)}
             state = {"status": status, "counters": self._mount.counters()}
             return shown | state | self._contents()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pinfs.bridge.mount import AlreadyServedError, _is_served, enclosing_cluster, open_source
-from pinfs.fs.identity import cluster_name
+from pinfs.bridge.mount import AlreadyServedError, _is_served, open_source
+from pinfs.fs.identity import cluster_name, enclosing_cluster
 
 Open = Callable[..., int]
 

@@ -18,7 +18,7 @@ import pytest
 from support import acts
 from support.actor import Actor, eventually
 from support.mounts import DaemonError, Mount, new_base, remove_tree
-from survival.surviving import Surviving, surviving
+from survival.surviving import Surviving
 
 from cluster.nodes import Node
 

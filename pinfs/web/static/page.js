@@ -163,12 +163,13 @@ function footer({ status, sees_all, read }) {
   const seen = sees_all ? "" : " Holders of other users' pins are not shown, and breaks only if they last a second.";
   const part = read < status.pins ? ` Files and holders are those of the first ${number(read)} pins.` : "";
   const life = status.life ? ` The mount ${status.life}.` : "";
+  const cluster = status.cluster ? ` Cluster ${status.cluster}.` : "";
   const missing = (what) => {
     const why = status[`${what}_unavailable_because`];
     return why ? ` No ${what}: ${why}.` : "";
   };
   const lacks = missing("passthrough") + missing("seal");
-  return [`${status.source}, served by process ${status.pid} (pinfs ${status.version}).${life}${lacks}${part}${seen}`];
+  return [`${status.source}, served by process ${status.pid} (pinfs ${status.version}).${life}${cluster}${lacks}${part}${seen}`];
 }
 
 function notice(text) {
