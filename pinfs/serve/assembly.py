@@ -205,11 +205,9 @@ def assemble(
         return list(families(stats, book, gauges, life))
 
     upgrade = UpgradeFile()
-    shown = guard.cuts.shown
     forgetting = Forgetting()
-    sources = Sources(
-        hub, stats, holders, verbs, policies, lambda: render(metrics()), status, shown, upgrade, forgetting
-    )
+    more = status, guard.cuts.shown, upgrade, forgetting
+    sources = Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), *more)
     control = Control(sources.files())
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout, config.cluster is not None)
     make = Operations if backing.threads is None else RemoteOperations
