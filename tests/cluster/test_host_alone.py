@@ -12,8 +12,11 @@ from trio.testing import MockClock
 
 from cluster.hosts import FILE, INODE, Breaker, Cluster, Machine, cut, lease, pin
 from cluster.simulated_client import Network
+from pinfs.cluster.driver import Driver
+from pinfs.cluster.host import Host
 from pinfs.cluster.membership import CLOCK_TRUST, Limits, Timing
-from pinfs.cluster.outputs import Told
+from pinfs.cluster.outputs import Output, Pinned, Told
+from pinfs.cluster.protocol import Member
 
 TIMING = Timing()
 
@@ -109,12 +112,71 @@ async def test_a_restored_etcd_fences_and_another_client_goes_on(network: Networ
     async with simulated(network) as hosts:
         a = await hosts.start("a")
         number = await a.host.pin(FILE, pin(0, 4), 5)
+        allowed = Breaker(a.host, cut(6, 9))
+        await allowed.answer()
         network.restore()
         await a.daemon.until(lambda: a.daemon.joins == 2)
+        assert not a.host.may_begin(allowed.number)
         assert a.daemon.fences == [((number,), "restored")]
         assert [client.is_closed for client in network.clients] == [True, False]
+        allowed.over()
         await network.until(lambda: len(network.keys("m/")) == 1)
         assert not network.keys("p/")
+
+
+async def test_a_pin_that_is_gone_before_its_caller_has_heard_of_it(
+    network: Network, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fence comes between the answer of etcd and the caller's turn."""
+    hear = Host._hear
+
+    def hear_and_end(self: Host, driver: Driver, output: Output) -> None:
+        hear(self, driver, output)
+        if isinstance(output, Pinned):
+            driver.feed(driver.member.etcd_restored)
+
+    monkeypatch.setattr(Host, "_hear", hear_and_end)
+    async with simulated(network) as hosts:
+        a = await hosts.start("a")
+        with pytest.raises(OSError, match="cluster"):
+            await a.host.pin(FILE, pin(0, 4), 5)
+        assert a.daemon.fences == [((), "restored")]
+
+
+async def test_the_fence_is_noticed_after_a_suspend(network: Network, autojump_clock: MockClock) -> None:
+    """In which trio's clock stands still."""
+    slept_s = 0.0
+    async with trio.open_nursery() as nursery:
+        clock = lambda: trio.current_time() + slept_s  # noqa: E731
+        a = await Cluster(nursery, "/p/", network.connect, TIMING, clock).start("a")
+        network.is_cut = True
+        slept_s = 3600.0
+        began = trio.current_time()
+        assert a.host.must_ask(INODE)
+        await a.daemon.until(lambda: a.daemon.fences)
+        assert trio.current_time() - began <= 1.0
+        nursery.cancel_scope.cancel()
+
+
+async def test_holders_are_told_if_the_host_itself_fails(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    class BrokenError(Exception):
+        pass
+
+    def broken(self: Member, now: float) -> list[Output]:
+        raise BrokenError
+
+    daemon = None
+    with pytest.raises(ExceptionGroup) as failed:
+        async with trio.open_nursery() as nursery:
+            a = await Cluster(nursery, "/p/", network.connect, TIMING).start("a")
+            daemon = a.daemon
+            number = await a.host.pin(FILE, pin(0, 4), 5)
+            monkeypatch.setattr(Member, "tick", broken)
+    assert failed.group_contains(BrokenError)
+    assert daemon
+    assert daemon.fences == [((number,), "failed")]
+    assert a.host.must_ask(INODE)
+    a.host.release(number)
 
 
 async def test_a_watch_that_is_refused_is_asked_for_again_with_pauses(
@@ -183,16 +245,23 @@ async def test_a_pin_that_is_not_wanted_any_more_is_taken_back(network: Network,
         assert a.host.status()["pins"] == a.host.status()["waiting"] == 0
 
 
+async def test_a_pin_is_refused_when_its_time_is_over(network: Network, autojump_clock: MockClock) -> None:
+    async with simulated(network) as hosts:
+        a, b = await hosts.start("a"), await hosts.start("b")
+        Breaker(b.host, cut(0, 9))
+        began = trio.current_time()
+        with pytest.raises(OSError, match="host at b"):
+            await a.host.pin(FILE, pin(0, 4), 0.3)
+        assert trio.current_time() - began == pytest.approx(0.3, abs=0.02)
+
+
 async def test_a_pin_is_told_of_after_the_daemon_has_its_number(network: Network, autojump_clock: MockClock) -> None:
     """A removal may come in the same moment in which the pin is registered."""
     known: list[int] = []
-
-    def told(told: Told) -> None:
-        assert known == list(told.pins)
-
+    heard: list[tuple[Told, int]] = []
     async with simulated(network) as hosts:
         a, b = await hosts.start("a"), await hosts.start("b")
-        a.daemon.on_told = told
+        a.daemon.on_told = lambda told: heard.append((told, len(known)))
         await b.host.pin(FILE, pin(6, 9), 5)
         network.answer_lag_s["p/"] = 0.5
         async with trio.open_nursery() as nursery:
@@ -206,6 +275,8 @@ async def test_a_pin_is_told_of_after_the_daemon_has_its_number(network: Network
             await breaker.waiting()
             assert not known
         await a.daemon.until(lambda: a.daemon.toldings)
+        [(told, how_many_were_known)] = heard
+        assert (told.pins, how_many_were_known) == ((known[0],), 1)
         a.host.release(known[0])
         assert await breaker.answer() == (0, "", "")
 
