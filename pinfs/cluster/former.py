@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +19,11 @@ from pinfs.cluster.store import Store
 LocalPin: TypeAlias = tuple[int, str, PinValue]
 """A pin that the journal has: a token of the daemon's, what all hosts call the file, and the pin."""
 PINS: Final = "p/"
+
+
+def boottime() -> float:
+    """CLOCK_BOOTTIME in seconds: it goes on in suspend, as the clocks of the other hosts do."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def boot_id() -> str:

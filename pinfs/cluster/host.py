@@ -24,7 +24,7 @@ from pinfs.cluster import former
 from pinfs.cluster.daemon import Daemon, Heard, Matched
 from pinfs.cluster.driver import Driver, Hooks, Step
 from pinfs.cluster.etcd import Etcd
-from pinfs.cluster.former import LocalPin
+from pinfs.cluster.former import LocalPin, boottime
 from pinfs.cluster.keys import MemberId, PinKey, PinValue, RemovalKey, RemovalValue
 from pinfs.cluster.membership import Limits, State, Timing
 from pinfs.cluster.outputs import (
@@ -38,9 +38,11 @@ from pinfs.cluster.outputs import (
     RemovalRefused,
     Told,
     ToldOver,
+    Unpinned,
     Waits,
 )
 from pinfs.cluster.protocol import Former, Member
+from pinfs.cluster.releases import Releases
 from pinfs.cluster.store import Store
 from pinfs.cluster.view import Peer
 
@@ -56,11 +58,6 @@ _STATES: Final = {
     State.ENDED: "fenced",
     State.LEFT: "left",
 }
-
-
-def boottime() -> float:
-    """CLOCK_BOOTTIME in seconds: it goes on in suspend, as the clocks of the other hosts do."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(slots=True, eq=False)
@@ -133,6 +130,7 @@ class Host:
         """The last one is the present one; those before have been fenced."""
         self._joined: Driver | None = None
         self._stems: dict[str, int] = {}
+        self._releases = Releases()
         self._pins: dict[int, _Pin] = {}
         self._removals: dict[int, _Removal] = {}
         self._told: dict[RemovalKey, bool] = {}
@@ -225,8 +223,13 @@ class Host:
         if released.alike is not None:
             released.alike.pins.discard(pin)
             numbers += released.alike.spare if not released.alike.pins else ()
+        self._releases.begin(pin)
         for number in numbers:
             released.driver.feed(partial(released.driver.member.pin_released, number))
+
+    async def until_unpinned(self, pin: int) -> None:
+        """Returns when a release has arrived: a removal that begins from now on does not meet the pin on any host."""
+        await self._releases.wait(pin)
 
     def removal(self, file: str, value: RemovalValue, patience_s: float, heard: Heard) -> int:
         """The number of a removal. `heard` is called with what outputs.MayCut, Waits and RemovalRefused say, within
@@ -382,6 +385,7 @@ class Host:
         self._no_longer_joined()
         self._nursery = None
         self._drivers.clear()
+        self._releases.all_over()
         for pin in self._pins.values():
             pin.refuse(errno.EIO, "cluster")
         self._pins.clear()
@@ -406,6 +410,8 @@ class Host:
                 self.counters["pins refused"] += 1
                 if refused := self._pins.pop(number, None):
                     refused.refuse(code, f"{why} at {host}" if host else why)
+            case Unpinned(number):
+                self._releases.over(number)
             case MayCut(number, until):
                 if allowed := self._removals.get(number):
                     self.counters["removals"] += 1
@@ -478,6 +484,7 @@ class Host:
             elif pin is not None:
                 pin.refuse(errno.EIO, "cluster")
         self._told.clear()
+        self._releases.all_over()
         if driver.has_joined or known:
             self.counters["fenced"] += 1
             log.warning("%s is cut off from the cluster (%s): %d pins are gone", driver.member.id, why, len(known))

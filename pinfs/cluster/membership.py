@@ -308,6 +308,9 @@ class Membership:
         if key.member == self.id and not self._is_known(key):
             self._doomed[key] = None
 
+    def _deleted(self, key: PinKey | RemovalKey) -> None:
+        """A key of our own that was over is gone."""
+
     def _reviewed(self) -> None:
         """All keys may have changed."""
 
@@ -482,6 +485,7 @@ class Membership:
             yield from self._ask(Txn((), tuple(deletes)))
             for key in keys:
                 self._doomed.pop(key, None)
+                self._deleted(key)
 
     def _retire(self) -> Steps:
         """Ends both leases as soon as nothing of this member can still take effect: sooner than others would bury

@@ -34,6 +34,8 @@ Heard = MayCut | Waits | RemovalRefused
 
 LEFT_BEHIND: Final = 256
 """Removals of breakers that gave up, which stand until their breaks are over; a further one ends at once."""
+RELEASE_S: Final = 2.0
+"""What a release waits until the other hosts need not mind it. It is done all the same."""
 SWEEP_S: Final = 60.0
 ROOM_FOR_ANSWERS_S: Final = 10.0
 """How much longer than a holder may take a breaker waits for the word of the holder's daemon."""
@@ -45,6 +47,7 @@ class Host(Protocol):
     def must_ask(self, inode: int, /) -> bool: ...
     async def pin(self, file: str, value: PinValue, patience_s: float, /) -> int: ...
     def release(self, pin: int, /) -> None: ...
+    async def until_unpinned(self, pin: int, /) -> None: ...
     def removal(self, file: str, value: RemovalValue, patience_s: float, heard: Callable[[Heard], None], /) -> int: ...
     def may_begin(self, removal: int, /) -> bool: ...
     def removal_over(self, removal: int, /) -> None: ...
@@ -147,6 +150,17 @@ class OtherHosts:
         number = self._numbers.pop(pin.id, None)
         if number is not None:
             self.release(number)
+
+    def number_of(self, pin: Pin) -> int:
+        """The cluster's; 0: it has none."""
+        return self._numbers.get(pin.id, 0)
+
+    async def until_unpinned(self, number: int) -> None:
+        """Returns when a release has arrived, so that the holder may tell others that they can go on; or soon, where
+        this host is cut off."""
+        await park()
+        with trio.move_on_after(RELEASE_S):
+            await self.host.until_unpinned(number)
 
     def _mode_for_others(self, inode: int, spec: PinSpec) -> Mode:
         """The daemon of the holder decides how its pins answer."""
@@ -375,7 +389,6 @@ class OtherHosts:
         self._fences += 1
         self._is_joined = trio.Event()
         lost = [pin for number in numbers if (pin := self._pins.get(number)) is not None]
-        log.error("cut off from the other hosts (%s): %d pins are revoked", why, len(lost))
         for pin in lost:
             self._lose(pin)
         for key in [*self._told]:

@@ -100,7 +100,10 @@ class PinVerbs:
         request = PinRequest(inode.nodeid, process.id, process.id, uid, name, spec, proxy_uid)
         if number := await self._pin_elsewhere(inode, spec):
             old = self._table.find(inode.nodeid, process.id, name)  # it may have gone meanwhile, or come
+        before = 0 if self.hosts is None or old is None else self.hosts.number_of(old)
         self._register(request, inode, process, old, ctx, number)
+        if before and self.hosts is not None:
+            await self.hosts.until_unpinned(before)
 
     def set_at_once(self, inode: Inode, attribute: bytes, value: bytes, flags: int, ctx: CallerLike) -> bool:
         """The usual case of `set`: the caller's own pin, and no bytes of a device to be written. False: it is not.
@@ -245,13 +248,13 @@ class PinVerbs:
         return RELEASED
 
     def release_at_once(self, inode: Inode, attribute: bytes, ctx: CallerLike, size: int) -> bytes | None:
-        """The usual case of `_get_release`: no bytes of a device are to be written. None: there are. ENODATA."""
+        """The usual case of `_get_release`: nothing is to be waited for. None: there is. ENODATA."""
         name = attribute[len(RELEASE) :]
         if not name:
             _fail(errno.ENODATA)
         pin = self._find(inode, name, ctx)
         if size >= len(RELEASED):
-            if pin.spec.dirty:
+            if pin.spec.dirty or self.hosts is not None:
                 return None
             self._let_go(pin, ctx)
         return RELEASED
@@ -283,7 +286,7 @@ class PinVerbs:
         if not name or not attribute.startswith(PIN):
             _fail(errno.ENODATA)
         pin = self._find(inode, name, ctx)
-        if pin.spec.dirty:
+        if pin.spec.dirty or self.hosts is not None:
             return False
         self._let_go(pin, ctx)
         return True
@@ -302,7 +305,13 @@ class PinVerbs:
             await self._flush(inode)
             if self._table.by_id.get(pin.id) is not pin:
                 return  # it went away meanwhile: released all the same
-        self._let_go(pin, ctx)
+        await self._let_go_everywhere(pin, ctx)
+
+    async def _let_go_everywhere(self, pin: Pin, ctx: CallerLike, revoke: bool = False) -> None:
+        number = 0 if self.hosts is None else self.hosts.number_of(pin)
+        self._let_go(pin, ctx, revoke)
+        if self.hosts is not None:
+            await self.hosts.until_unpinned(number)
 
     def _let_go(self, pin: Pin, ctx: CallerLike, revoke: bool = False) -> None:
         self._released_by = getattr(ctx, "unique", 0)
@@ -462,7 +471,7 @@ class PinVerbs:
                 pin = self._commanded(number, ctx)
                 if ctx.uid not in self._admins:
                     _fail(errno.EPERM)
-                self._let_go(pin, ctx, revoke=True)
+                await self._let_go_everywhere(pin, ctx, revoke=True)
             case _:
                 _fail(errno.EINVAL, f"unknown command {line!r}")
 
@@ -486,7 +495,9 @@ class PinVerbs:
                 hosts.release(number)
             raise
         if hosts is not None:
+            before = hosts.number_of(pin)
             hosts.commit(pin, number)
+            await hosts.until_unpinned(before)
 
     def _extend(self, pin: Pin, seconds: float) -> None:
         self._guard.extend(pin, seconds)

@@ -12,7 +12,8 @@ import trio
 from pinfs.cluster.daemon import Daemon
 from pinfs.cluster.etcd import Endpoint, Etcd
 from pinfs.cluster.etcd import Limits as ClientLimits
-from pinfs.cluster.host import Host, boottime
+from pinfs.cluster.former import boottime
+from pinfs.cluster.host import Host
 from pinfs.cluster.keys import PinValue, RemovalKey, RemovalValue
 from pinfs.cluster.membership import Limits, Timing
 from pinfs.cluster.outputs import MayCut, RemovalRefused, Told, Waits

@@ -12,7 +12,7 @@ from cluster.conftest import StartNodes
 from cluster.hosts import FILE, INODE, MORTAL, Breaker, Cluster, Machine, cluster, connecting, cut, lease, pin, until
 from cluster.nodes import Node
 from cluster.proxy import Proxy
-from pinfs.cluster.host import boottime
+from pinfs.cluster.former import boottime
 from pinfs.cluster.keys import PinValue
 from pinfs.cluster.membership import CLOCK_TRUST
 from pinfs.cluster.outputs import Told

@@ -76,7 +76,7 @@ class Site:
         self._world = world
 
     def keep(self, state: dict[str, Any]) -> None:
-        self.kept = state["member"]
+        self.kept = state
 
     async def pin(self, start: int = 0, length: int = 10, owner: str = "p1", **more: Any) -> Pin:
         """What the verbs of pins do."""
