@@ -321,7 +321,7 @@ def test_a_host_that_is_cut_off_tells_its_holders_and_cuts_nothing(
             assert holder.errno(os.setxattr, path, f"{PIN}x", b"0:4") == errno.EIO
             holder(acts.write_file, str(mount.path / "new"), b"data")
             assert holder(acts.read_file, str(mount.path / "new")) == b"data"
-            mount.expect_log("cut off from the other hosts")
+            mount.expect_log("is cut off from the cluster")
             mount.expect_log("a pin or removal has failed: this host is cut off from the others")
             etcd.start_again()
             eventually(lambda: cluster(mount)["state"] == "joined")
