@@ -10,11 +10,12 @@ import socket
 import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pinfs.fs.identity import DIRECTORY as CLUSTER_DIRECTORY
-from pinfs.fs.identity import enclosing_cluster
+from pinfs.fs.identity import enclosing_cluster, read_tokens
 from pinfs.interface.names import FSTYPE
 from pinfs.linux import mountinfo, syscalls
 from pinfs.linux.filesystems import unservable_because
@@ -109,6 +110,19 @@ def _served_text(source: str, shared: bool, is_shared: bool) -> str:
     if is_shared:
         return f"{text}, with cluster=...: it would not know of the pins of this one; give this one the same options"
     return f"{text}: two of them would not know of each other's pins"
+
+
+def warn_of_cluster(source_fd: int) -> None:
+    """For a mount without cluster=...: hosts that have left a token may serve the source, and its lock is no obstacle
+    where locks of directories stay on each host (NFS)."""
+    with suppress(OSError):
+        if hosts := read_tokens(source_fd):
+            log.warning(
+                "the source has been served by a cluster of hosts (%s): if one of them still does, it does not know of "
+                "the pins of this mount. Mount with cluster=..., or remove %s when all have ended",
+                ", ".join(sorted(hosts)),
+                CLUSTER_DIRECTORY,
+            )
 
 
 def check_not_nested(source: str) -> None:

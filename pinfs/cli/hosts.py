@@ -32,6 +32,7 @@ QUOTA_BYTES: Final = 2 << 30
 """Of an etcd that was told nothing else (--quota-backend-bytes)."""
 
 _GUIDE: Final = "docs/etcd.md"
+_RIGHTS: Final = "user and password, and a certificate without CommonName"
 _COMPACT: Final = "start etcd with --auto-compaction-retention=1h"
 _COHERENT: Final = ("ceph", "lustre", "gfs2", "ocfs2", "gpfs")
 _BY_MANUAL: Final = ("9p", "virtiofs", "cifs", "smb3", "afs")
@@ -101,14 +102,15 @@ def _is_local(host: str) -> bool:
 
 
 def _findings(name: str, one: Looked, is_any_there: bool) -> Iterator[Finding]:
+    if isinstance(one.status, Refused):
+        yield bad("etcd", f"{name} refuses: {one.status.reason}", f"{_RIGHTS}: {_GUIDE}")
+        return
     if not isinstance(one.status, Done):
         level = warn if is_any_there else bad
         yield level("etcd", f"{name} does not answer: {one.status.reason}", "start it, or correct the endpoint")
         return
     if not isinstance(one.login, Done):
-        yield bad(
-            "etcd", f"{name}: {one.login.reason}", f"user and password, and a certificate without CommonName: {_GUIDE}"
-        )
+        yield bad("etcd", f"{name}: {one.login.reason}", f"{_RIGHTS}: {_GUIDE}")
         return
     yield from _node(name, one.status.value)
     yield from _keys(name, one.old)

@@ -39,6 +39,9 @@ pinfs mount /srv/models /mnt/models -o break_timeout=10,on_timeout=revoke
 # a policy from a file, read again on SIGHUP
 pinfs mount /srv/models /mnt/models --policy /etc/pinfs/models.toml -d
 
+# with other hosts that share the directory, through etcd
+pinfs mount /srv/models /mnt/models -d -o cluster=https://etcd1:2379+https://etcd2:2379,cluster_ca=/etc/pinfs/ca.pem
+
 # by mount(8), and as a line of /etc/fstab
 mount -t fuse.pinfs /srv/models /mnt/models -o break_timeout=10
 /srv/models  /mnt/models  fuse.pinfs  nofail,break_timeout=10  0 0
@@ -64,8 +67,8 @@ def mount(source: str, mountpoint: str, fake: bool, **how: Any) -> None:
     SIGTERM and SIGINT unmount, after waiting breakers have been answered. SIGHUP reads the policy again, SIGUSR1 writes
     stacks and state to the log. Options for other programs (nofail, _netdev, x-systemd.*...) are accepted.
 
-    Only one pinfs can serve a SOURCE at a time. All programs should then use the mount: changes that are made directly
-    in SOURCE ignore pins.
+    Only one pinfs can serve a SOURCE at a time, or several with -o cluster=..., on one host or many. All programs
+    should then use the mounts: changes that are made directly in SOURCE ignore pins.
     """
     config = _config(how)
     if fake:

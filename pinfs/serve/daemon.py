@@ -24,6 +24,7 @@ from pinfs.bridge.mount import (
     open_source,
     unmount,
     users,
+    warn_of_cluster,
 )
 from pinfs.bridge.negotiate import Negotiated, Requested
 from pinfs.bridge.once import Once
@@ -130,6 +131,8 @@ def _begin(
     stack.callback(os.close, source_fd)
     point = check_mountpoint(mountpoint, source_fd, replace_stale=config.mount.replace_stale)
     check_not_nested(os.path.realpath(source))
+    if config.cluster is None:
+        warn_of_cluster(source_fd)
     _require_export(config.mount, source_fd)
     return Daemon(config, Place(os.path.realpath(source), source_fd, point), store)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pinfs.bridge.mount import AlreadyServedError, _is_served, open_source
-from pinfs.fs.identity import cluster_name, enclosing_cluster
+from pinfs.bridge.mount import AlreadyServedError, _is_served, open_source, warn_of_cluster
+from pinfs.fs.identity import cluster_name, enclosing_cluster, remove_token, write_token
 
 Open = Callable[..., int]
 
@@ -61,6 +61,23 @@ def test_a_source_is_served_by_either_kind(tmp_path: Path, opened: Open, shared:
 def test_the_next_daemon_may_be_of_the_other_kind(tmp_path: Path) -> None:
     for shared in (True, False, True):
         os.close(open_source(str(tmp_path), shared=shared))
+
+
+def test_a_daemon_alone_is_warned_of_hosts_that_have_left_tokens(
+    tmp_path: Path, opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    fd = opened(tmp_path)
+    warn_of_cluster(fd)
+    assert not caplog.records
+    for host in ("b", "a"):
+        write_token(fd, host, "1f")
+    warn_of_cluster(fd)
+    assert "cluster of hosts (a, b)" in caplog.text
+    for host in ("a", "b"):
+        remove_token(fd, host, "1f")
+    caplog.clear()
+    warn_of_cluster(fd)
+    assert not caplog.records
 
 
 def test_a_cluster_inside_of_another_one_is_refused(tmp_path: Path, opened: Open) -> None:

@@ -208,6 +208,7 @@ def test_a_healthy_node() -> None:
         (looked(Status("3.5.16", 1, 0, 0, ())), "fail", "knows no leader"),
         (looked(Status("3.5.16", 1, 1, 0, ("NOSPACE",))), "fail", "alarm: NOSPACE"),
         (looked(Status("3.5.16", 1, 1, 1 << 31, ())), "warn", "holds 2048 MiB"),
+        (looked(Refused("CommonName of client...", Code.INVALID_ARGUMENT)), "fail", "refuses: CommonName"),
         (looked(Unreachable("refused")), "warn", "does not answer: refused"),
         (looked(login=Refused("login: wrong password", Code.INVALID_ARGUMENT)), "fail", "wrong password"),
         (looked(old=Done(Found((), 0), 200_000, 1)), "warn", "all of its 200,000 revisions"),
