@@ -55,7 +55,8 @@ class Host(Protocol):
 
 
 class Files(Protocol):
-    """What is needed of the file system, by node id. Errors of open(2); ESTALE."""
+    """What is needed of the file system, by node id: `number` is 0 for files that other hosts know nothing of. Errors
+    of open(2); EOPNOTSUPP for those files; ESTALE."""
 
     def number(self, inode: int, /) -> int: ...
     def path(self, inode: int, /) -> str | None: ...
@@ -214,7 +215,8 @@ class OtherHosts:
 
     def must_ask(self, inode: int) -> bool:
         """Whether a removal from this file may not go on without `ask`."""
-        return self.host.must_ask(self._files.number(inode))
+        number = self._files.number(inode)
+        return number != 0 and self.host.must_ask(number)
 
     async def defer(self, removal: Removal) -> None:
         """Returns when the last name of a file may go (policy `unlink` = `defer`): no other host has it pinned, or its
@@ -261,12 +263,16 @@ class OtherHosts:
 
     async def ask(self, removal: Removal) -> None:
         """Asks the other hosts, and does not wait for their answer. OSError: EIO, errors of open(2)."""
+        if not self._files.number(removal.inode):
+            return  # no host can pin it but this one
         if not self._is_joined.is_set():
             await park()
             await self._joined()
         await self._ask(removal, in_book=True)
 
     async def _ask(self, removal: Removal, *, in_book: bool) -> None:
+        if not self._files.number(removal.inode):
+            return
         question = Question(removal, in_book)
         file = await self._files.name(removal.inode)
         self._questions[removal] = question
@@ -278,7 +284,9 @@ class OtherHosts:
     async def wait_answered(self, removal: Removal) -> None:
         """Returns when the other hosts let the bytes go, and this one may begin now. OSError: policy `errno`, EAGAIN
         (`nonblock`), EIO (cut off)."""
-        question = self._questions[removal]
+        question = self._questions.get(removal)
+        if question is None:
+            return
         await question.answered.wait()
         if isinstance(question.answer, RemovalRefused) and not question.in_book:
             raise OSError(question.answer.errno, question.answer.why)

@@ -1,6 +1,7 @@
 """Files of a source that other hosts serve as well: what they are called there, and names that keep their bytes
 (SPEC 14)."""
 
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pinfs.fs.identity import DIRECTORY, FileNames
 from pinfs.fs.inode import FOREIGN_IDS, Inode
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.reaching import Reaching
+from pinfs.fs.types import os_error
 
 T = TypeVar("T")
 
@@ -37,17 +39,20 @@ class SharedFiles:
         self._reaching = None if backing.threads is None else Reaching(inodes, backing.threads)
 
     def number(self, nodeid: int) -> int:
-        """The inode number, as all hosts have it."""
+        """The inode number, as all hosts have it; 0 for files of other file systems below the source."""
         if nodeid < FOREIGN_IDS:
             return nodeid
         key = self._inodes.get(nodeid).key
-        return key if isinstance(key, int) else key[1]
+        return key if isinstance(key, int) else 0
 
     def path(self, nodeid: int) -> str | None:
         return self._inodes.path_of(nodeid)
 
     async def name(self, nodeid: int) -> str:
-        """What all hosts call the file. Errors of open(2)."""
+        """What all hosts call the file. EOPNOTSUPP: it lies on another file system below the source, of which other
+        hosts may have another one there. Errors of open(2)."""
+        if not self.number(nodeid):
+            raise os_error(errno.EOPNOTSUPP)
         inode = self._inodes.get(nodeid)
         if self._reaching is not None:
             await self._reaching.reach(inode)
