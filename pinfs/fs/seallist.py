@@ -1,9 +1,9 @@
 """The list of sealed files of one source: what the next mount, `pinfs doctor` and `pinfs unseal` find after a daemon
 that could not lift its seals.
 
-A file of lines, each with a checksum, that is only appended to: `+` before a seal is set, `-` soon after it is lifted. So a
-file that carries a seal is in the list whenever the daemon is killed; a line that was torn, or that rotted, is skipped.
-It is not synced to the disk: after a crash of the machine `pinfs unseal --scan` finds what the list has lost.
+A file of lines, each with a checksum, that is only appended to: `+` before a seal is set, `-` soon after it is lifted.
+So a file that carries a seal is in the list whenever the daemon is killed; a line that was torn, or that rotted, is
+skipped. It is not synced to the disk: after a crash of the machine `pinfs unseal --scan` finds what the list has lost.
 """
 
 import hashlib

@@ -192,7 +192,10 @@ def test_a_process_that_has_ended_gets_no_signal(module) -> None:
 
 def waited_for(signo: int) -> tuple[int, ...]:
     """Number, code, pid, uid and value of a signal that is pending (siginfo_t of 64-bit Linux)."""
-    mask, info = ctypes.create_string_buffer((1 << (signo - 1)).to_bytes(128, "little")), ctypes.create_string_buffer(128)
+    mask, info = (
+        ctypes.create_string_buffer((1 << (signo - 1)).to_bytes(128, "little")),
+        ctypes.create_string_buffer(128),
+    )
     libc = ctypes.CDLL(None)
     assert libc.sigtimedwait(mask, info, ctypes.byref(syscalls.Timespec(5, 0))) == signo
     number, _, code, _, pid, uid, value = struct.unpack("=iiii iI Q", info.raw[:32])
