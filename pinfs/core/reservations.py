@@ -62,9 +62,10 @@ class Reservations:
             return None
         latest = None
         for reservation in file.reserved.overlapping(removal.start, removal.end):
-            if isinstance(reservation, Removal) and (not removal.order or reservation.order < removal.order):
-                if latest is None or reservation.order > latest.order:
-                    latest = reservation
+            if not isinstance(reservation, Removal) or (removal.order and reservation.order >= removal.order):
+                continue
+            if latest is None or reservation.order > latest.order:
+                latest = reservation
         return latest
 
     def leave_orphan(self, removal: Removal) -> Orphan:
