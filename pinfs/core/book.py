@@ -26,7 +26,7 @@ from typing import Final
 from pinfs.core.breaks import Breaks
 from pinfs.core.deadlines import Deadlines
 from pinfs.core.events import BookEvent, EventKind
-from pinfs.core.files import Files, FileState, denying
+from pinfs.core.files import Files, FileState
 from pinfs.core.owners import Owner, ProcessId
 from pinfs.core.pins import Break, Pin, PinRequest
 from pinfs.core.policy import Limits, Policy
@@ -44,6 +44,10 @@ KILL_GRACE_S: Final = 10.0
 """How long a holder may take to die of SIGKILL (it can be in an uninterruptible wait) before the breaker is refused."""
 
 DEFAULT_SLICES: Final = SliceLimits()
+
+_FEW: Final = 4
+"""Pins in a removal's way that are listed once; more are looked through anew for each question."""
+_WAITING: Final = Turn.WAITING  # looking into an Enum takes longer
 
 
 class PinBook:
@@ -74,6 +78,7 @@ class PinBook:
         self.subscribed = True
         self._emit = emit
         self._slices = slices
+        self._few = min(_FEW, slices.own_scan)
         self._waiting: dict[Removal, None] = {}
 
     def set_subscribed(self, subscribed: bool) -> None:
@@ -187,7 +192,7 @@ class PinBook:
             self.reservations.add(removal)
             if not removal.exempt:
                 self.notifying.begin(removal, now)
-            if removal.turn is Turn.WAITING:  # else a silent holder was found among those to be notified
+            if removal.turn is _WAITING:  # else a silent holder was found among those to be notified
                 self._advance(removal, now)
         return removal
 
@@ -204,7 +209,7 @@ class PinBook:
         """The breaker was interrupted or killed: its breaks go on to their deadlines without it (SPEC 3.7)."""
         if removal.turn is Turn.READY:
             self.finish(removal, now)
-        elif removal.turn is Turn.WAITING:
+        elif removal.turn is _WAITING:
             self._abandon(removal, now)
             removal.turn = Turn.GONE
 
@@ -272,30 +277,54 @@ class PinBook:
     def _is_refused_at_once(self, removal: Removal, now: float) -> bool:
         """SPEC 3.2, 3.3, 3.8, 3.10: what is decided before any holder is notified."""
         file = self.files.get(removal.inode)
-        file = FileState() if file is None else file
-        policy, owns = removal.policy, removal.request.owns
-        removal.exempt = policy.own == "allow" and all(map(owns, file.overlapping(removal.start, removal.end)))
+        if file is None:
+            file = FileState()
+        policy = removal.policy
+        few: list[Pin] | None = file.some(removal.start, removal.end, self._few + 1)
+        if few is not None and len(few) > self._few:
+            few = None
+        removal.exempt = policy.own == "allow" and all(map(removal.request.owns, _in_the_way(removal, file, few)))
         if not removal.exempt:
-            scanned = islice(denying(file, removal), self._slices.deny_scan)
-            refusing = next((pin for pin in scanned if not owns(pin)), None)
+            refusing = self._denying(removal, file, few)
             if refusing is not None:
                 self._refuse([removal], policy.errno_number, "deny", refusing, now)
                 return True
-            own = self._own_in_the_way(removal, file)
+            own = self._own_in_the_way(removal, file, few)
             if own is not None:
                 self._refuse([removal], errno.EBUSY, "own", own, now)
                 return True
-            in_the_way = file.overlapping(removal.start, removal.end)
-            silent = self.silent.first(in_the_way, self._slices.silent_scan, now)
-            if silent is not None:
-                self._refuse([removal], policy.errno_number, "unanswered", silent, now)
-                return True
+            if len(self.silent):
+                silent = self.silent.first(_in_the_way(removal, file, few), self._slices.silent_scan, now)
+                if silent is not None:
+                    self._refuse([removal], policy.errno_number, "unanswered", silent, now)
+                    return True
         return self._is_one_too_many(removal, file, now)
 
-    def _own_in_the_way(self, removal: Removal, file: FileState) -> Pin | None:
+    def _denying(self, removal: Removal, file: FileState, few: list[Pin] | None) -> Pin | None:
+        """A pin that refuses this removal (SPEC 3.2), as policy `conflict` and `unlink` have it."""
+        conflict = removal.policy.conflict
+        if removal.request.op in UNLINKS and removal.policy.unlink == "deny":
+            conflict = "deny"
+        if conflict == "deny":
+            pins = _in_the_way(removal, file, few)
+        elif conflict == "break" or file.deny is None:
+            return None
+        else:
+            pins = file.deny.overlapping(removal.start, removal.end)
+        for pin in islice(pins, self._slices.deny_scan):
+            if not removal.request.owns(pin):
+                return pin
+        return None
+
+    def _own_in_the_way(self, removal: Removal, file: FileState, few: list[Pin] | None) -> Pin | None:
         """One of the breaker's own pins. It is looked for among all that the breaker has and all that are in the way,
         whichever are fewer."""
         request = removal.request
+        if few is not None:
+            for pin in few:
+                if request.owns(pin):
+                    return pin
+            return None
         own = self.table.of_breaker(request.process, request.handle)
         in_the_way = file.overlapping(removal.start, removal.end)
         for mine, other in islice(zip(own, in_the_way, strict=False), self._slices.own_scan):
@@ -327,7 +356,9 @@ class PinBook:
         if file is None:
             return None
         earlier = self.reservations.latest_before(removal)
-        return earlier or (None if removal.exempt else file.first(removal.start, removal.end))
+        if earlier is not None:
+            return earlier
+        return None if removal.exempt else file.first(removal.start, removal.end)
 
     def _advance(self, removal: Removal, now: float) -> None:
         """Let the removal go on if nothing is in its way any more, else find something that it waits for next."""
@@ -341,7 +372,7 @@ class PinBook:
             self._waiting[removal] = None
             if isinstance(obstacle, Pin):
                 breaking = obstacle.breaking or self._first_breaking(removal, now)
-                if removal.turn is Turn.WAITING:  # no silent holder was found meanwhile
+                if removal.turn is _WAITING:  # no silent holder was found meanwhile
                     removal.watch(breaking or self._begin_break(obstacle, removal, now))
             else:
                 removal.watch(obstacle)
@@ -392,7 +423,7 @@ class PinBook:
         """What they watched has gone or moved: each goes on, or finds something else to watch."""
         for waiter in list(watchers):
             waiter.unwatch()
-            if isinstance(waiter, Removal) and waiter.turn is Turn.WAITING:
+            if isinstance(waiter, Removal) and waiter.turn is _WAITING:
                 self._advance(waiter, now)
             elif isinstance(waiter, Orphan) and waiter.breaks_pins:
                 self.watch_or_cool_down(waiter, now)
@@ -411,7 +442,8 @@ class PinBook:
         """A break that has to end before the waiter can go on. Where all notified holders have answered, the next are
         notified."""
         while True:
-            tree = self.files[waiter.inode].breaking
+            file = self.files[waiter.inode]
+            tree = file.breaking
             pin = None if tree is None else tree.first_overlap(waiter.start, waiter.end)
             if pin is not None:
                 breaking: Break | None = pin.breaking
@@ -490,3 +522,8 @@ class PinBook:
         if breaking is not None:
             self.breaks.end(breaking)
             self._look_again(breaking.watchers, now)
+
+
+def _in_the_way(removal: Removal, file: FileState, few: list[Pin] | None) -> Iterable[Pin]:
+    """All pins in the way of a removal; `few`: where they have been listed."""
+    return file.overlapping(removal.start, removal.end) if few is None else few

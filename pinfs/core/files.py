@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from pinfs.core.pins import Mode, Pin, SortKey
 from pinfs.core.ranges import RangeTree
-from pinfs.core.removals import UNLINKS, Orphan, Removal, Reservation
+from pinfs.core.removals import Orphan, Reservation
 
 
 class FileState:
@@ -66,6 +66,13 @@ class FileState:
     def overlapping(self, start: int, end: int) -> Iterator[Pin]:
         for tree in self.trees():
             yield from tree.overlapping(start, end)
+
+    def some(self, start: int, end: int, count: int) -> list[Pin]:
+        """The first `count` of `overlapping`."""
+        found: list[Pin] = [] if self.deny is None else self.deny.some(start, end, count)
+        if self.lease is not None and len(found) < count:
+            found += self.lease.some(start, end, count - len(found))
+        return found
 
     def overlapping_after(self, start: int, end: int, key: SortKey) -> Iterator[Pin]:
         """The same, but only the pins behind a sort key: for a caller that takes some at a time."""
@@ -151,15 +158,3 @@ class Files:
                     self.on_empty(inode)
                 except Exception as e:
                     self.on_failure(f"after the last pin of inode {inode}", e)
-
-
-def denying(file: FileState, removal: Removal) -> Iterator[Pin]:
-    """The pins that refuse this removal (SPEC 3.2), as policy `conflict` and `unlink` have it."""
-    conflict = removal.policy.conflict
-    if removal.request.op in UNLINKS and removal.policy.unlink == "deny":
-        conflict = "deny"
-    if conflict == "deny":
-        return file.overlapping(removal.start, removal.end)
-    if conflict == "break" or file.deny is None:
-        return iter(())
-    return file.deny.overlapping(removal.start, removal.end)

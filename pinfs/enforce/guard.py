@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 import trio
@@ -237,6 +237,15 @@ class Guard:
             self.book.leave(removal, trio.current_time())
             raise
 
+    def judge_at_once(self, call: RemovalCall) -> Removal | None:
+        """The removal of a call that meets pins, judged. None: that has to wait (for the pins of dead owners, or for
+        what policy `mapped` wants to know), and is left to `removal`. What `check` raises passes through."""
+        if self.minds_mappings or self.hosts is not None:
+            return None
+        call.check()
+        self._holders.report_deaths()
+        return None if self.book.reaping.dead_owners else self._begin(call)
+
     async def _wait_reaped(self, call: RemovalCall) -> None:
         """Return when no pin of a dead owner is left in the removal's range."""
         book = self.book
@@ -315,8 +324,8 @@ class Guard:
         self.book.table.limits = policies.limits
         removal = self.book.begin(request, policies.for_path(request.path), trio.current_time())
         if removal.turn is Turn.WAITING:
-            pins = list(islice(self.book.in_the_way(removal), HOLDERS_IN_A_LOG_LINE + 1))
-            defer(lambda: log.info("%s waits for %s", removal_text(request), pins_text(pins)))
+            pins = self.book.files[call.inode].some(call.start, call.end, HOLDERS_IN_A_LOG_LINE + 1)
+            defer(partial(_log_waiting, request, pins))
         return removal
 
     async def _wait_answered(self, removal: Removal) -> None:
@@ -401,6 +410,9 @@ class Guard:
 
     def _deliver(self, event: BookEvent) -> None:
         """The holder is notified first: a breaker waits for what the holder does."""
+        self._tell(event)
+
+    def _tell(self, event: BookEvent) -> None:
         try:
             if event.kind in ACTED_ON:
                 self._act(event)
@@ -435,6 +447,10 @@ class Guard:
             self._holders.signal(process, spec.signal, pin.id, pin.uid)
         if spec.eventfd is not None:
             self._eventfds.signal(spec.eventfd)
+
+
+def _log_waiting(request: RemovalRequest, pins: list[Pin]) -> None:
+    log.info("%s waits for %s", removal_text(request), pins_text(pins))
 
 
 def _log_failure(when: str, failure: Exception) -> None:

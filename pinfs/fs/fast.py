@@ -22,9 +22,9 @@ from pinfs.fs.inodes import InodeTable
 from pinfs.fs.names import KEEPS_VICTIM, Names
 from pinfs.fs.opens import Opens
 from pinfs.fs.pins import XATTR_CREATE, PinVerbs
-from pinfs.fs.removals import Removals
+from pinfs.fs.removals import JudgedTruncate, Removals
 from pinfs.fs.set_ids import SetIds
-from pinfs.fs.types import CallerLike, os_error
+from pinfs.fs.types import CallerLike, make_caller, os_error
 from pinfs.fs.uncached import UncachedFiles
 from pinfs.interface.attributes import PREFIX, RELEASE
 from pinfs.linux.calls import Stat, mkdir_at, rmdir_at, stat_at, stat_fd
@@ -297,6 +297,18 @@ class FastOperations:
         if inode is None or not self._removals.truncate_at_once(inode, size, request):
             return None
         return self._changed(inode)
+
+    def judge_truncate(self, nodeid: int, size: int, request: Request) -> JudgedTruncate | None:
+        """truncate(2) of a path, where `truncate` has found that pins are in the way."""
+        inode = self._unlocked(nodeid)
+        if inode is None:
+            return None
+        caller = make_caller((request.uid, request.gid, request.pid, 0, request.unique))  # it may outlast the request
+        return self._removals.judge_truncate(inode, size, caller)
+
+    def stat(self, inode: Inode) -> os.stat_result:
+        """fstatat(2)."""
+        return self._inodes.stat(inode)
 
     def _changed(self, inode: Inode) -> Inode:
         if not self._inodes.stat_into(inode, self.st):

@@ -25,6 +25,7 @@ cdef class PinVerbs:
     cdef Backing _backing
     cdef Seal _seal
     cdef set _admins
+    cdef object _texts
 
     @cython.locals(name=bytes, process=Process, old=Pin, spec=PinSpec)
     cpdef bint set_at_once(self, Inode inode, bytes attribute, bytes value, uint32_t flags, object ctx) except -1

@@ -19,7 +19,7 @@ from pinfs.enforce.hosts import OtherHosts
 from pinfs.enforce.processes import Process
 from pinfs.fs import ioctls
 from pinfs.fs.backing import Backing
-from pinfs.fs.describe import describe
+from pinfs.fs.describe import PinTexts, describe
 from pinfs.fs.handles import FileHandle, HandleTable, Wake
 from pinfs.fs.inode import Inode
 from pinfs.fs.inodes import InodeTable
@@ -74,6 +74,7 @@ class PinVerbs:
         """The request that releases a pin right now."""
         self.released_before = 0
         """The request by which a pin was released last, before this daemon took over."""
+        self._texts = PinTexts()
         self._admins = {0, os.geteuid()}
         self._pid_namespace = pid_namespace("self")
         self._echoes: OrderedDict[tuple[int, ProcessId | None, bytes], None] = OrderedDict()
@@ -229,9 +230,8 @@ class PinVerbs:
             pin = self._find(inode, name, ctx)
             if size and size < SHORTEST_JSON:
                 _fail(errno.ERANGE)
-            return _with_room(
-                _to_json(describe(pin, inode.path(), self._holders.comm_of, self._seal.is_sealed(inode.nodeid))), size
-            )
+            comm = None if pin.process is None else self._holders.comm_of(pin.process)
+            return _with_room(self._texts.of(pin, inode.path(), comm, self._seal.is_sealed(inode.nodeid)), size)
         _fail(errno.ENODATA)
 
     async def _get_release(self, inode: Inode, name: bytes, ctx: CallerLike, size: int | None) -> bytes:
@@ -537,7 +537,3 @@ def _with_room(text: bytes, size: int | None) -> bytes:
     """A caller that asks how large it is (size 0) is told a little more: numbers in it may be longer when it is
     read."""
     return text if size != 0 else text + bytes(max(0, min(len(text) // 8 + 16, MAX_ATTRIBUTE_BYTES - len(text))))
-
-
-def _to_json(value: object) -> bytes:
-    return json.dumps(value).encode()

@@ -12,7 +12,10 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, supp
 from functools import partial
 from typing import Any, Final, TypeVar
 
+import trio
+
 from pinfs.core.ranges import END
+from pinfs.core.removals import Removal, Turn
 from pinfs.enforce.guard import Breaker, Guard, RemovalCall
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FileHandle
@@ -110,10 +113,39 @@ class Removals:
             shrinks = self._guard.hosts is not None or size < os.lseek(file.writer, 0, os.SEEK_END)
             if shrinks and not self._guard.is_free(inode.nodeid, size, END):
                 return False
+        self.cut_open(inode, size, caller)
+        return True
+
+    def cut_open(self, inode: Inode, size: int, caller: CallerLike) -> None:
+        """The ftruncate(2) itself, of a file that is open for writing."""
+        file = inode.file
+        assert file is not None
         with self._seal.lifted(inode), self._set_ids.keeping(inode):
             os.ftruncate(file.writer, size)
         self._done(caller)
-        return True
+
+    def judge_truncate(self, inode: Inode, size: int, caller: CallerLike) -> "JudgedTruncate | None":
+        """The same case of `truncate` once more, where `truncate_at_once` has found that pins are in the way: the guard
+        has judged. None: it is another case, or the guard has to wait first."""
+        file = inode.file
+        if file is None or file.writer < 0 or self._backing.may_wait(inode):
+            return None
+        check = partial(self._check_may_shrink, inode, file.writer, syscalls.STATX_ATTR_APPEND)
+        call = RemovalCall(inode.nodeid, inode.path, "truncate", size, END, caller, check)
+        removal = self._guard.judge_at_once(call)
+        return None if removal is None else JudgedTruncate(self, inode, size, caller, removal)
+
+    def hold_open(self, inode: Inode) -> None:
+        """A removal begins that the end of the last handle must not find without a descriptor."""
+        assert inode.file is not None
+        inode.file.opens += 1
+
+    def end(self, removal: Removal, inode: Inode) -> None:
+        """It is over, and so is `hold_open`."""
+        try:
+            self._guard.book.leave(removal, trio.current_time())
+        finally:
+            self._backing.release(inode)
 
     async def _writing(self, inode: Inode, nonblock: bool) -> AbstractContextManager[int]:
         """`Backing.writing`, outside the event loop while another process gives up its lease: truncate(2) waits for
@@ -273,6 +305,39 @@ class Removals:
 
     def _attributes(self, inode: Inode) -> int:
         return self._seal.attributes(inode, attributes_of(self._inodes.fd(inode)))
+
+
+class JudgedTruncate:
+    """A truncate that is ready, waits, or is refused; `cut` or `leave` ends it."""
+
+    __slots__ = ("_caller", "_removal", "_removals", "_size", "inode")
+
+    def __init__(self, removals: Removals, inode: Inode, size: int, caller: CallerLike, removal: Removal) -> None:
+        self.inode = inode
+        self._removals = removals
+        self._size = size
+        self._caller = caller
+        self._removal = removal
+        removals.hold_open(inode)
+
+    def waits(self, wake: Callable[[], None]) -> bool:
+        """Whether its turn is still to come; `wake` is called then."""
+        self._removal.wake = wake
+        return self._removal.turn is Turn.WAITING
+
+    def cut(self) -> None:
+        """Its turn has come. OSError: it is refused (SPEC 3)."""
+        removal = self._removal
+        try:
+            if removal.turn is Turn.REFUSED:
+                raise OSError(removal.errno, removal.why)
+            self._removals.cut_open(self.inode, self._size, self._caller)
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """It is over; the breaks of one that waits go on."""
+        self._removals.end(self._removal, self.inode)
 
 
 def _checked() -> None:
