@@ -245,6 +245,26 @@ async def test_a_pin_that_is_not_wanted_any_more_is_taken_back(network: Network,
         assert a.host.status()["pins"] == a.host.status()["waiting"] == 0
 
 
+@pytest.mark.parametrize("is_fenced", [True, False])
+async def test_what_was_told_is_over_when_the_pins_are_gone(
+    network: Network, autojump_clock: MockClock, is_fenced: bool
+) -> None:
+    async with simulated(network) as hosts:
+        a, b = await hosts.start("a"), await hosts.start("b")
+        number = await a.host.pin(FILE, lease(0, 4), 5)
+        breaker = Breaker(b.host, cut(0, 2))
+        await breaker.waiting()
+        await a.daemon.until(lambda: a.daemon.toldings)
+        if is_fenced:
+            network.is_cut = True
+            await a.daemon.until(lambda: a.daemon.over)
+        else:
+            await a.host.leave(5)
+            assert await breaker.answer() == (0, "", "")
+        assert a.daemon.over == [a.daemon.toldings[0].removal]
+        assert a.daemon.fences == ([((number,), "silent")] if is_fenced else [])
+
+
 async def test_a_pin_is_refused_when_its_time_is_over(network: Network, autojump_clock: MockClock) -> None:
     async with simulated(network) as hosts:
         a, b = await hosts.start("a"), await hosts.start("b")
