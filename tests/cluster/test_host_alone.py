@@ -108,13 +108,16 @@ async def test_what_waits_when_the_host_is_fenced_gets_eio(network: Network, aut
         assert await breaker.answer() == (errno.EIO, "cluster", "")
 
 
-async def test_a_restored_etcd_fences_and_another_client_goes_on(network: Network, autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("noticed_by", ["calls", "watches"])
+async def test_a_restored_etcd_fences_and_another_client_goes_on(
+    network: Network, autojump_clock: MockClock, noticed_by: str
+) -> None:
     async with simulated(network) as hosts:
         a = await hosts.start("a")
         number = await a.host.pin(FILE, pin(0, 4), 5)
         allowed = Breaker(a.host, cut(6, 9))
         await allowed.answer()
-        network.restore()
+        network.restore(noticed_by)
         await a.daemon.until(lambda: a.daemon.joins == 2)
         assert not a.host.may_begin(allowed.number)
         assert a.daemon.fences == [((number,), "restored")]
@@ -232,6 +235,18 @@ async def test_leaving_before_it_has_joined(network: Network, autojump_clock: Mo
         network.is_cut = False
         await trio.sleep(60)
         assert not a.daemon.joins
+        assert not network.keys("m/")
+
+
+async def test_leaving_when_it_would_join_anew(network: Network, autojump_clock: MockClock) -> None:
+    async with simulated(network) as hosts:
+        a = await hosts.start("a")
+        network.is_cut = True
+        await a.daemon.until(lambda: a.daemon.fences)
+        network.is_cut = False
+        await a.host.leave(5.0)
+        await trio.sleep(60)
+        assert a.daemon.joins == 1
         assert not network.keys("m/")
 
 
