@@ -24,7 +24,8 @@ class Daemon(Protocol):
         """A removal of another host needs pins of this one: outputs.Told."""
 
     def told_over(self, removal: RemovalKey) -> None:
-        """A removal that was told is over, or has been given up."""
+        """A removal that was told is over, or has been given up, or all pins that it needs are gone: comes after
+        `fenced` as well."""
 
     def fenced(self, pins: tuple[int, ...], why: str) -> None:
         """This host is cut off: the holders of these pins have to hear that they are gone, at once. The next member

@@ -22,6 +22,7 @@ import trio
 
 from pinfs.cluster import former
 from pinfs.cluster.daemon import Daemon, Heard, Matched
+from pinfs.cluster.describe import STATES, describe_members
 from pinfs.cluster.driver import Driver, Hooks, Step
 from pinfs.cluster.etcd import Etcd
 from pinfs.cluster.former import LocalPin, boottime
@@ -44,20 +45,12 @@ from pinfs.cluster.outputs import (
 from pinfs.cluster.protocol import Former, Member
 from pinfs.cluster.releases import Releases
 from pinfs.cluster.store import Store
-from pinfs.cluster.view import Peer
 
 log = logging.getLogger("pinfs.cluster")
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
 CLOSE_LIMIT_S: Final = 2.0
-_STATES: Final = {
-    State.JOINING: "joining",
-    State.JOINED: "joined",
-    State.LEAVING: "leaving",
-    State.ENDED: "fenced",
-    State.LEFT: "left",
-}
 
 
 @dataclass(slots=True, eq=False)
@@ -287,29 +280,20 @@ class Host:
         return {
             "host": self.name,
             "incarnation": member.id.incarnation if member else None,
-            "state": _STATES[member.state] if member else "stopped",
+            "state": STATES[member.state] if member else "stopped",
             "fence_in_s": round(self.fence - now, 3) if self._joined else None,
             "since": self._since,
             "endpoints": self._store.endpoints,
             "interrupted_because": self._store.interrupted_because,
-            "members": [self._described(id_, peer, now) for id_, peer in member.members.items()] if member else [],
+            "members": describe_members(member.members, [driver.member.id for driver in self._drivers], now)
+            if member
+            else [],
             "marks": len(member.marks) if member else 0,
             "pins": sum(pin.is_known for pin in self._pins.values()),
             "removals": len(self._removals),
             "waiting": member.waiting if member else 0,
             "leaving": [str(before.member.id) for before in self._drivers[:-1]],
             "counters": {**self.counters, **self._store.counters},
-        }
-
-    def _described(self, member: MemberId, peer: Peer, now: float) -> dict[str, Any]:
-        return {
-            "host": member.host,
-            "incarnation": member.incarnation,
-            "own": any(driver.member.id == member for driver in self._drivers),
-            "silent_s": round(now - peer.since, 3),
-            "promise": peer.value.promise,
-            "pin_ttl_s": peer.value.pin_ttl_ms / 1000,
-            "member_ttl_s": peer.value.member_ttl_ms / 1000,
         }
 
     # Members
@@ -340,7 +324,8 @@ class Host:
         state = former.read_state(resume.state, self.name, self.prefix)
         found = await former.all_pins(self._store, state.fence, self.clock, self.timing.retry_s) if state else None
         if state is None or found is None:
-            log.warning("the pins of the daemon before are lost: %s", "its fence has come" if state else "not its host")
+            why = "its fence has come" if state else "it was of another host, cluster or boot"
+            log.warning("the pins of the daemon before are lost: %s", why)
             self._daemon_does(resume.matched, {})
             return False
         self._life = state.life + 1
@@ -431,6 +416,8 @@ class Host:
                 self._fenced(driver, pins, why)
             case Left():
                 self._drivers.remove(driver)
+                if not driver.is_fenced:
+                    self._all_told_over()
                 for number in [number for number, pin in self._pins.items() if pin.driver is driver]:
                     del self._pins[number]
 
@@ -483,7 +470,6 @@ class Host:
                 known.append(number)
             elif pin is not None:
                 pin.refuse(errno.EIO, "cluster")
-        self._told.clear()
         self._releases.all_over()
         if driver.has_joined or known:
             self.counters["fenced"] += 1
@@ -491,8 +477,16 @@ class Host:
             self._daemon_does(self.daemon.fenced, tuple(known), why)
         elif not self._is_leaving:
             log.warning("%s could not join the cluster: %s", driver.member.id, why)
+        self._all_told_over()
         if not self._is_leaving and self._nursery is not None:
             self._nursery.start_soon(self._begin_again)
+
+    def _all_told_over(self) -> None:
+        """The pins that removals of other hosts needed are gone."""
+        told, self._told = self._told, {}
+        for removal, is_heard in told.items():
+            if is_heard:
+                self._daemon_does(self.daemon.told_over, removal)
 
     def _daemon_does(self, do: Callable[..., None], *args: object) -> None:
         try:

@@ -125,10 +125,10 @@ class Node:
         self._etcdctl(etcdctl, "snapshot", "save", f"{self._snapshot}")
 
     def restore(self, etcdctl: Path) -> None:
-        """The snapshot becomes the data of this node, which does not run."""
+        """The snapshot becomes the data of this node, which does not run. As docs/etcd.md says, its clients notice."""
         shutil.rmtree(self.directory / self.name)
         where = [f"--data-dir={self.directory / self.name}", f"--name={self.name}", f"--initial-cluster={self.peer}"]
-        where.append(f"--initial-advertise-peer-urls=http://127.0.0.1:{self.peer_port}")
+        where += [f"--initial-advertise-peer-urls=http://127.0.0.1:{self.peer_port}", "--initial-cluster-token=new"]
         self._etcdctl(etcdctl, "snapshot", "restore", f"{self._snapshot}", *where)
 
     @property

@@ -46,11 +46,11 @@ class Network:
             while not holds():
                 await trio.sleep(0.01)  # no time passes: the clock jumps
 
-    def restore(self) -> None:
-        """As if from a snapshot of this moment: clients of before meet another history."""
+    def restore(self, noticed_by: str) -> None:
+        """As if from a snapshot of this moment: "calls" or "watches" of clients of before meet another history."""
         for client in self.clients:
-            client.is_useless = True
-        for watch in self.watches:
+            client.is_useless = noticed_by == "calls"
+        for watch in self.watches if noticed_by == "watches" else ():
             watch.send.close()
 
     def lag_s(self, request: messages.Request) -> float:

@@ -97,6 +97,7 @@ async def test_a_breaker_that_goes_takes_its_removal_along(node: Node, prefix: b
         breaker.over()
         await a.daemon.until(lambda: a.daemon.over)
         assert not breaker.is_answered
+        assert b.host.status()["waiting"] == 0
         await until(lambda: node.count(prefix + b"r/") == 0)
 
 

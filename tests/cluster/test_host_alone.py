@@ -108,13 +108,16 @@ async def test_what_waits_when_the_host_is_fenced_gets_eio(network: Network, aut
         assert await breaker.answer() == (errno.EIO, "cluster", "")
 
 
-async def test_a_restored_etcd_fences_and_another_client_goes_on(network: Network, autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("noticed_by", ["calls", "watches"])
+async def test_a_restored_etcd_fences_and_another_client_goes_on(
+    network: Network, autojump_clock: MockClock, noticed_by: str
+) -> None:
     async with simulated(network) as hosts:
         a = await hosts.start("a")
         number = await a.host.pin(FILE, pin(0, 4), 5)
         allowed = Breaker(a.host, cut(6, 9))
         await allowed.answer()
-        network.restore()
+        network.restore(noticed_by)
         await a.daemon.until(lambda: a.daemon.joins == 2)
         assert not a.host.may_begin(allowed.number)
         assert a.daemon.fences == [((number,), "restored")]
@@ -235,6 +238,18 @@ async def test_leaving_before_it_has_joined(network: Network, autojump_clock: Mo
         assert not network.keys("m/")
 
 
+async def test_leaving_when_it_would_join_anew(network: Network, autojump_clock: MockClock) -> None:
+    async with simulated(network) as hosts:
+        a = await hosts.start("a")
+        network.is_cut = True
+        await a.daemon.until(lambda: a.daemon.fences)
+        network.is_cut = False
+        await a.host.leave(5.0)
+        await trio.sleep(60)
+        assert a.daemon.joins == 1
+        assert not network.keys("m/")
+
+
 async def test_a_pin_that_is_not_wanted_any_more_is_taken_back(network: Network, autojump_clock: MockClock) -> None:
     async with simulated(network) as hosts:
         a = await hosts.start("a")
@@ -243,6 +258,26 @@ async def test_a_pin_that_is_not_wanted_any_more_is_taken_back(network: Network,
                 a.host.release(await a.host.pin(FILE, pin(0, 4), 5))
         await network.until(lambda: not network.keys("p/"))
         assert a.host.status()["pins"] == a.host.status()["waiting"] == 0
+
+
+@pytest.mark.parametrize("is_fenced", [True, False])
+async def test_what_was_told_is_over_when_the_pins_are_gone(
+    network: Network, autojump_clock: MockClock, is_fenced: bool
+) -> None:
+    async with simulated(network) as hosts:
+        a, b = await hosts.start("a"), await hosts.start("b")
+        number = await a.host.pin(FILE, lease(0, 4), 5)
+        breaker = Breaker(b.host, cut(0, 2))
+        await breaker.waiting()
+        await a.daemon.until(lambda: a.daemon.toldings)
+        if is_fenced:
+            network.is_cut = True
+            await a.daemon.until(lambda: a.daemon.over)
+        else:
+            await a.host.leave(5)
+            assert await breaker.answer() == (0, "", "")
+        assert a.daemon.over == [a.daemon.toldings[0].removal]
+        assert a.daemon.fences == ([((number,), "silent")] if is_fenced else [])
 
 
 async def test_a_pin_is_refused_when_its_time_is_over(network: Network, autojump_clock: MockClock) -> None:

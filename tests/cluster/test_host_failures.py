@@ -90,6 +90,35 @@ async def test_etcd_dies_and_comes_back(start_nodes: StartNodes) -> None:
         assert not a.daemon.fences + b.daemon.fences
 
 
+@pytest.mark.etcd
+async def test_the_leader_of_three_nodes_dies(start_nodes: StartNodes) -> None:
+    """Nobody is fenced, and pins are registered and refuse removals as before."""
+    nodes = start_nodes("abc")
+    async with cluster(b"/p/", *(node.endpoint for node in nodes)) as hosts:
+        a, b = await hosts.start("a"), await hosts.start("b")
+        await a.host.pin(FILE, pin(0, 4), 60)
+        next(node for node in nodes if node.is_leader()).kill()
+        await a.host.pin("99.1", pin(0, 4), 60)
+        for file in (FILE, "99.1"):
+            assert await Breaker(b.host, cut(0, 9), file).answer() == (errno.EBUSY, "deny", "a")
+        assert not a.daemon.fences + b.daemon.fences
+
+
+async def test_a_pin_whose_answers_are_lost_is_not_left_in_etcd(node: Node, prefix: bytes) -> None:
+    async with cluster(prefix, node.endpoint) as hosts:
+        a, proxy = await cut_off(hosts, node, "a")
+        await a.host.pin(FILE, pin(8, 9), 60)
+        proxy.lost = "answers"
+        with pytest.raises(OSError, match="etcd") as refused:
+            await a.host.pin(FILE, pin(0, 4), 0.3)
+        assert refused.value.errno == errno.EIO
+        assert node.count(prefix + b"p/") == 2
+        proxy.lost = ""
+        await until(lambda: node.count(prefix + b"p/") == 1)
+        assert not a.daemon.fences
+        assert a.host.status()["counters"]["unanswered"]
+
+
 async def test_etcd_is_restored_from_a_snapshot(start_nodes: StartNodes, etcdctl: Path) -> None:
     """All hosts are fenced and join anew, and what the snapshot has of them goes."""
     [node] = start_nodes()
