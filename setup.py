@@ -11,7 +11,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 COMPILED = (
-    *("core/ranges.py", "core/pins.py", "core/files.py", "core/table.py", "core/book.py"),
+    *("core/waits.py", "core/ranges.py", "core/pins.py", "core/removals.py", "core/events.py", "core/files.py"),
+    *("core/table.py", "core/deadlines.py", "core/silence.py", "core/reservations.py", "core/breaks.py"),
+    *("core/slices.py", "core/book.py"),
     *("linux/calls.pyx", "journal/slots.py"),
     *("enforce/processes.py", "enforce/holders.py", "enforce/guard.py"),
     *("fs/openfile.py", "fs/inode.py", "fs/inodefds.py", "fs/inodes.py", "fs/backing.py", "fs/handles.py"),

@@ -15,7 +15,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import trio
 
@@ -127,7 +127,7 @@ class Dispatcher:
         self._fast: FastHandlers | None = None
         if ops.fast is not None:
             self._fast = FastHandlers(
-                self._channel, ops.fast, self._handlers, self._fast_failed, self._fast_undelivered
+                self._channel, ops.fast, self._handlers, self._fast_failed, self._fast_undelivered, self._fast_parked
             )
 
     @property
@@ -232,6 +232,11 @@ class Dispatcher:
     def _fast_undelivered(self) -> None:
         channel = self._channel
         self._undelivered(os_error(channel.error), channel.opcode, channel.unique, channel.reply)
+
+    def _fast_parked(self, work: object, event: OneShot) -> None:
+        self._park(self._channel.opcode, self._channel.unique, cast(Work, work), event)
+        self._counts["parked"] += 1
+        self._counts["fast"] -= 1
 
     def _answer_without_handler(self, opcode: int, unique: int, size: int, request: memoryview) -> None:
         """INIT, and what is not a request that a handler could answer."""

@@ -5,6 +5,7 @@ from pinfs.bridge.channel cimport Channel
 from pinfs.fs.fast cimport FastOperations
 from pinfs.fs.handles cimport FileHandle
 from pinfs.fs.inode cimport Inode
+from pinfs.fs.removals cimport JudgedTruncate
 from pinfs.linux.calls cimport clock
 
 cdef class Flag:
@@ -20,11 +21,15 @@ cdef class Loop:
     @cython.locals(channel=Channel, woken=Flag, fast=FastHandlers, until=double, wait_ms=int, got=int)
     cpdef bint run(self, int turn_ms) except -1
 
+cdef class _WaitingTruncate:
+    cdef FastHandlers _handlers
+    cdef JudgedTruncate _truncate
+
 cdef class FastHandlers:
     cdef public Py_ssize_t setxattr_at
     cdef Channel _channel
     cdef FastOperations _ops
-    cdef object _exports, _failed, _undelivered
+    cdef object _exports, _failed, _undelivered, _park
     cdef object _uncached
     cdef uint64_t _entry_s, _attr_s
     cdef uint32_t _entry_ns, _attr_ns, _directory_flags
@@ -61,6 +66,10 @@ cdef class FastHandlers:
     cdef bint _attributes(self, Inode inode) except -1
     @cython.locals(channel=Channel, ops=FastOperations, valid=uint32_t, inode=Inode)
     cpdef bint setattr(self) except -1
+    @cython.locals(channel=Channel, ops=FastOperations, inode=Inode, truncate=JudgedTruncate)
+    cdef bint _truncate(self, object size) except -1
+    @cython.locals(nodeid=uint64_t)
+    cpdef bytes reply_of(self, Inode inode)
     cdef object _time(self, uint32_t is_set, uint32_t is_now, Py_ssize_t seconds_at, Py_ssize_t nanoseconds_at)
     @cython.locals(channel=Channel, handle=FileHandle, backing_id=int, kill_suidgid=bint)
     cpdef bint open(self) except -1

@@ -15,8 +15,10 @@ from pinfs.bridge.handlers import Handlers, sized
 from pinfs.fs.fast import FastOperations
 from pinfs.fs.handles import FileHandle
 from pinfs.fs.inode import Inode
+from pinfs.fs.removals import JudgedTruncate
 from pinfs.interface.attributes import PREFIX
 from pinfs.linux.calls import NOW, clock
+from pinfs.runtime.parking import OneShot
 
 _OPCODES: Final = 64
 _S: Final = 1_000_000_000  # nanoseconds
@@ -83,9 +85,35 @@ class Loop:
                 return True
 
 
+class _WaitingTruncate:
+    """What is left of a request that waits: the dispatcher resumes it like a coroutine, and ends it like one."""
+
+    __slots__ = ("_handlers", "_truncate")
+
+    def __init__(self, handlers: "FastHandlers", truncate: JudgedTruncate) -> None:
+        self._handlers = handlers
+        self._truncate = truncate
+
+    def send(self, value: None) -> None:
+        """Its turn has come: StopIteration has the reply."""
+        self._truncate.cut()
+        raise StopIteration(self._handlers.reply_of(self._truncate.inode))
+
+    def throw(self, failure: BaseException) -> None:
+        """The caller was interrupted."""
+        self._truncate.leave()
+        raise failure
+
+    def close(self) -> None:
+        """The connection ends."""
+        self._truncate.leave()
+
+
 class FastHandlers:
     """`handlers`: those of all other requests, which know how long the kernel may remember what. `failed(e)` answers a
-    request whose handler has raised; `undelivered()` hears of a reply that the kernel did not take."""
+    request whose handler has raised; `undelivered()` hears of a reply that the kernel did not take. `park(work, event)`
+    keeps the rest of the request until the event is set.
+    """
 
     def __init__(
         self,
@@ -94,6 +122,7 @@ class FastHandlers:
         handlers: Handlers,
         failed: Callable[[BaseException], None],
         undelivered: Callable[[], None],
+        park: Callable[["_WaitingTruncate", OneShot], None],
     ) -> None:
         self.setxattr_at = wire.SETXATTR_IN.size
         """Where the name of a SETXATTR begins, in bytes of the body."""
@@ -106,6 +135,7 @@ class FastHandlers:
         self._directory_flags = handlers.directory_flags | wire.FOPEN_NOFLUSH
         self._failed = failed
         self._undelivered = undelivered
+        self._park = park
         self._handlers: list[Callable[[], bool] | None] = [None] * _OPCODES
         self._shortest = [0] * _OPCODES
         for opcode, (handler, shortest) in self._table().items():
@@ -248,8 +278,8 @@ class FastHandlers:
         channel, ops = self._channel, self._ops
         valid = channel.u32(0) & _CHANGES
         if valid == _SIZE:
-            inode = ops.truncate(channel.nodeid, channel.u64(16), channel)
-        elif valid == wire.FATTR_MODE:
+            return self._truncate(channel.u64(16))
+        if valid == wire.FATTR_MODE:
             inode = ops.chmod(channel.nodeid, channel.u32(68))
         elif valid and not valid & ~wire.FATTR_TIMES:
             atime_ns = self._time(valid & wire.FATTR_ATIME, valid & wire.FATTR_ATIME_NOW, 32, 56)
@@ -258,6 +288,28 @@ class FastHandlers:
         else:
             return False
         return inode is not None and self._attributes(inode)
+
+    def _truncate(self, size: int) -> bool:
+        channel, ops = self._channel, self._ops
+        inode = ops.truncate(channel.nodeid, size, channel)
+        if inode is None:
+            if channel.u32(0) & wire.FATTR_FH:
+                return False
+            truncate = ops.judge_truncate(channel.nodeid, size, channel)
+            if truncate is None:
+                return False
+            turn = OneShot()
+            if truncate.waits(turn.set):
+                self._park(_WaitingTruncate(self, truncate), turn)
+                return True
+            truncate.cut()
+            return channel.data(self.reply_of(truncate.inode))
+        return self._attributes(inode)
+
+    def reply_of(self, inode: Inode) -> bytes:
+        """The attributes of an inode, for a request that is answered later."""
+        valid = wire.A_TICK if inode.nodeid in self._uncached else (self._attr_s, self._attr_ns)
+        return wire.attr_out(inode.nodeid, self._ops.stat(inode), valid)
 
     def _time(self, is_set: int, is_now: int, seconds_at: int, nanoseconds_at: int) -> int | None:
         if is_now:

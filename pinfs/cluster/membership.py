@@ -6,7 +6,7 @@ judges that a member is dead, and when what it began is over).
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
@@ -141,6 +141,9 @@ class Membership:
         self._doomed: dict[PinKey | RemovalKey, None] = {}
         self._buried: set[MemberId] = set()
         """Silent members whose pin leases have been revoked."""
+        self._forgotten: set[MemberId] = set()
+        """Members that an operator has called dead; some of them since the last look: `_has_forgotten`."""
+        self._has_forgotten = False
 
     # What comes in
 
@@ -175,6 +178,20 @@ class Membership:
         """The watch cannot be resumed where it was (compaction)."""
         self._begin(now)
         self._is_stale |= stream == self._stream
+        return self._settled()
+
+    def etcd_restored(self, now: float) -> list[Output]:
+        """The client has met another history of the store than the one that is known here."""
+        self._begin(now)
+        self._end("restored")
+        return self._settled()
+
+    def forget(self, members: Iterable[MemberId], now: float) -> list[Output]:
+        """An operator knows that their hosts are dead, and that nothing of what they had begun can still take effect:
+        they are buried at once. One that lives all the same is fenced as soon as it hears of that."""
+        self._begin(now)
+        self._forgotten.update(member for member in members if member in self._view.members and member != self.id)
+        self._has_forgotten = bool(self._forgotten)
         return self._settled()
 
     def tick(self, now: float) -> list[Output]:
@@ -290,6 +307,9 @@ class Membership:
         """A put of ours that no operation wants came late: away with it."""
         if key.member == self.id and not self._is_known(key):
             self._doomed[key] = None
+
+    def _deleted(self, key: PinKey | RemovalKey) -> None:
+        """A key of our own that was over is gone."""
 
     def _reviewed(self) -> None:
         """All keys may have changed."""
@@ -414,8 +434,11 @@ class Membership:
         its pins go. What it has begun to cut counts as under way until its `member_ttl_s`. A read makes sure that the
         watch has not lost its beats; a beat that comes after that read is answered behind the fence."""
         while True:
-            yield Until(never, self._now + self._timing.beat_s / 3)
+            yield Until(lambda: self._has_forgotten, self._now + self._timing.beat_s / 3)
+            self._has_forgotten = False
             self._buried &= self._view.members.keys()
+            for member in [*self._forgotten]:
+                yield from self._bury_forgotten(member)
             for member, peer in [*self._view.members.items()]:
                 if member == self.id or not self._is_silent(peer, peer.value.pin_ttl_ms):
                     continue
@@ -440,6 +463,15 @@ class Membership:
         elif isinstance((yield Revoke(peer.value.pin_lease)), LeaseDone | LeaseGone):
             self._buried.add(member)
 
+    def _bury_forgotten(self, member: MemberId) -> Steps:
+        """If a revocation is not answered, the next round asks again."""
+        peer = self._view.members.get(member)
+        for lease in (peer.value.pin_lease, peer.value.member_lease) if peer else ():
+            if not isinstance((yield Revoke(lease)), LeaseDone | LeaseGone):
+                return
+        self._forgotten.discard(member)
+        self._view.forget_member(member)
+
     def _sweep(self) -> Steps:
         """Deletes keys of our own that are over, several at once."""
         while True:
@@ -453,6 +485,7 @@ class Membership:
             yield from self._ask(Txn((), tuple(deletes)))
             for key in keys:
                 self._doomed.pop(key, None)
+                self._deleted(key)
 
     def _retire(self) -> Steps:
         """Ends both leases as soon as nothing of this member can still take effect: sooner than others would bury

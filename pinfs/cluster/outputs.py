@@ -55,6 +55,13 @@ class PinRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpinned:
+    """Nothing of a pin that was released is left in etcd: no removal that begins from now on meets it."""
+
+    pin: int
+
+
+@dataclass(frozen=True, slots=True)
 class MayCut:
     """Cut, if by the daemon's clock it is not yet `until` when the system call begins, else answer EIO. In both cases
     call `Member.removal_finished` when the system call is over."""
@@ -120,5 +127,17 @@ class Left:
 
 
 Output: TypeAlias = (
-    Call | Watch | Joined | Pinned | PinRefused | MayCut | Waits | RemovalRefused | Told | ToldOver | Fenced | Left
+    Call
+    | Watch
+    | Joined
+    | Pinned
+    | PinRefused
+    | Unpinned
+    | MayCut
+    | Waits
+    | RemovalRefused
+    | Told
+    | ToldOver
+    | Fenced
+    | Left
 )

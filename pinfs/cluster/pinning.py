@@ -36,7 +36,7 @@ from pinfs.cluster.messages import (
     none_newer,
     unchanged,
 )
-from pinfs.cluster.outputs import Output, Pinned, PinRefused
+from pinfs.cluster.outputs import Output, Pinned, PinRefused, Unpinned
 from pinfs.cluster.tasks import Steps, Task, Until, never
 from pinfs.cluster.view import Mark
 
@@ -77,6 +77,8 @@ class Pinning(Membership):
         self._pins: dict[int, OwnPin] = {}
         self._pin_of: dict[PinKey, int] = {}
         self._held_of: dict[str, dict[int, OwnPin]] = {}
+        self._released: dict[PinKey, int] = {}
+        """Pins whose keys are still to be deleted."""
         self._waiting = 0
 
     def pin_wanted(self, pin: int, file: str, value: PinValue, deadline: float, now: float) -> list[Output]:
@@ -105,6 +107,7 @@ class Pinning(Membership):
         if own and own.task:
             self._tasks.end(own.task, Withdrawn())
         elif own:
+            self._released[own.key] = pin
             self._drop_pin(pin)
         return self._settled()
 
@@ -276,6 +279,11 @@ class Pinning(Membership):
         super()._noticed(key, item)
         if isinstance(key, PinKey) and item is None and key in self._pin_of:
             self._end("its pins have been deleted")
+
+    def _deleted(self, key: PinKey | RemovalKey) -> None:
+        super()._deleted(key)
+        if isinstance(key, PinKey) and key in self._released:
+            self._outputs.append(Unpinned(self._released.pop(key)))
 
     def _reviewed(self) -> None:
         for own in self._pins.values():

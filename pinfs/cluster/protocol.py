@@ -56,6 +56,7 @@ from pinfs.cluster.messages import KeyValue, Put, Range, Request, Txn, exists
 from pinfs.cluster.outputs import MayCut, Output, RemovalRefused, Told, ToldOver, Waits
 from pinfs.cluster.pinning import OwnPin, Pinning, Refusal, Withdrawn
 from pinfs.cluster.tasks import Steps, Task, Until, never
+from pinfs.cluster.view import Marks, Peer
 from pinfs.core.pins import Mode
 
 SERIAL_BITS: Final = 32
@@ -98,6 +99,21 @@ class Member(Pinning):
         self._removals: dict[int, OwnRemoval] = {}
         self._own_keys: set[RemovalKey] = set()
         self._told: dict[RemovalKey, set[int]] = {}
+
+    @property
+    def marks(self) -> Marks:
+        """The files that removals have to ask about; another object after the watch has begun anew."""
+        return self._view.marks
+
+    @property
+    def members(self) -> Mapping[MemberId, Peer]:
+        """Of the whole cluster."""
+        return self._view.members
+
+    @property
+    def waiting(self) -> int:
+        """Pins and removals that are not answered yet."""
+        return self._waiting
 
     # What the daemon asks for
 

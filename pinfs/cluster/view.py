@@ -41,6 +41,28 @@ class Mark:
     count: int
 
 
+class Marks(dict[str, Mark]):
+    """The marked files. `stems`: how many of them have a name that begins so, up to its first dot (the inode number, as
+    daemons name files): a removal that knows no more than that looks here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stems: dict[str, int] = {}
+
+    def add(self, file: str, mark: Mark) -> None:
+        if file not in self:
+            stem = file.partition(".")[0]
+            self.stems[stem] = self.stems.get(stem, 0) + 1
+        self[file] = mark
+
+    def discard(self, file: str) -> None:
+        if self.pop(file, None):
+            stem = file.partition(".")[0]
+            self.stems[stem] -= 1
+            if not self.stems[stem]:
+                del self.stems[stem]
+
+
 @dataclass(slots=True)
 class Peer:
     """A member, this one included. `since`: when its key was first seen at this revision, by the local clock."""
@@ -57,7 +79,7 @@ class View:
         self.revision = 0
         self.count = 0
         """All marks up to this count have been taken in."""
-        self.marks: dict[str, Mark] = {}
+        self.marks = Marks()
         self.members: dict[MemberId, Peer] = {}
         self.pins: dict[str, dict[PinKey, PinValue]] = {}
         self.removals: dict[str, dict[RemovalKey, RemovalValue]] = {}
@@ -78,9 +100,8 @@ class View:
             if isinstance(key, MarkKey):
                 known = self.marks.get(key.file)
                 is_same = known is not None and known.revision == item.mod_revision
-                view.marks[key.file] = (
-                    known if known and is_same else Mark(item.mod_revision, self.count + 1, view.count)
-                )
+                new = Mark(item.mod_revision, self.count + 1, view.count)
+                view.marks.add(key.file, known if known and is_same else new)
             else:
                 view._put(key, item, now)
         for member, peer in view.members.items():
@@ -114,7 +135,7 @@ class View:
             if isinstance(key, MarkKey):
                 counted = counts.get(event.mod_revision)
                 self.count = counted.version if isinstance(counted, KeyValue) else self.count
-                self.marks[key.file] = Mark(event.mod_revision, self.count, self.count)
+                self.marks.add(key.file, Mark(event.mod_revision, self.count, self.count))
                 self.idle_since[key.file] = now
             else:
                 self._put(key, event, now)
@@ -139,7 +160,7 @@ class View:
     def forget_mark(self, file: str, mark: Mark) -> None:
         """An answer has shown that this mark is gone."""
         if self.marks.get(file) == mark:
-            del self.marks[file]
+            self.marks.discard(file)
             self.idle_since.pop(file, None)
 
     def _put(self, key: Key, item: KeyValue, now: float) -> None:
@@ -160,7 +181,7 @@ class View:
     def _delete(self, key: Key, now: float) -> None:
         match key:
             case MarkKey():
-                self.marks.pop(key.file, None)
+                self.marks.discard(key.file)
                 self.idle_since.pop(key.file, None)
             case MemberId():
                 self.members.pop(key, None)

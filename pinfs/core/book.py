@@ -45,6 +45,10 @@ KILL_GRACE_S: Final = 10.0
 
 DEFAULT_SLICES: Final = SliceLimits()
 
+_FEW: Final = 4
+"""Pins in a removal's way that are listed once; more are looked through anew for each question."""
+_WAITING: Final = Turn.WAITING  # looking into an Enum takes longer
+
 
 class PinBook:
     """The table, the reservations, the breaks and the unfinished work, and the rules that join them.
@@ -74,6 +78,7 @@ class PinBook:
         self.subscribed = True
         self._emit = emit
         self._slices = slices
+        self._few = min(_FEW, slices.own_scan)
         self._waiting: dict[Removal, None] = {}
 
     def set_subscribed(self, subscribed: bool) -> None:
@@ -129,7 +134,7 @@ class PinBook:
         self._end(pin, "released", now, by)
 
     def revoke(self, pin: Pin, now: float, by: str = "root") -> None:
-        """Take the pin from its holder. `by`: root, policy, kill."""
+        """Take the pin from its holder. `by`: root, policy, kill, cluster."""
         self._end(pin, "revoked", now, by)
 
     def extend(self, pin: Pin, seconds: float, now: float) -> float:
@@ -187,7 +192,7 @@ class PinBook:
             self.reservations.add(removal)
             if not removal.exempt:
                 self.notifying.begin(removal, now)
-            if removal.turn is Turn.WAITING:  # else a silent holder was found among those to be notified
+            if removal.turn is _WAITING:  # else a silent holder was found among those to be notified
                 self._advance(removal, now)
         return removal
 
@@ -204,9 +209,14 @@ class PinBook:
         """The breaker was interrupted or killed: its breaks go on to their deadlines without it (SPEC 3.7)."""
         if removal.turn is Turn.READY:
             self.finish(removal, now)
-        elif removal.turn is Turn.WAITING:
+        elif removal.turn is _WAITING:
             self._abandon(removal, now)
             removal.turn = Turn.GONE
+
+    def refuse(self, removal: Removal, code: int, why: str, now: float) -> None:
+        """Refuse a removal that waits or is READY for a reason from outside of the book."""
+        if removal.turn in (Turn.WAITING, Turn.READY):
+            self._refuse([removal], code, why, None, now)
 
     def close(self, now: float) -> None:
         """The mount ends: refuse all that wait, and from now on all that would have to."""
@@ -267,30 +277,54 @@ class PinBook:
     def _is_refused_at_once(self, removal: Removal, now: float) -> bool:
         """SPEC 3.2, 3.3, 3.8, 3.10: what is decided before any holder is notified."""
         file = self.files.get(removal.inode)
-        file = FileState() if file is None else file
-        policy, owns = removal.policy, removal.request.owns
-        removal.exempt = policy.own == "allow" and all(map(owns, file.overlapping(removal.start, removal.end)))
+        if file is None:
+            file = FileState()
+        policy = removal.policy
+        few: list[Pin] | None = file.some(removal.start, removal.end, self._few + 1)
+        if few is not None and len(few) > self._few:
+            few = None
+        removal.exempt = policy.own == "allow" and all(map(removal.request.owns, _in_the_way(removal, file, few)))
         if not removal.exempt:
-            scanned = islice(_denying(file, removal), self._slices.deny_scan)
-            refusing = next((pin for pin in scanned if not owns(pin)), None)
+            refusing = self._denying(removal, file, few)
             if refusing is not None:
                 self._refuse([removal], policy.errno_number, "deny", refusing, now)
                 return True
-            own = self._own_in_the_way(removal, file)
+            own = self._own_in_the_way(removal, file, few)
             if own is not None:
                 self._refuse([removal], errno.EBUSY, "own", own, now)
                 return True
-            in_the_way = file.overlapping(removal.start, removal.end)
-            silent = self.silent.first(in_the_way, self._slices.silent_scan, now)
-            if silent is not None:
-                self._refuse([removal], policy.errno_number, "unanswered", silent, now)
-                return True
+            if len(self.silent):
+                silent = self.silent.first(_in_the_way(removal, file, few), self._slices.silent_scan, now)
+                if silent is not None:
+                    self._refuse([removal], policy.errno_number, "unanswered", silent, now)
+                    return True
         return self._is_one_too_many(removal, file, now)
 
-    def _own_in_the_way(self, removal: Removal, file: FileState) -> Pin | None:
+    def _denying(self, removal: Removal, file: FileState, few: list[Pin] | None) -> Pin | None:
+        """A pin that refuses this removal (SPEC 3.2), as policy `conflict` and `unlink` have it."""
+        conflict = removal.policy.conflict
+        if removal.request.op in UNLINKS and removal.policy.unlink == "deny":
+            conflict = "deny"
+        if conflict == "deny":
+            pins = _in_the_way(removal, file, few)
+        elif conflict == "break" or file.deny is None:
+            return None
+        else:
+            pins = file.deny.overlapping(removal.start, removal.end)
+        for pin in islice(pins, self._slices.deny_scan):
+            if not removal.request.owns(pin):
+                return pin
+        return None
+
+    def _own_in_the_way(self, removal: Removal, file: FileState, few: list[Pin] | None) -> Pin | None:
         """One of the breaker's own pins. It is looked for among all that the breaker has and all that are in the way,
         whichever are fewer."""
         request = removal.request
+        if few is not None:
+            for pin in few:
+                if request.owns(pin):
+                    return pin
+            return None
         own = self.table.of_breaker(request.process, request.handle)
         in_the_way = file.overlapping(removal.start, removal.end)
         for mine, other in islice(zip(own, in_the_way, strict=False), self._slices.own_scan):
@@ -322,7 +356,9 @@ class PinBook:
         if file is None:
             return None
         earlier = self.reservations.latest_before(removal)
-        return earlier or (None if removal.exempt else file.first(removal.start, removal.end))
+        if earlier is not None:
+            return earlier
+        return None if removal.exempt else file.first(removal.start, removal.end)
 
     def _advance(self, removal: Removal, now: float) -> None:
         """Let the removal go on if nothing is in its way any more, else find something that it waits for next."""
@@ -336,7 +372,7 @@ class PinBook:
             self._waiting[removal] = None
             if isinstance(obstacle, Pin):
                 breaking = obstacle.breaking or self._first_breaking(removal, now)
-                if removal.turn is Turn.WAITING:  # no silent holder was found meanwhile
+                if removal.turn is _WAITING:  # no silent holder was found meanwhile
                     removal.watch(breaking or self._begin_break(obstacle, removal, now))
             else:
                 removal.watch(obstacle)
@@ -387,7 +423,7 @@ class PinBook:
         """What they watched has gone or moved: each goes on, or finds something else to watch."""
         for waiter in list(watchers):
             waiter.unwatch()
-            if isinstance(waiter, Removal) and waiter.turn is Turn.WAITING:
+            if isinstance(waiter, Removal) and waiter.turn is _WAITING:
                 self._advance(waiter, now)
             elif isinstance(waiter, Orphan) and waiter.breaks_pins:
                 self.watch_or_cool_down(waiter, now)
@@ -406,7 +442,8 @@ class PinBook:
         """A break that has to end before the waiter can go on. Where all notified holders have answered, the next are
         notified."""
         while True:
-            tree = self.files[waiter.inode].breaking
+            file = self.files[waiter.inode]
+            tree = file.breaking
             pin = None if tree is None else tree.first_overlap(waiter.start, waiter.end)
             if pin is not None:
                 breaking: Break | None = pin.breaking
@@ -474,7 +511,8 @@ class PinBook:
         self.table.remove(pin)
         self.ended[by] += 1
         if self.subscribed or breaking is not None or kind != "released":
-            self._emit(BookEvent(kind, now, pin, breaking=breaking, by=by))
+            why = by if by == "cluster" else None
+            self._emit(BookEvent(kind, now, pin, breaking=breaking, by=by, why=why))
         if self.on_end is not None:
             try:
                 self.on_end(pin)
@@ -486,13 +524,6 @@ class PinBook:
             self._look_again(breaking.watchers, now)
 
 
-def _denying(file: FileState, removal: Removal) -> Iterator[Pin]:
-    """The pins that refuse this removal (SPEC 3.2), as policy `conflict` and `unlink` have it."""
-    conflict = removal.policy.conflict
-    if removal.request.op in UNLINKS and removal.policy.unlink == "deny":
-        conflict = "deny"
-    if conflict == "deny":
-        return file.overlapping(removal.start, removal.end)
-    if conflict == "break" or file.deny is None:
-        return iter(())
-    return file.deny.overlapping(removal.start, removal.end)
+def _in_the_way(removal: Removal, file: FileState, few: list[Pin] | None) -> Iterable[Pin]:
+    """All pins in the way of a removal; `few`: where they have been listed."""
+    return file.overlapping(removal.start, removal.end) if few is None else few

@@ -24,8 +24,8 @@ class Breaks:
     def begin(self, pin: Pin, removal: Removal, now: float) -> Break:
         """Start the break of a pin that is not breaking, for `break_timeout` seconds (SPEC 3.4)."""
         policy = removal.policy
-        request = removal.request
-        breaking = Break(pin, policy, now, None, request.op, removal.start, removal.end, host=request.host)
+        breaking = Break(pin, policy, now, removal.request.op, removal.start, removal.end)
+        breaking.host = removal.request.host
         self._add(breaking, now + policy.break_timeout)
         return breaking
 
@@ -39,8 +39,12 @@ class Breaks:
         pin = breaking.pin
         pin.breaking = breaking
         self._deadlines.set(breaking, deadline)
-        self.of_owner.setdefault(pin.owner, {})[pin.id] = pin
-        if pin.process != pin.owner:
+        owned = self.of_owner.get(pin.owner)
+        if owned is None:
+            self.of_owner[pin.owner] = {pin.id: pin}
+        else:
+            owned[pin.id] = pin
+        if pin.process is not pin.owner and pin.process != pin.owner:
             self.of_handles.setdefault(pin.process, {})[pin.id] = pin
         self._files[pin.inode].add_breaking(pin)
 
@@ -50,14 +54,15 @@ class Breaks:
         pin.breaking = None
         self._deadlines.drop(breaking)
         discard(self.of_owner, pin.owner, pin.id)
-        if pin.process != pin.owner:
+        if pin.process is not pin.owner and pin.process != pin.owner:
             discard(self.of_handles, pin.process, pin.id)
         if breaking.killed:
             discard(self.killed, pin.process, pin.id)
 
     def keep(self, breaking: Break) -> None:
         """The break is over and the pin stays."""
-        self._files[breaking.pin.inode].take_breaking(breaking.pin)
+        file = self._files[breaking.pin.inode]
+        file.take_breaking(breaking.pin)
         self.end(breaking)
 
     def of_process(self, process: ProcessId) -> list[Pin]:
@@ -73,4 +78,8 @@ class Breaks:
 
     def is_waited_for(self, pin: Pin) -> bool:
         """Does a removal or an orphan wait for this pin to go?"""
-        return any(reservation.breaks_pins for reservation in self._files[pin.inode].reserved_over(pin))
+        file = self._files[pin.inode]
+        for reservation in file.reserved_over(pin):  # noqa: SIM110 - cpdef methods have no generators
+            if reservation.breaks_pins:
+                return True
+        return False

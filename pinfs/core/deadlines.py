@@ -1,8 +1,8 @@
 """Deadlines in the order of time."""
 
-import heapq
 import math
 from collections.abc import Callable, Iterator
+from heapq import heapify, heappop, heappush
 from typing import TypeAlias
 
 from pinfs.core.pins import Break
@@ -35,7 +35,7 @@ class Deadlines:
         self.drop(item)
         item.deadline = deadline
         self._count += 1
-        heapq.heappush(self._heap, (deadline, self._count, item))
+        heappush(self._heap, (deadline, self._count, item))
         if self._stale > len(self._heap) // 2 + 64:
             self._sweep()
         self.announce(deadline)
@@ -60,7 +60,7 @@ class Deadlines:
             deadline, _, item = self._heap[0]
             if item.deadline == deadline:
                 return deadline
-            heapq.heappop(self._heap)
+            heappop(self._heap)
             self._stale -= 1
         return -math.inf
 
@@ -69,7 +69,7 @@ class Deadlines:
         for _ in range(self._slice_size):
             if not self._heap or self._heap[0][0] > now:
                 return
-            deadline, _, item = heapq.heappop(self._heap)
+            deadline, _, item = heappop(self._heap)
             self._stale -= 1  # no entry of it is left to be skipped
             if item.deadline == deadline:
                 yield item
@@ -77,5 +77,5 @@ class Deadlines:
     def _sweep(self) -> None:
         """Answered breaks would otherwise stay until their deadline: a quick pair of programs could fill the memory."""
         self._heap = [entry for entry in self._heap if entry[2].deadline == entry[0]]
-        heapq.heapify(self._heap)
+        heapify(self._heap)
         self._stale = 0

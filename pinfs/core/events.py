@@ -1,6 +1,5 @@
 """What the book tells: each decision that concerns a holder, a breaker or the count."""
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
 from pinfs.core.pins import Break, Pin
@@ -20,19 +19,33 @@ class Mapper(NamedTuple):
     pinned_bytes: int
 
 
-@dataclass(slots=True, eq=False)
 class BookEvent:
     """Something that has happened in the book at `now`, in seconds.
 
-    `by`: holder, death, close, root, policy, kill. `why`: the reason of a refusal, of a withdrawal, or the limit.
-    `mapped_by`: the processes that are known to map what a removal waited for in the kernel.
+    `by`: holder, death, close, root, policy, kill, cluster. `why`: the reason of a refusal, of a withdrawal, of a
+    revocation by the cluster, or the limit. `mapped_by`: the processes that are known to map what a removal waited for
+    in the kernel.
     """
 
-    kind: EventKind
-    now: float
-    pin: Pin | None = None
-    removal: Removal | None = None
-    breaking: Break | None = None
-    by: str | None = None
-    why: str | None = None
-    mapped_by: tuple[Mapper, ...] = ()
+    __slots__ = ("breaking", "by", "kind", "mapped_by", "now", "pin", "removal", "why")
+
+    def __init__(
+        self,
+        kind: EventKind,
+        now: float,
+        pin: Pin | None = None,
+        removal: Removal | None = None,
+        breaking: Break | None = None,
+        *,
+        by: str | None = None,
+        why: str | None = None,
+        mapped_by: tuple[Mapper, ...] = (),
+    ) -> None:
+        self.kind: EventKind = kind
+        self.now = now
+        self.pin = pin
+        self.removal = removal
+        self.breaking = breaking
+        self.by = by
+        self.why = why
+        self.mapped_by = mapped_by

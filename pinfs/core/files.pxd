@@ -2,6 +2,7 @@ cimport cython
 
 from pinfs.core.pins cimport Pin, PinSpec
 from pinfs.core.ranges cimport RangeTree
+from pinfs.core.removals cimport Reservation
 
 cdef class FileState:
     cdef public RangeTree breaking, deny, lease, reserved
@@ -15,6 +16,10 @@ cdef class FileState:
     cpdef take_breaking(self, Pin pin)
     @cython.locals(tree=RangeTree, spec=PinSpec)
     cpdef Pin first(self, object start, object end)
+    @cython.locals(found=list)
+    cpdef list some(self, object start, object end, Py_ssize_t count)
+    cpdef reserve(self, Reservation reservation)
+    cpdef unreserve(self, Reservation reservation)
     cpdef bint is_reserved(self, object start, object end) except -1
 
 cdef class Files:

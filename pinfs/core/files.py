@@ -67,6 +67,13 @@ class FileState:
         for tree in self.trees():
             yield from tree.overlapping(start, end)
 
+    def some(self, start: int, end: int, count: int) -> list[Pin]:
+        """The first `count` of `overlapping`."""
+        found: list[Pin] = [] if self.deny is None else self.deny.some(start, end, count)
+        if self.lease is not None and len(found) < count:
+            found += self.lease.some(start, end, count - len(found))
+        return found
+
     def overlapping_after(self, start: int, end: int, key: SortKey) -> Iterator[Pin]:
         """The same, but only the pins behind a sort key: for a caller that takes some at a time."""
         kind, *after = key

@@ -1,7 +1,6 @@
 """A pin, what its holder asked for, and its break: values and records, without the rules (SPEC 1 and 5)."""
 
 import errno
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeAlias
 
@@ -189,7 +188,6 @@ class Pin:
         return None if self.breaking is None else self.breaking.deadline
 
 
-@dataclass(slots=True, eq=False)
 class Break(Obstacle):
     """The break of one pin: its holder is notified once, however many removals come later.
 
@@ -199,13 +197,20 @@ class Break(Obstacle):
     the stream (0: none). `host`: where the first removal comes from, if not from this host.
     """
 
-    pin: Pin
-    policy: Policy
-    since: float
-    deadline: float | None
-    op: str
-    start: int
-    end: int
-    killed: bool = False
-    seq: int = 0
-    host: str | None = None
+    __slots__ = ("deadline", "end", "host", "killed", "op", "pin", "policy", "seq", "since", "start")
+
+    def __init__(self, pin: Pin, policy: Policy, since: float, op: str, start: int, end: int) -> None:
+        self.watchers = {}
+        self.pin = pin
+        self.policy = policy
+        self.since = since
+        self.deadline: float | None = None
+        self.op = op
+        self.start = start
+        self.end = end
+        self.killed = False
+        self.seq = 0
+        self.host: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Break of {self.pin} for {self.op}, until {self.deadline}>"

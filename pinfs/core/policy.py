@@ -25,6 +25,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "unlink": ("defer", "deny", "break"),
     "mapped": ("ignore", "deny"),
     "seal": ("auto", "off", "require"),
+    "cut_off": ("revoke", "kill"),
 }
 SECONDS = ("break_timeout", "break_timeout_max", "retry_after")
 MAX_SECONDS = 7 * 86400.0
@@ -74,6 +75,8 @@ class Policy:
     unlink: str = "defer"
     mapped: str = "ignore"
     seal: str = "auto"
+    cut_off: str = "revoke"
+    """What happens to a holder whose pin other hosts may take for gone, as this one is cut off from them."""
 
     @property
     def errno_number(self) -> int:

@@ -17,6 +17,8 @@ cdef class RangeTree:
     cpdef insert(self, object start, object end, object key, object value)
     @cython.locals(root=_Node, node=_Node, goes_left=bint, path=list)
     cpdef remove(self, object start, object key)
+    @cython.locals(root=_Node)
+    cpdef list some(self, object start, object end, Py_ssize_t count)
     @cython.locals(node=_Node, left=_Node)
     cpdef object first_overlap(self, object start, object end)
     cpdef bint any_overlap(self, object start, object end) except -1

@@ -6,6 +6,7 @@ largest end of its subtree. The priorities are random so that a user who chooses
 
 import random
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Final
 
 END: Final = 2**63
@@ -114,6 +115,15 @@ class RangeTree:
             if node.end > start:
                 yield node.value
             node = node.right
+
+    def some(self, start: int, end: int, count: int) -> list[Any]:
+        """The first `count` of `overlapping`."""
+        root = self._root
+        if root is None:
+            return []
+        if root.left is None and root.right is None:  # most files have one pin at a time
+            return [root.value] if count > 0 and start < end and root.start < end and root.end > start else []
+        return list(islice(self.overlapping(start, end), count))
 
     def first_overlap(self, start: int, end: int) -> Any:
         """The value of one range that shares a byte with [start, end), or None. O(log n) whatever the hits."""

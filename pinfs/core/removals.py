@@ -1,7 +1,6 @@
 """Removals: what a breaker asks for, and what the book keeps of it until it is answered (SPEC 2 and 3)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
@@ -50,7 +49,13 @@ class Turn(Enum):
     GONE = auto()
 
 
-@dataclass(slots=True, eq=False)
+_WAITING: Final = Turn.WAITING  # looking into an Enum takes longer
+
+
+def _ignore() -> None:
+    """No callback is set."""
+
+
 class Reservation(Waiter):
     """A range of one inode in which no new pin may appear, because a removal waits for it or has just given up on it
     (SPEC 3.1), or because its blocks are being replaced (SPEC 2, copy_file_range).
@@ -58,10 +63,18 @@ class Reservation(Waiter):
     `order`: 1, 2, 3... in the order of arrival, 0 until it is in force.
     """
 
-    inode: int
-    start: int
-    end: int
-    order: int = field(default=0, init=False)
+    __slots__ = ("end", "inode", "order", "start")
+
+    def __init__(self, inode: int, start: int, end: int) -> None:
+        self.watchers = {}
+        self.watching = None
+        self.inode = inode
+        self.start = start
+        self.end = end
+        self.order = 0
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.order} of inode {self.inode}: [{self.start}, {self.end})>"
 
     @property
     def breaks_pins(self) -> bool:
@@ -69,28 +82,36 @@ class Reservation(Waiter):
         return False
 
 
-@dataclass(slots=True, eq=False)
 class Removal(Reservation):
     """A request while the book deals with it.
 
     `wake` is called when a waiting removal is answered. `exempt`: all pins in its way are its own, and policy lets it
-    cut them. `errno` and `why` say how it is refused.
+    cut them. `errno` and `why` say how it is refused, and `pinned_at` by a pin of which other host.
     """
 
-    request: RemovalRequest
-    policy: Policy = field(repr=False)
-    wake: Callable[[], None] = field(default=lambda: None, init=False, repr=False)
-    turn: Turn = field(default=Turn.WAITING, init=False)
-    errno: int = field(default=0, init=False)
-    why: str = field(default="", init=False)
-    exempt: bool = field(default=False, init=False)
+    __slots__ = ("errno", "exempt", "pinned_at", "policy", "request", "turn", "wake", "why")
+
+    def __init__(self, inode: int, start: int, end: int, request: RemovalRequest, policy: Policy) -> None:
+        self.watchers = {}
+        self.watching = None
+        self.inode = inode
+        self.start = start
+        self.end = end
+        self.order = 0
+        self.request = request
+        self.policy = policy
+        self.wake: Callable[[], None] = _ignore
+        self.turn = _WAITING
+        self.errno = 0
+        self.why = ""
+        self.pinned_at: str | None = None
+        self.exempt = False
 
     @property
     def breaks_pins(self) -> bool:
-        return self.turn is Turn.WAITING and not self.exempt
+        return self.turn is _WAITING and not self.exempt
 
 
-@dataclass(slots=True, eq=False)
 class Orphan(Reservation):
     """What a breaker that gave up leaves behind while its breaks go on: its reservation, for it to try again.
 
@@ -98,8 +119,17 @@ class Orphan(Reservation):
     are breaking.
     """
 
-    process: ProcessId | None = None
-    deadline: float | None = field(default=None, init=False)
+    __slots__ = ("deadline", "process")
+
+    def __init__(self, inode: int, start: int, end: int, process: ProcessId | None = None) -> None:
+        self.watchers = {}
+        self.watching = None
+        self.inode = inode
+        self.start = start
+        self.end = end
+        self.order = 0
+        self.process = process
+        self.deadline: float | None = None
 
     @property
     def breaks_pins(self) -> bool:

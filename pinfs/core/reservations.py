@@ -35,18 +35,22 @@ class Reservations:
         """From now on it is in force."""
         self._last_order += 1
         reservation.order = self._last_order
-        self._files.of(reservation.inode).reserve(reservation)
+        file = self._files.of(reservation.inode)
+        file.reserve(reservation)
 
     def remove(self, reservation: Reservation) -> None:
         file = self._files[reservation.inode]
         file.unreserve(reservation)
         reservation.order = 0
         if isinstance(reservation, Orphan):
-            self._deadlines.drop(reservation)
-            reservation.unwatch()
-            file.orphans = tuple(orphan for orphan in file.orphans if orphan is not reservation)
-            self.on_orphan_gone(reservation)
+            self._orphan_removed(reservation, file)
         self._files.drop_if_empty(reservation.inode)
+
+    def _orphan_removed(self, orphan: Orphan, file: FileState) -> None:
+        self._deadlines.drop(orphan)
+        orphan.unwatch()
+        file.orphans = tuple(other for other in file.orphans if other is not orphan)
+        self.on_orphan_gone(orphan)
 
     def latest_before(self, removal: Removal) -> Removal | None:
         """The latest of the unfinished removals that came before this one and share bytes with it.
@@ -56,9 +60,13 @@ class Reservations:
         file = self._files.get(removal.inode)
         if file is None or file.reserved is None:
             return None
-        others = file.reserved.overlapping(removal.start, removal.end)
-        earlier = [r for r in others if isinstance(r, Removal) and (not removal.order or r.order < removal.order)]
-        return max(earlier, key=lambda r: r.order, default=None)
+        latest = None
+        for reservation in file.reserved.overlapping(removal.start, removal.end):
+            if not isinstance(reservation, Removal) or (removal.order and reservation.order >= removal.order):
+                continue
+            if latest is None or reservation.order > latest.order:
+                latest = reservation
+        return latest
 
     def leave_orphan(self, removal: Removal) -> Orphan:
         """Keep the range of a removal that gave up, for its process; orphans that overlap it become one with it."""

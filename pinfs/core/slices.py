@@ -77,8 +77,10 @@ class Notifying:
         if file is None:
             return []
         start, end = removal.start, removal.end
-        left = file.overlapping(start, end) if key is BEFORE_ALL else file.overlapping_after(start, end, key)
-        pins = list(islice(left, self._size + 1))
+        if key is BEFORE_ALL:
+            pins = file.some(start, end, self._size + 1)
+        else:
+            pins = list(islice(file.overlapping_after(start, end, key), self._size + 1))
         if len(pins) > self._size:
             pins.pop()
             self.notified_up_to[removal] = pins[-1].sort_key
@@ -97,7 +99,10 @@ class Notifying:
 
     def inside(self, waiter: Reservation) -> Removal | None:
         """A removal of bytes in this range whose holders have not all been notified."""
-        return next((removal for removal in self.notified_up_to if is_inside(removal, waiter)), None)
+        for removal in self.notified_up_to:
+            if is_inside(removal, waiter):
+                return removal
+        return None
 
     def is_crowded(self, inode: int) -> bool:
         """Have too many breakers of this inode given up?"""

@@ -4,21 +4,24 @@ A waiter watches one obstacle at a time and looks for the next when that one goe
 know a thousand breakers each.
 """
 
-from dataclasses import dataclass, field
 
-
-@dataclass(slots=True, eq=False)
 class Obstacle:
     """Something that others wait for: the break of a pin, or an earlier reservation."""
 
-    watchers: "dict[Waiter, None]" = field(default_factory=dict, init=False, repr=False)
+    __slots__ = ("watchers",)
+
+    def __init__(self) -> None:
+        self.watchers: dict[Waiter, None] = {}
 
 
-@dataclass(slots=True, eq=False)
 class Waiter(Obstacle):
     """Something that waits, and that others may wait for in their turn."""
 
-    watching: Obstacle | None = field(default=None, init=False, repr=False)
+    __slots__ = ("watching",)
+
+    def __init__(self) -> None:
+        self.watchers = {}
+        self.watching: Obstacle | None = None
 
     def watch(self, obstacle: Obstacle) -> None:
         """Wait for this next."""
@@ -27,6 +30,7 @@ class Waiter(Obstacle):
 
     def unwatch(self) -> None:
         """Wait for nothing."""
-        if self.watching is not None:
-            self.watching.watchers.pop(self, None)
+        watching = self.watching
+        if watching is not None:
+            watching.watchers.pop(self, None)
             self.watching = None

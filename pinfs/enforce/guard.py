@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 import trio
@@ -99,6 +99,17 @@ class EventFds(Protocol):
     def signal(self, eventfd: int, /) -> None: ...
 
 
+class Hosts(Protocol):
+    """What the guard needs of `pinfs.enforce.hosts.OtherHosts`."""
+
+    def must_ask(self, inode: int, /) -> bool: ...
+    async def defer(self, removal: Removal, /) -> None: ...
+    async def ask(self, removal: Removal, /) -> None: ...
+    async def wait_answered(self, removal: Removal, /) -> None: ...
+    def leave(self, removal: Removal, /) -> None: ...
+    def over(self, removal: Removal, /) -> None: ...
+
+
 class Policies(Protocol):
     """Where the policy in force is found."""
 
@@ -127,6 +138,8 @@ class Guard:
         """st_dev of the mount, known once it stands: mappings are found by it."""
         self.record: Callable[[BookEvent], None] = lambda event: None
         """Hears of each event after it has been told: writes breaks down where they outlive the daemon."""
+        self.hosts: Hosts | None = None
+        """The other hosts of a cluster; None: there is none."""
         self.cuts = Cuts(self.book, self._deliver, stats, lambda: self.mount_device)
         self._holders = holders
         self._eventfds = eventfds
@@ -151,7 +164,12 @@ class Guard:
         OSError: EBUSY or ETXTBSY (SPEC 3.2, 3.3, 3.6, 3.10), EAGAIN (`nonblock`, and the break goes on). A breaker that
         is cancelled leaves its breaks behind.
         """
-        return _Removing(self.book, self._ask(call))
+        return _Removing(self, self._ask(call))
+
+    def removal_in_thread(self, call: RemovalCall) -> AbstractAsyncContextManager[None]:
+        """The same for one whose inside yields to other tasks: its range is reserved on all hosts, if there are
+        others."""
+        return _Removing(self, self._ask(call, reserve=self.hosts is not None))
 
     async def cut(self, call: RemovalCall, fd: int, cut: Callable[[int], None], *, takes: bool = True) -> None:
         """The same for a call `cut` on the backing that the kernel may make wait (SPEC 3.9): it runs in a thread, on a
@@ -170,7 +188,13 @@ class Guard:
         try:
             await self.cuts.run(removal, fd, cut, unique)
         finally:
-            self.book.finish(removal, trio.current_time())
+            self.finish(removal)
+
+    def finish(self, removal: Removal) -> None:
+        """The bytes of a READY removal are cut, or will not be."""
+        self.book.finish(removal, trio.current_time())
+        if self.hosts is not None:
+            self.hosts.over(removal)
 
     async def until_uncut(self, inode: int, path: str | None) -> None:
         """Return when the kernel is at no removal of this file. EBUSY: after its `break_timeout` it still is."""
@@ -180,20 +204,47 @@ class Guard:
     async def _ask(self, call: RemovalCall, *, reserve: bool = False) -> Removal | None:
         """Return when the bytes may be cut, with the removal that is to be finished then (None: there is none, as
         nothing is pinned; with `reserve` there always is one)."""
-        pinned = self.book.touches(call.inode, call.start, call.end)
+        pinned = self.book.touches(call.inode, call.start, call.end) or self._must_ask(call.inode)
         if pinned or self.minds_mappings:
             call.check()
         if self.minds_mappings:
             await self._refuse_mapped(call)
-            pinned = self.book.touches(call.inode, call.start, call.end)  # that may have taken a while
+            pinned = not self.is_untouched(call.inode, call.start, call.end)  # that may have taken a while
         if not (pinned or reserve):
             return None
         self._holders.report_deaths()  # a breaker that has seen a holder end must not be refused for its pins
         if self.book.reaping.dead_owners:
             await self._wait_reaped(call)
         removal = self._begin(call)
-        await self._wait_answered(removal)
+        if self.hosts is None:
+            await self._wait_answered(removal)
+        else:
+            await self._wait_answered_everywhere(removal, self.hosts)
         return removal
+
+    async def _wait_answered_everywhere(self, removal: Removal, hosts: Hosts) -> None:
+        """The same where other hosts may have pinned the bytes. Holders are told here and there at the same time."""
+        if removal.turn is Turn.READY and not removal.order:
+            await hosts.defer(removal)  # nothing is taken away, here and there
+            return
+        try:
+            if removal.turn is not Turn.REFUSED:
+                await hosts.ask(removal)
+            await self._wait_answered(removal)
+            await hosts.wait_answered(removal)
+        except BaseException:
+            hosts.leave(removal)
+            self.book.leave(removal, trio.current_time())
+            raise
+
+    def judge_at_once(self, call: RemovalCall) -> Removal | None:
+        """The removal of a call that meets pins, judged. None: that has to wait (for the pins of dead owners, or for
+        what policy `mapped` wants to know), and is left to `removal`. What `check` raises passes through."""
+        if self.minds_mappings or self.hosts is not None:
+            return None
+        call.check()
+        self._holders.report_deaths()
+        return None if self.book.reaping.dead_owners else self._begin(call)
 
     async def _wait_reaped(self, call: RemovalCall) -> None:
         """Return when no pin of a dead owner is left in the removal's range."""
@@ -215,7 +266,14 @@ class Guard:
     def is_free(self, inode: int, start: int, end: int) -> bool:
         """Whether a removal of these bytes may go on at once: none is pinned or reserved, and no policy minds
         mappings."""
-        return not (self.minds_mappings or self.book.touches(inode, start, end))
+        return not self.minds_mappings and self.is_untouched(inode, start, end)
+
+    def is_untouched(self, inode: int, start: int, end: int) -> bool:
+        """Whether these bytes are neither pinned nor reserved, by what is known here without asking other hosts."""
+        return not (self.book.touches(inode, start, end) or self._must_ask(inode))
+
+    def _must_ask(self, inode: int) -> bool:
+        return self.hosts is not None and self.hosts.must_ask(inode)
 
     def policy_for(self, path: str | None) -> Policy:
         """The policy in force for a file."""
@@ -266,8 +324,8 @@ class Guard:
         self.book.table.limits = policies.limits
         removal = self.book.begin(request, policies.for_path(request.path), trio.current_time())
         if removal.turn is Turn.WAITING:
-            pins = list(islice(self.book.in_the_way(removal), HOLDERS_IN_A_LOG_LINE + 1))
-            defer(lambda: log.info("%s waits for %s", removal_text(request), pins_text(pins)))
+            pins = self.book.files[call.inode].some(call.start, call.end, HOLDERS_IN_A_LOG_LINE + 1)
+            defer(partial(_log_waiting, request, pins))
         return removal
 
     async def _wait_answered(self, removal: Removal) -> None:
@@ -304,6 +362,15 @@ class Guard:
     def revoke(self, pin: Pin) -> None:
         """Root takes the pin from its holder."""
         self.book.revoke(pin, trio.current_time())
+
+    def lose(self, pin: Pin, kill: bool) -> None:
+        """Other hosts may take this pin for gone (SPEC 14): its holder is told, or killed, before they may cut."""
+        process = pin.process
+        self._notify(pin)
+        self.book.revoke(pin, trio.current_time(), "cluster")
+        if kill and process is not None:
+            log.info("%s is killed: this host is cut off", pins_text([pin]))
+            self._holders.kill(process)
 
     def extend(self, pin: Pin, seconds: float) -> float:
         """More time for a breaking pin; returns its deadline on trio's clock. OSError: ENODATA, EINVAL."""
@@ -343,6 +410,9 @@ class Guard:
 
     def _deliver(self, event: BookEvent) -> None:
         """The holder is notified first: a breaker waits for what the holder does."""
+        self._tell(event)
+
+    def _tell(self, event: BookEvent) -> None:
         try:
             if event.kind in ACTED_ON:
                 self._act(event)
@@ -359,7 +429,7 @@ class Guard:
     def _act(self, event: BookEvent) -> None:
         pin, removal = event.pin, event.removal
         if event.kind == "refused" and removal is not None:
-            by = f": {pins_text([pin])}" if pin else ""
+            by = f": {pins_text([pin])}" if pin else f": host {removal.pinned_at}" if removal.pinned_at else ""
             log.info("%s is refused (%s)%s", removal_text(removal.request), event.why, by)
         elif pin is None:
             return
@@ -379,6 +449,10 @@ class Guard:
             self._eventfds.signal(spec.eventfd)
 
 
+def _log_waiting(request: RemovalRequest, pins: list[Pin]) -> None:
+    log.info("%s waits for %s", removal_text(request), pins_text(pins))
+
+
 def _log_failure(when: str, failure: Exception) -> None:
     log.error("%s", when, exc_info=failure)
 
@@ -388,7 +462,7 @@ class _Removing:
     """A removal from the question to the end of the cut. A class, as generators that are dropped while they are parked
     come to a bad end."""
 
-    book: PinBook
+    guard: Guard
     answer: Coroutine[Any, Any, Removal | None]
     removal: Removal | None = None
 
@@ -397,4 +471,4 @@ class _Removing:
 
     async def __aexit__(self, *failure: object) -> None:
         if self.removal is not None:
-            self.book.finish(self.removal, trio.current_time())
+            self.guard.finish(self.removal)

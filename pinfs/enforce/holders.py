@@ -23,9 +23,9 @@ import trio
 
 from pinfs.core.owners import ProcessId
 from pinfs.enforce.processes import Process
+from pinfs.linux.calls import queue_signal
 from pinfs.linux.proc import pid_namespace, read_start_time, read_status
 from pinfs.linux.signals import signal_name
-from pinfs.linux.syscalls import queue_signal
 from pinfs.runtime.errors import logged
 
 log = logging.getLogger("pinfs.holders")

@@ -25,11 +25,12 @@ class Copies:
 
     copy_file_range(2) may share blocks (reflinks). That would replace those of a pinned target; and a pinned source
     would get new ones with its next write, because the shared ones are no longer its own. So where either range is
-    pinned, the bytes go through memory.
+    pinned, the bytes go through memory. So do many bytes where other hosts could pin them meanwhile.
     """
 
     def __init__(self, backing: Backing, guard: Guard) -> None:
         self._backing = backing
+        self._guard = guard
         self._book = guard.book
         self._small = SMALL if backing.threads is None else -1
 
@@ -46,12 +47,14 @@ class Copies:
             )
         if length <= self._small:
             return os.copy_file_range(*args)
+        if self._guard.hosts is not None:
+            return await self._backing.off_thread(_through_memory, *args)
         with self._book.reserved(target.inode.nodeid, target.offset, target.offset + length):  # no pin comes meanwhile
             return await self._backing.off_thread(os.copy_file_range, *args)
 
     def _is_pinned(self, place: Place, length: int) -> bool:
         nodeid, offset = place.inode.nodeid, place.offset
-        return nodeid in self._book.files and self._book.touches(nodeid, offset, offset + length)
+        return not self._guard.is_untouched(nodeid, offset, offset + length)
 
 
 def _through_memory(reader: int, writer: int, length: int, offset_in: int, offset_out: int) -> int:

@@ -1,5 +1,6 @@
 """A pin as people and programs see it (docs/interfaces.md)."""
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -22,6 +23,8 @@ def shown_path(path: str | None) -> str | None:
         return path
     return f".../{path[-MAX_SHOWN_PATH:].partition('/')[2] or path[-MAX_SHOWN_PATH:]}"
 
+
+KEPT_TEXTS: Final = 256
 
 _since_epoch_s = 0.0
 
@@ -72,3 +75,29 @@ def describe(
         "note": pin.note,
         "eventfd": pin.spec.eventfd is not None,
     }
+
+
+class PinTexts:
+    """The JSON of pins that were read lately, for callers that ask again while nothing in it has changed."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[tuple[object, ...], bytes]] = {}
+        """By id: what may change without the pin's being another one, and the text."""
+
+    def of(self, pin: Pin, path: str | None, comm: str | None, sealed: bool) -> bytes:
+        """`describe`, as bytes. `comm`: the name of the holder's program."""
+        if pin.breaking is not None:
+            return _to_json(pin, path, comm, sealed)
+        facts = pin.spec, pin.process, pin.uid, path, comm, sealed, unix_time(pin.since)
+        kept = self._kept.get(pin.id)
+        if kept is not None and kept[0] == facts:
+            return kept[1]
+        text = _to_json(pin, path, comm, sealed)
+        if len(self._kept) >= KEPT_TEXTS:
+            self._kept.clear()
+        self._kept[pin.id] = facts, text
+        return text
+
+
+def _to_json(pin: Pin, path: str | None, comm: str | None, sealed: bool) -> bytes:
+    return json.dumps(describe(pin, path, lambda process: comm, sealed)).encode()

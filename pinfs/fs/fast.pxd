@@ -9,7 +9,7 @@ from pinfs.fs.inodes cimport InodeTable
 from pinfs.fs.names cimport Names
 from pinfs.fs.opens cimport Opens
 from pinfs.fs.pins cimport PinVerbs
-from pinfs.fs.removals cimport Removals
+from pinfs.fs.removals cimport JudgedTruncate, Removals
 from pinfs.fs.set_ids cimport SetIds
 from pinfs.linux.calls cimport Stat, mkdir_at, rmdir_at, stat_at, stat_fd
 
@@ -71,6 +71,8 @@ cdef class FastOperations:
     cpdef Inode utimes(self, uint64_t nodeid, object atime_ns, object mtime_ns)
     @cython.locals(inode=Inode)
     cpdef Inode truncate(self, uint64_t nodeid, object size, object request)
+    @cython.locals(inode=Inode)
+    cpdef JudgedTruncate judge_truncate(self, uint64_t nodeid, object size, object request)
     cdef Inode _changed(self, Inode inode)
     @cython.locals(inode=Inode, cuts=uint32_t)
     cpdef FileHandle open(self, uint64_t nodeid, uint32_t flags, bint kill_suidgid, object request)

@@ -22,9 +22,9 @@ from pinfs.fs.inodes import InodeTable
 from pinfs.fs.names import KEEPS_VICTIM, Names
 from pinfs.fs.opens import Opens
 from pinfs.fs.pins import XATTR_CREATE, PinVerbs
-from pinfs.fs.removals import Removals
+from pinfs.fs.removals import JudgedTruncate, Removals
 from pinfs.fs.set_ids import SetIds
-from pinfs.fs.types import CallerLike, os_error
+from pinfs.fs.types import CallerLike, make_caller, os_error
 from pinfs.fs.uncached import UncachedFiles
 from pinfs.interface.attributes import PREFIX, RELEASE
 from pinfs.linux.calls import Stat, mkdir_at, rmdir_at, stat_at, stat_fd
@@ -201,7 +201,9 @@ class FastOperations:
         if directory is None:
             return False
         victim = self._inodes.hold_for_unlink(directory, name, st)
-        if victim is not None and self._removals.takes_all(victim):
+        if victim is None:
+            self._removals.check_unknown(st)
+        elif self._removals.takes_all(victim):
             return False
         self._begin_removing(victim, st, request)
         if victim is None:
@@ -243,8 +245,10 @@ class FastOperations:
         error = stat_at(inodes.fd(target), new_name, other)
         if not error:
             victim = inodes.behind(new, other)
-            takes = victim is not None and victim is not moved and not flags & KEEPS_VICTIM
-            if takes and victim is not None and self._removals.takes_all(victim):
+            takes = victim is not moved and not flags & KEEPS_VICTIM
+            if victim is None:
+                self._removals.check_unknown(other)
+            elif takes and self._removals.takes_all(victim):
                 return False
         elif error != ENOENT:
             return False
@@ -293,6 +297,18 @@ class FastOperations:
         if inode is None or not self._removals.truncate_at_once(inode, size, request):
             return None
         return self._changed(inode)
+
+    def judge_truncate(self, nodeid: int, size: int, request: Request) -> JudgedTruncate | None:
+        """truncate(2) of a path, where `truncate` has found that pins are in the way."""
+        inode = self._unlocked(nodeid)
+        if inode is None:
+            return None
+        caller = make_caller((request.uid, request.gid, request.pid, 0, request.unique))  # it may outlast the request
+        return self._removals.judge_truncate(inode, size, caller)
+
+    def stat(self, inode: Inode) -> os.stat_result:
+        """fstatat(2)."""
+        return self._inodes.stat(inode)
 
     def _changed(self, inode: Inode) -> Inode:
         if not self._inodes.stat_into(inode, self.st):
@@ -442,10 +458,12 @@ class FastOperations:
         return None if inode is None or nodeid >= FOREIGN_IDS else self._inodes.handle(inode)
 
     def pin_text(self, nodeid: int, name: bytes, size: int, request: Request) -> bytes | None:
-        """getxattr(2) of a pin, or of all pins of a file, where that releases none. `size`: of the caller's buffer."""
+        """getxattr(2) of a pin, or of all pins of a file, or the release of a pin. `size`: of the caller's buffer."""
         inode = self._unlocked(nodeid)
-        if inode is None or name.startswith(RELEASE):
+        if inode is None:
             return None
+        if name.startswith(RELEASE):
+            return self._pins.release_at_once(inode, name, request, size)
         return self._pins.look(inode, name, request, size)
 
     def removexattr(self, nodeid: int, name: bytes, request: Request) -> bool:

@@ -36,6 +36,7 @@ from pinfs.fs.types import CallerLike, Entry, Opened, SetAttr, Timeouts, make_en
 from pinfs.fs.uncached import UncachedFiles
 from pinfs.interface.attributes import PREFIX
 from pinfs.linux import syscalls
+from pinfs.linux.calls import Stat
 
 HIDDEN: Final = (PREFIX, b"trusted.")
 
@@ -163,10 +164,12 @@ class Operations:
         directory = self._writable_directory(parent, name)
         if name in self._slow_names:
             await self.submounts.reach_name(directory, name)
-        victim = self._inodes.hold_for_unlink(directory, name)
+        st = Stat()
+        victim = self._inodes.hold_for_unlink(directory, name, st)
         if self._in_kernel:
             await self._removals.until_unlocked(victim)
         if victim is None:
+            self._removals.check_unknown(st)
             self._names.unlink_unknown(directory, name)
         elif self._removals.takes_all(victim):
             async with self._removals.unlink(victim, (directory, name), ctx):
@@ -198,6 +201,8 @@ class Operations:
         moved, victim = self._inodes.find_name(old), self._inodes.find_name(new)
         if self._in_kernel:
             await self._removals.until_unlocked(moved, victim)
+        if victim is None and not flags & KEEPS_VICTIM:
+            self._removals.check_unknown_name(new)
         if flags & KEEPS_VICTIM or victim is None or victim is moved or not self._removals.takes_all(victim):
             self._names.rename(old, new, flags, moved, victim)
             return

@@ -16,7 +16,7 @@ from pinfs.fs.seal cimport Seal
 cdef class PinVerbs:
     cdef public HandleTable handles
     cdef public object eventfds
-    cdef public object recorder, released_before
+    cdef public object hosts, recorder, released_before
     cdef Guard _guard
     cdef object _book, _breaking_of, _released_by, _pid_namespace, _echoes
     cdef PinTable _table
@@ -25,6 +25,7 @@ cdef class PinVerbs:
     cdef Backing _backing
     cdef Seal _seal
     cdef set _admins
+    cdef object _texts
 
     @cython.locals(name=bytes, process=Process, old=Pin, spec=PinSpec)
     cpdef bint set_at_once(self, Inode inode, bytes attribute, bytes value, uint32_t flags, object ctx) except -1
@@ -32,7 +33,7 @@ cdef class PinVerbs:
     cdef Pin _replaced(self, Inode inode, Process process, bytes name, uint32_t flags)
     cdef PinSpec _with_eventfd(self, PinSpec spec, object number, object caller, object uid)
     @cython.locals(pin=Pin)
-    cdef Pin _register(self, PinRequest request, Inode inode, Process process, Pin old, object ctx)
+    cdef Pin _register(self, PinRequest request, Inode inode, Process process, Pin old, object ctx, object number=*)
     @cython.locals(process=Process)
     cdef Process _caller(self, object ctx)
     @cython.locals(name=bytes, pin=Pin)
@@ -42,4 +43,6 @@ cdef class PinVerbs:
     cdef _let_go(self, Pin pin, object ctx, bint revoke=*)
     @cython.locals(pin=Pin)
     cpdef bytes look(self, Inode inode, bytes attribute, object ctx, object size)
+    @cython.locals(name=bytes, pin=Pin)
+    cpdef bytes release_at_once(self, Inode inode, bytes attribute, object ctx, uint32_t size)
     cpdef on_end(self, Pin pin)

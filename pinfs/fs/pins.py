@@ -15,10 +15,11 @@ from pinfs.core.pins import Pin, PinRequest, PinSpec
 from pinfs.enforce.eventfds import EventFds
 from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
+from pinfs.enforce.hosts import OtherHosts
 from pinfs.enforce.processes import Process
 from pinfs.fs import ioctls
 from pinfs.fs.backing import Backing
-from pinfs.fs.describe import describe
+from pinfs.fs.describe import PinTexts, describe
 from pinfs.fs.handles import FileHandle, HandleTable, Wake
 from pinfs.fs.inode import Inode
 from pinfs.fs.inodes import InodeTable
@@ -65,12 +66,15 @@ class PinVerbs:
         self._inodes = inodes
         self._backing = backing
         self._seal = backing.seal
+        self.hosts: OtherHosts | None = None
+        """The other hosts of a cluster, which honour pins as well; None: there is none."""
         self.recorder: Recorder | None = None
         """Writes down which pins there are; None: the mount does not outlive the daemon."""
         self._released_by = 0
         """The request that releases a pin right now."""
         self.released_before = 0
         """The request by which a pin was released last, before this daemon took over."""
+        self._texts = PinTexts()
         self._admins = {0, os.geteuid()}
         self._pid_namespace = pid_namespace("self")
         self._echoes: OrderedDict[tuple[int, ProcessId | None, bytes], None] = OrderedDict()
@@ -95,7 +99,12 @@ class PinVerbs:
         if named_by is not None and wanted.eventfd is not None:
             spec = self._with_eventfd(spec, wanted.eventfd, named_by, ctx.uid)
         request = PinRequest(inode.nodeid, process.id, process.id, uid, name, spec, proxy_uid)
-        self._register(request, inode, process, old, ctx)
+        if number := await self._pin_elsewhere(inode, spec):
+            old = self._table.find(inode.nodeid, process.id, name)  # it may have gone meanwhile, or come
+        before = 0 if self.hosts is None or old is None else self.hosts.number_of(old)
+        self._register(request, inode, process, old, ctx, number)
+        if before and self.hosts is not None:
+            await self.hosts.until_unpinned(before)
 
     def set_at_once(self, inode: Inode, attribute: bytes, value: bytes, flags: int, ctx: CallerLike) -> bool:
         """The usual case of `set`: the caller's own pin, and no bytes of a device to be written. False: it is not.
@@ -104,7 +113,7 @@ class PinVerbs:
         if not name or not attribute.startswith(PIN) or inode.kind != stat.S_IFREG:
             _fail(errno.EINVAL, "pins are set as user.pinfs.pin.NAME on regular files")
         spec, pid, eventfd = parse_pin_value(value)
-        if pid is not None:
+        if pid is not None or self.hosts is not None:
             return False
         process = self._caller(ctx)
         old = self._replaced(inode, process, name, flags)
@@ -133,10 +142,16 @@ class PinVerbs:
         return spec.with_eventfd(self.eventfds.take(caller, number, uid))
 
     def _register(
-        self, request: PinRequest, inode: Inode, process: Process | None, old: Pin | None, ctx: CallerLike
+        self,
+        request: PinRequest,
+        inode: Inode,
+        process: Process | None,
+        old: Pin | None,
+        ctx: CallerLike,
+        number: int = 0,
     ) -> Pin:
         """Each pin keeps an eye on its process, from here to `on_end`, and uses its eventfd. `old`: the pin that it
-        replaces. ESRCH where the process has just ended."""
+        replaces. `number`: of `_pin_elsewhere`. ESRCH where the process has just ended."""
         eventfd = request.spec.eventfd
         replaced = None if old is None else old.spec.eventfd
         is_held = False
@@ -152,11 +167,28 @@ class PinVerbs:
             self._seal.unpinned(inode.nodeid)
             if eventfd is not None:
                 self.eventfds.drop(eventfd)
+            if self.hosts is not None:
+                self.hosts.release(number)
             raise
         self._record(pin, ctx)
+        if self.hosts is not None:
+            self.hosts.commit(pin, number)
         if replaced is not None:  # now that no record names it
             self.eventfds.drop(replaced)
         return pin
+
+    async def _pin_elsewhere(self, inode: Inode, spec: PinSpec) -> int:
+        """Returns when the other hosts honour the pin, with their number of it, for `_register`; 0: there are none.
+        Errors as `OtherHosts.pin`."""
+        if self.hosts is None:
+            return 0
+        try:
+            spec.check(self._inodes.size(inode))
+            return await self.hosts.pin(inode.nodeid, spec)
+        except BaseException:
+            if spec.eventfd is not None:
+                self.eventfds.drop(spec.eventfd)
+            raise
 
     def _record(self, pin: Pin, ctx: CallerLike) -> None:
         if self.recorder is not None:
@@ -198,9 +230,8 @@ class PinVerbs:
             pin = self._find(inode, name, ctx)
             if size and size < SHORTEST_JSON:
                 _fail(errno.ERANGE)
-            return _with_room(
-                _to_json(describe(pin, inode.path(), self._holders.comm_of, self._seal.is_sealed(inode.nodeid))), size
-            )
+            comm = None if pin.process is None else self._holders.comm_of(pin.process)
+            return _with_room(self._texts.of(pin, inode.path(), comm, self._seal.is_sealed(inode.nodeid)), size)
         _fail(errno.ENODATA)
 
     async def _get_release(self, inode: Inode, name: bytes, ctx: CallerLike, size: int | None) -> bytes:
@@ -214,6 +245,18 @@ class PinVerbs:
         pin = self._find(inode, name, ctx)
         if size >= len(RELEASED):
             await self._release(inode, pin, ctx)
+        return RELEASED
+
+    def release_at_once(self, inode: Inode, attribute: bytes, ctx: CallerLike, size: int) -> bytes | None:
+        """The usual case of `_get_release`: nothing is to be waited for. None: there is. ENODATA."""
+        name = attribute[len(RELEASE) :]
+        if not name:
+            _fail(errno.ENODATA)
+        pin = self._find(inode, name, ctx)
+        if size >= len(RELEASED):
+            if pin.spec.dirty or self.hosts is not None:
+                return None
+            self._let_go(pin, ctx)
         return RELEASED
 
     async def _release_and_echo(self, inode: Inode, name: bytes, ctx: CallerLike) -> bytes:
@@ -243,7 +286,7 @@ class PinVerbs:
         if not name or not attribute.startswith(PIN):
             _fail(errno.ENODATA)
         pin = self._find(inode, name, ctx)
-        if pin.spec.dirty:
+        if pin.spec.dirty or self.hosts is not None:
             return False
         self._let_go(pin, ctx)
         return True
@@ -262,7 +305,13 @@ class PinVerbs:
             await self._flush(inode)
             if self._table.by_id.get(pin.id) is not pin:
                 return  # it went away meanwhile: released all the same
-        self._let_go(pin, ctx)
+        await self._let_go_everywhere(pin, ctx)
+
+    async def _let_go_everywhere(self, pin: Pin, ctx: CallerLike, revoke: bool = False) -> None:
+        number = 0 if self.hosts is None else self.hosts.number_of(pin)
+        self._let_go(pin, ctx, revoke)
+        if self.hosts is not None:
+            await self.hosts.until_unpinned(number)
 
     def _let_go(self, pin: Pin, ctx: CallerLike, revoke: bool = False) -> None:
         self._released_by = getattr(ctx, "unique", 0)
@@ -320,7 +369,7 @@ class PinVerbs:
     async def ioctl(self, handle: FileHandle, cmd: int, data: bytes, out_size: int, ctx: CallerLike) -> bytes:
         """ENOTTY: unknown number. Else as each verb says."""
         if cmd == ioctls.PIN:
-            return self._ioctl_pin(handle, ioctls.decode_pin(data), ctx)
+            return await self._ioctl_pin(handle, ioctls.decode_pin(data), ctx)
         if cmd == ioctls.UNPIN:
             await self._release(handle.inode, self._of_handle(handle, ioctls.decode_unpin(data)), ctx)
             return b""
@@ -328,7 +377,7 @@ class PinVerbs:
             return self._ioctl_query(handle, ioctls.decode_query(data))
         _fail(errno.ENOTTY)
 
-    def _ioctl_pin(self, handle: FileHandle, wanted: ioctls.PinRequest, ctx: CallerLike) -> bytes:
+    async def _ioctl_pin(self, handle: FileHandle, wanted: ioctls.PinRequest, ctx: CallerLike) -> bytes:
         """EACCES: the handle is not open for writing."""
         if not handle.writable:
             _fail(errno.EACCES)
@@ -345,7 +394,8 @@ class PinVerbs:
             spec = self._with_eventfd(spec, wanted.eventfd, self._caller(ctx), ctx.uid)
         process_id = None if process is None else process.id
         request = PinRequest(handle.inode.nodeid, handle.number, process_id, ctx.uid, None, spec)
-        pin = self._register(request, handle.inode, process, None, ctx)
+        number = await self._pin_elsewhere(handle.inode, spec)
+        pin = self._register(request, handle.inode, process, None, ctx, number)
         return wanted.answered(pin.id)
 
     def _ioctl_query(self, handle: FileHandle, pin_id: int) -> bytes:
@@ -396,6 +446,8 @@ class PinVerbs:
             self._holders.drop(pin.process)
         if pin.spec.eventfd is not None:
             self.eventfds.drop(pin.spec.eventfd)
+        if self.hosts is not None:
+            self.hosts.ended(pin)
 
     # Commands of the event channel
 
@@ -419,7 +471,7 @@ class PinVerbs:
                 pin = self._commanded(number, ctx)
                 if ctx.uid not in self._admins:
                     _fail(errno.EPERM)
-                self._let_go(pin, ctx, revoke=True)
+                await self._let_go_everywhere(pin, ctx, revoke=True)
             case _:
                 _fail(errno.EINVAL, f"unknown command {line!r}")
 
@@ -429,12 +481,23 @@ class PinVerbs:
             _fail(errno.EINVAL, "only the range can change, and only that of a process's pin")
         if pin.dirty:
             await self._flush(inode)
+        spec = pin.spec.with_range(wanted.spec.start, wanted.spec.length)
+        hosts = self.hosts
+        number = 0 if hosts is None else await hosts.pin(pin.inode, spec)
+        try:
             if self._table.by_id.get(pin.id) is not pin:
                 _fail(errno.ENOENT, "it went away meanwhile")
-        spec = pin.spec.with_range(wanted.spec.start, wanted.spec.length)
-        size = self._inodes.stat(inode).st_size
-        request = PinRequest(pin.inode, pin.owner, pin.process, pin.uid, pin.name, spec, pin.proxy_uid)
-        self._record(self._guard.pin(request, size), ctx)
+            size = self._inodes.stat(inode).st_size
+            request = PinRequest(pin.inode, pin.owner, pin.process, pin.uid, pin.name, spec, pin.proxy_uid)
+            self._record(self._guard.pin(request, size), ctx)
+        except BaseException:
+            if hosts is not None:
+                hosts.release(number)
+            raise
+        if hosts is not None:
+            before = hosts.number_of(pin)
+            hosts.commit(pin, number)
+            await hosts.until_unpinned(before)
 
     def _extend(self, pin: Pin, seconds: float) -> None:
         self._guard.extend(pin, seconds)
@@ -474,7 +537,3 @@ def _with_room(text: bytes, size: int | None) -> bytes:
     """A caller that asks how large it is (size 0) is told a little more: numbers in it may be longer when it is
     read."""
     return text if size != 0 else text + bytes(max(0, min(len(text) // 8 + 16, MAX_ATTRIBUTE_BYTES - len(text))))
-
-
-def _to_json(value: object) -> bytes:
-    return json.dumps(value).encode()

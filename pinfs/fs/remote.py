@@ -169,6 +169,8 @@ class RemoteOperations(Operations):
             take(name, dir_fd=view.fd)
 
         try:
+            if victim is None:
+                self._removals.check_unknown(found.st)
             if victim is not None and self._removals.is_last_name(victim, found.st):
                 await self._reaching.call(victim, self._removals.check_may_go, directory)
                 async with self._removals.checked(victim, "unlink", ctx):
@@ -190,6 +192,8 @@ class RemoteOperations(Operations):
         try:
             moved, _ = await self._find(old, fds)
             victim, st = await self._find(new, fds)
+            if victim is None and st is not None and not flags & KEEPS_VICTIM:
+                self._removals.check_unknown(st)
             if st is None or victim is None or victim is moved or flags & KEEPS_VICTIM:
                 await self._rename(old, new, flags, moved, victim)
             elif self._removals.is_last_name(victim, st):

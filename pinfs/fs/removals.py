@@ -8,11 +8,14 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
+import trio
+
 from pinfs.core.ranges import END
+from pinfs.core.removals import Removal, Turn
 from pinfs.enforce.guard import Breaker, Guard, RemovalCall
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FileHandle
@@ -20,8 +23,9 @@ from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name, stale
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.leases import after_lease
 from pinfs.fs.set_ids import SetIds
-from pinfs.fs.types import CallerLike, os_error
+from pinfs.fs.types import CallerLike, StatLike, os_error
 from pinfs.linux import syscalls
+from pinfs.linux.calls import attributes_of
 
 T = TypeVar("T")
 
@@ -58,7 +62,10 @@ class Removals:
 
     def is_guarded(self, inode: Inode) -> bool:
         """Whether a removal from this inode has to ask the guard."""
-        return inode.nodeid in self._files or self._guard.minds_mappings
+        guard = self._guard
+        if inode.nodeid in self._files or guard.minds_mappings:
+            return True
+        return guard.hosts is not None and guard.hosts.must_ask(inode.nodeid)
 
     # Data
 
@@ -77,7 +84,7 @@ class Removals:
         may_wait = self._backing.may_wait(inode)
         with await self.open_writer(inode, nonblock) as fd:
             st = os.fstat(fd) if self._threads is None else await self._backing.off_thread(os.fstat, fd)
-            takes = size < st.st_size
+            takes = size < st.st_size or self._guard.hosts is not None  # another host may make it larger meanwhile
             if not may_wait and (not takes or self._guard.is_free(inode.nodeid, size, END)):
                 with self._seal.lifted(inode), self._set_ids.keeping_of(fd):
                     os.ftruncate(fd, size)
@@ -103,13 +110,42 @@ class Removals:
         if file is None or file.writer < 0 or self._backing.may_wait(inode):
             return False
         if self.is_guarded(inode):
-            shrinks = size < os.lseek(file.writer, 0, os.SEEK_END)
+            shrinks = self._guard.hosts is not None or size < os.lseek(file.writer, 0, os.SEEK_END)
             if shrinks and not self._guard.is_free(inode.nodeid, size, END):
                 return False
+        self.cut_open(inode, size, caller)
+        return True
+
+    def cut_open(self, inode: Inode, size: int, caller: CallerLike) -> None:
+        """The ftruncate(2) itself, of a file that is open for writing."""
+        file = inode.file
+        assert file is not None
         with self._seal.lifted(inode), self._set_ids.keeping(inode):
             os.ftruncate(file.writer, size)
         self._done(caller)
-        return True
+
+    def judge_truncate(self, inode: Inode, size: int, caller: CallerLike) -> "JudgedTruncate | None":
+        """The same case of `truncate` once more, where `truncate_at_once` has found that pins are in the way: the guard
+        has judged. None: it is another case, or the guard has to wait first."""
+        file = inode.file
+        if file is None or file.writer < 0 or self._backing.may_wait(inode):
+            return None
+        check = partial(self._check_may_shrink, inode, file.writer, syscalls.STATX_ATTR_APPEND)
+        call = RemovalCall(inode.nodeid, inode.path, "truncate", size, END, caller, check)
+        removal = self._guard.judge_at_once(call)
+        return None if removal is None else JudgedTruncate(self, inode, size, caller, removal)
+
+    def hold_open(self, inode: Inode) -> None:
+        """A removal begins that the end of the last handle must not find without a descriptor."""
+        assert inode.file is not None
+        inode.file.opens += 1
+
+    def end(self, removal: Removal, inode: Inode) -> None:
+        """It is over, and so is `hold_open`."""
+        try:
+            self._guard.book.leave(removal, trio.current_time())
+        finally:
+            self._backing.release(inode)
 
     async def _writing(self, inode: Inode, nonblock: bool) -> AbstractContextManager[int]:
         """`Backing.writing`, outside the event loop while another process gives up its lease: truncate(2) waits for
@@ -152,7 +188,10 @@ class Removals:
 
     async def _taken(self, fd: int, mode: int, offset: int, length: int) -> tuple[str, int, int] | None:
         """The operation's name and the bytes [start, end) that fallocate(2) takes away; None where it takes nothing."""
-        return await self._ask(_taken_by_fallocate, fd, mode, offset, length)
+        if self._guard.hosts is not None:  # another host may make it larger meanwhile
+            return taken_by_fallocate(END, mode, offset, length)
+        size = (await self._ask(os.fstat, fd)).st_size
+        return taken_by_fallocate(size, mode, offset, length)
 
     async def _ask(self, call: Callable[..., T], *args: object) -> T:
         """Here, or in a thread where the source may never answer."""
@@ -183,7 +222,7 @@ class Removals:
 
     def _check_may_shrink(self, inode: Inode, fd: int, attributes: int) -> None:
         """EPERM: the file has become append-only or immutable since it was opened (do_ftruncate(), vfs_fallocate())."""
-        if self._seal.attributes(inode, syscalls.attributes_of(fd)) & attributes:
+        if self._seal.attributes(inode, attributes_of(fd)) & attributes:
             raise os_error(errno.EPERM)
 
     async def until_unlocked(self, *inodes: Inode | None) -> None:
@@ -212,12 +251,34 @@ class Removals:
         return self._guard.removal(RemovalCall(victim.nodeid, victim.path, "rename", 0, END, caller, check))
 
     def is_last_name(self, victim: Inode | None, st: os.stat_result) -> bool:
-        """`takes_all` of an inode with attributes that are known."""
-        return victim is not None and self.is_guarded(victim) and victim.is_file and st.st_nlink == 1
+        """`takes_all` of an inode with attributes that are known; of any file that other hosts may pin while it
+        goes."""
+        if victim is None or not victim.is_file or st.st_nlink != 1:
+            return False
+        return self._guard.hosts is not None or self.is_guarded(victim)
+
+    def check_unknown(self, st: StatLike) -> None:
+        """Before a name of a file goes that is not known here. ESTALE, by which the kernel looks the name up and tries
+        again: other hosts may have pinned it."""
+        hosts = self._guard.hosts
+        if (
+            hosts is not None
+            and st.st_ino
+            and stat.S_ISREG(st.st_mode)
+            and st.st_nlink == 1
+            and hosts.must_ask(st.st_ino)
+        ):
+            raise stale()
+
+    def check_unknown_name(self, name: Name) -> None:
+        """The same for what is under this name, if anything is."""
+        if self._guard.hosts is not None:
+            with suppress(FileNotFoundError):
+                self.check_unknown(os.stat(name[1], dir_fd=self._inodes.fd(name[0]), follow_symlinks=False))
 
     def checked(self, victim: Inode, op: str, caller: CallerLike) -> AbstractAsyncContextManager[None]:
-        """`unlink` or `replace` after `check_may_go` or `check_may_replace`."""
-        return self._guard.removal(RemovalCall(victim.nodeid, victim.path, op, 0, END, caller, _checked))
+        """`unlink` or `replace` after `check_may_go` or `check_may_replace`; what is inside runs in a thread."""
+        return self._guard.removal_in_thread(RemovalCall(victim.nodeid, victim.path, op, 0, END, caller, _checked))
 
     def check_still_there(self, victim: Inode, name: Name) -> None:
         """After the wait. ESTALE: a change behind pinfs has put another file under the name meanwhile."""
@@ -229,7 +290,7 @@ class Removals:
         directory_fd = self._inodes.fd(directory)
         if os.fstatvfs(directory_fd).f_flag & os.ST_RDONLY:
             raise os_error(errno.EROFS)
-        if (syscalls.attributes_of(directory_fd) | self._attributes(victim)) & _FIXED:
+        if (attributes_of(directory_fd) | self._attributes(victim)) & _FIXED:
             raise os_error(errno.EPERM)
 
     def check_may_replace(self, victim: Inode, directory: Inode, moved: Inode | None, source: Inode) -> None:
@@ -243,15 +304,49 @@ class Removals:
                 raise os_error(errno.ENOTDIR)
 
     def _attributes(self, inode: Inode) -> int:
-        return self._seal.attributes(inode, syscalls.attributes_of(self._inodes.fd(inode)))
+        return self._seal.attributes(inode, attributes_of(self._inodes.fd(inode)))
+
+
+class JudgedTruncate:
+    """A truncate that is ready, waits, or is refused; `cut` or `leave` ends it."""
+
+    __slots__ = ("_caller", "_removal", "_removals", "_size", "inode")
+
+    def __init__(self, removals: Removals, inode: Inode, size: int, caller: CallerLike, removal: Removal) -> None:
+        self.inode = inode
+        self._removals = removals
+        self._size = size
+        self._caller = caller
+        self._removal = removal
+        removals.hold_open(inode)
+
+    def waits(self, wake: Callable[[], None]) -> bool:
+        """Whether its turn is still to come; `wake` is called then."""
+        self._removal.wake = wake
+        return self._removal.turn is Turn.WAITING
+
+    def cut(self) -> None:
+        """Its turn has come. OSError: it is refused (SPEC 3)."""
+        removal = self._removal
+        try:
+            if removal.turn is Turn.REFUSED:
+                raise OSError(removal.errno, removal.why)
+            self._removals.cut_open(self.inode, self._size, self._caller)
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """It is over; the breaks of one that waits go on."""
+        self._removals.end(self._removal, self.inode)
 
 
 def _checked() -> None:
     """Where the check has been made already."""
 
 
-def _taken_by_fallocate(fd: int, mode: int, offset: int, length: int) -> tuple[str, int, int] | None:
-    if offset < 0 or length <= 0 or offset >= os.fstat(fd).st_size:
+def taken_by_fallocate(size: int, mode: int, offset: int, length: int) -> tuple[str, int, int] | None:
+    """The operation's name and the bytes [start, end) that fallocate(2) takes from `size` bytes; None: none."""
+    if offset < 0 or length <= 0 or offset >= size:
         return None
     for flag, op in _TAKES_RANGE.items():
         if mode & flag:

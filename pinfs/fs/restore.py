@@ -396,9 +396,8 @@ class Restoration:
             retry_after=record.retry_after,
         )
         since, deadline = self._recorder.moment(record.since_ns), self._recorder.moment(record.deadline_ns)
-        breaking = Break(
-            pin, policy, since, None, record.op.decode(), record.start, record.end, bool(record.killed), record.seq
-        )
+        breaking = Break(pin, policy, since, record.op.decode(), record.start, record.end)
+        breaking.killed, breaking.seq = bool(record.killed), record.seq
         book.breaks.restore(breaking, deadline)
         self._recorder.adopt_break(pin.id, slot)
         self.restored.counts["breaks"] += 1

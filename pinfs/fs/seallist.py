@@ -1,9 +1,9 @@
 """The list of sealed files of one source: what the next mount, `pinfs doctor` and `pinfs unseal` find after a daemon
 that could not lift its seals.
 
-A file of lines, each with a checksum, that is only appended to: `+` before a seal is set, `-` after it is lifted. So a
-file that carries a seal is in the list whenever the daemon is killed; a line that was torn, or that rotted, is skipped.
-It is not synced to the disk: after a crash of the machine `pinfs unseal --scan` finds what the list has lost.
+A file of lines, each with a checksum, that is only appended to: `+` before a seal is set, `-` soon after it is lifted.
+So a file that carries a seal is in the list whenever the daemon is killed; a line that was torn, or that rotted, is
+skipped. It is not synced to the disk: after a crash of the machine `pinfs unseal --scan` finds what the list has lost.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from typing import Final
 
 from pinfs.linux.filehandles import open_handle
 from pinfs.linux.inodeflags import APPEND, get_flags, set_flags
+from pinfs.runtime.parking import defer
 
 DEFAULT_DIRECTORY: Final = "/var/lib/pinfs"
 MANY_LINES: Final = 1024
@@ -63,6 +64,8 @@ class SealList:
         self._head = _sealed_line(b"pinfs-seals 1 %s" % _hex(os.fsencode(source)))
         self._live: dict[tuple[int, int], SealedFile] = {}
         self._lines = 0
+        self._unwritten: list[bytes] = []
+        """Lines of seals that are lifted: no caller waits for them."""
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         os.write(self._fd, self._head)
 
@@ -79,21 +82,31 @@ class SealList:
 
     def add(self, file: SealedFile) -> None:
         """Before the seal is set."""
-        self._write(file.line)
+        self._write([file.line])
         self._live[file.device, file.ino] = file
 
     def remove(self, device: int, ino: int) -> None:
         """After it is lifted."""
         if self._live.pop((device, ino), None) is None:
             return
+        self._unwritten.append(b"- %x %x" % (device, ino))
+        if len(self._unwritten) == 1:
+            defer(self._write_removed)
+
+    def _write_removed(self) -> None:
+        if not self._unwritten or self._fd < 0:
+            return
         with suppress(OSError):  # a file that is listed without need does no harm
-            self._write(b"- %x %x" % (device, ino))
+            self._write([])
             if self._lines > MANY_LINES and self._lines > 4 * len(self._live):
                 self._rewrite()
 
-    def _write(self, line: bytes) -> None:
-        os.write(self._fd, _sealed_line(line))
-        self._lines += 1
+    def _write(self, lines: list[bytes]) -> None:
+        """In the order of what has happened."""
+        lines = self._unwritten + lines
+        self._unwritten = []
+        os.write(self._fd, b"".join(map(_sealed_line, lines)))
+        self._lines += len(lines)
 
     def _rewrite(self) -> None:
         new = self.path.with_suffix(".new")
@@ -106,6 +119,7 @@ class SealList:
     def close(self) -> None:
         """The list goes where nothing is sealed any more."""
         if self._fd >= 0:
+            self._write_removed()
             os.close(self._fd)
             self._fd = -1
             if not self._live:

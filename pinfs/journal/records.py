@@ -400,6 +400,8 @@ class TextId(IntEnum):
     """JSON: the counters."""
     HISTORY = 6
     """JSON: the latest take-overs."""
+    CLUSTER = 7
+    """JSON: the place of this host in its cluster."""
 
 
 _TEXT: Final = Struct("<QQ")

@@ -30,6 +30,8 @@ cpdef double clock() noexcept
 cpdef int stat_at(int directory_fd, bytes name, Stat st) noexcept
 cpdef int stat_fd(int fd, Stat st) noexcept
 cpdef bint is_readable(int fd) noexcept
+cpdef uint64_t attributes_of(int fd) except? 0xFFFFFFFFFFFFFFFF
+cpdef bint queue_signal(int pidfd, int signo, uint64_t value) noexcept
 cpdef int open_at(int directory_fd, bytes name, int flags, unsigned int mode) except -1
 cpdef int unlink_at(int directory_fd, bytes name) except -1
 cpdef int rmdir_at(int directory_fd, bytes name) except -1

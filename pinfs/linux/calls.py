@@ -72,6 +72,20 @@ def is_readable(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
+# The same as in `syscalls`
+
+
+def attributes_of(fd: int) -> int:
+    """STATX_ATTR_* that `fd` (O_PATH will do) has. OSError."""
+    return syscalls.attributes_of(fd)
+
+
+def queue_signal(pidfd: int, signo: int, value: int) -> bool:
+    """Send `signo` with `value` (64 bits) in si_value, si_code SI_QUEUE. False: the process has ended, or may not be
+    signalled by this one."""
+    return syscalls.queue_signal(pidfd, signo, value)
+
+
 # The same as in `os`, with the name in a directory that a descriptor stands for. Each raises OSError.
 
 

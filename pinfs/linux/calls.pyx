@@ -5,7 +5,7 @@
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from "<fcntl.h>" nogil:
     int AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, O_CLOEXEC
@@ -32,7 +32,9 @@ cdef extern from *:
     #include <errno.h>
     #include <fcntl.h>
     #include <linux/fuse.h>
+    #include <signal.h>
     #include <stdio.h>
+    #include <string.h>
     #include <sys/ioctl.h>
     #include <sys/stat.h>
     #include <sys/syscall.h>
@@ -74,12 +76,35 @@ cdef extern from *:
         snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
         return utimensat(AT_FDCWD, path, times, 0);
     }
+
+    static int get_attributes(int fd, uint64_t *attributes) {
+        struct statx st;
+        int failed = statx(fd, "", AT_EMPTY_PATH, 0, &st);
+        *attributes = failed ? 0 : st.stx_attributes;
+        return failed;
+    }
+
+    static int send_queued_signal(int pidfd, int signo, uint64_t value) {
+        siginfo_t info;
+        memset(&info, 0, sizeof info);
+        info.si_signo = signo;
+        info.si_code = SI_QUEUE;
+        info.si_pid = getpid();
+        info.si_uid = getuid();
+        info.si_value.sival_ptr = (void *)(uintptr_t)value;
+    #ifndef SYS_pidfd_send_signal
+    #define SYS_pidfd_send_signal 424
+    #endif
+        return syscall(SYS_pidfd_send_signal, pidfd, signo, &info, 0);
+    }
     """
     long UTIME_NOW
     int open_backing_file(int connection, int fd) nogil
     int close_backing_file(int connection, unsigned int id) nogil
     int set_mode_of(int fd, bint is_path, unsigned int mode) nogil
     int set_times_of(int fd, bint is_path, const timespec *times) nogil
+    int get_attributes(int fd, uint64_t *attributes) nogil
+    int send_queued_signal(int pidfd, int signo, uint64_t value) nogil
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -159,6 +184,19 @@ cdef inline int done(int result) except -1:
     if result < 0:
         PyErr_SetFromErrno(OSError)
     return result
+
+
+cpdef uint64_t attributes_of(int fd) except? 0xFFFFFFFFFFFFFFFF:
+    cdef uint64_t attributes
+    cdef int failed
+    with nogil:
+        failed = get_attributes(fd, &attributes)
+    done(failed)
+    return attributes
+
+
+cpdef bint queue_signal(int pidfd, int signo, uint64_t value) noexcept:
+    return not send_queued_signal(pidfd, signo, value)
 
 
 cpdef int open_at(int directory_fd, bytes name, int flags, unsigned int mode) except -1:

@@ -12,9 +12,10 @@ from pinfs.core.removals import Orphan
 from pinfs.enforce.eventfds import EventFds
 from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
+from pinfs.enforce.hosts import OtherHosts
 from pinfs.fs.backing import Backing, BackingRegistry
 from pinfs.fs.control import Control
-from pinfs.fs.controlfiles import Sources, UpgradeFile
+from pinfs.fs.controlfiles import Forgetting, Sources, UpgradeFile
 from pinfs.fs.events import EventHub
 from pinfs.fs.exports import Exports
 from pinfs.fs.handles import HandleTable
@@ -26,6 +27,7 @@ from pinfs.fs.recorder import Recorder
 from pinfs.fs.remote import RemoteOperations
 from pinfs.fs.restore import Parts
 from pinfs.fs.seal import Seal
+from pinfs.fs.shared import SharedFiles
 from pinfs.fs.streamrecords import StreamRecords
 from pinfs.fs.streamrestore import StreamParts
 from pinfs.fs.types import Timeouts
@@ -56,6 +58,8 @@ class FileSystem:
     life: Life
     upgrade: UpgradeFile
 
+    forgetting: Forgetting
+    hosts: OtherHosts | None
     recorder: Recorder | None = None
     streams: StreamRecords | None = None
 
@@ -74,10 +78,16 @@ class FileSystem:
         book.silent.on_change = hears.silent
         book.reservations.on_orphan, book.reservations.on_orphan_gone = hears.orphan, hears.orphan_gone
         self.policies.on_change = self._write_policy
+        if self.hosts is not None:
+            self.hosts.on_state = self._write_cluster
 
     def _write_policy(self) -> None:
         if self.streams is not None:
             self.streams.text(TextId.POLICY, json.dumps(self.policies.state()).encode())
+
+    def _write_cluster(self, state: dict[str, Any]) -> None:
+        if self.streams is not None:
+            self.streams.text(TextId.CLUSTER, json.dumps(state).encode())
 
     def write_texts(self) -> None:
         """Write down the policy, the counters and the history, which change seldom."""
@@ -180,6 +190,11 @@ def assemble(
             inodes.drop_id_if_unreferenced(nodeid)
 
     book.files.on_empty = unpinned
+    hosts = None
+    if config.cluster is not None:
+        shared = SharedFiles(inodes, backing, source_fd)
+        hosts = OtherHosts(guard, policies, shared, config.cluster.pin_timeout)
+        guard.hosts = verbs.hosts = hosts
 
     life, counters = Life(), KeptCounters(stats, holders, book)
 
@@ -190,8 +205,9 @@ def assemble(
         return list(families(stats, book, gauges, life))
 
     upgrade = UpgradeFile()
-    shown = guard.cuts.shown
-    sources = Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), status, shown, upgrade)
+    forgetting = Forgetting()
+    more = status, guard.cuts.shown, upgrade, forgetting
+    sources = Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), *more)
     control = Control(sources.files())
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout, config.cluster is not None)
     make = Operations if backing.threads is None else RemoteOperations
@@ -199,5 +215,5 @@ def assemble(
     operations.polling = Polling(PollMode(config.mount.poll))
     if config.mount.nfs_export:
         operations.exports = Exports(inodes, control, operations.submounts)
-    shown_besides = control, policies, counters, life, upgrade
-    return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics, verbs, *shown_besides)
+    shown_besides = control, policies, counters, life, upgrade, forgetting
+    return FileSystem(operations, guard, holders, hub, stats, inodes, backing, metrics, verbs, *shown_besides, hosts)

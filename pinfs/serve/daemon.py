@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple
 
@@ -44,7 +44,10 @@ from pinfs.linux.filesystems import PagePins, page_pins
 from pinfs.pure import is_compiled
 from pinfs.runtime import descriptors
 from pinfs.runtime.errors import logged
+from pinfs.runtime.memory import settle_memory
+from pinfs.runtime.tasktree import task_tree
 from pinfs.serve.assembly import FileSystem, assemble
+from pinfs.serve.cluster import Cluster
 from pinfs.serve.descriptorstore import DescriptorStore
 from pinfs.serve.notify import Notifier
 from pinfs.serve.scrape import MetricsPort, NoPort
@@ -59,7 +62,6 @@ FAILED: Final = 70
 """The exit status of a daemon that has failed, and leaves its mount to the next one (EX_SOFTWARE of sysexits.h)."""
 UNMOUNT_S: Final = 5.0  # what a plain unmount may take before the mount is detached
 HANDED_OVER: Final = 14  # the exit status of a daemon that has left its mount to the next (docs/exit-codes.md)
-GC_THRESHOLDS: Final = (5_000, 3, 1_000_000)  # young objects are searched, a few at a time; all of them never
 
 
 async def serve(
@@ -80,6 +82,8 @@ async def serve(
         daemon = _begin(config, source, mountpoint, store, stack)
         stack.callback(daemon.close)
         stack.push(daemon.on_failure)
+        if daemon.cluster is not None:
+            await daemon.cluster.check()
         scraped = daemon.metrics_port()
         stack.callback(scraped.close)
         # From here on a signal ends us in good order, however early it comes: no mount is left behind.
@@ -102,10 +106,14 @@ async def serve(
                 if transport.usable and not daemon.lost(transport):
                     nursery.start_soon(scraped.run)  # a daemon that takes over has its counters from now on
                     nursery.start_soon(daemon.fs.counters.run)
+                    if daemon.cluster is not None:
+                        nursery.start_soon(daemon.cluster.run, daemon.succession.wait_restored)
                     daemon.announce(nursery)
                     task_status.started()
                 else:
                     serving.cancel_scope.cancel()
+        if daemon.cluster is not None:
+            await daemon.cluster.leave()
     if lost := daemon.lost(transport):
         raise MountError(lost)
 
@@ -149,24 +157,6 @@ async def _cancelled_at_end() -> AsyncIterator[trio.Nursery]:
     async with trio.open_nursery() as nursery:
         yield nursery
         nursery.cancel_scope.cancel()
-
-
-def _settle_memory() -> None:
-    """Keep the search for cyclic garbage from all pins: with a million of them it would stop the daemon for seconds.
-
-    Requests and breaks leave no cycles behind. So what two searches have found in use counts as lasting, and is not
-    searched again: reference counts still free it.
-    """
-    gc.enable()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
-    gc.callbacks.append(_keep_survivors)
-
-
-def _keep_survivors(phase: str, info: dict[str, int]) -> None:
-    if phase == "stop" and info["generation"] == 1:
-        gc.freeze()
 
 
 class Place(NamedTuple):
@@ -214,6 +204,12 @@ class Daemon:
             os.dup(place.source_fd), config, self.policies, self.passthrough, self.status, raise_descriptor_limit()
         )
         self.fs.backing.lower_privileges()
+        self.cluster: Cluster | None = None
+        if self.fs.hosts is not None and config.cluster is not None:
+            self.cluster = Cluster(config.cluster, place.source_fd, self.fs.hosts)
+            self.fs.forgetting.request = self.cluster.host.forget
+            if left is not None and left.cluster is not None:
+                self.cluster.restore(left.cluster)
         self.succession = Succession(store, self.fs, left, ends_because(config.mount))
 
     # Its beginning
@@ -272,7 +268,7 @@ class Daemon:
 
     def _on_resumed(self, negotiated: Negotiated) -> Once:
         """Before the first request: restore all that the daemon before knew."""
-        gc.disable()  # what is built here lasts; `_settle_memory` switches it on again
+        gc.disable()  # what is built here lasts; `settle_memory` switches it on again
         self.negotiated = negotiated.names
         if why := self.succession.passthrough_unavailable_because:
             self.passthrough.refuse(why)
@@ -352,7 +348,7 @@ class Daemon:
     def announce(self, nursery: trio.Nursery) -> None:
         """Tell the log and systemd that the mount is usable."""
         log.info("%s is mounted on %s", self.source, self.mountpoint)
-        _settle_memory()
+        settle_memory()
         if self.store is not None:
             self.store.ready(self.config.mount.watchdog)
         self.manager.tell("READY=1", f"STATUS={self.status_line()}")
@@ -390,6 +386,7 @@ class Daemon:
             "evictions": len(self.fs.backing.evictions),
             "source_calls": None if self.fs.backing.threads is None else len(self.fs.backing.threads),
             "descriptors": descriptors.in_use(),
+            "cluster": None if self.cluster is None else self.cluster.status(),
             **self.fs.life.shown(),
         }
 
@@ -421,7 +418,7 @@ class Daemon:
     async def log_report(self) -> None:
         """Log the state, and where every task stands."""
         state = (f"{key}: {value}" for key, value in self.status().items())
-        log.info("\n".join(["state and tasks", *state, *_task_tree(trio.lowlevel.current_root_task())]))
+        log.info("\n".join(["state and tasks", *state, *task_tree(trio.lowlevel.current_root_task())]))
 
     # Its end
 
@@ -504,14 +501,3 @@ def _flags(options: MountOptions) -> MountFlags:
         exec_=options.exec_,
         atime=options.atime,
     )
-
-
-def _task_tree(task: trio.lowlevel.Task | None, depth: int = 0) -> Iterator[str]:
-    """Every task with the functions and lines it waits in."""
-    if task is None:
-        return
-    frames = [f"{frame.f_code.co_qualname}:{line}" for frame, line in task.iter_await_frames()]
-    yield f"{'  ' * depth}{task.name} at {' > '.join(frames[-4:])}"
-    for nursery in task.child_nurseries:
-        for child in nursery.child_tasks:
-            yield from _task_tree(child, depth + 1)

@@ -164,6 +164,11 @@ class Succession:
             return End("handed over", at)
         return End("hung" if before.has_hung else "died", at, before.why)
 
+    async def wait_restored(self) -> None:
+        """Returns when all pins of the daemon before are in the book."""
+        if self._takeover is not None:
+            await self._takeover.pending.wait_for_all()
+
     async def finish(self, kernel_knows: Callable[[int], bool]) -> None:
         """What need not be done before the first request. `kernel_knows`: whether the kernel has an inode with this
         node id."""

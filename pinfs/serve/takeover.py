@@ -82,6 +82,8 @@ class Left:
     slots: Slots
     found: Records
     identity: Identity
+    cluster: dict[str, Any] | None = None
+    """The place of this host in its cluster; None: it has not joined."""
 
     @property
     def connection(self) -> int:
@@ -103,9 +105,10 @@ def left_in(store: DescriptorStore) -> Left | None:
             raise JournalError("records are missing, for which there was no room")
         found = slots.load()
         identity = Identity(**_json(slots, found, TextId.IDENTITY))
+        cluster = _json(slots, found, TextId.CLUSTER) if TextId.CLUSTER in found[Kind.TEXT] else None
     except (JournalError, KeyError, TypeError, ValueError) as e:
         raise MountError(f"the mount cannot be taken over: {e}") from e
-    return Left(kept, slots, found, identity)
+    return Left(kept, slots, found, identity, cluster)
 
 
 def _json(slots: Slots, found: Records, text: TextId) -> dict[str, Any]:

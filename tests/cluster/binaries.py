@@ -22,17 +22,27 @@ SUITES = {"3.4": "bookworm", "3.5": "trixie"}
 
 def etcd(version: str) -> Path:
     """The program. Skips the test where it cannot be fetched."""
-    program = CACHE / SUITES[version] / "usr/bin/etcd"
-    if not program.exists():
+    return _unpacked(SUITES[version], "etcd-server", SUITES[version]) / "usr/bin/etcd"
+
+
+def etcdctl(version: str) -> Path:
+    """The operator's tool: as `etcd`."""
+    return _unpacked(SUITES[version], "etcd-client", f"{SUITES[version]}-client") / "usr/bin/etcdctl"
+
+
+def _unpacked(suite: str, package: str, name: str) -> Path:
+    """The directory in the cache."""
+    unpacked = CACHE / name
+    if not (unpacked / "usr").exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as work:
-            _fetch(SUITES[version], Path(work))
-            shutil.rmtree(CACHE / SUITES[version], ignore_errors=True)
-            Path(work, "unpacked").rename(CACHE / SUITES[version])
-    return program
+            _fetch(suite, package, Path(work))
+            shutil.rmtree(unpacked, ignore_errors=True)
+            Path(work, "unpacked").rename(unpacked)
+    return unpacked
 
 
-def _fetch(suite: str, work: Path) -> None:
+def _fetch(suite: str, package: str, work: Path) -> None:
     for directory in ("lists/partial", "archives/partial"):
         (work / directory).mkdir(parents=True)
     (work / "sources.list").write_text(f"deb [signed-by={KEYS}] {MIRROR} {suite} main\n")
@@ -47,9 +57,9 @@ def _fetch(suite: str, work: Path) -> None:
     apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in options.items())]
     for command in (
         [*apt, "update"],
-        [*apt, "download", f"etcd-server/{suite}"],
-        ["sh", "-c", "dpkg-deb --extract etcd-server_*.deb unpacked"],
+        [*apt, "download", f"{package}/{suite}"],
+        ["sh", "-c", f"dpkg-deb --extract {package}_*.deb unpacked"],
     ):
         done = subprocess.run(command, check=False, cwd=work, capture_output=True, text=True)
         if done.returncode:
-            pytest.skip(f"etcd of {suite} cannot be fetched from {MIRROR}: {done.stderr.strip()}")
+            pytest.skip(f"{package} of {suite} cannot be fetched from {MIRROR}: {done.stderr.strip()}")

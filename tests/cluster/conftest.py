@@ -41,6 +41,13 @@ def program(root: None, request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
+def etcdctl(program: Path) -> Path:
+    """Of the same version."""
+    version = next(version for version in binaries.SUITES if program == binaries.etcd(version))
+    return binaries.etcdctl(version)
+
+
+@pytest.fixture
 def start_nodes(program: Path) -> Iterator[StartNodes]:
     """Starts a cluster of the test's own: see nodes.running."""
     with ExitStack() as stack:

@@ -127,6 +127,7 @@ class Host:
         self._incarnation = 0
         self._life = 0
         self._last = 0
+        self._cuts_until = 0.0
         self.daemons: list[Daemon] = []
         self.pins: dict[int, Pin] = {}
         self.removals: dict[int, Removal] = {}
@@ -209,6 +210,16 @@ class Host:
 
     def can_stall(self) -> bool:
         return self.is_up and bool(self.daemons) and self.world.now > self._disturbed_until
+
+    def is_dead(self) -> bool:
+        """For sure, with all that it had begun."""
+        return not self.is_up and self.world.now > self._cuts_until
+
+    def forget(self, host: str) -> bool:
+        member = self.daemons[-1].member
+        dead = [known for known in member.members if known.host == host]
+        self.daemons[-1].feed(lambda now: member.forget(dead, now))
+        return bool(dead)
 
     def stall(self, seconds: float) -> None:
         self._stalled_until = self.world.now + seconds
@@ -295,7 +306,9 @@ class Host:
             del self.removals[number]
             daemon.feed(lambda now: daemon.member.removal_finished(number, now))
 
-        world.at(min(takes_s, world.scenario.late_cut_s), take_effect)
+        takes_s = min(takes_s, world.scenario.late_cut_s)
+        self._cuts_until = max(self._cuts_until, world.now + takes_s)
+        world.at(takes_s, take_effect)
 
     def _break(self, daemon: Daemon, told: Told) -> None:
         self.world.counts["told"] += 1

@@ -120,6 +120,26 @@ class Node:
         shutil.rmtree(self.directory / self.name)
         shutil.copytree(self.directory / f"{self.name}.saved", self.directory / self.name)
 
+    def snapshot(self, etcdctl: Path) -> None:
+        """Of a node that runs, as an operator makes one."""
+        self._etcdctl(etcdctl, "snapshot", "save", f"{self._snapshot}")
+
+    def restore(self, etcdctl: Path) -> None:
+        """The snapshot becomes the data of this node, which does not run. As docs/etcd.md says, its clients notice."""
+        shutil.rmtree(self.directory / self.name)
+        where = [f"--data-dir={self.directory / self.name}", f"--name={self.name}", f"--initial-cluster={self.peer}"]
+        where += [f"--initial-advertise-peer-urls=http://127.0.0.1:{self.peer_port}", "--initial-cluster-token=new"]
+        self._etcdctl(etcdctl, "snapshot", "restore", f"{self._snapshot}", *where)
+
+    @property
+    def _snapshot(self) -> Path:
+        return self.directory / f"{self.name}.snapshot"
+
+    def _etcdctl(self, etcdctl: Path, *words: str) -> None:
+        command = [str(etcdctl), f"--endpoints={self.endpoint}", *words]
+        done = subprocess.run(command, env={"ETCDCTL_API": "3"}, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
     def suspend(self) -> None:
         """When it returns, no thread of the node runs any more."""
         assert self._process is not None
@@ -168,10 +188,19 @@ class Node:
         answer = self.done("/v3/kv/put", {"key": b64(key), "value": b64(value)})
         return int(answer["header"]["revision"])
 
+    def delete(self, key: bytes) -> None:
+        self.done("/v3/kv/deleterange", {"key": b64(key)})
+
     def value(self, key: bytes) -> str | None:
         """As base64; None: there is no such key."""
         answer = self.done("/v3/kv/range", {"key": b64(key)})
         return str(answer["kvs"][0].get("value", "")) if "kvs" in answer else None
+
+    def count(self, prefix: bytes) -> int:
+        """How many keys begin with it."""
+        end = prefix[:-1] + bytes([prefix[-1] + 1])
+        answer = self.done("/v3/kv/range", {"key": b64(prefix), "range_end": b64(end), "count_only": True})
+        return int(answer.get("count", 0))
 
     def compact(self, revision: int) -> None:
         self.done("/v3/kv/compaction", {"revision": str(revision), "physical": True})

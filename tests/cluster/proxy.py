@@ -11,13 +11,21 @@ from pinfs.cluster.etcd import Endpoint
 
 class Proxy:
     """Passes bytes on to a port of this host. `lost` is what goes nowhere, "requests" or "answers"; the connection ends
-    as soon as there is one."""
+    as soon as there is one. Between `cut` and `mend` all bytes wait, as those of TCP do."""
 
     def __init__(self, nursery: trio.Nursery, port: int) -> None:
         self._nursery = nursery
         self._port = port
         self.lost = ""
+        self._way = trio.Event()
+        self._way.set()
         self.endpoint = Endpoint("http", "127.0.0.1", 0)
+
+    def cut(self) -> None:
+        self._way = trio.Event()
+
+    def mend(self) -> None:
+        self._way.set()
 
     async def start(self) -> None:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -35,6 +43,7 @@ class Proxy:
     ) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while some := await source.receive_some(65536):
+                await self._way.wait()
                 if what == self.lost:
                     break
                 await target.send_all(some)

@@ -44,6 +44,7 @@ WRONG = {
 }
 BEYOND_HELP = {
     "a daemon stalls longer than its margin": replace(DRAWN, stall_s=3 * QUICK.pin_ttl_s),
+    "an operator forgets a host that lives": replace(DRAWN, faults={"forget alive": 1}, faults_every_s=1),
     "etcd is restored at once": replace(DRAWN, down_s=0.1, faults={"snapshot": 1, "restore": 1}, faults_every_s=1),
 }
 

@@ -29,7 +29,17 @@ QUICK = Timing(
     pin_ttl_s=6.0, member_ttl_s=20.0, margin_s=2.0, beat_s=1.0, bundle_ttl_s=86400.0, retry_s=0.1, linger_s=2.0
 )
 """Shorter than on real hosts, so that more happens in each second."""
-FAULTS = {"cut off": 8, "crash": 4, "restart": 4, "stall": 8, "watch lost": 2, "early": 4, "snapshot": 4, "restore": 2}
+FAULTS = {
+    "cut off": 8,
+    "crash": 4,
+    "restart": 4,
+    "stall": 8,
+    "watch lost": 2,
+    "early": 4,
+    "snapshot": 4,
+    "restore": 2,
+    "forget": 12,
+}
 TOLD_LINES = 30
 SHORT_LEASE_S = 3600.0
 """A leader that is stuck may end leases early whose time is shorter than that."""
@@ -253,6 +263,10 @@ class World:
                 if not short:
                     return
                 self.etcd.revoke(self.chance.choice(short))
+            case "forget" if host.is_dead() and self._forget(host):
+                pass
+            case "forget alive" if host.is_up and self._forget(host):
+                pass
             case "snapshot":
                 self._snapshot = self.etcd.snapshot()
             case "restore" if self._snapshot and not self._etcd_is_down:
@@ -261,6 +275,11 @@ class World:
                 return
         self.counts[kind] += 1
         self.say("FAULT", kind, host.name)
+
+    def _forget(self, dead: Host) -> bool:
+        """An operator says so on another host. False: that one knows of none of its members."""
+        others = [host for host in self.hosts if host is not dead and host.can_stall()]
+        return bool(others) and self.chance.choice(others).forget(dead.name)
 
     def _cut_off(self, host: Host, seconds: float) -> None:
         host.is_cut_off = True

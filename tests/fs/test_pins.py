@@ -499,3 +499,15 @@ async def test_no_json_is_shorter_than_what_is_refused_unwritten(bench: Bench) -
         await bench.ops.getxattr(nodeid, b"user.pinfs.pin.n", ME, SHORTEST_JSON - 1)
     with pytest.raises(OSError, match=f"Errno {errno.ENODATA}"):
         await bench.ops.getxattr(nodeid, b"user.pinfs.pin.m", ME, 1)
+
+
+async def test_the_text_of_a_pin_is_that_of_now(bench: Bench) -> None:
+    """It is kept while nothing in it changes."""
+    nodeid = await bench.file("f", 8192)
+    await bench.pin(nodeid, "p", "0:4096,mode=lease")
+    first = await pin_json(bench, nodeid, "p")
+    assert await pin_json(bench, nodeid, "p") == first
+    await bench.pin(nodeid, "p", "0:8192,mode=lease,note=new")
+    assert await pin_json(bench, nodeid, "p") == first | {"length": 8192, "note": "new"}
+    await bench.ops.rename(ROOT_ID, b"f", ROOT_ID, b"g", 0, ME)
+    assert (await pin_json(bench, nodeid, "p"))["path"] == "g"

@@ -1,8 +1,11 @@
 """The system calls of the fast path: what they say, and that Python and Cython say the same."""
 
+import ctypes
 import errno
 import os
+import signal
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,9 +17,11 @@ from hypothesis import given
 from support.sources import source_of
 from support.stat_results import S, stat_results
 
-from pinfs.linux import calls
+from pinfs.linux import calls, syscalls
 
 source = source_of("linux/calls.py")
+
+SI_QUEUE = -1
 
 FIELDS = ("st_dev", "st_ino", "st_mode", "st_nlink", "st_uid", "st_gid", "st_size", "st_ctime_ns")
 
@@ -146,3 +151,52 @@ def test_the_source_is_another_module() -> None:
     assert calls.__file__.endswith(".so")
     public = [name for name in ("Stat", "clock", "stat_at", "stat_fd", "is_readable") if hasattr(calls, name)]
     assert [getattr(calls, name) is not getattr(source, name) for name in public] == [True] * 5
+
+
+@both
+def test_attributes_are_those_of_statx(module, tree: Path) -> None:
+    for name in ("file", "directory"):
+        fd = os.open(tree / name, os.O_PATH)
+        try:
+            assert module.attributes_of(fd) == syscalls.attributes_of(fd)
+        finally:
+            os.close(fd)
+    with pytest.raises(OSError) as failure:
+        module.attributes_of(fd)
+    assert failure.value.errno == errno.EBADF
+
+
+@both
+@pytest.mark.parametrize("value", [0, 1, 2**31, 2**63 + 5])
+def test_a_queued_signal_arrives_with_its_value(module, value: int) -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        assert module.queue_signal(pidfd, signal.SIGUSR2, value)
+        arrived = waited_for(signal.SIGUSR2)
+        assert arrived == (signal.SIGUSR2, SI_QUEUE, os.getpid(), os.getuid(), value)
+    finally:
+        os.close(pidfd)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@both
+def test_a_process_that_has_ended_gets_no_signal(module) -> None:
+    with subprocess.Popen(["true"]) as child:
+        pidfd = os.pidfd_open(child.pid)
+    try:
+        assert not module.queue_signal(pidfd, signal.SIGUSR2, 1)
+    finally:
+        os.close(pidfd)
+
+
+def waited_for(signo: int) -> tuple[int, ...]:
+    """Number, code, pid, uid and value of a signal that is pending (siginfo_t of 64-bit Linux)."""
+    mask, info = (
+        ctypes.create_string_buffer((1 << (signo - 1)).to_bytes(128, "little")),
+        ctypes.create_string_buffer(128),
+    )
+    libc = ctypes.CDLL(None)
+    assert libc.sigtimedwait(mask, info, ctypes.byref(syscalls.Timespec(5, 0))) == signo
+    number, _, code, _, pid, uid, value = struct.unpack("=iiii iI Q", info.raw[:32])
+    return number, code, pid, uid, value

@@ -28,11 +28,11 @@ USER = 65534
 
 class Surviving:
     """`source` on `path`, made by `pinfs mount --daemon`, with its keeper. `user`: whose mount it is, and who alone may
-    look into it."""
+    look into it. `source`: None for one of its own."""
 
-    def __init__(self, base: Path, options: Sequence[str] = (), user: int = 0) -> None:
+    def __init__(self, base: Path, options: Sequence[str] = (), user: int = 0, source: Path | None = None) -> None:
         self.base = base
-        self.source, self.path, self._log = base / "source", base / "mnt", base / "log"
+        self.source, self.path, self._log = source or base / "source", base / "mnt", base / "log"
         for directory in (base, self.source, self.path):
             directory.mkdir(exist_ok=True)
             os.chown(directory, user, user)

@@ -7,12 +7,12 @@ import sys
 
 PROGRAM = """
 import gc, weakref
-from pinfs.serve.daemon import GC_THRESHOLDS, _settle_memory
+from pinfs.runtime.memory import GC_THRESHOLDS, settle_memory
 
 class Node:
     pass
 
-_settle_memory()
+settle_memory()
 searches_of_all, frozen = gc.get_stats()[2]["collections"], gc.get_freeze_count()
 young = Node()
 young.itself = young

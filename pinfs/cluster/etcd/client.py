@@ -85,6 +85,10 @@ class Etcd:
     async def aclose(self) -> None:
         await self._transport.aclose()
 
+    def endpoints(self) -> list[Endpoint]:
+        """In the order in which they are asked at present."""
+        return self._transport.endpoints.in_order(trio.current_time())
+
     async def put(self, key: bytes, value: bytes, lease: int = 0) -> Outcome[Stored]:
         """Refused with NOT_FOUND if there is no such lease (any more)."""
         return await self._call(calls.put(Put(key, value, lease)))

@@ -1,0 +1,5 @@
+cdef class SilentHolders:
+    cdef public object on_change
+    cdef dict _until
+
+    cpdef bint has(self, object owner, double now) except -1
