@@ -108,6 +108,8 @@ def cluster_text(cluster: EventJson) -> str:
 def cluster_troubles(cluster: EventJson) -> list[str]:
     """What an operator has to look at, one sentence each."""
     troubles = []
+    if why := cluster.get("refused_because"):
+        troubles.append(printable(why))
     if cluster["state"] != "joined":
         troubles.append("until it has joined, pins and removals get EIO")
     if why := cluster.get("interrupted_because"):

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +13,7 @@ from pinfs.cluster.messages import Done, Put, Range, Txn, absent
 from pinfs.config.cluster import ClusterError, ClusterOptions
 from pinfs.enforce.hosts import OtherHosts
 from pinfs.fs import identity
-from pinfs.runtime.errors import logged
+from pinfs.serve.sharing import Sharing, name_of
 
 if TYPE_CHECKING:
     from pinfs.cluster.etcd import Etcd
@@ -29,8 +28,6 @@ ASK_AGAIN_S: Final = 1.0
 LEAVE_S: Final = 3.0
 """What the other hosts may take to hear that this one leaves; without that they wait until its times to live are
 over."""
-LOOK_S: Final = 10.0
-"""How often the tokens of the other hosts are looked for."""
 
 
 class Cluster:
@@ -46,14 +43,14 @@ class Cluster:
         self._state: dict[str, Any] | None = None
         self._refused_because = ""
         self._is_place_known = False
+        self._name = name_of(options, source_fd)
         try:
-            self._name = options.name or identity.cluster_name(source_fd, create=True)
             self._place = identity.place(source_fd)
             self._connect()  # the first one is for its errors
         except (OSError, ClusterError) as e:
             raise MountError(f"cluster: {e}") from e
         self.host = Host(self._connect, f"{PREFIX}{self._name}/", options.host, options.timing, Limits(), hosts)
-        self._tokens = Tokens(source_fd, options.host, self.host.status)
+        self._sharing = Sharing(source_fd, options.host, self.host.status)
         hosts.host = self.host
 
     def _connect(self) -> "Etcd":
@@ -114,7 +111,7 @@ class Cluster:
             await self._resume(self._state)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._hosts.run)
-            nursery.start_soon(self._tokens.run)
+            nursery.start_soon(self._sharing.run)
             await self.host.run()
 
     async def _resume(self, state: dict[str, Any]) -> None:
@@ -126,56 +123,10 @@ class Cluster:
     async def leave(self) -> None:
         """The mount is over, and with it all its pins."""
         await self.host.leave(LEAVE_S)
-        await self._tokens.remove()
+        await self._sharing.leave()
 
     def status(self) -> dict[str, Any]:
         """For `.pinfs/status`."""
-        shown = {"name": self._name, **self.host.status(), "not_seen": self._tokens.not_seen}
+        shown = {"name": self._name, **self.host.status(), "not_seen": list(self._sharing.not_seen)}
         refused = {"state": "refused"} if self._refused_because else {}
         return shown | refused | {"refused_because": self._refused_because or None}
-
-
-class Tokens:
-    """What each host leaves in the source, so that the others see that they share it. Calls on the source are made in
-    threads."""
-
-    def __init__(self, source_fd: int, host: str, status: Callable[[], dict[str, Any]]) -> None:
-        self.not_seen: list[str] = []
-        """Members whose token has not been there for SHARED_WITHIN_S."""
-        self._source_fd = source_fd
-        self._host = host
-        self._status = status
-        self._written = ""
-        self._missing_since: dict[str, float] = {}
-
-    async def run(self) -> None:
-        """Until it is cancelled."""
-        while True:
-            with logged("the tokens of the hosts"):
-                try:
-                    await self._look()
-                except OSError as e:
-                    log.warning("whether the source is shared cannot be seen: %s", e)
-            await trio.sleep(LOOK_S if self._written else ASK_AGAIN_S)
-
-    async def _look(self) -> None:
-        status, now = self._status(), trio.current_time()
-        incarnation = status["incarnation"]
-        if status["state"] == "joined" and incarnation != self._written:
-            await self._call(identity.write_token, self._host, incarnation)
-            self._written = incarnation
-        tokens = await self._call(identity.read_tokens)
-        missing = identity.not_seen(status["members"], self._host, tokens)
-        self._missing_since = {host: self._missing_since.get(host, now) for host in missing}
-        not_seen = [host for host, since in self._missing_since.items() if now - since >= identity.SHARED_WITHIN_S]
-        for host in set(not_seen).difference(self.not_seen):
-            log.error("host %s is in the cluster, and has left no token in the source: it serves another one", host)
-        self.not_seen = not_seen
-
-    async def remove(self) -> None:
-        """The host has left."""
-        with trio.move_on_after(LEAVE_S), suppress(OSError):
-            await self._call(identity.remove_token, self._host, self._written)
-
-    async def _call(self, call: Callable[..., Any], *args: str) -> Any:
-        return await trio.to_thread.run_sync(partial(call, self._source_fd, *args), abandon_on_cancel=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
@@ -19,6 +20,8 @@ log = logging.getLogger("pinfs.cluster")
 
 LOOK_S: Final = 10.0
 """How often the tokens of the other hosts are looked for."""
+FIRST_LOOK_S: Final = 1.0
+"""The same until this host has left its own."""
 LEAVE_S: Final = 2.0
 T = TypeVar("T")
 
@@ -49,7 +52,7 @@ def name_of(options: ClusterOptions, source_fd: int) -> str:
 
 
 class Sharing:
-    """`host`: this one. `status`: of the cluster, as `.pinfs/status` shows it (incarnation, members)."""
+    """`host`: this one. `status`: of the cluster, as `.pinfs/status` shows it (state, incarnation, members)."""
 
     def __init__(
         self, source_fd: int, host: str, status: Callable[[], Mapping[str, Any]], call: InThread = in_thread
@@ -75,18 +78,18 @@ class Sharing:
                 if (why := e.strerror or str(e)) != self._failure:
                     self._failure = why
                     log.warning("whether the source is shared cannot be seen: %s: %s", identity.DIRECTORY, why)
-            await trio.sleep(LOOK_S)
+            await trio.sleep(LOOK_S if self._written else FIRST_LOOK_S)
 
     async def leave(self) -> None:
         """Take the own token along."""
         if self._written:
-            with trio.move_on_after(LEAVE_S, shield=True):
+            with trio.move_on_after(LEAVE_S, shield=True), suppress(OSError):
                 await self._call(partial(identity.remove_token, self._source_fd, self._host, self._written))
 
     async def _look(self) -> None:
         status = self._status()
-        own = str(status["incarnation"] or "")
-        if own and own != self._written:
+        own = status["incarnation"]
+        if status["state"] == "joined" and own != self._written:
             await self._call(partial(identity.write_token, self._source_fd, self._host, own))
             self._written = own
         tokens = await self._call(partial(identity.read_tokens, self._source_fd))

@@ -86,6 +86,13 @@ def test_what_is_wrong_is_said(run: Run, clustered: Callable[..., None]) -> None
     ]
 
 
+def test_a_host_that_does_not_join_says_why(run: Run, clustered: Callable[..., None]) -> None:
+    clustered(state="refused", fence_in_s=None, refused_because="another directory", members=[])
+    result = run("cluster", "status", "--table")
+    assert result.exit_code == 16
+    assert "warning: another directory" in result.stderr.splitlines()
+
+
 @pytest.mark.parametrize("cluster", [None, ...])
 def test_a_mount_in_no_cluster(run: Run, fake: FakeMount, cluster: object) -> None:
     """Also one of an older daemon, which says nothing of it."""
