@@ -63,8 +63,8 @@ until pinfs cluster status >/dev/null; do sleep 1; done
 def status(ctx: click.Context, where: str | None, as_json: bool) -> None:
     """Show what MOUNT knows of its cluster: its hosts, how long each has been silent, marked files, pins.
 
-    A host beats every few seconds. Others take its pins for gone when it has been silent for its pin_ttl; it has told
-    its own holders before (FENCE). LIFE "joining": not yet, or not again, part of the cluster.
+    A host beats every few seconds. Others take its pins for gone when it has been SILENT for its pin_ttl; at its fence,
+    before that, it has told its own holders. LIFE tells a host from the same one before it was cut off.
 
     Exit code 15 where the mount is in no cluster, 16 while it has not joined: pins and removals get EIO then.
     """

@@ -66,6 +66,7 @@ class Sharing:
         self._written = ""
         self._missing_since: dict[str, float] = {}
         self._failure = ""
+        self._has_namesake = False
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until it is cancelled. A source that cannot be looked at is no reason to stop."""
@@ -89,11 +90,22 @@ class Sharing:
     async def _look(self) -> None:
         status = self._status()
         own = status["incarnation"]
-        if status["state"] == "joined" and own != self._written:
+        tokens = await self._call(partial(identity.read_tokens, self._source_fd))
+        if status["state"] == "joined" and tokens.get(self._host) != own:
+            if self._written == own:
+                self._note_lost(tokens.get(self._host))
             await self._call(partial(identity.write_token, self._source_fd, self._host, own))
             self._written = own
-        tokens = await self._call(partial(identity.read_tokens, self._source_fd))
         self._judge(identity.not_seen(status["members"], self._host, tokens))
+
+    def _note_lost(self, there: str | None) -> None:
+        """The own token has gone (`there` is None), or is another one."""
+        if there is not None and not self._has_namesake:
+            self._has_namesake = True
+            log.warning(
+                "another machine calls itself %s in this cluster: give each a name of its own (cluster_host=)",
+                self._host,
+            )
 
     def _judge(self, missing: Sequence[str]) -> None:
         now = trio.current_time()

@@ -15,7 +15,7 @@ from trio.testing import MockClock
 
 from pinfs.bridge.mount import MountError
 from pinfs.config.cluster import ClusterOptions, cluster_options
-from pinfs.fs.identity import DIRECTORY, SHARED_WITHIN_S, cluster_name, read_tokens, write_token
+from pinfs.fs.identity import DIRECTORY, SHARED_WITHIN_S, cluster_name, read_tokens, remove_token, write_token
 from pinfs.serve.sharing import LOOK_S, Sharing, name_of
 
 T = TypeVar("T")
@@ -112,6 +112,31 @@ async def test_a_source_that_cannot_be_looked_at_is_reported_once(
         (tmp_path / DIRECTORY).unlink()
         await trio.sleep(LOOK_S)
         assert read_tokens(world.fd) == {"a": "1"}
+
+
+async def test_a_token_that_was_removed_is_left_once_more(
+    world: World, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.joins("1")
+    async with world.running():
+        await trio.sleep(1.5)
+        remove_token(world.fd, "a", "1")
+        await trio.sleep(LOOK_S)
+        assert read_tokens(world.fd) == {"a": "1"}
+    assert not caplog.records
+
+
+async def test_two_machines_with_one_name_are_noticed(
+    world: World, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.joins("1")
+    async with world.running():
+        for _ in range(3):
+            await trio.sleep(1.5 * LOOK_S)
+            write_token(world.fd, "a", "2")
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "another machine calls itself a in this cluster"
+    ]
 
 
 # Its name
