@@ -32,6 +32,7 @@ cpdef int stat_fd(int fd, Stat st) noexcept
 cpdef bint is_readable(int fd) noexcept
 cpdef uint64_t attributes_of(int fd) except? 0xFFFFFFFFFFFFFFFF
 cpdef bint queue_signal(int pidfd, int signo, uint64_t value) noexcept
+cpdef int read_and_signal(size_t context, int empty_fd, int eventfd) except -1
 cpdef int open_at(int directory_fd, bytes name, int flags, unsigned int mode) except -1
 cpdef int unlink_at(int directory_fd, bytes name) except -1
 cpdef int rmdir_at(int directory_fd, bytes name) except -1

@@ -86,6 +86,12 @@ def queue_signal(pidfd: int, signo: int, value: int) -> bool:
     return syscalls.queue_signal(pidfd, signo, value)
 
 
+def read_and_signal(context: int, empty_fd: int, eventfd: int) -> None:
+    """Read an empty file through an io_setup(2) context, which adds 1 to the counter of an eventfd. OSError: EBADF,
+    EINVAL (no eventfd), EAGAIN, ENOMEM."""
+    syscalls.read_and_signal(context, empty_fd, eventfd)
+
+
 # The same as in `os`, with the name in a directory that a descriptor stands for. Each raises OSError.
 
 

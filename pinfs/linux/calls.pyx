@@ -31,6 +31,7 @@ cdef extern from *:
     """
     #include <errno.h>
     #include <fcntl.h>
+    #include <linux/aio_abi.h>
     #include <linux/fuse.h>
     #include <signal.h>
     #include <stdio.h>
@@ -84,6 +85,16 @@ cdef extern from *:
         return failed;
     }
 
+    static int submit_read(size_t context, int empty_fd, int eventfd) {
+        struct iocb read = {.aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = empty_fd, .aio_flags = IOCB_FLAG_RESFD, .aio_resfd = eventfd};
+        struct iocb *reads[] = {&read};
+        struct io_event done;
+        int submitted = syscall(SYS_io_submit, (aio_context_t)context, 1, reads), number = errno;
+        syscall(SYS_io_getevents, (aio_context_t)context, 0, 1, &done, NULL);
+        errno = number;
+        return submitted < 0 ? -1 : 0;
+    }
+
     static int send_queued_signal(int pidfd, int signo, uint64_t value) {
         siginfo_t info;
         memset(&info, 0, sizeof info);
@@ -104,6 +115,7 @@ cdef extern from *:
     int set_mode_of(int fd, bint is_path, unsigned int mode) nogil
     int set_times_of(int fd, bint is_path, const timespec *times) nogil
     int get_attributes(int fd, uint64_t *attributes) nogil
+    int submit_read(size_t context, int empty_fd, int eventfd) nogil
     int send_queued_signal(int pidfd, int signo, uint64_t value) nogil
 
 cdef extern from "<poll.h>" nogil:
@@ -193,6 +205,10 @@ cpdef uint64_t attributes_of(int fd) except? 0xFFFFFFFFFFFFFFFF:
         failed = get_attributes(fd, &attributes)
     done(failed)
     return attributes
+
+
+cpdef int read_and_signal(size_t context, int empty_fd, int eventfd) except -1:
+    return done(submit_read(context, empty_fd, eventfd))
 
 
 cpdef bint queue_signal(int pidfd, int signo, uint64_t value) noexcept:

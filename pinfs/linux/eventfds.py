@@ -7,21 +7,16 @@ it through io_submit(2) with IOCB_FLAG_RESFD: a read of an empty file, which is 
 
 import ctypes
 import os
-import struct
 
+from pinfs.linux.calls import read_and_signal
 from pinfs.linux.libc import checked, libc_quick
 
 _SYS_PIDFD_GETFD = 438
 _IS_ARM = os.uname().machine in ("aarch64", "armv8l")
 _SYS_KCMP = 272 if _IS_ARM else 312
 _KCMP_FILE = 0
-_SYS_IO = (0, 1, 4, 2) if _IS_ARM else (206, 207, 208, 209)
-"""io_setup, io_destroy, io_getevents, io_submit."""
-_IOCB = struct.Struct("=Q4xiHhIQQqQII")
-"""data, rw_flags, opcode, reqprio, fildes, buf, nbytes, offset, reserved, flags, resfd (struct iocb, little-endian)."""
-_IOCB_CMD_PREAD = 0
-_IOCB_FLAG_RESFD = 1
-_EVENT_BYTES = 32
+_SYS_IO = (0, 1) if _IS_ARM else (206, 207)
+"""io_setup, io_destroy."""
 _RING = 16  # calls under way; each is over before io_submit returns
 
 _pidfd_getfd = libc_quick["syscall"]  # by index: a function of its own, with its own types
@@ -65,25 +60,16 @@ class Signaller:
 
     def __init__(self) -> None:
         """OSError: ENOSYS, EPERM (no asynchronous I/O: kernel, seccomp(2)), EAGAIN (fs.aio-max-nr is reached)."""
-        setup, self._destroy, self._reap, self._submit = _SYS_IO
+        setup, self._destroy = _SYS_IO
         context = ctypes.c_void_p()
         checked(_io(setup, _RING, ctypes.addressof(context), None, None, None))
         self._context = context.value
         self._empty = os.memfd_create("pinfs-empty", os.MFD_CLOEXEC)
-        self._iocb = ctypes.create_string_buffer(_IOCB.size)
-        self._iocbs = (ctypes.c_void_p * 1)(ctypes.addressof(self._iocb))
-        self._events = ctypes.create_string_buffer(_RING * _EVENT_BYTES)
 
     def signal(self, fd: int) -> None:
         """OSError: EBADF, EINVAL (`fd` is no eventfd), EAGAIN, ENOMEM."""
-        _IOCB.pack_into(
-            self._iocb, 0, 0, 0, _IOCB_CMD_PREAD, 0, self._empty, 0, 0, 0, 0, _IOCB_FLAG_RESFD, fd
-        )  # fmt: skip
-        context = self._context
-        try:
-            checked(_io(self._submit, context, 1, ctypes.addressof(self._iocbs), None, None))
-        finally:
-            _io(self._reap, context, 0, _RING, ctypes.addressof(self._events), None)
+        assert self._context is not None
+        read_and_signal(self._context, self._empty, fd)
 
     def close(self) -> None:
         if self._context is not None:

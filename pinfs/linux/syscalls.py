@@ -49,6 +49,15 @@ _SYS_PIDFD_SEND_SIGNAL = 424
 """The same number on all architectures (system calls since 5.0 share one table)."""
 
 
+_IOCB = struct.Struct("=Q4xiHhIQQqQII")
+"""data, rw_flags, opcode, reqprio, fildes, buf, nbytes, offset, reserved, flags, resfd (struct iocb, little-endian)."""
+_IOCB_CMD_PREAD = 0
+_IOCB_FLAG_RESFD = 1
+_EVENT_BYTES = 32
+_SYS_IO = (4, 2) if os.uname().machine in ("aarch64", "armv8l") else (208, 209)
+"""io_getevents, io_submit."""
+
+
 class Timespec(ctypes.Structure):
     _fields_ = (("tv_sec", ctypes.c_int64), ("tv_nsec", ctypes.c_int64))
 
@@ -70,6 +79,9 @@ _tgkill.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int)
 _syscall = libc_quick.syscall
 _syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _syscall.restype = ctypes.c_long
+_io = libc_quick["syscall"]  # by index: a function of its own, with its own types
+_io.argtypes = (ctypes.c_long, *(ctypes.c_void_p,) * 5)
+_io.restype = ctypes.c_long
 
 
 def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:
@@ -162,6 +174,20 @@ def queue_signal(pidfd: int, signo: int, value: int) -> bool:
     """
     info = _SIGINFO.pack(signo, 0, _SI_QUEUE, 0, os.getpid(), os.getuid(), value)
     return bool(_syscall(_SYS_PIDFD_SEND_SIGNAL, pidfd, signo, info, 0) == 0)
+
+
+def read_and_signal(context: int, empty_fd: int, eventfd: int) -> None:
+    """Read an empty file through an io_setup(2) context whose ring has room for one, which adds 1 to the counter of an
+    eventfd, and reap it. OSError: EBADF, EINVAL (no eventfd), EAGAIN, ENOMEM (io_submit(2))."""
+    iocb = ctypes.create_string_buffer(
+        _IOCB.pack(0, 0, _IOCB_CMD_PREAD, 0, empty_fd, 0, 0, 0, 0, _IOCB_FLAG_RESFD, eventfd)
+    )
+    iocbs, done = (ctypes.c_void_p * 1)(ctypes.addressof(iocb)), ctypes.create_string_buffer(_EVENT_BYTES)
+    getevents, submit = _SYS_IO
+    try:
+        checked(_io(submit, context, 1, ctypes.addressof(iocbs), None, None))
+    finally:
+        _io(getevents, context, 0, 1, ctypes.addressof(done), None)
 
 
 def is_thread_of(pid: int, tid: int) -> bool:

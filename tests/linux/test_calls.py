@@ -18,6 +18,7 @@ from support.sources import source_of
 from support.stat_results import S, stat_results
 
 from pinfs.linux import calls, syscalls
+from pinfs.linux.eventfds import Signaller
 
 source = source_of("linux/calls.py")
 
@@ -188,6 +189,25 @@ def test_a_process_that_has_ended_gets_no_signal(module) -> None:
         assert not module.queue_signal(pidfd, signal.SIGUSR2, 1)
     finally:
         os.close(pidfd)
+
+
+@both
+def test_an_eventfd_is_signalled_by_a_read(module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pinfs.linux.eventfds.read_and_signal", module.read_and_signal)
+    signaller, eventfd = Signaller(), os.eventfd(0)
+    try:
+        for _ in range(100):  # more than the ring has room for
+            signaller.signal(eventfd)
+        assert os.eventfd_read(eventfd) == 100
+        with open(os.devnull) as other, pytest.raises(OSError) as failure:
+            signaller.signal(other.fileno())
+        assert failure.value.errno == errno.EINVAL
+    finally:
+        os.close(eventfd)
+        signaller.close()
+    with pytest.raises(OSError) as failure:
+        module.read_and_signal(0, eventfd, eventfd)
+    assert failure.value.errno == errno.EINVAL
 
 
 def waited_for(signo: int) -> tuple[int, ...]:
