@@ -170,7 +170,8 @@ class Keeper:
             if peer.is_traced():
                 peer.beat = now
             elif peer.kill():
-                self.log("warning", f"the daemon (pid {peer.pid}) does not beat for {peer.limit_s:g} s: it is killed [P901]")
+                limit = f"{peer.limit_s:g}"
+                self.log("warning", f"the daemon (pid {peer.pid}) does not beat for {limit} s: it is killed [P901]")
 
     def on_signals(self, numbers: bytes) -> None:
         """A signal to the keeper is meant for the mount."""

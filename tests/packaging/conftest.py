@@ -1,4 +1,4 @@
-"""Packages for tests: they are built, and installed in fresh roots, when asked for (pytest -m packages tests/packaging)."""
+"""Packages are built, and installed in fresh roots, when asked for: pytest -m packages tests/packaging."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def run(*words: object, **how: object) -> str:
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`now` has the packages of this checkout; `before` the same with an earlier number; `log` is what the build said."""
+    """`now` has the packages of this checkout, `before` the same with an earlier number, `log` what the build said."""
     path = tmp_path_factory.mktemp("packages")
     run(sys.executable, "-P", "-m", "build", "--no-isolation", "--sdist", "--outdir", path, REPO)
     (path / "log").write_text(run(REPO / "scripts/debian-package", next(path.glob("*.tar.gz")), path / "now"))

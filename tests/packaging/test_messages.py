@@ -8,9 +8,9 @@ import re
 from typing import NamedTuple
 
 import pytest
+from support.log_calls import LogCall, log_calls
 from support.mounts import REPO, Mount
 
-from support.log_calls import LogCall, log_calls
 from pinfs.cli.logs import JsonLines, PlainLines
 from pinfs.runtime.messages import IDENTIFIERS
 
@@ -62,7 +62,8 @@ def test_the_page_explains_each() -> None:
 def test_an_identifier_stands_for_one_message() -> None:
     identifiers = [row.identifier for row in page()]
     assert len(identifiers) == len(set(identifiers))
-    assert {IDENTIFIERS[key] for key in IDENTIFIERS} | {row.identifier for row in page() if row.logger == "keeper"} == {*identifiers}
+    keepers = {row.identifier for row in page() if row.logger == "keeper"}
+    assert {*IDENTIFIERS.values()} | keepers == {*identifiers}
 
 
 def test_where_a_line_has_it() -> None:

@@ -33,7 +33,9 @@ def log_calls() -> Iterator[LogCall]:
 
 def _of_file(path: Path) -> Iterator[LogCall]:
     tree = ast.parse(path.read_text())
-    loggers = [node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) and _is_name(node.targets[0], "log")]
+    loggers = [
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) and _is_name(node.targets[0], "log")
+    ]
     logger = _constant(loggers[0].args[0]) if loggers and isinstance(loggers[0], ast.Call) else ""
     for node in ast.walk(tree):
         place = f"{path.relative_to(REPO)}:{getattr(node, 'lineno', 0)}"
