@@ -11,9 +11,13 @@ HERE = Path(__file__).parent
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """They need a mirror, PyPI and minutes: `pytest` alone leaves them out."""
-    if "packages" in config.getoption("markexpr"):
-        return
-    unwanted = [item for item in items if HERE in item.path.parents and item.get_closest_marker("packages")]
+    chosen = config.getoption("markexpr")
+    unwanted = [
+        item
+        for item in items
+        if HERE in item.path.parents
+        if any(item.get_closest_marker(mark) and mark not in chosen for mark in ("packages", "long"))
+    ]
     if unwanted:
         config.hook.pytest_deselected(items=unwanted)
         items[:] = [item for item in items if item not in unwanted]

@@ -17,7 +17,7 @@ named_pinfs() { # what is in the root by that name
     find / -xdev -name '*pinfs*' ! -path '/packages/*' ! -path '/var/cache/apt/*' | sort
 }
 status() { # KEY
-    pinfs status /mnt/models --json | python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"
+    pinfs status /mnt/models --json | python3 -c 'import json, sys; print(json.load(sys.stdin)["mounts"][0][sys.argv[1]])' "$1"
 }
 
 step "a root without pinfs"
@@ -46,7 +46,7 @@ pinfs mount /srv/models /mnt/models --daemon --log-file /var/log/pinfs/models.lo
 logrotate --force /etc/logrotate.d/pinfs
 pinfs pin /mnt/models/file --name held -- sh -c '! truncate -s 0 /mnt/models/file && sleep infinity' &
 holder=$!
-until grep -q 'truncate .*is refused' /var/log/pinfs/models.log; do :; done
+until grep -qs 'truncate .*is refused' /var/log/pinfs/models.log; do :; done
 must_fail grep -q 'is refused' /var/log/pinfs/models.log.1
 
 step "upgrade, with a pin and an open file"
