@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pinfs
 pytestmark = [pytest.mark.packages, pytest.mark.usefixtures("fuse", "root")]
 BEFORE = "0.1.99"
 LIMIT_S = 1200.0
+LEFT_OUT = runpy.run_path(str(REPO / "tests/packaging/run_blocks.py"))["LEFT_OUT"]
 
 
 def run(*words: object, **how: object) -> str:
@@ -74,3 +76,23 @@ def test_the_life_of_the_packages(packages: Path) -> None:
     )  # fmt: skip
     print(said)
     assert said.endswith("== nothing is left\n")
+
+
+def test_the_pages_command_by_command(packages: Path) -> None:
+    """In a root with nothing but these packages, each command line of the user's pages does what the page says."""
+    pages = " ".join(
+        f"/repo/{page.relative_to(REPO)}" for page in [REPO / "README.md", *sorted(REPO.glob("docs/*.md"))]
+    )
+    command = f"""
+        apt-get -qq update
+        apt-get -qq -y --no-install-recommends install /packages/now/*.deb procps attr >/dev/null 2>&1
+        python3 /tests/run_blocks.py {pages}
+    """
+    binds = [f"{packages}:/packages", f"{REPO}:/repo", f"{REPO / 'tests/packaging'}:/tests"]
+    said = run(
+        REPO / "scripts/in-debian", *(word for bind in binds for word in ("-b", bind)), "trixie", "sh", "-c", command
+    )
+    print(said)
+    assert len(re.findall(r"^\S+: ok: ", said, re.MULTILINE)) >= 25
+    reasons = re.findall(r"left out: .*\n    (.*)", said)
+    assert set(LEFT_OUT.values()) <= {*reasons}, "a reason that no line needs any more"
