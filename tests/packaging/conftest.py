@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from support.packages import build
 
 HERE = Path(__file__).parent
 
@@ -21,3 +23,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if unwanted:
         config.hook.pytest_deselected(items=unwanted)
         items[:] = [item for item in items if item not in unwanted]
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the packages (support/packages.py); PINFS_PACKAGES names one that has been built already."""
+    if built := os.environ.get("PINFS_PACKAGES"):
+        return Path(built)
+    path = tmp_path_factory.mktemp("packages")
+    build(path)
+    return path

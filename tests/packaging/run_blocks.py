@@ -2,8 +2,8 @@
 
     python3 run_blocks.py PAGE...
 
-A line stands for itself, with the names of the page filled in (FILE, MOUNT...). A comment that quotes an error says that
-the line must fail with it. Prints each line with what came of it; exit status 1 where one was not as the page says.
+A line stands for itself, with the names of the page filled in (FILE, MOUNT...). A comment that quotes an error says
+that the line must fail with it. Prints each line with what came of it; exit status 1 where one was not as said.
 Standard library only.
 """
 
@@ -113,7 +113,7 @@ class Shell:
         assert self._bash.stdin is not None
         assert self._bash.stdout is not None
         signal.alarm(LIMIT_S)
-        self._bash.stdin.write(f"{{ {command}\n}} </dev/null\necho; echo {END} $?\n")
+        self._bash.stdin.write(f"{{ {command}\n}} </dev/null\nstatus=$?; echo; echo {END} $status\n")
         self._bash.stdin.flush()
         said = []
         while not (line := self._bash.stdout.readline()).startswith(END):
@@ -125,8 +125,13 @@ class Shell:
         return int(line.split()[1]), "".join(said).strip()
 
     def close(self) -> None:
+        """Background jobs go on, with its pipe."""
+        assert self._bash.stdin is not None
+        assert self._bash.stdout is not None
         self._bash.kill()
-        self._bash.communicate()
+        self._bash.stdin.close()
+        self._bash.stdout.close()
+        self._bash.wait()
 
 
 def as_said(shell: Shell, command: str, comment: str) -> tuple[bool, str]:

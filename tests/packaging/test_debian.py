@@ -4,60 +4,17 @@ from __future__ import annotations
 
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support.mounts import REPO
+from support.packages import BEFORE, in_debian
 
 import pinfs
 
 pytestmark = [pytest.mark.packages, pytest.mark.usefixtures("fuse", "root")]
-BEFORE = "0.1.99"
-LIMIT_S = 1200.0
-LEFT_OUT = runpy.run_path(str(REPO / "tests/packaging/run_blocks.py"))["LEFT_OUT"]
-
-
-def run(*words: object, **how: object) -> str:
-    """What a command prints; fails the test with it."""
-    done = subprocess.run(
-        [str(word) for word in words], check=False, text=True, timeout=LIMIT_S,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{words[0]} ended with {done.returncode}\n{done.stdout[-6000:]}"
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`now` has the packages of this checkout, `before` the same with an earlier number, `log` what the build said."""
-    path = tmp_path_factory.mktemp("packages")
-    run(sys.executable, "-P", "-m", "build", "--no-isolation", "--sdist", "--outdir", path, REPO)
-    (path / "log").write_text(run(REPO / "scripts/debian-package", next(path.glob("*.tar.gz")), path / "now"))
-    for package in (path / "now").glob("*.deb"):
-        _renumber(package, path / "before")
-    (path / "try").write_bytes((REPO / "packaging/try").read_bytes())
-    (path / "try").chmod(0o755)
-    return path
-
-
-def _renumber(package: Path, into: Path) -> None:
-    """The package with the version BEFORE, which its modules have as well."""
-    into.mkdir(exist_ok=True)
-    unpacked = into / package.stem
-    run("dpkg-deb", "--raw-extract", package, unpacked)
-    control = unpacked / "DEBIAN/control"
-    version = re.search(r"^Version: (.*)$", control.read_text(), re.MULTILINE)
-    assert version
-    control.write_text(control.read_text().replace(version[1], f"{BEFORE}-1"))
-    for source in unpacked.glob("usr/lib/python3/dist-packages/pinfs/__init__.py"):
-        source.write_text(source.read_text().replace(f'"{pinfs.__version__}"', f'"{BEFORE}"'))
-        sums = unpacked / "DEBIAN/md5sums"
-        new = run("md5sum", source).split()[0]
-        sums.write_text(re.sub(r"^\w+(?=  .*pinfs/__init__\.py$)", new, sums.read_text(), flags=re.MULTILINE))
-    run("dpkg-deb", "--root-owner-group", "--build", unpacked, into)
-    run("rm", "-r", unpacked)
+TESTS = REPO / "tests/packaging"
+LEFT_OUT: dict[str, str] = runpy.run_path(str(TESTS / "run_blocks.py"))["LEFT_OUT"]
 
 
 def test_what_is_built(packages: Path) -> None:
@@ -70,10 +27,8 @@ def test_what_is_built(packages: Path) -> None:
 
 def test_the_life_of_the_packages(packages: Path) -> None:
     """tests/packaging/debian_life.sh has the steps."""
-    said = run(
-        REPO / "scripts/in-debian", "-b", f"{packages}:/packages", "-b", f"{REPO / 'tests/packaging'}:/tests", "trixie",
-        "env", f"BEFORE={BEFORE}", f"NOW={pinfs.__version__}", "sh", "/tests/debian_life.sh",
-    )  # fmt: skip
+    versions = ("env", f"BEFORE={BEFORE}", f"NOW={pinfs.__version__}")
+    said = in_debian(*versions, "sh", "/tests/debian_life.sh", binds={packages: "/packages", TESTS: "/tests"})
     print(said)
     assert said.endswith("== nothing is left\n")
 
@@ -88,11 +43,8 @@ def test_the_pages_command_by_command(packages: Path) -> None:
         apt-get -qq -y --no-install-recommends install /packages/now/*.deb procps attr >/dev/null 2>&1
         python3 /tests/run_blocks.py {pages}
     """
-    binds = [f"{packages}:/packages", f"{REPO}:/repo", f"{REPO / 'tests/packaging'}:/tests"]
-    said = run(
-        REPO / "scripts/in-debian", *(word for bind in binds for word in ("-b", bind)), "trixie", "sh", "-c", command
-    )
+    said = in_debian("sh", "-c", command, binds={packages: "/packages", TESTS: "/tests", REPO: "/repo"})
     print(said)
     assert len(re.findall(r"^\S+: ok: ", said, re.MULTILINE)) >= 25
     reasons = re.findall(r"left out: .*\n    (.*)", said)
-    assert set(LEFT_OUT.values()) <= {*reasons}, "a reason that no line needs any more"
+    assert {*LEFT_OUT.values()} - {*reasons} == set(), "reasons that no line needs any more"

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.mounts import REPO, Mount
+from support.packages import in_debian
 
 MONITORING = REPO / "packaging/monitoring"
 METRIC = re.compile(r"\bpinfs_[a-z_]+\b")
 PROMETHEUS_OWN = {"up"}
-LIMIT_S = 900.0
 
 
 def dashboard() -> Any:
@@ -93,12 +92,8 @@ def test_promtool(tmp_path: Path) -> None:
     (tmp_path / "scrape.yml").write_text(scrape_config())
     commands = "cd /rules && promtool check rules alerts.yml dashboard.yml && promtool test rules alerts_test.yml"
     commands += " && promtool check config --syntax-only scrape.yml"
-    done = subprocess.run(
-        [REPO / "scripts/in-debian", "-p", "prometheus", "-b", f"{tmp_path}:/rules", "trixie", "sh", "-c", commands],
-        check=False, capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"SUCCESS: {len(rules)} rules found" in done.stdout
+    said = in_debian("sh", "-c", commands, binds={tmp_path: "/rules"}, packages="prometheus")
+    assert f"SUCCESS: {len(rules)} rules found" in said
 
 
 def scrape_config() -> str:
