@@ -45,11 +45,12 @@ class AllOrNothing(build_ext):
             print(f"pinfs will run interpreted: {e}")
             self.extensions = []
             remove_compiled()
+            remove_compiled(Path(self.build_lib))  # what was compiled before the failure would go into the wheel
 
 
-def remove_compiled() -> None:
+def remove_compiled(below: Path = PACKAGE) -> None:
     """Nothing of an earlier build may stand in front of its source."""
-    for path in PACKAGE.rglob("*.so"):
+    for path in below.rglob("*.so"):
         path.unlink()
 
 

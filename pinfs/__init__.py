@@ -19,7 +19,7 @@ from pinfs.client.model import Event, PinInfo
 from pinfs.client.pin import Pin, pin, pins
 from pinfs.client.registered import Registrar, Registration, register
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Event",

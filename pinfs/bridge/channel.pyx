@@ -49,10 +49,6 @@ cdef extern from *:
         uint32_t entry_valid_nsec
         uint32_t attr_valid_nsec
         fuse_attr attr
-    struct fuse_open_out:
-        uint64_t fh
-        uint32_t open_flags
-        uint32_t padding
     struct pollfd:
         int fd
         short events
@@ -67,6 +63,11 @@ cdef extern from *:
     ssize_t c_write "write"(int fd, const void *data, size_t size) nogil
     ssize_t c_getxattr "getxattr"(const char *path, const char *name, void *value, size_t size) nogil
     ssize_t c_fgetxattr "fgetxattr"(int fd, const char *name, void *value, size_t size) nogil
+
+cdef struct open_out:  # struct fuse_open_out; the last is `padding` in headers before Linux 6.9
+    uint64_t fh
+    uint32_t open_flags
+    int32_t backing_id
 
 cdef struct in_header:  # struct fuse_in_header; the last two are one number, `padding`, in headers before Linux 6.3
     uint32_t len
@@ -250,7 +251,7 @@ cdef class Channel:
 
     cpdef bint opened(self, uint64_t fh, uint32_t flags, int backing_id) except -1:
         self.put_open(self.out + OUT_SIZE, fh, flags, backing_id)
-        return self.send(0, sizeof(fuse_open_out))
+        return self.send(0, sizeof(open_out))
 
     cpdef bint created(
         self, uint64_t nodeid, uint64_t generation, Stat st,
@@ -259,7 +260,7 @@ cdef class Channel:
     ) except -1:
         self.put_entry(nodeid, generation, st, entry_s, entry_ns, attr_s, attr_ns)
         self.put_open(self.out + OUT_SIZE + sizeof(fuse_entry_out), fh, flags, backing_id)
-        return self.send(0, sizeof(fuse_entry_out) + sizeof(fuse_open_out))
+        return self.send(0, sizeof(fuse_entry_out) + sizeof(open_out))
 
     cdef void put_entry(
         self, uint64_t nodeid, uint64_t generation, Stat st,
@@ -272,8 +273,8 @@ cdef class Channel:
         put_attributes(&body.attr, nodeid, st)
 
     cdef void put_open(self, char *at, uint64_t fh, uint32_t flags, int backing_id) noexcept:
-        cdef fuse_open_out *body = <fuse_open_out *>at
-        body.fh, body.open_flags, body.padding = fh, flags, <uint32_t>backing_id
+        cdef open_out *body = <open_out *>at
+        body.fh, body.open_flags, body.backing_id = fh, flags, backing_id
 
     cpdef bint attribute(self, object where, bytes name, size_t size) except -1:
         cdef ssize_t length

@@ -88,7 +88,7 @@ class Bridged:
         if self.usable:
             log.info("the connection was aborted" if aborted else "unmounted")
         else:
-            log.info("%s", self.unusable_because or "unmounted before it was usable")
+            log.info("ended before it was usable: %s", self.unusable_because or "unmounted")
             task_status.started()
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from pinfs.observe.wording import printable
+from pinfs.runtime.messages import identifier
 
 JOURNAL: Final = "/run/systemd/journal/socket"
 SYSLOG: Final = "/dev/log"
@@ -34,7 +35,7 @@ def background_target() -> Target:
 
 def setup(target: Target, file: Path | None, level: str, *, as_json: bool) -> None:
     """Send all log records of this process to `file`, or to `target`. OSError where that cannot be opened."""
-    handler = logging.FileHandler(file) if file else _handler(target)
+    handler = logging.handlers.WatchedFileHandler(file) if file else _handler(target)
     handler.setFormatter(JsonLines() if as_json else PlainLines(with_time=file is not None or target is Target.STDERR))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
 
@@ -55,6 +56,8 @@ class PlainLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         first, *rest = super().format(record).split("\n")
+        if (number := identifier(record)) is not None:
+            first += f" [{number}]"
         return "\n".join([printable(first), *(f"    {printable(line)}" for line in rest)])
 
 
@@ -63,6 +66,8 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {"v": 1, "time": record.created, "level": record.levelname.lower(), "logger": record.name}
+        if (number := identifier(record)) is not None:
+            entry["id"] = number
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
@@ -88,6 +93,8 @@ class Journal(logging.Handler):
             "SYSLOG_IDENTIFIER": "pinfs",
             "PINFS_LOGGER": record.name,
         }
+        if (number := identifier(record)) is not None:
+            fields["PINFS_MESSAGE_ID"] = number
         try:
             self._socket.send(b"".join(_field(name, text.encode(errors="replace")) for name, text in fields.items()))
         except OSError:

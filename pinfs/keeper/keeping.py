@@ -170,7 +170,8 @@ class Keeper:
             if peer.is_traced():
                 peer.beat = now
             elif peer.kill():
-                self.log("warning", f"the daemon (pid {peer.pid}) does not beat for {peer.limit_s:g} s: it is killed")
+                limit = f"{peer.limit_s:g}"
+                self.log("warning", f"the daemon (pid {peer.pid}) does not beat for {limit} s: it is killed [P901]")
 
     def on_signals(self, numbers: bytes) -> None:
         """A signal to the keeper is meant for the mount."""
@@ -273,7 +274,7 @@ class Keeper:
         elif not self.was_ready:  # the first one, which has told its starter why
             self.end(status if status > 0 else 1)
         elif FUSE not in self.store:
-            self.log("error", f"{how}, and has left no connection: the mount is over")
+            self.log("error", f"{how}, and has left no connection: the mount is over [P905]")
             self.end(1)
         elif not peer.is_leaving and not self.is_over():
             self.failed(how, None if peer.is_ready else peer.argv)
@@ -287,13 +288,13 @@ class Keeper:
             self.not_before = now + min(RETRY_S * 2 ** min(self.failures - 1, 16), MAX_RETRY_S)
             self.on_upgrade_failed(how, argv)
         if self.serving is not None:
-            self.log("warning", how)
+            self.log("warning", f"{how} [P903]")
         elif self.max_deaths and len(self.deaths) >= self.max_deaths:
             died = f"{len(self.deaths)} daemons have died within {DEATHS_WITHIN_S:g} s"
-            self.log("error", f"{how}; {died}: the mount is given up, and its callers get ENOTCONN")
+            self.log("error", f"{how}; {died}: the mount is given up, and its callers get ENOTCONN [P904]")
             self.end(1)
         else:
-            self.log("warning", f"{how}; the next one takes over")
+            self.log("warning", f"{how}; the next one takes over [P902]")
 
     def on_upgrade_failed(self, how: str, argv: list[bytes]) -> None:
         """A program that cannot take over: the daemon before it goes on, or is started again."""
@@ -315,7 +316,7 @@ class Keeper:
     def end(self, status: int) -> None:
         self.let_go()
         if self.mount is not None and not self.has_ended and not detach(*self.mount):
-            self.log("error", f"{os.fsdecode(self.mount[1])} cannot be unmounted")
+            self.log("error", f"{os.fsdecode(self.mount[1])} cannot be unmounted [P906]")
         self.status = status
 
 

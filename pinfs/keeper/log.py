@@ -1,4 +1,7 @@
-"""The keeper's own lines, where the daemon logs and in the daemon's forms (pinfs/cli/logs.py)."""
+"""The keeper's own lines, where the daemon logs and in the daemon's forms (pinfs/cli/logs.py).
+
+Each ends with its identifier (docs/messages.md): `text [P901]`.
+"""
 
 import _socket
 import os
@@ -37,9 +40,10 @@ class Log:
     def _line(self, level: str, text: str) -> bytes:
         now = time.time()
         if self._as_json:
+            text, _, identifier = text.partition(" [P")
             quoted = text.replace("\\", "\\\\").replace('"', '\\"')
-            fields = f'"v": 1, "time": {now:.6f}, "level": "{level}", "logger": "pinfs.keeper", "message": "{quoted}"'
-            return f"{{{fields}}}\n".encode()
+            fields = f'"v": 1, "time": {now:.6f}, "level": "{level}", "logger": "pinfs.keeper"'
+            return f'{{{fields}, "message": "{quoted}", "id": "P{identifier[:3]}"}}\n'.encode()
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
         return f"{at},{int(now * 1000) % 1000:03} pinfs.keeper {level.upper()}: {text}\n".encode()
 

@@ -54,7 +54,7 @@ def run_in_turn(config: Config, source: str, mountpoint: str, kept: Kept) -> Non
     try:
         _serve(config, source, mountpoint, store)
     except MountError as e:
-        log.error("%s", e)  # no starter reads what is printed
+        log.error("cannot serve: %s", e)  # no starter reads what is printed
         store.failed(str(e))
         raise
 

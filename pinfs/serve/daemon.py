@@ -406,7 +406,7 @@ class Daemon:
         """Do what signals ask for, in their order."""
         async for number in signals:
             name = signal.Signals(number).name
-            log.info("%s", name)
+            log.info("signal %s", name)
             with logged(name):
                 await self.on_signal[number]()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 from support.mounts import REPO
@@ -34,3 +35,55 @@ def test_cited_rules_of_the_contract_exist() -> None:
                 unknown += [f"{path}: SPEC {number}" for number in cited if number not in rules]
     assert citations > 50
     assert unknown == []
+
+
+LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+(?:\([^()]*\))?)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def pages() -> list[Path]:
+    """All pages of the repository."""
+    tracked = subprocess.run(
+        ["git", "-c", "safe.directory=*", "ls-files", "*.md"], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    return [REPO / name for name in tracked.stdout.splitlines()]
+
+
+def prose(page: Path) -> str:
+    """Without code, in which brackets and parentheses are something else."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]*`", "``", text)
+
+
+def anchors(page: Path) -> set[str]:
+    """Those of its headings, as mkdocs and GitHub make them."""
+    found: set[str] = set()
+    for heading in re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.MULTILINE
+    ):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        found.add(re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", text).strip().lower()))
+    return found
+
+
+def test_links_lead_somewhere() -> None:
+    """Files that exist, and headings in them. Addresses elsewhere are https and are not asked for."""
+    broken, seen = [], 0
+    for page in pages():
+        for match in LINK.finditer(prose(page)):
+            link = match[1] or match[2]
+            seen += 1
+            if re.match(r"https?:", link):
+                if link.startswith("http:"):
+                    broken.append(f"{page}: {link}")
+                continue
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+                broken.append(f"{page.relative_to(REPO)}: {link}")
+    assert seen > 100
+    assert broken == []
+
+
+def test_every_page_is_in_the_site() -> None:
+    site = (REPO / "mkdocs.yml").read_text()
+    assert [page.name for page in REPO.glob("docs/*.md") if f": {page.name}\n" not in site] == []

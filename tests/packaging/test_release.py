@@ -1,0 +1,100 @@
+"""One version in one place, and scripts/release refuses what must not be released."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from support.mounts import REPO
+from support.packages import run
+
+import pinfs
+
+LIMIT_S = 300.0
+GIT = ("git", "-c", "safe.directory=*", "-c", "user.name=tests", "-c", "user.email=tests@example.org")
+
+
+def test_the_version_stands_in_one_place() -> None:
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "pinfs.__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", pinfs.__version__)
+    for directory in ("packaging", "containers", "scripts", ".github"):
+        for path in (REPO / directory).rglob("*.*"):
+            if path.is_file():
+                assert pinfs.__version__ not in path.read_text(), path
+
+
+def test_everything_tracked_is_in_the_sdist() -> None:
+    """But for what serves the checkout itself."""
+    manifest = (REPO / "MANIFEST.in").read_text().split()
+    listed = run(*GIT, "-C", REPO, "ls-files").splitlines()
+    tops = {name.partition("/")[0] for name in listed if not name.startswith(".")}
+    added_by_setuptools = {"pyproject.toml", "setup.py", "README.md", "MANIFEST.in"}
+    assert {top for top in tops if top not in manifest} <= added_by_setuptools
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A clone whose scripts are those of this tree, committed."""
+    clone = tmp_path / "clone"
+    run(*GIT, "clone", "--quiet", "--no-hardlinks", REPO, clone)
+    for name in ("scripts", "pinfs/__init__.py"):
+        if (REPO / name).is_dir():
+            shutil.copytree(REPO / name, clone / name, dirs_exist_ok=True)
+        else:
+            shutil.copy(REPO / name, clone / name)
+    run(*GIT, "-C", clone, "add", "--all")
+    run(*GIT, "-C", clone, "commit", "--quiet", "--allow-empty", "--message", "now")
+    return clone
+
+
+def release(checkout: Path, *words: str, check: str = "true") -> str:
+    """What scripts/release says as it refuses."""
+    done = subprocess.run(
+        [checkout / "scripts/release", *words, checkout.parent / "out"],
+        check=False, capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL,
+        env={**os.environ, "PINFS_RELEASE_CHECK": check},
+    )  # fmt: skip
+    assert done.returncode == 1
+    return done.stderr
+
+
+def set_version(checkout: Path, version: str) -> None:
+    path = checkout / "pinfs/__init__.py"
+    path.write_text(path.read_text().replace(f'"{pinfs.__version__}"', f'"{version}"'))
+    run(*GIT, "-C", checkout, "commit", "--quiet", "--all", "--message", version)
+
+
+def test_a_tree_with_changes_is_refused(checkout: Path) -> None:
+    (checkout / "new").write_text("")
+    assert "refused: the tree has changes that are not committed:\n?? new\n" in release(checkout, "--rehearse")
+
+
+def test_a_red_tree_is_refused(checkout: Path) -> None:
+    """The check runs on a clone of what is committed, before anything is built."""
+    said = release(checkout, "--rehearse", check="ls no-such-file")
+    assert "no-such-file" in said
+    assert "refused: the tests fail" in said
+    assert list((checkout.parent / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [("7.0.0.dev1", "7.0.0.dev1 is a development version"), ("7.0.0", "CHANGELOG.md has no section '## 7.0.0'")],
+)
+def test_a_version_that_is_none_yet_is_refused(checkout: Path, version: str, reason: str) -> None:
+    set_version(checkout, version)
+    assert f"refused: {reason}" in release(checkout)
+
+
+def test_a_version_that_was_released_is_refused(checkout: Path) -> None:
+    set_version(checkout, "0.1.0")
+    run(*GIT, "-C", checkout, "tag", "v0.1.0")
+    assert "refused: the tag v0.1.0 is there already" in release(checkout)
