@@ -29,9 +29,11 @@ _NUMBERS: Final[dict[str, dict[str, int]]] = {
         "%s on %s goes on until it is unmounted: %s on %s has to wait": 405,
         "the mount ends with this daemon: %s": 406,
         "the history of the mount cannot be read: %s": 407,
+        "the options of the cluster have changed: that holds for the next mount only": 721,
     },
     "pinfs.mount": {
         "replacing the stale mount on %s": 114,
+        "the source has been served by a cluster of hosts (%s): if one of them still does, it does not know of the pins of this mount. Mount with cluster=..., or remove %s when all have ended": 719,
     },
     "pinfs.bridge": {
         "unmounted": 115,
@@ -51,6 +53,7 @@ _NUMBERS: Final[dict[str, dict[str, int]]] = {
         "%s is mapped by pid %d": 205,
         "while telling of %s": 206,
         "%s": 207,
+        "%s is killed: this host is cut off": 714,
     },
     "pinfs.cuts": {
         "%s waits in the kernel: %s": 208,
@@ -106,6 +109,34 @@ _NUMBERS: Final[dict[str, dict[str, int]]] = {
     },
     "pinfs.notify": {
         "the service manager cannot be told: %s": 605,
+    },
+    "pinfs.cluster": {
+        "joined the cluster as %s": 701,
+        "the daemon has failed at %s": 723,
+        "%s is cut off from the cluster (%s): %d pins are gone": 702,
+        "%s could not join the cluster: %s": 703,
+        "the pins of the daemon before are lost: %s": 704,
+        "the watch of etcd ended, and everything is read anew: %s": 705,
+        "etcd was restored, or is another one: %s": 706,
+        "etcd does not answer (%s): pins and removals fail until it does": 708,
+        "this host does not join: %s": 709,
+        "another machine calls itself %s in this cluster: give each a name of its own (cluster_host=)": 715,
+        "host %s is in the cluster, but has not left its token here for %d s: it serves another directory, or this one is not shared. Pins there do not keep bytes here": 716,
+        "host %s serves this directory, or has left": 717,
+        "whether the source is shared cannot be seen: %s: %s": 718,
+    },
+    "pinfs.cluster.etcd": {
+        "the watch is interrupted: %s": 707,
+    },
+    "pinfs.hosts": {
+        "a pin or removal has failed: this host is cut off from the others (pinfs cluster status)": 710,
+        "%s waits for leases at %s": 711,
+        "%s: the last name stays, as its bytes get no other: %s": 712,
+        "pin %d: its file cannot be named to the other hosts: %s": 713,
+    },
+    "pinfs.config": {
+        "[%s] of %s has changed: that holds for the next mount only": 720,
+        "%s": 722,
     },
     "pinfs.web": {
         "%s cannot be shown": 606,

@@ -11,8 +11,8 @@ from support.mounts import REPO
 
 PACKAGE = REPO / "pinfs"
 LEVELS = {"info": "info", "warning": "warning", "error": "error", "exception": "error", "critical": "critical"}
-ELSEWHERE = ("client", "cluster")
-"""Rooms that log where another program says, and one whose messages are still to come."""
+ELSEWHERE = ("client",)
+"""Rooms that log where another program says."""
 
 
 class LogCall(NamedTuple):
