@@ -118,8 +118,7 @@ def warn_of_cluster(source_fd: int) -> None:
     with suppress(OSError):
         if hosts := read_tokens(source_fd):
             log.warning(
-                "the source has been served by a cluster of hosts (%s): if one of them still does, it does not know of "
-                "the pins of this mount. Mount with cluster=..., or remove %s when all have ended",
+                "hosts of a cluster have served the source (%s), and would not know of the pins of this mount (%s)",
                 ", ".join(sorted(hosts)),
                 CLUSTER_DIRECTORY,
             )

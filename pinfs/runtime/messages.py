@@ -33,7 +33,7 @@ _NUMBERS: Final[dict[str, dict[str, int]]] = {
     },
     "pinfs.mount": {
         "replacing the stale mount on %s": 114,
-        "the source has been served by a cluster of hosts (%s): if one of them still does, it does not know of the pins of this mount. Mount with cluster=..., or remove %s when all have ended": 719,
+        "hosts of a cluster have served the source (%s), and would not know of the pins of this mount (%s)": 719,
     },
     "pinfs.bridge": {
         "unmounted": 115,
@@ -121,7 +121,7 @@ _NUMBERS: Final[dict[str, dict[str, int]]] = {
         "etcd does not answer (%s): pins and removals fail until it does": 708,
         "this host does not join: %s": 709,
         "another machine calls itself %s in this cluster: give each a name of its own (cluster_host=)": 715,
-        "host %s is in the cluster, but has not left its token here for %d s: it serves another directory, or this one is not shared. Pins there do not keep bytes here": 716,
+        "host %s is in the cluster, but has left no token here for %d s: it serves another directory": 716,
         "host %s serves this directory, or has left": 717,
         "whether the source is shared cannot be seen: %s: %s": 718,
     },

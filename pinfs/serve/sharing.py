@@ -114,8 +114,7 @@ class Sharing:
         for host in late:
             if host not in self.not_seen:
                 log.warning(
-                    "host %s is in the cluster, but has not left its token here for %d s: it serves another directory, "
-                    "or this one is not shared. Pins there do not keep bytes here",
+                    "host %s is in the cluster, but has left no token here for %d s: it serves another directory",
                     host,
                     SHARED_WITHIN_S,
                 )
