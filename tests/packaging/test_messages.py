@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -80,7 +81,7 @@ def test_a_daemon_writes_them(mount: Mount) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_the_keeper_writes_them(tmp_path, as_json: bool) -> None:
+def test_the_keeper_writes_them(tmp_path: Path, as_json: bool) -> None:
     from pinfs.keeper.log import Log
 
     Log(str(tmp_path / "log"), "info", as_json)("warning", "pid 7 ended; the next one takes over [P902]")
