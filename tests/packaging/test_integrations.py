@@ -45,8 +45,8 @@ def test_kubernetes_takes_the_example(tmp_path: Path) -> None:
     run(tmp_path / "venv/bin/pip", "--quiet", "install", "kubernetes-validate")
     example = REPO / "containers/kubernetes.yaml"
     validate = tmp_path / "venv/bin/kubernetes-validate"
-    run(validate, "--strict", "--version", KUBERNETES, example)
+    run(validate, "--strict", "-k", KUBERNETES, example)
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(example.read_text().replace("mountPropagation", "mountPropagated"))
-    done = subprocess.run([validate, "--strict", "--version", KUBERNETES, wrong], check=False, capture_output=True)
+    done = subprocess.run([validate, "--strict", "-k", KUBERNETES, wrong], check=False, capture_output=True)
     assert done.returncode != 0
