@@ -7,6 +7,7 @@ import re
 import pytest
 from support.mounts import REPO
 
+import pinfs
 from containers.podman import CAN_MOUNT, Podman
 
 pytestmark = pytest.mark.containers
@@ -58,3 +59,14 @@ def test_what_is_missing_is_said(podman: Podman, sample: str, options: list[str]
     assert reason in said
     assert "--device /dev/fuse --cap-add SYS_ADMIN" in said
     assert "Traceback" not in said
+
+
+def test_the_image_as_it_is_published(podman: Podman, debian: str, image: str) -> None:
+    """Compiled, it mounts and pins; beyond its Debian it takes what docs/containers.md says."""
+    trial = ["-v", f"{REPO / 'packaging/try'}:/try:ro"]
+    said = podman.run(image, "/try", "pinfs", pinfs.__version__, "compiled", options=[*CAN_MOUNT, *trial])
+    assert said.endswith("mounts, pins and unmounts\n")
+    own, base = (int(podman("image", "inspect", "--format", "{{.Size}}", name)) for name in (image, debian))
+    said_mb = re.search(r"adds (\d+) MB", (REPO / "docs/containers.md").read_text())
+    assert said_mb
+    assert (own - base) / 1e6 < int(said_mb[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,8 +47,22 @@ def test_kubernetes_takes_the_example(tmp_path: Path) -> None:
     run(tmp_path / "venv/bin/pip", "--quiet", "install", "kubernetes-validate")
     example = REPO / "containers/kubernetes.yaml"
     validate = tmp_path / "venv/bin/kubernetes-validate"
-    run(validate, "--strict", "--version", KUBERNETES, example)
+    run(validate, "--strict", "-k", KUBERNETES, example)
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(example.read_text().replace("mountPropagation", "mountPropagated"))
-    done = subprocess.run([validate, "--strict", "--version", KUBERNETES, wrong], check=False, capture_output=True)
+    done = subprocess.run([validate, "--strict", "-k", KUBERNETES, wrong], check=False, capture_output=True)
     assert done.returncode != 0
+
+
+def test_the_plugin_in_a_project_outside(tmp_path: Path) -> None:
+    """The sample program is installed beside pinfs from the sdist; its tests mount, pin and break with our fixtures."""
+    project = tmp_path / "project"
+    shutil.copytree(REPO / "examples/sample-app", project)
+    run(sys.executable, "-P", "-m", "build", "--no-isolation", "--sdist", "--outdir", tmp_path, REPO)
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python = tmp_path / "venv/bin/python"
+    sdist = next(tmp_path.glob("*.tar.gz"))
+    run("env", "PINFS_PURE=1", python, "-m", "pip", "--quiet", "install", sdist, "pytest>=8", "numpy")
+    run(python, "-m", "pip", "--quiet", "install", "--no-deps", project)
+    said = run("env", f"--chdir={project}", python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert re.search(r"^\d+ passed in ", said, re.MULTILINE), said

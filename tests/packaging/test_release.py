@@ -42,17 +42,16 @@ def test_everything_tracked_is_in_the_sdist() -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A clone whose scripts are those of this tree, committed."""
-    clone = tmp_path / "clone"
-    run(*GIT, "clone", "--quiet", "--no-hardlinks", REPO, clone)
-    for name in ("scripts", "pinfs/__init__.py"):
-        if (REPO / name).is_dir():
-            shutil.copytree(REPO / name, clone / name, dirs_exist_ok=True)
-        else:
-            shutil.copy(REPO / name, clone / name)
-    run(*GIT, "-C", clone, "add", "--all")
-    run(*GIT, "-C", clone, "commit", "--quiet", "--allow-empty", "--message", "now")
-    return clone
+    """A repository with what the script reads before it builds, committed."""
+    path = tmp_path / "checkout"
+    shutil.copytree(REPO / "scripts", path / "scripts")
+    (path / "pinfs").mkdir()
+    for name in ("pinfs/__init__.py", "CHANGELOG.md"):
+        shutil.copy(REPO / name, path / name)
+    run(*GIT, "init", "--quiet", path)
+    run(*GIT, "-C", path, "add", "--all")
+    run(*GIT, "-C", path, "commit", "--quiet", "--message", "now")
+    return path
 
 
 def release(checkout: Path, *words: str, check: str = "true") -> str:
