@@ -386,11 +386,11 @@ class OtherHosts:
             self.host.deny(key, "defer")
 
     def told_over(self, key: RemovalKey) -> None:
-        """It is cut, or has been given up."""
+        """It is cut, or refused elsewhere. One whose breaker was killed stands until its breaks are over."""
         removal = self._told.pop(key, None)
-        if removal is not None and removal.turn in (Turn.READY, Turn.WAITING):
+        if removal is not None:
             removal.wake = _ignore
-            self._book.leave(removal, trio.current_time())
+            self._book.withdraw(removal, trio.current_time())
 
     def fenced(self, numbers: tuple[int, ...], why: str) -> None:
         """This host is cut off: others may cut soon, and its holders hear that first."""
