@@ -216,7 +216,8 @@ class Host:
         if released.alike is not None:
             released.alike.pins.discard(pin)
             numbers += released.alike.spare if not released.alike.pins else ()
-        self._releases.begin(pin)
+        if released.is_known:  # else nothing is told of its end
+            self._releases.begin(pin)
         for number in numbers:
             released.driver.feed(partial(released.driver.member.pin_released, number))
 

@@ -63,6 +63,7 @@ class Files(Protocol):
 
     def number(self, inode: int, /) -> int: ...
     def path(self, inode: int, /) -> str | None: ...
+    def ask_server(self, inode: int, /) -> Awaitable[None]: ...
     def name(self, inode: int, /) -> Awaitable[str]: ...
     def hold(self, inode: int, /) -> Awaitable[None]: ...
     def held(self) -> Awaitable[list[str]]: ...
@@ -96,6 +97,7 @@ class OtherHosts:
         self._files = files
         self._pin_timeout_s = pin_timeout_s
         self._is_joined = trio.Event()
+        self._has_complained = False
         self._fences = 0
         self._nodes: dict[str, int] = {}
         """The node ids of files with pins of this host, by the names that all hosts have for them."""
@@ -127,8 +129,13 @@ class OtherHosts:
         try:
             value = PinValue(spec.start, spec.end, mode)
             number = await self.host.pin(file, value, self._pin_timeout_s)
-            if fences != self._fences:
-                raise OSError(errno.EIO, "this host was cut off from the others")
+            try:
+                await self._files.ask_server(inode)  # whether the bytes are there: from now on they stay
+                if fences != self._fences:
+                    raise OSError(errno.EIO, "this host was cut off from the others")
+            except BaseException:
+                self.host.release(number)
+                raise
         except BaseException:
             self._unuse(file)
             raise
@@ -398,12 +405,15 @@ class OtherHosts:
         with trio.move_on_after(self._pin_timeout_s):
             await self._is_joined.wait()
             return
-        log.error("a pin or removal has failed: this host is cut off from the others (pinfs cluster status)")
+        if not self._has_complained:
+            self._has_complained = True
+            log.error("a pin or removal has failed: this host is cut off from the others (pinfs cluster status)")
         raise OSError(errno.EIO, "this host is cut off from the others")
 
     # What the cluster's host calls
 
     def joined(self) -> None:
+        self._has_complained = False
         self._is_joined.set()
 
     def keep(self, state: dict[str, Any]) -> None:

@@ -80,7 +80,7 @@ class Operations:
         self._removals = Removals(inodes, backing, guard, self._set_ids)
         self._names = Names(inodes, backing)
         self._opens = Opens(inodes, backing, pins.handles, self.uncached, timeouts)
-        self._copies = Copies(backing, guard)
+        self._copies = Copies(inodes, backing, guard)
         self.directories = DirectoryReader(inodes, control.owns, self.submounts)
         self.polling = Polling(PollMode.AUTO)
         self.exports: Exports | None = None

@@ -12,18 +12,19 @@ from itertools import islice
 from typing import Final, TypeVar
 
 from pinfs.fs.backing import Backing
-from pinfs.fs.identity import DIRECTORY, FileNames, open_directory
+from pinfs.fs.identity import FileNames, open_directory
 from pinfs.fs.inode import FOREIGN_IDS, Inode
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.reaching import Reaching
 from pinfs.fs.types import os_error
+from pinfs.linux.syscalls import wait_for_attributes
 
 T = TypeVar("T")
 
 HELD: Final = "held"
-"""A directory in DIRECTORY for links to files whose last name has gone while other hosts may have them pinned (policy `unlink` =
-`defer`). An open descriptor would not do: it keeps nothing on the server of a network file system, and nothing beyond
-the life of its host."""
+"""A directory in that of `pinfs.fs.identity`, for links to files whose last name has gone while other hosts may have
+them pinned (policy `unlink` = `defer`). An open descriptor would not do: it keeps nothing on the server of a network
+file system, and nothing beyond the life of its host."""
 MAX_HELD: Final = 10_000
 """Names that are looked at at a time."""
 HELD_NAME: Final = re.compile(r"[0-9a-f]{1,16}(\.[0-9a-f]{1,16})?-[0-9a-f]{16}")
@@ -64,6 +65,12 @@ class SharedFiles:
     def _name(self, inode: Inode) -> str:
         fd = inode.file.any_fd if inode.file is not None else self._inodes.fd(inode)
         return self._names.name(fd, self.number(inode.nodeid))
+
+    async def ask_server(self, nodeid: int) -> None:
+        """Has the kernel ask the server for the size of a file: it may believe what it has heard a minute ago, and
+        another host has cut the file since. Errors of statx(2)."""
+        if self._reaching is not None:
+            await self._reaching.call(self._inodes.get(nodeid), _ask_server)
 
     async def hold(self, nodeid: int) -> None:
         """Gives the file one more name, in HELD, until no host has it pinned. Errors of link(2); EPERM: users could
@@ -112,6 +119,10 @@ class SharedFiles:
 
     async def _call(self, call: Callable[..., T], *args: object) -> T:
         return call(*args) if self._reaching is None else await self._backing.off_thread(call, *args)
+
+
+def _ask_server(view: Inode) -> None:
+    wait_for_attributes(view.fd)
 
 
 def open_held(source_fd: int, *, create: bool = False) -> int:

@@ -146,6 +146,8 @@ class Tokens:
         self._host = host
         self._status = status
         self._written = ""
+        self._failure = ""
+        """What has been logged last."""
         self._missing_since: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -155,7 +157,9 @@ class Tokens:
                 try:
                     await self._look()
                 except OSError as e:
-                    log.warning("whether the source is shared cannot be seen: %s", e)
+                    if str(e) != self._failure:
+                        log.warning("whether the source is shared cannot be seen: %s", e)
+                    self._failure = str(e)
             await trio.sleep(LOOK_S if self._written else ASK_AGAIN_S)
 
     async def _look(self) -> None:

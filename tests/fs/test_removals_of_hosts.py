@@ -16,10 +16,10 @@ import trio.testing
 from pinfs.cluster.keys import PinValue, RemovalKey, RemovalValue
 from pinfs.cluster.outputs import MayCut, RemovalRefused
 from pinfs.fs import backing as backing_module
+from pinfs.fs import shared
 from pinfs.fs.identity import DIRECTORY
 from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.shared import HELD_NAME
-from pinfs.runtime.threads import PATIENCE_S
 
 from .conftest import ME, Bench
 from .test_threads import Held, bench_threads
@@ -32,13 +32,14 @@ class FakeHost:
         self.pinned: set[int] = set()
         self.under_way: dict[int, tuple[str, str]] = {}
         self.asked: list[tuple[str, str]] = []
-        self.is_cut_off = False
+        self.is_cut_off = self.has_pinned = False
         self._numbers = itertools.count(1)
 
     def must_ask(self, inode: int) -> bool:
         return self.is_cut_off or inode in self.pinned
 
     async def pin(self, file: str, value: PinValue, patience_s: float) -> int:
+        self.has_pinned = True
         return next(self._numbers)
 
     def release(self, pin: int) -> None: ...
@@ -274,3 +275,38 @@ async def test_a_cut_that_does_not_come_back_holds_pins_back(
     ends[0](0)
     await trio.testing.wait_all_tasks_blocked()
     assert not host.under_way
+
+
+async def test_the_size_of_a_file_is_asked_for_when_no_host_can_cut_it_any_more(
+    served: None, bench: Bench, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before that a kernel may believe an old one."""
+    node = await bench.file("f", 10)
+    pinned_before: list[bool] = []
+    monkeypatch.setattr(shared, "wait_for_attributes", lambda fd: pinned_before.append(host.has_pinned))
+    await bench.pin(node, "x", "0:10")
+    assert pinned_before == [True]
+
+
+async def test_a_copy_that_its_caller_has_left_keeps_its_files_open(
+    served: None, bench: Bench, host: FakeHost, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Else it would go on with descriptors that are other files' by then."""
+    source, target = await bench.file("f", 10), await bench.file("g", 10)
+    (bench.source / "f").write_bytes(b"y" * 10)
+    reader = await bench.ops.open(source, os.O_RDONLY, ME)
+    writer = await bench.ops.open(target, os.O_RDWR, ME)
+    held = Held()
+    bench_threads(bench, held)
+    with trio.move_on_after(1):
+        await bench.ops.copy_file_range(reader.fh, 0, writer.fh, 0, 10, ME)
+    assert len(held.waiting) == 1
+    for opened in (reader, writer):
+        await bench.ops.release(opened.fh)
+    others = [os.open(bench.source, os.O_TMPFILE | os.O_RDWR) for _ in range(4)]
+    await held.run_one()
+    assert [os.fstat(fd).st_size for fd in others] == [0, 0, 0, 0]
+    for fd in others:
+        os.close(fd)
+    assert (bench.source / "g").read_bytes() == b"y" * 10
+    assert not bench.fs.backing.open_files
