@@ -80,11 +80,11 @@ class _Pin:
 
 @dataclass(slots=True, eq=False)
 class _Removal:
-    """`until`: as of MayCut, clock of the host; -inf: it has not been allowed."""
+    """`is_allowed`: as of MayCut, for as long as its member is not fenced; each beat puts that off."""
 
     driver: Driver
     heard: Heard
-    until: float = -math.inf
+    is_allowed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +216,8 @@ class Host:
         if released.alike is not None:
             released.alike.pins.discard(pin)
             numbers += released.alike.spare if not released.alike.pins else ()
-        self._releases.begin(pin)
+        if released.is_known:  # else nothing is told of its end
+            self._releases.begin(pin)
         for number in numbers:
             released.driver.feed(partial(released.driver.member.pin_released, number))
 
@@ -245,7 +246,9 @@ class Host:
     def may_begin(self, removal: int) -> bool:
         """Right before the system call: is the removal allowed, and this host not cut off meanwhile?"""
         allowed = self._removals.get(removal)
-        return allowed is not None and not allowed.driver.is_fenced and self.clock() < allowed.until
+        if allowed is None or not allowed.is_allowed or allowed.driver.is_fenced:
+            return False
+        return self.clock() < allowed.driver.member.fence
 
     def removal_over(self, removal: int) -> None:
         """The system call is over, was not made, or the breaker has gone; `heard` is not called any more. Until then
@@ -253,8 +256,8 @@ class Host:
         over = self._removals.pop(removal, None)
         if over is not None and not over.driver.has_left.is_set() and self._nursery is not None:
             member = over.driver.member
-            is_allowed = over.until > -math.inf
-            over.driver.feed(partial(member.removal_finished if is_allowed else member.removal_withdrawn, removal))
+            step = member.removal_finished if over.is_allowed else member.removal_withdrawn
+            over.driver.feed(partial(step, removal))
 
     def deny(self, removal: RemovalKey, why: str) -> None:
         """The book does not let go for a removal that was told. `why`: a word for its breaker, up to 24 of a-z and _;
@@ -375,7 +378,7 @@ class Host:
             pin.refuse(errno.EIO, "cluster")
         self._pins.clear()
         for number, removal in [*self._removals.items()]:
-            if removal.until == -math.inf:
+            if not removal.is_allowed:
                 self._refuse(RemovalRefused(number, errno.EIO, "cluster"))
         self._removals.clear()
 
@@ -397,10 +400,10 @@ class Host:
                     refused.refuse(code, f"{why} at {host}" if host else why)
             case Unpinned(number):
                 self._releases.over(number)
-            case MayCut(number, until):
+            case MayCut(number):
                 if allowed := self._removals.get(number):
                     self.counters["removals"] += 1
-                    allowed.until = until
+                    allowed.is_allowed = True
                     self._daemon_does(allowed.heard, output)
             case Waits(number):
                 if waiting := self._removals.get(number):

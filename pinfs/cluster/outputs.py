@@ -63,8 +63,9 @@ class Unpinned:
 
 @dataclass(frozen=True, slots=True)
 class MayCut:
-    """Cut, if by the daemon's clock it is not yet `until` when the system call begins, else answer EIO. In both cases
-    call `Member.removal_finished` when the system call is over."""
+    """Cut, if by the daemon's clock it is not yet `until` when the system call begins, else answer EIO; by then the
+    member's `fence` may be later than `until`, and holds. In both cases call `Member.removal_finished` when the system
+    call is over."""
 
     removal: int
     until: float

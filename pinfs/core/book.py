@@ -218,6 +218,19 @@ class PinBook:
         if removal.turn in (Turn.WAITING, Turn.READY):
             self._refuse([removal], code, why, None, now)
 
+    def withdraw(self, removal: Removal, now: float) -> None:
+        """The breaker of another host waits no more, and has been answered there: its breaks end, as those of a removal
+        that is refused."""
+        if removal.turn is Turn.READY:
+            self.finish(removal, now)
+        elif removal.turn is _WAITING:
+            removal.turn = Turn.GONE
+            self.notifying.drop(removal)
+            self._take_from_queue(removal)
+            self.withdrawals.add([removal])
+            self.deadlines.announce(now)
+            self._look_again(removal.watchers, now)
+
     def close(self, now: float) -> None:
         """The mount ends: refuse all that wait, and from now on all that would have to."""
         self.closing = True

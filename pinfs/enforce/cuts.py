@@ -118,6 +118,10 @@ class Cuts:
         self.search = search_in_thread
         self.around: Callable[[int], AbstractContextManager[None]] = lambda inode: nullcontext()
         """What a call on this file is surrounded by, from its start to its end, however late that is."""
+        self.before: Callable[[Removal], None] = lambda removal: None
+        """Called right before the call of a removal that had to wait for a thread. What it raises refuses that."""
+        self.on_late_end: Callable[[Removal], None] = lambda removal: None
+        """Called when a call ends that had been left to itself."""
         self.on_done: Callable[[int], None] = lambda unique: None
         """Called with the number of a request as soon as its removal is known to be done, here or in a thread."""
         self._book = book
@@ -142,6 +146,10 @@ class Cuts:
         """Calls that no signal brings back: their breakers are answered, their ranges reserved, until they end."""
         return sum(cut.reserved is not None for cut in self)
 
+    def is_under_way(self, removal: Removal) -> bool:
+        """Whether a call of this removal has not come back, left to itself or not."""
+        return any(cut.removal is removal for cut in self.inodes.get(removal.inode, ()))
+
     async def run(self, removal: Removal, fd: int, call: Callable[[int], None], unique: int = 0) -> None:
         """Make `call`, the one on the backing that completes `removal`, in a thread, on a duplicate of `fd`. `unique`:
         the number of the request.
@@ -152,6 +160,7 @@ class Cuts:
         """
         if self._closing or self._is_full(removal.request.uid):
             await self._wait_for_room(removal)
+            self.before(removal)
         cut = self._start(removal, fd, call, unique)
         result = cut.call.wait(0 if self._is_held(removal.inode, cut.since) else AT_ONCE_S)
         if result is None:
@@ -251,6 +260,7 @@ class Cuts:
             if cut.reserved is not None:
                 log.info("%s has come back from the kernel", removal_text(cut.removal.request))
                 cut.reserved.__exit__(None, None, None)
+                self.on_late_end(cut.removal)
 
     def _leave(self, cut: Cut) -> None:
         inode, uid = cut.removal.inode, cut.removal.request.uid

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -56,7 +56,8 @@ class RemovalCall(NamedTuple):
 
     It takes [start, end) of `inode`, in bytes. `path` and `caller` say where and by whom. `handle`: the open file
     description that the caller used, the owner of its pins. `nonblock`: EAGAIN where another call would wait.
-    `check` raises what the removal would fail with anyway: it runs before any holder is notified.
+    `check` raises what the removal would fail with anyway: it runs before any holder is notified. `keeps`: it is one of
+    several names that goes, and no byte with it, unless other hosts take the other names at the same time.
     """
 
     inode: int
@@ -68,6 +69,7 @@ class RemovalCall(NamedTuple):
     check: Callable[[], None]
     handle: HandleId | None = None
     nonblock: bool = False
+    keeps: bool = False
 
 
 class Process(Protocol):
@@ -104,10 +106,13 @@ class Hosts(Protocol):
 
     def must_ask(self, inode: int, /) -> bool: ...
     async def defer(self, removal: Removal, /) -> None: ...
+    async def defer_one(self, removal: Removal, /) -> None: ...
     async def ask(self, removal: Removal, /) -> None: ...
     async def wait_answered(self, removal: Removal, /) -> None: ...
+    def check(self, removal: Removal, /) -> None: ...
     def leave(self, removal: Removal, /) -> None: ...
     def over(self, removal: Removal, /) -> None: ...
+    def close(self) -> None: ...
 
 
 class Policies(Protocol):
@@ -141,6 +146,8 @@ class Guard:
         self.hosts: Hosts | None = None
         """The other hosts of a cluster; None: there is none."""
         self.cuts = Cuts(self.book, self._deliver, stats, lambda: self.mount_device)
+        self.cuts.before = self.check
+        self.cuts.on_late_end = self._over_elsewhere
         self._holders = holders
         self._eventfds = eventfds
         self._policies = policies
@@ -157,19 +164,19 @@ class Guard:
 
     # Breakers
 
-    def removal(self, call: RemovalCall) -> AbstractAsyncContextManager[None]:
+    def removal(self, call: RemovalCall) -> AbstractAsyncContextManager["Removing"]:
         """Inside of it the bytes may be cut. Check the arguments again there.
 
         What is inside must not yield to other tasks (`cut` may): a range where nothing is pinned is not reserved.
         OSError: EBUSY or ETXTBSY (SPEC 3.2, 3.3, 3.6, 3.10), EAGAIN (`nonblock`, and the break goes on). A breaker that
         is cancelled leaves its breaks behind.
         """
-        return _Removing(self, self._ask(call))
+        return Removing(self, self._ask(call))
 
-    def removal_in_thread(self, call: RemovalCall) -> AbstractAsyncContextManager[None]:
+    def removal_in_thread(self, call: RemovalCall) -> AbstractAsyncContextManager["Removing"]:
         """The same for one whose inside yields to other tasks: its range is reserved on all hosts, if there are
         others."""
-        return _Removing(self, self._ask(call, reserve=self.hosts is not None))
+        return Removing(self, self._ask(call, reserve=self.hosts is not None))
 
     async def cut(self, call: RemovalCall, fd: int, cut: Callable[[int], None], *, takes: bool = True) -> None:
         """The same for a call `cut` on the backing that the kernel may make wait (SPEC 3.9): it runs in a thread, on a
@@ -191,10 +198,21 @@ class Guard:
             self.finish(removal)
 
     def finish(self, removal: Removal) -> None:
-        """The bytes of a READY removal are cut, or will not be."""
+        """The bytes of a READY removal are cut, or will not be: at once, or, of a call that does not come back, later
+        (the range of that stays reserved here and on all hosts)."""
         self.book.finish(removal, trio.current_time())
+        if self.hosts is not None and not self.cuts.is_under_way(removal):
+            self.hosts.over(removal)
+
+    def _over_elsewhere(self, removal: Removal) -> None:
         if self.hosts is not None:
             self.hosts.over(removal)
+
+    def check(self, removal: Removal) -> None:
+        """Right before the system call, in any thread. EIO: this host has been cut off from the others since the
+        removal was allowed."""
+        if self.hosts is not None:
+            self.hosts.check(removal)
 
     async def until_uncut(self, inode: int, path: str | None) -> None:
         """Return when the kernel is at no removal of this file. EBUSY: after its `break_timeout` it still is."""
@@ -219,13 +237,13 @@ class Guard:
         if self.hosts is None:
             await self._wait_answered(removal)
         else:
-            await self._wait_answered_everywhere(removal, self.hosts)
+            await self._wait_answered_everywhere(removal, self.hosts, call.keeps)
         return removal
 
-    async def _wait_answered_everywhere(self, removal: Removal, hosts: Hosts) -> None:
+    async def _wait_answered_everywhere(self, removal: Removal, hosts: Hosts, keeps: bool) -> None:
         """The same where other hosts may have pinned the bytes. Holders are told here and there at the same time."""
         if removal.turn is Turn.READY and not removal.order:
-            await hosts.defer(removal)  # nothing is taken away, here and there
+            await (hosts.defer_one if keeps else hosts.defer)(removal)  # nothing is taken away, here and there
             return
         try:
             if removal.turn is not Turn.REFUSED:
@@ -288,7 +306,7 @@ class Guard:
         """EBUSY (policy `errno`) for bytes that a process has mapped, as if by a deny pin (SPEC 8, `mapped`)."""
         path = call.path()
         policy = self._policies.current.for_path(path)
-        if policy.mapped != "deny" or (call.op in UNLINKS and policy.unlink == "defer"):
+        if policy.mapped != "deny" or (call.op in UNLINKS and (call.keeps or policy.unlink == "defer")):
             return
         request = self._request(call, self._process(call.caller))
         await park()
@@ -312,7 +330,7 @@ class Guard:
     def _request(self, call: RemovalCall, process: Process | None) -> RemovalRequest:
         """The pid is that of the breaker's process, or of its thread where the process cannot be found."""
         pid, process_id = (call.caller.pid, None) if process is None else (process.pid, process.id)
-        inode, path, op, start, end, caller, _, handle, nonblock = call
+        inode, path, op, start, end, caller, _, handle, nonblock, _ = call
         if nonblock and process is not None and process.comm in NONBLOCKING_BY_HABIT:
             nonblock = False
         return RemovalRequest(inode, start, end, op, process_id, handle, pid, caller.uid, path(), nonblock)
@@ -322,7 +340,10 @@ class Guard:
         request = self._request(call, self._process(call.caller))
         policies = self._policies.current
         self.book.table.limits = policies.limits
-        removal = self.book.begin(request, policies.for_path(request.path), trio.current_time())
+        policy = policies.for_path(request.path)
+        if call.keeps:
+            policy = replace(policy, unlink="defer")
+        removal = self.book.begin(request, policy, trio.current_time())
         if removal.turn is Turn.WAITING:
             pins = self.book.files[call.inode].some(call.start, call.end, HOLDERS_IN_A_LOG_LINE + 1)
             defer(partial(_log_waiting, request, pins))
@@ -344,6 +365,8 @@ class Guard:
     def close(self) -> None:
         """The mount ends: all that wait are refused with EBUSY, and from now on all that would have to."""
         self.book.close(trio.current_time())
+        if self.hosts is not None:
+            self.hosts.close()
         self.cuts.close()
         self._wake_reap_waiters()
 
@@ -458,17 +481,41 @@ def _log_failure(when: str, failure: Exception) -> None:
 
 
 @dataclass(slots=True)
-class _Removing:
+class Removing:
     """A removal from the question to the end of the cut. A class, as generators that are dropped while they are parked
     come to a bad end."""
 
     guard: Guard
     answer: Coroutine[Any, Any, Removal | None]
     removal: Removal | None = None
+    _calls: int = 0
+    _is_left: bool = False
 
-    async def __aenter__(self) -> None:
+    def check(self) -> None:
+        """`Guard.check`."""
+        if self.removal is not None:
+            self.guard.check(self.removal)
+
+    def hold(self) -> Callable[[], None]:
+        """A call begins that the breaker may leave behind, in a thread. The removal stands until what is returned has
+        been called, once."""
+        self._calls += 1
+        return self._ended
+
+    def _ended(self) -> None:
+        self._calls -= 1
+        if self._is_left:
+            self._finish()
+
+    async def __aenter__(self) -> "Removing":
         self.removal = await self.answer
+        return self
 
     async def __aexit__(self, *failure: object) -> None:
-        if self.removal is not None:
+        self._is_left = True
+        self._finish()
+
+    def _finish(self) -> None:
+        if self.removal is not None and not self._calls:
             self.guard.finish(self.removal)
+            self.removal = None

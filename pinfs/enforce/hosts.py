@@ -7,6 +7,7 @@ another host is one without a process in the book.
 
 import errno
 import logging
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -37,6 +38,8 @@ LEFT_BEHIND: Final = 256
 RELEASE_S: Final = 2.0
 """What a release waits until the other hosts need not mind it. It is done all the same."""
 SWEEP_S: Final = 60.0
+STANDS_S: Final = SWEEP_S / 2
+"""A name that keeps bytes stands for SWEEP_S at least, on whichever host it is found."""
 ROOM_FOR_ANSWERS_S: Final = 10.0
 """How much longer than a holder may take a breaker waits for the word of the holder's daemon."""
 
@@ -60,6 +63,7 @@ class Files(Protocol):
 
     def number(self, inode: int, /) -> int: ...
     def path(self, inode: int, /) -> str | None: ...
+    def ask_server(self, inode: int, /) -> Awaitable[None]: ...
     def name(self, inode: int, /) -> Awaitable[str]: ...
     def hold(self, inode: int, /) -> Awaitable[None]: ...
     def held(self) -> Awaitable[list[str]]: ...
@@ -93,6 +97,7 @@ class OtherHosts:
         self._files = files
         self._pin_timeout_s = pin_timeout_s
         self._is_joined = trio.Event()
+        self._has_complained = False
         self._fences = 0
         self._nodes: dict[str, int] = {}
         """The node ids of files with pins of this host, by the names that all hosts have for them."""
@@ -104,6 +109,8 @@ class OtherHosts:
         self._questions: dict[Removal, Question] = {}
         self._left = 0
         self._told: dict[RemovalKey, Removal] = {}
+        self._held_at: dict[str, float] = {}
+        """When files with several names were given one more."""
 
     # Pins
 
@@ -122,8 +129,13 @@ class OtherHosts:
         try:
             value = PinValue(spec.start, spec.end, mode)
             number = await self.host.pin(file, value, self._pin_timeout_s)
-            if fences != self._fences:
-                raise OSError(errno.EIO, "this host was cut off from the others")
+            try:
+                await self._files.ask_server(inode)  # whether the bytes are there: from now on they stay
+                if fences != self._fences:
+                    raise OSError(errno.EIO, "this host was cut off from the others")
+            except BaseException:
+                self.host.release(number)
+                raise
         except BaseException:
             self._unuse(file)
             raise
@@ -230,10 +242,30 @@ class OtherHosts:
         finally:
             if not self._is_allowed(removal):
                 self.over(removal)
+        await self._hold(removal)
+
+    async def defer_one(self, removal: Removal) -> None:
+        """Returns when one of several names of a file may go. Other hosts may be taking the others right now, and see
+        several names as well: so bytes that may be pinned get one more, whatever policy `unlink` says. EBUSY: they get
+        none. Errors of open(2)."""
+        if not self._files.number(removal.inode):
+            return
+        file = await self._files.name(removal.inode)
+        if not self.must_ask(removal.inode):  # it is not told to other hosts, but holds back the pins of all
+            self._ask_of(file, removal, in_book=False)
+            if self._is_allowed(removal):
+                return
+            self.over(removal)
+        now = trio.current_time()
+        if now - self._held_at.get(file, -math.inf) > STANDS_S:
+            await self._hold(removal)
+            self._held_at = {held: at for held, at in self._held_at.items() if now - at <= STANDS_S} | {file: now}
+
+    async def _hold(self, removal: Removal) -> None:
         try:
             await self._files.hold(removal.inode)
         except OSError as e:
-            log.info("%s: the last name stays, as its bytes get no other: %s", removal_text(removal.request), e)
+            log.info("%s: the name stays, as its bytes get no other: %s", removal_text(removal.request), e)
             raise OSError(errno.EBUSY, "pinned at another host") from e
 
     async def run(self) -> None:
@@ -243,17 +275,18 @@ class OtherHosts:
             await trio.sleep(SWEEP_S)
             with logged("a sweep of held files"), suppress(OSError):
                 before, held = held, set(await self._files.held())
-                for file in sorted(held & before):  # a new one may be of a name that is about to go
-                    await self._let_go(file)
+                for name in sorted(held & before):  # a new one may be of a name that is about to go
+                    await self._let_go(name)
 
-    async def _let_go(self, file: str) -> None:
+    async def _let_go(self, name: str) -> None:
+        file = name.partition("-")[0]
         if self.host.must_ask(int(file.partition(".")[0], 16)):
             return
         heard: list[Heard] = []
         number = self.host.removal(file, RemovalValue(0, END, "unlink"), 0.0, heard.append)
         try:
             if self.host.may_begin(number):  # no host has it pinned, and none will before it has gone
-                await self._files.let_go(file)
+                await self._files.let_go(name)
         finally:
             self.host.removal_over(number)
 
@@ -273,8 +306,10 @@ class OtherHosts:
     async def _ask(self, removal: Removal, *, in_book: bool) -> None:
         if not self._files.number(removal.inode):
             return
+        self._ask_of(await self._files.name(removal.inode), removal, in_book=in_book)
+
+    def _ask_of(self, file: str, removal: Removal, *, in_book: bool) -> None:
         question = Question(removal, in_book)
-        file = await self._files.name(removal.inode)
         self._questions[removal] = question
         policy = removal.policy
         patience_s = max(policy.break_timeout, policy.break_timeout_max) + KILL_GRACE_S + ROOM_FOR_ANSWERS_S
@@ -292,9 +327,26 @@ class OtherHosts:
             raise OSError(question.answer.errno, question.answer.why)
         if removal.turn is Turn.REFUSED:
             raise OSError(removal.errno, removal.why)
-        if not self.host.may_begin(question.number):
+        try:
+            self.check(removal)
+        except OSError:
             self._refuse(question, errno.EIO, "cluster", None)
+            raise
+
+    def check(self, removal: Removal) -> None:
+        """Right before the system call, in any thread. EIO: this host has been cut off since the removal was
+        allowed."""
+        question = self._questions.get(removal)
+        if question is not None and not self.host.may_begin(question.number):
             raise OSError(errno.EIO, "this host is cut off from the others")
+
+    def close(self) -> None:
+        """The mount ends: all that wait for other hosts are refused."""
+        for question in [*self._questions.values()]:
+            if question.answer is None:
+                question.answer = RemovalRefused(question.number, errno.EBUSY, "shutdown")
+                self._refuse(question, errno.EBUSY, "shutdown", None)
+                question.answered.set()
 
     def leave(self, removal: Removal) -> None:
         """The breaker is refused, or has given up: then its removal stands at the other hosts while breaks go on for
@@ -328,6 +380,8 @@ class OtherHosts:
     def _heard(self, question: Question, heard: Heard) -> None:
         """Called by the host, now or later."""
         removal = question.removal
+        if question.answer is not None:
+            return  # the mount ends
         if isinstance(heard, Waits):
             question.is_waiting = True
             log.info("%s waits for leases at %s", removal.request.op, ", ".join(heard.hosts))
@@ -351,12 +405,15 @@ class OtherHosts:
         with trio.move_on_after(self._pin_timeout_s):
             await self._is_joined.wait()
             return
-        log.error("a pin or removal has failed: this host is cut off from the others (pinfs cluster status)")
+        if not self._has_complained:
+            self._has_complained = True
+            log.error("a pin or removal has failed: this host is cut off from the others (pinfs cluster status)")
         raise OSError(errno.EIO, "this host is cut off from the others")
 
     # What the cluster's host calls
 
     def joined(self) -> None:
+        self._has_complained = False
         self._is_joined.set()
 
     def keep(self, state: dict[str, Any]) -> None:
@@ -386,11 +443,11 @@ class OtherHosts:
             self.host.deny(key, "defer")
 
     def told_over(self, key: RemovalKey) -> None:
-        """It is cut, or has been given up."""
+        """It is cut, or refused elsewhere. One whose breaker was killed stands until its breaks are over."""
         removal = self._told.pop(key, None)
-        if removal is not None and removal.turn in (Turn.READY, Turn.WAITING):
+        if removal is not None:
             removal.wake = _ignore
-            self._book.leave(removal, trio.current_time())
+            self._book.withdraw(removal, trio.current_time())
 
     def fenced(self, numbers: tuple[int, ...], why: str) -> None:
         """This host is cut off: others may cut soon, and its holders hear that first."""

@@ -1,11 +1,14 @@
 """copy_file_range(2) between files that may be pinned."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple
 
 from pinfs.enforce.guard import Guard
 from pinfs.fs.backing import Backing
 from pinfs.fs.inode import Inode
+from pinfs.fs.inodes import InodeTable
 
 STEP: Final = 8 << 20
 """Bytes that one call copies at most: between two calls the kernel sees whether the caller was interrupted."""
@@ -28,7 +31,8 @@ class Copies:
     pinned, the bytes go through memory. So do many bytes where other hosts could pin them meanwhile.
     """
 
-    def __init__(self, backing: Backing, guard: Guard) -> None:
+    def __init__(self, inodes: InodeTable, backing: Backing, guard: Guard) -> None:
+        self._inodes = inodes
         self._backing = backing
         self._guard = guard
         self._book = guard.book
@@ -40,17 +44,30 @@ class Copies:
         reader, writer = self._backing.reader(source.inode), self._backing.writer(target.inode)
         args = (reader, writer, length, source.offset, target.offset)
         if self._is_pinned(source, length) or self._is_pinned(target, length):
-            return (
-                _through_memory(*args)
-                if length <= self._small
-                else await self._backing.off_thread(_through_memory, *args)
-            )
+            if length <= self._small:
+                return _through_memory(*args)
+            return await self._apart(_through_memory, source.inode, target.inode, args)
         if length <= self._small:
             return os.copy_file_range(*args)
         if self._guard.hosts is not None:
-            return await self._backing.off_thread(_through_memory, *args)
+            return await self._apart(_through_memory, source.inode, target.inode, args)
         with self._book.reserved(target.inode.nodeid, target.offset, target.offset + length):  # no pin comes meanwhile
-            return await self._backing.off_thread(os.copy_file_range, *args)
+            return await self._apart(os.copy_file_range, source.inode, target.inode, args)
+
+    async def _apart(self, copy: Callable[..., int], source: Inode, target: Inode, args: tuple[int, ...]) -> int:
+        """In a thread. Both files stay open until it is over: its caller may leave and close them before."""
+        threads = self._backing.threads
+        if threads is None:
+            return await self._backing.off_thread(copy, *args)
+        for inode in (source, target):
+            self._backing.use(inode)
+
+        def used() -> None:
+            for inode in (source, target):
+                self._backing.release(inode)
+                self._inodes.drop_if_unreferenced(inode)
+
+        return await threads.run(target.nodeid, partial(copy, *args), finished=used)
 
     def _is_pinned(self, place: Place, length: int) -> bool:
         nodeid, offset = place.inode.nodeid, place.offset

@@ -11,7 +11,9 @@ file open. Times of birth are left out: kernels of different ages tell them, or 
 What hosts have to leave for each other lies in a directory `.pinfs-cluster` (mode 0700) in the root of the source: the
 name of the cluster, and one token for each host. Not in an attribute (user.*): that would be one place more, as the
 tokens need files in any case, and NFS has such attributes since 4.2 only. The directory can be seen through the mount,
-like any other, and root may remove it; a cluster whose name is lost is another one from the next mount on.
+like any other, and root may remove it; a cluster whose name is lost is another one from the next mount on. Where users
+may write the root of the source, one of them may have made a directory of this name, or a symbolic link: whatever a
+user could change there is refused (`open_directory`).
 
 Whatever asks the file system may wait for its server: call it in a thread, but `FileNames.name`.
 """
@@ -21,8 +23,8 @@ import hashlib
 import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from pinfs.linux.filehandles import handle_of
@@ -47,11 +49,13 @@ SHARED_WITHIN_S: Final = 90.0
 """How long the token of a host may take to be seen by the others: an NFS client believes what it has read of a
 directory for up to 60 seconds (acdirmax of nfs(5))."""
 
-_NAME_FILE: Final = f"{DIRECTORY}/name"
+_NAME_FILE: Final = "name"
 _NOTE: Final = "the cluster of the pinfs mounts of this directory; keep it, and remove it from copies"
 _TOKEN: Final = re.compile(r"host-([A-Za-z0-9._-]{1,64})", re.ASCII)
 _TEXT_MAX: Final = 256
 _HASH_BYTES: Final = 8
+_BY_OTHERS: Final = 0o022
+_NOBODY: Final = 65534
 
 
 def handles_are_alike(fd: int) -> bool:
@@ -114,8 +118,8 @@ def cluster_name(source_fd: int, create: bool) -> str:
     except FileNotFoundError:
         if not create:
             raise
-    _make_directory(source_fd)
-    _publish(source_fd, f"{uuid.uuid4()}\n# {_NOTE}\n")
+    with _directory(source_fd, create=True) as fd:
+        _publish(fd, f"{uuid.uuid4()}\n# {_NOTE}\n")
     return _read_name(source_fd)
 
 
@@ -128,7 +132,7 @@ def enclosing_cluster(source_fd: int) -> str:
     try:
         while (st := os.fstat(at)).st_dev == device and not os.path.samestat(st, below):
             with suppress(OSError):
-                os.stat(_NAME_FILE, dir_fd=at, follow_symlinks=False)
+                os.stat(f"{DIRECTORY}/{_NAME_FILE}", dir_fd=at, follow_symlinks=False)
                 return os.readlink(f"/proc/self/fd/{at}")
             below, above = st, os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
             os.close(at)
@@ -138,30 +142,60 @@ def enclosing_cluster(source_fd: int) -> str:
     return ""
 
 
+def open_directory(at_fd: int, name: str = DIRECTORY, *, create: bool = False) -> int:
+    """A descriptor of the directory `name` in `at_fd`, which nobody but root, this daemon's user and the owner of
+    `at_fd` can change. Errors of open(2); EPERM: others can."""
+    if create:
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=at_fd)
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at_fd)
+    st = os.fstat(fd)
+    if st.st_uid not in _trusted(at_fd) or st.st_mode & _BY_OTHERS:
+        os.close(fd)
+        raise OSError(errno.EPERM, "users can change it", name)
+    return fd
+
+
+def _trusted(at_fd: int) -> set[int]:
+    """Root is a user of its own on exports with root_squash."""
+    users = {0, os.geteuid(), os.fstat(at_fd).st_uid}
+    return users | {_NOBODY} if file_system_magic(at_fd) == NFS_MAGIC else users
+
+
+@contextmanager
+def _directory(source_fd: int, *, create: bool = False) -> Iterator[int]:
+    fd = open_directory(source_fd, create=create)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def _read_name(source_fd: int) -> str:
-    text = _read(source_fd, _NAME_FILE)
+    with _directory(source_fd) as fd:
+        text = _read(fd, _NAME_FILE)
     try:
         return str(uuid.UUID(text.split()[0]))
     except (ValueError, IndexError):
-        raise OSError(errno.EINVAL, "has no UUID in it", _NAME_FILE) from None
+        raise OSError(errno.EINVAL, "has no UUID in it", f"{DIRECTORY}/{_NAME_FILE}") from None
 
 
-def _publish(source_fd: int, text: str) -> None:
+def _publish(directory_fd: int, text: str) -> None:
     """A file that is there with all its text, or not at all; nothing happens if another host was faster."""
     new = f"{_NAME_FILE}.{uuid.uuid4().hex}"
-    _write_new(source_fd, new, text)
+    _write_new(directory_fd, new, text)
     try:
-        os.link(new, _NAME_FILE, src_dir_fd=source_fd, dst_dir_fd=source_fd)
+        os.link(new, _NAME_FILE, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
     except FileExistsError:
         pass
     except OSError as e:
         if e.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
             raise
         with suppress(FileExistsError):  # no hard links: a reader may find it empty for a moment, and fails then
-            _write_new(source_fd, _NAME_FILE, text)
+            _write_new(directory_fd, _NAME_FILE, text)
     finally:
         with suppress(OSError):
-            os.unlink(new, dir_fd=source_fd)
+            os.unlink(new, dir_fd=directory_fd)
 
 
 # Is the source shared?
@@ -170,40 +204,39 @@ def _publish(source_fd: int, text: str) -> None:
 def write_token(source_fd: int, host: str, incarnation: str) -> None:
     """Leave `HOST INCARNATION` where the other hosts of the cluster look for it, in place of this host's last one.
     Raises OSError: the others cannot see then whether the source is shared."""
-    _make_directory(source_fd)
-    new = f"{DIRECTORY}/.{uuid.uuid4().hex}"
-    _write_new(source_fd, new, f"{host} {incarnation}\n")
-    try:
-        os.rename(new, _token(host), src_dir_fd=source_fd, dst_dir_fd=source_fd)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(new, dir_fd=source_fd)
-        raise
+    new = f".{uuid.uuid4().hex}"
+    with _directory(source_fd, create=True) as fd:
+        _write_new(fd, new, f"{host} {incarnation}\n")
+        try:
+            os.rename(new, _token(host), src_dir_fd=fd, dst_dir_fd=fd)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(new, dir_fd=fd)
+            raise
 
 
 def remove_token(source_fd: int, host: str, incarnation: str) -> None:
     """When the host leaves. Nothing happens if the token is another's, or has gone."""
-    with suppress(OSError):
-        if _read(source_fd, _token(host)).split() == [host, incarnation]:
-            os.unlink(_token(host), dir_fd=source_fd)
+    with suppress(OSError), _directory(source_fd) as fd:
+        if _read(fd, _token(host)).split() == [host, incarnation]:
+            os.unlink(_token(host), dir_fd=fd)
 
 
 def read_tokens(source_fd: int) -> dict[str, str]:
     """The incarnations by host, of all tokens that can be seen here; empty where there are none. Raises OSError."""
     try:
-        fd = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source_fd)
+        fd = open_directory(source_fd)
     except FileNotFoundError:
         return {}
+    tokens = {}
     try:
-        hosts = [found[1] for name in os.listdir(fd) if (found := _TOKEN.fullmatch(name))]
+        for host in [found[1] for name in os.listdir(fd) if (found := _TOKEN.fullmatch(name))]:
+            with suppress(FileNotFoundError, ValueError):  # it leaves just now; or it is none of pinfs
+                written_by, incarnation = _read(fd, _token(host)).split()
+                if written_by == host:
+                    tokens[host] = incarnation
     finally:
         os.close(fd)
-    tokens = {}
-    for host in hosts:
-        with suppress(FileNotFoundError, ValueError):  # it leaves just now; or it is none of pinfs
-            written_by, incarnation = _read(source_fd, _token(host)).split()
-            if written_by == host:
-                tokens[host] = incarnation
     return tokens
 
 
@@ -220,19 +253,14 @@ def _token(host: str) -> str:
     name = f"host-{host}"
     if not _TOKEN.fullmatch(name):
         raise OSError(errno.EINVAL, "not a name of a host", host)
-    return f"{DIRECTORY}/{name}"
+    return name
 
 
 # Files of the directory
 
 
-def _make_directory(source_fd: int) -> None:
-    with suppress(FileExistsError):
-        os.mkdir(DIRECTORY, 0o700, dir_fd=source_fd)
-
-
-def _write_new(source_fd: int, path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=source_fd)
+def _write_new(directory_fd: int, name: str, text: str) -> None:
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory_fd)
     try:
         os.write(fd, text.encode())
         os.fsync(fd)
@@ -240,9 +268,9 @@ def _write_new(source_fd: int, path: str, text: str) -> None:
         os.close(fd)
 
 
-def _read(source_fd: int, path: str) -> str:
+def _read(directory_fd: int, name: str) -> str:
     """The beginning of a small file. O_NONBLOCK: whatever has its name, this does not wait for it."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source_fd)
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory_fd)
     try:
         return os.read(fd, _TEXT_MAX).decode(errors="replace")
     finally:

@@ -80,7 +80,7 @@ class Operations:
         self._removals = Removals(inodes, backing, guard, self._set_ids)
         self._names = Names(inodes, backing)
         self._opens = Opens(inodes, backing, pins.handles, self.uncached, timeouts)
-        self._copies = Copies(backing, guard)
+        self._copies = Copies(inodes, backing, guard)
         self.directories = DirectoryReader(inodes, control.owns, self.submounts)
         self.directories.with_entries = not is_shared or self.entry_timeout_s > 0  # else they are forgotten at once
         self.polling = Polling(PollMode.AUTO)

@@ -56,20 +56,32 @@ class Reaching:
         self._threads = threads
 
     async def call(
-        self, inode: Inode, call: Callable[..., T], *others: Inode, undo: Callable[[T], object] = lambda _: None
+        self,
+        inode: Inode,
+        call: Callable[..., T],
+        *others: Inode,
+        undo: Callable[[T], object] = lambda _: None,
+        finished: Callable[[], None] = lambda: None,
     ) -> T:
         """`call` with views of the inode and of the `others`. ESTALE: nothing leads to one of them any more.
 
-        `undo`: as `Threads.run`.
+        `undo`, `finished`: as `Threads.run`.
         """
-        for each in (inode, *others):
-            await self.reach(each)
-        while (lost := next((each for each in (inode, *others) if each.fd < 0), None)) is not None:
-            await self.reach(lost)
-        views = [_view(each) for each in (inode, *others)]
-        return await self._threads.run(
-            inode.nodeid, partial(call, *views), finished=partial(_close, [view.fd for view in views]), undo=undo
-        )
+        try:
+            for each in (inode, *others):
+                await self.reach(each)
+            while (lost := next((each for each in (inode, *others) if each.fd < 0), None)) is not None:
+                await self.reach(lost)
+            views = [_view(each) for each in (inode, *others)]
+        except BaseException:
+            finished()
+            raise
+
+        def ended() -> None:
+            _close([view.fd for view in views])
+            finished()
+
+        return await self._threads.run(inode.nodeid, partial(call, *views), finished=ended, undo=undo)
 
     async def look(self, name: Name) -> Found:
         """Look a name up. Errors of open(2)."""

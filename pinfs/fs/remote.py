@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Final, TypeVar
 
-from pinfs.enforce.guard import Guard
+from pinfs.enforce.guard import Guard, Removing
 from pinfs.fs import fileflags
 from pinfs.fs.backing import Backing
 from pinfs.fs.control import CONTROL_NAME, Control, ControlHandle
@@ -168,13 +168,18 @@ class RemoteOperations(Operations):
         def call(view: Inode) -> None:
             take(name, dir_fd=view.fd)
 
+        def checked(removing: Removing, victim: Inode, view: Inode) -> None:
+            self._removals.check_apart(victim, name, view.fd, removing)
+            call(view)
+
         try:
             if victim is None:
-                self._removals.check_unknown(found.st)
-            if victim is not None and self._removals.is_last_name(victim, found.st):
+                self._removals.check_unknown_apart(found.st)
+            if victim is not None and self._removals.takes_all_of(victim, found.st):
                 await self._reaching.call(victim, self._removals.check_may_go, directory)
-                async with self._removals.checked(victim, "unlink", ctx):
-                    await self._reaching.call(directory, call, undo=taken)
+                async with self._removals.checked(victim, found.st, "unlink", ctx) as removing:
+                    take_checked = partial(checked, removing, victim)
+                    await self._reaching.call(directory, take_checked, undo=taken, finished=removing.hold())
                     taken()
             else:
                 await self._reaching.call(directory, call, undo=taken)
@@ -193,14 +198,14 @@ class RemoteOperations(Operations):
             moved, _ = await self._find(old, fds)
             victim, st = await self._find(new, fds)
             if victim is None and st is not None and not flags & KEEPS_VICTIM:
-                self._removals.check_unknown(st)
+                self._removals.check_unknown_apart(st)
             if st is None or victim is None or victim is moved or flags & KEEPS_VICTIM:
                 await self._rename(old, new, flags, moved, victim)
-            elif self._removals.is_last_name(victim, st):
+            elif self._removals.takes_all_of(victim, st):
                 known = () if moved is None else (moved,)
                 await self._reaching.call(victim, self._check_may_replace, new[0], old[0], *known)
-                async with self._removals.checked(victim, "rename", ctx):
-                    await self._rename(old, new, flags, moved, victim)
+                async with self._removals.checked(victim, st, "rename", ctx) as removing:
+                    await self._rename(old, new, flags, moved, victim, removing)
             else:
                 await self._rename(old, new, flags, moved, victim)
         finally:
@@ -221,14 +226,25 @@ class RemoteOperations(Operations):
     def _check_may_replace(self, victim: Inode, directory: Inode, source: Inode, *moved: Inode) -> None:
         self._removals.check_may_replace(victim, directory, moved[0] if moved else None, source)
 
-    async def _rename(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
+    async def _rename(
+        self,
+        old: Name,
+        new: Name,
+        flags: int,
+        moved: Inode | None,
+        victim: Inode | None,
+        removing: Removing | None = None,
+    ) -> None:
         def call(source: Inode, target: Inode) -> None:
+            if removing is not None and victim is not None:
+                self._removals.check_apart(victim, new[1], target.fd, removing)
             syscalls.renameat2(source.fd, old[1], target.fd, new[1], flags)
 
         def renamed(_: object = None) -> None:
             self._names.renamed(old, new, flags, moved, victim)
 
-        await self._reaching.call(old[0], call, new[0], undo=renamed)
+        hold = (lambda: None) if removing is None else removing.hold()
+        await self._reaching.call(old[0], call, new[0], undo=renamed, finished=hold)
         renamed()
 
     # Attributes

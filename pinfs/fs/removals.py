@@ -16,7 +16,7 @@ import trio
 
 from pinfs.core.ranges import END
 from pinfs.core.removals import Removal, Turn
-from pinfs.enforce.guard import Breaker, Guard, RemovalCall
+from pinfs.enforce.guard import Breaker, Guard, RemovalCall, Removing
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FileHandle
 from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name, stale
@@ -235,39 +235,50 @@ class Removals:
     # Names
 
     def takes_all(self, victim: Inode) -> bool:
-        """Whether a name that goes takes guarded bytes with it: it is the last one of its file."""
-        return self.is_guarded(victim) and victim.is_file and self._inodes.stat(victim).st_nlink == 1
+        """Whether a name that goes takes guarded bytes with it: it is the last one of its file, or could be, as other
+        hosts take names as well."""
+        if not self.is_guarded(victim) or not victim.is_file:
+            return False
+        hosts = self._guard.hosts
+        if hosts is not None and hosts.must_ask(victim.nodeid):
+            return True
+        return not self._has_others(victim)
 
-    def unlink(self, victim: Inode, name: Name, caller: CallerLike) -> AbstractAsyncContextManager[None]:
-        """Inside of it the last name of `victim` may go."""
+    def _has_others(self, victim: Inode) -> bool:
+        """Whether a file has several names."""
+        return self._inodes.stat(victim).st_nlink > 1
+
+    def unlink(self, victim: Inode, name: Name, caller: CallerLike) -> AbstractAsyncContextManager[Removing]:
+        """Inside of it a name of `victim` may go."""
         check = partial(self.check_may_go, victim, name[0])
-        return self._guard.removal(RemovalCall(victim.nodeid, victim.path, "unlink", 0, END, caller, check))
+        call = RemovalCall(victim.nodeid, victim.path, "unlink", 0, END, caller, check, keeps=self._has_others(victim))
+        return self._guard.removal(call)
 
     def replace(
         self, victim: Inode, new: Name, moved: Inode | None, old: Name, caller: CallerLike
-    ) -> AbstractAsyncContextManager[None]:
+    ) -> AbstractAsyncContextManager[Removing]:
         """The same for a rename over it: of `moved` (None: not known) from `old` to `new`, the name of `victim`."""
         check = partial(self.check_may_replace, victim, new[0], moved, old[0])
-        return self._guard.removal(RemovalCall(victim.nodeid, victim.path, "rename", 0, END, caller, check))
+        call = RemovalCall(victim.nodeid, victim.path, "rename", 0, END, caller, check, keeps=self._has_others(victim))
+        return self._guard.removal(call)
 
-    def is_last_name(self, victim: Inode | None, st: os.stat_result) -> bool:
-        """`takes_all` of an inode with attributes that are known; of any file that other hosts may pin while it
-        goes."""
-        if victim is None or not victim.is_file or st.st_nlink != 1:
+    def takes_all_of(self, victim: Inode | None, st: os.stat_result) -> bool:
+        """`takes_all` of an inode with attributes that are known, for a call in a thread: with other hosts that of any
+        file, which they may pin while it goes."""
+        if victim is None or not victim.is_file:
             return False
-        return self._guard.hosts is not None or self.is_guarded(victim)
+        return self._guard.hosts is not None or (st.st_nlink == 1 and self.is_guarded(victim))
+
+    def check_unknown_apart(self, st: StatLike) -> None:
+        """`check_unknown` for a call in a thread: other hosts may pin the file while it goes."""
+        if self._guard.hosts is not None and st.st_ino and stat.S_ISREG(st.st_mode):
+            raise stale()
 
     def check_unknown(self, st: StatLike) -> None:
         """Before a name of a file goes that is not known here. ESTALE, by which the kernel looks the name up and tries
         again: other hosts may have pinned it."""
         hosts = self._guard.hosts
-        if (
-            hosts is not None
-            and st.st_ino
-            and stat.S_ISREG(st.st_mode)
-            and st.st_nlink == 1
-            and hosts.must_ask(st.st_ino)
-        ):
+        if hosts is not None and st.st_ino and stat.S_ISREG(st.st_mode) and hosts.must_ask(st.st_ino):
             raise stale()
 
     def check_unknown_name(self, name: Name) -> None:
@@ -276,9 +287,21 @@ class Removals:
             with suppress(FileNotFoundError):
                 self.check_unknown(os.stat(name[1], dir_fd=self._inodes.fd(name[0]), follow_symlinks=False))
 
-    def checked(self, victim: Inode, op: str, caller: CallerLike) -> AbstractAsyncContextManager[None]:
-        """`unlink` or `replace` after `check_may_go` or `check_may_replace`; what is inside runs in a thread."""
-        return self._guard.removal_in_thread(RemovalCall(victim.nodeid, victim.path, op, 0, END, caller, _checked))
+    def checked(
+        self, victim: Inode, st: os.stat_result, op: str, caller: CallerLike
+    ) -> AbstractAsyncContextManager[Removing]:
+        """`unlink` or `replace` after `check_may_go` or `check_may_replace`; what is inside runs in a thread, where
+        `check_apart` comes first. `st`: of the victim."""
+        keeps = st.st_nlink > 1
+        call = RemovalCall(victim.nodeid, victim.path, op, 0, END, caller, _checked, keeps=keeps)
+        return self._guard.removal_in_thread(call)
+
+    def check_apart(self, victim: Inode, name: bytes, directory_fd: int, removing: Removing) -> None:
+        """In the thread, right before the call: as `check_still_there`, and EIO as `Guard.check`."""
+        st = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        if self._inodes.key_of(st) != victim.key:
+            raise stale()
+        removing.check()
 
     def check_still_there(self, victim: Inode, name: Name) -> None:
         """After the wait. ESTALE: a change behind pinfs has put another file under the name meanwhile."""

@@ -4,6 +4,7 @@
 import errno
 import os
 import re
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -11,21 +12,24 @@ from itertools import islice
 from typing import Final, TypeVar
 
 from pinfs.fs.backing import Backing
-from pinfs.fs.identity import DIRECTORY, FileNames
+from pinfs.fs.identity import FileNames, open_directory
 from pinfs.fs.inode import FOREIGN_IDS, Inode
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.reaching import Reaching
 from pinfs.fs.types import os_error
+from pinfs.linux.syscalls import wait_for_attributes
 
 T = TypeVar("T")
 
-HELD: Final = f"{DIRECTORY}/held"
-"""A directory for links to files whose last name has gone while other hosts may have them pinned (policy `unlink` =
-`defer`). An open descriptor would not do: it keeps nothing on the server of a network file system, and nothing beyond
-the life of its host."""
+HELD: Final = "held"
+"""A directory in that of `pinfs.fs.identity`, for links to files whose last name has gone while other hosts may have
+them pinned (policy `unlink` = `defer`). An open descriptor would not do: it keeps nothing on the server of a network
+file system, and nothing beyond the life of its host."""
 MAX_HELD: Final = 10_000
 """Names that are looked at at a time."""
-FILE: Final = re.compile(r"[0-9a-f]+(\.[0-9a-f]+)?")
+HELD_NAME: Final = re.compile(r"[0-9a-f]{1,16}(\.[0-9a-f]{1,16})?-[0-9a-f]{16}")
+"""What hosts call the file, and a number: a name that seems to be there already may be the one that is about to go, or
+one that another host has just taken back."""
 
 
 class SharedFiles:
@@ -62,8 +66,15 @@ class SharedFiles:
         fd = inode.file.any_fd if inode.file is not None else self._inodes.fd(inode)
         return self._names.name(fd, self.number(inode.nodeid))
 
+    async def ask_server(self, nodeid: int) -> None:
+        """Has the kernel ask the server for the size of a file: it may believe what it has heard a minute ago, and
+        another host has cut the file since. Errors of statx(2)."""
+        if self._reaching is not None:
+            await self._reaching.call(self._inodes.get(nodeid), _ask_server)
+
     async def hold(self, nodeid: int) -> None:
-        """Gives the file one more name, in HELD, until no host has it pinned. Errors of link(2)."""
+        """Gives the file one more name, in HELD, until no host has it pinned. Errors of link(2); EPERM: users could
+        take that away."""
         inode = self._inodes.get(nodeid)
         name = await self.name(nodeid)
         if self._reaching is None:
@@ -75,14 +86,12 @@ class SharedFiles:
         fd = view.file.any_fd if view.file is not None else self._inodes.fd(view)
         held = open_held(self._source_fd, create=True)
         try:
-            os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=held, follow_symlinks=True)
-        except FileExistsError:
-            return
+            os.link(f"/proc/self/fd/{fd}", f"{name}-{secrets.token_hex(8)}", dst_dir_fd=held, follow_symlinks=True)
         finally:
             os.close(held)
 
     async def held(self) -> list[str]:
-        """The files that have names in HELD, some of very many. Errors of open(2)."""
+        """The names in HELD, some of very many: of what hosts call the file, a dash, and more. Errors of open(2)."""
         return await self._call(self._list)
 
     def _list(self) -> list[str]:
@@ -92,12 +101,12 @@ class SharedFiles:
             return []
         try:
             with os.scandir(held) as entries:
-                return [entry.name for entry in islice(entries, MAX_HELD) if FILE.fullmatch(entry.name)]
+                return [entry.name for entry in islice(entries, MAX_HELD) if HELD_NAME.fullmatch(entry.name)]
         finally:
             os.close(held)
 
     async def let_go(self, name: str) -> None:
-        """Removes the name of a file in HELD: no host has it pinned."""
+        """Removes a name in HELD: no host has its file pinned."""
         await self._call(self._unlink, name)
 
     def _unlink(self, name: str) -> None:
@@ -112,10 +121,14 @@ class SharedFiles:
         return call(*args) if self._reaching is None else await self._backing.off_thread(call, *args)
 
 
+def _ask_server(view: Inode) -> None:
+    wait_for_attributes(view.fd)
+
+
 def open_held(source_fd: int, *, create: bool = False) -> int:
-    """A descriptor of HELD. Errors of open(2) and mkdir(2)."""
-    if create:
-        for directory in (DIRECTORY, HELD):
-            with suppress(FileExistsError):
-                os.mkdir(directory, 0o700, dir_fd=source_fd)
-    return os.open(HELD, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=source_fd)
+    """A descriptor of HELD. Errors as `open_directory`."""
+    directory = open_directory(source_fd, create=create)
+    try:
+        return open_directory(directory, HELD, create=create)
+    finally:
+        os.close(directory)

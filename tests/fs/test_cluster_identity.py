@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -28,6 +28,7 @@ from pinfs.fs.identity import (
     remove_token,
     write_token,
 )
+from pinfs.fs.shared import HELD, open_held
 from pinfs.linux.filesystems import TMPFS_MAGIC
 
 from .test_identity import use_number_again
@@ -299,3 +300,50 @@ def test_members_without_a_token_serve_another_directory() -> None:
     ]
     assert not_seen(members, "a", {"a": "1", "b": "3", "c": "9"}) == ["c", "d"]
     assert not_seen([], "a", {}) == []
+
+
+# Users who may write the root of the source
+
+
+def owned_by_a_user(directory: Path) -> None:
+    directory.mkdir()
+    os.chown(directory, 1000, 1000)
+
+
+def writable_by_users(directory: Path) -> None:
+    directory.mkdir()
+    directory.chmod(0o777)
+
+
+def a_link_elsewhere(directory: Path) -> None:
+    elsewhere = directory.parent / "elsewhere"
+    elsewhere.mkdir()
+    directory.symlink_to(elsewhere)
+
+
+@pytest.mark.parametrize("made", [owned_by_a_user, writable_by_users, a_link_elsewhere])
+def test_a_directory_that_a_user_has_made_is_refused(
+    source: int, tmp_path: Path, root: None, made: Callable[[Path], None]
+) -> None:
+    """Else hosts would get names as the user likes, and files of root be linked where the user can remove them."""
+    made(tmp_path / DIRECTORY)
+    for call in (
+        lambda: cluster_name(source, create=True),
+        lambda: write_token(source, "a", "1"),
+        lambda: read_tokens(source),
+        lambda: open_held(source, create=True),
+    ):
+        with pytest.raises(OSError, match=DIRECTORY):
+            call()
+    remove_token(source, "a", "1")
+    assert not [*(tmp_path / DIRECTORY).iterdir()]
+
+
+@pytest.mark.parametrize("made", [owned_by_a_user, writable_by_users, a_link_elsewhere])
+def test_names_that_keep_bytes_are_not_put_where_users_can_remove_them(
+    source: int, tmp_path: Path, root: None, made: Callable[[Path], None]
+) -> None:
+    (tmp_path / DIRECTORY).mkdir()
+    made(tmp_path / DIRECTORY / HELD)
+    with pytest.raises(OSError, match=HELD):
+        open_held(source, create=True)

@@ -129,7 +129,7 @@ class World:
         spec = PinSpec(start, length, mode, more.pop("signal", None), eventfd=more.pop("eventfd", None))
         return self.guard.pin(PinRequest(more.pop("inode", INODE), owner, process, 7, None, spec), SIZE)
 
-    def removal(self, start: int = 0, end: int | None = None, **more: Any) -> AbstractAsyncContextManager[None]:
+    def removal(self, start: int = 0, end: int | None = None, **more: Any) -> AbstractAsyncContextManager[object]:
         inode, op = more.pop("inode", INODE), more.pop("op", "truncate")
         caller, check = more.pop("ctx", Caller()), more.pop("check", lambda: None)
         end = END if end is None else end
