@@ -346,6 +346,16 @@ class Recorder:
         if self._eventfds:
             self.eventfd(pin.id, 0, None)
 
+    def executed(self, unique: int) -> int:
+        """A request has been executed, and others will be before it is answered: then the word EXECUTED is of one of
+        those. The slot, for `answered`; 0: there was no room."""
+        return self.put(Kind.INTENT, records.executed(unique).pack())
+
+    def answered(self, unique: int, slot: int) -> None:
+        """What comes next is the reply."""
+        self.slots.words[records.EXECUTED] = unique
+        self.slots.free(slot)
+
     def eventfd(self, pin_id: int, fh: int, eventfd: int | None) -> None:
         """A pin, or the channel of a handle (the other is 0), is told by this eventfd, None: by none (any more)."""
         old, slot = self._eventfds.get((pin_id, fh), (None, 0))

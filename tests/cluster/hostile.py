@@ -48,7 +48,8 @@ PREFIX = b"/pinfs/hostile/"
 CALM_S = 3.0
 """Before a host that is killed: its pins stand for as long as the last beat says, and that must have been possible."""
 END_LIMIT_S = 60.0
-PROGRAMS = Path(__file__).with_name("programs.py")
+TESTS = Path(__file__).parents[1]
+DETAILS = {"cut": "answer", "not now": "errno", "released": "manner"}
 
 
 class Host:
@@ -79,6 +80,12 @@ class Host:
         eventually(lambda: not is_running(mount.keeper))
         force_umount(mount.path)
         self.deaths += 1
+
+    def leave(self) -> None:
+        """It is unmounted, in good order."""
+        assert self.mount is not None
+        self.mount.stop()
+        self.mount = None
 
     def stop_daemon(self) -> None:
         assert self.mount is not None
@@ -170,9 +177,9 @@ class Hostile:
             host.start(self.board)
         for host in hosts:
             eventually(host.is_joined)
-        command = [SYSTEM_PYTHON, "-E", "-s", str(PROGRAMS), str(base), seed, *(host.name for host in hosts)]
+        command = [SYSTEM_PYTHON, "-E", "-s", "-m", "cluster.programs", str(base), seed, *(host.name for host in hosts)]
         with (base / "programs.log").open("wb") as log:
-            self._programs = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._programs = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=TESTS)
 
     # Faults
 
@@ -258,7 +265,8 @@ class Hostile:
     def deaths(self) -> list[dict[str, Any]]:
         """Of programs that nothing has killed: a SIGBUS, say. The daemon of host c kills silent holders."""
         ended = [line for line in read_logs(self.base / "log") if line["what"] == "ended"]
-        return [line for line in ended if (line["host"], line["kind"], line["status"]) != ("c", "holder", -signal.SIGKILL)]
+        expected = ("c", "holder", -signal.SIGKILL)
+        return [line for line in ended if (line["host"], line["kind"], line["status"]) != expected]
 
     def end(self) -> None:
         """All is well again, and the programs let go."""
@@ -271,8 +279,8 @@ class Hostile:
         """What programs did, and what failed."""
         counts = Counter(self.counts)
         for line in read_logs(self.base / "log"):
-            name = f"cut: {line['answer']}" if line["what"] == "cut" else line["what"]
-            counts[name] += 1
+            detail = DETAILS.get(line["what"])
+            counts[f"{line['what']}: {line[detail]}" if detail else line["what"]] += 1
         counts["take-overs"] = sum(host.log().count("takes over") for host in self.hosts)
         counts["longest stall of the director, ms"] = round(1000 * self._latest_s)
         return counts

@@ -1,5 +1,7 @@
-"""The programs of a hostile run: `python programs.py BASE SEED FIRST_HOST...`. One process that keeps holders and cutters on all hosts alive, forks
-them anew when they have died, and ends when the board says that it is over.
+"""The programs of a hostile run: `python -m cluster.programs BASE SEED HOST...`.
+
+One process keeps holders and cutters on all hosts alive, forks them anew when they have died, and ends when the board
+says that it is over.
 
 Standard library only, so that a fork is cheap. What may be expected:
 
@@ -29,8 +31,6 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import NoReturn
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
-
 from cluster.board import Board, Log
 from cluster.cutters import HOST_ENDED, LANES, REFUSED, SIZE, Cutter, own_files
 
@@ -38,9 +38,10 @@ MARKED = 24
 """Bytes of its lane that a holder writes and looks at."""
 PIN = "user.pinfs.pin."
 SHARED = ("shared0", "shared1", "shared2", "shared3")
-HOLDERS, OWN_CUTTERS, SHARED_CUTTERS = 4, 1, 1
+HOLDERS, OWN_CUTTERS, SHARED_CUTTERS = 6, 1, 1
 NOT_NOW = {*REFUSED, errno.EOPNOTSUPP, errno.ENXIO, errno.ENOENT, errno.ESTALE}
-"""A removal is under way (setxattr(2) shows EAGAIN as EOPNOTSUPP), the file has been cut or replaced, or the host is cut off."""
+"""A removal is under way (setxattr(2) shows EAGAIN as EOPNOTSUPP), the file has been cut or replaced, or the host is
+cut off."""
 _PIN = struct.Struct("<QQIiIIQ64s")
 _QUERY = struct.Struct("<QQQIIqQQQ")
 IOC_PIN, IOC_UNPIN, IOC_QUERY = 0xC068_50A0, 0x4008_50A1, 0xC040_50A2
@@ -142,8 +143,12 @@ class Holder:
             os.close(fd)
 
     def hold(self, name: str, fd: int, looks: int) -> None:
-        start = self.chance.randrange(SIZE - LANES)
-        end = start + self.chance.randrange(LANES, min(SIZE - start, 16384) + 1)
+        size = SIZE if name in SHARED else min(SIZE, os.fstat(looks).st_size)
+        if size < 2 * LANES:
+            time.sleep(0.01)
+            return
+        start = self.chance.randrange(size - LANES)
+        end = start + self.chance.randrange(LANES, min(size - start, 16384) + 1)
         mode, owner = self.chance.choice(["deny", "lease", "lease"]), self.chance.choice(["process", "handle"])
         if name in SHARED and os.fstat(fd).st_size < end:
             os.ftruncate(fd, SIZE)
@@ -318,7 +323,9 @@ class Keeper:
         self.board = Board(base / "board")
         self.log = Log(base / "log" / "keeper")
         self.children: dict[int, tuple[str, int, int]] = {}
-        self.wanted = [(kind, host, n) for kind, (_, count) in KINDS.items() for host in range(len(hosts)) for n in range(count)]
+        self.wanted = [
+            (kind, host, n) for kind, (_, count) in KINDS.items() for host in range(len(hosts)) for n in range(count)
+        ]
         self.forks = 0
 
     def run(self) -> None:

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from support import seeds
 from support.actor import eventually
 from support.mounts import new_base, remove_tree
+from survival.surviving import Surviving
 
 from cluster import binaries, network, nodes
 from cluster.hostile import OPTIONS, Host, Hostile, schedule
@@ -73,20 +75,22 @@ def check_end(hostile: Hostile, is_patient: bool) -> None:
     """Nothing is left of the pins and removals."""
     for host in hostile.hosts:
         assert host.mount is not None
-        eventually(lambda: not host.mount.pins())
+        eventually(partial(_has_no_pins, host.mount))
         status = host.status()["cluster"]
         assert (status["pins"], status["removals"], status["waiting"]) == (0, 0, 0), status
         assert not status["not_seen"]
-    for kind in "prv":
-        eventually(lambda: not hostile.keys(kind), 30)
+    eventually(lambda: not any(map(hostile.keys, "prv")), 30)
     eventually(lambda: hostile.keys("m") == len(hostile.hosts), 30)
     if is_patient:
         eventually(lambda: not hostile.held(), SWEEPS_S)
     for host in hostile.hosts:
-        host.mount.stop()
-        host.mount = None
+        host.leave()
         assert "Traceback" not in host.log(), host.log()
     assert hostile.keys("m") == 0
+
+
+def _has_no_pins(mount: Surviving) -> bool:
+    return not mount.pins()
 
 
 def test_a_hostile_half_minute(base: Path, root: None) -> None:
