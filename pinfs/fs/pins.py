@@ -173,6 +173,9 @@ class PinVerbs:
         self._record(pin, ctx)
         if self.hosts is not None:
             self.hosts.commit(pin, number)
+            if self.recorder is not None:  # another host may take the name, and then this daemon may die
+                self._inodes.fd(inode)
+                self.recorder.pinned(inode)
         if replaced is not None:  # now that no record names it
             self.eventfds.drop(replaced)
         return pin
@@ -455,6 +458,9 @@ class PinVerbs:
             self.eventfds.drop(pin.spec.eventfd)
         if self.hosts is not None:
             self.hosts.ended(pin)
+            inode = self._inodes.known(pin.inode)
+            if self.recorder is not None and inode is not None and not self._table.count_of_file(pin.inode):
+                self.recorder.unpinned(inode)
 
     # Commands of the event channel
 

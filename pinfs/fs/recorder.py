@@ -209,6 +209,20 @@ class Recorder:
         if (file is not None and file.opens) or nodeid in self._directories or self._is_pinned(nodeid):
             self._store(inode)
 
+    def pinned(self, inode: Inode) -> None:
+        """The next daemon finds it by a descriptor, whatever becomes of its name."""
+        self._store(inode)
+
+    def unpinned(self, inode: Inode) -> None:
+        """The next daemon finds it by its name, if it has one."""
+        if inode.name is not None:
+            self._drop_stored(inode)
+
+    def _drop_stored(self, inode: Inode) -> None:
+        if (fd := self._stored.pop(inode.nodeid, -1)) >= 0:
+            self.store.drop(_stored_name(inode))
+            os.close(fd)
+
     def _store(self, inode: Inode) -> None:
         file = inode.file
         fd = inode.fd if inode.fd >= 0 or file is None else file.any_fd
@@ -256,9 +270,7 @@ class Recorder:
         inode.slot = 0
         for parent, name in inode.links or ():
             self.unlink(inode, parent, name)
-        if (fd := self._stored.pop(inode.nodeid, -1)) >= 0:
-            self.store.drop(_stored_name(inode))
-            os.close(fd)
+        self._drop_stored(inode)
 
     # What the daemon before has written, and this one keeps
 

@@ -66,6 +66,8 @@ class Place:
     """Of the host, as the board has it."""
     board: Board
     log: Log
+    root: int = -1
+    """Of the mount."""
 
     @property
     def has_ended(self) -> bool:
@@ -78,7 +80,15 @@ class Place:
 
     @property
     def mount(self) -> Path:
-        return self.base / self.hosts[self.host] / "mnt"
+        return Path(f"/proc/self/fd/{self.root}")
+
+
+def entered(base: Path, host: str) -> int:
+    """A descriptor of the root of a host's mount, which stays one when the mount has gone. ENOTCONN: it has."""
+    root = os.open(base / host / "mnt", os.O_PATH | os.O_DIRECTORY)
+    if os.fstat(root).st_dev == os.stat(base).st_dev:
+        raise OSError(errno.ENOTCONN, "nothing is mounted there")
+    return root
 
 
 @dataclass
@@ -152,13 +162,18 @@ class Holder:
         mode, owner = self.chance.choice(["deny", "lease", "lease"]), self.chance.choice(["process", "handle"])
         if name in SHARED and os.fstat(fd).st_size < end:
             os.ftruncate(fd, SIZE)
-        asked = time.monotonic()
-        pin = self.register(fd, start, end - start, mode, owner)
+        asked, log = time.monotonic(), self.place.log
+        try:
+            pin = self.register(fd, start, end - start, mode, owner)
+        except OSError as e:
+            if e.errno != errno.EBADF:
+                raise
+            log.write("not now", errno="EBADF")  # its name was replaced, and then the daemon (docs/survival.md)
+            return
         lane = range(start + (self.lane - start) % LANES, end, LANES)
         spots = {*lane[:: len(lane) // MARKED + 1], lane[-1]}
         host = self.place.hosts[self.place.host]
         held = Held(name, pin, owner, fd, looks, end, {}, bool(os.fstat(looks).st_nlink), name.startswith(f"{host}-"))
-        log = self.place.log
         took_ms = round(1000 * (time.monotonic() - asked))
         log.write("pinned", pin=pin, file=name, start=start, end=end, mode=mode, owner=owner, took_ms=took_ms)
         for at in spots:
@@ -347,6 +362,7 @@ class Keeper:
         log = Log(self.base / "log" / f"{kind}-{self.hosts[host]}-{number}")
         place = Place(self.base, self.hosts, host, life, self.board, log)
         try:
+            place.root = entered(self.base, self.hosts[host])
             KINDS[kind][0](place, number, random.Random(f"{self.seed} {kind} {host} {number} {self.forks}"))
         except HostEndedError:
             os._exit(0)
