@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-_FIELDS = struct.Struct("=ddd")
+_FIELDS = struct.Struct("=qd")
 
 
 class Board:
@@ -32,26 +32,25 @@ class Board:
 
     def life(self, host: int) -> int:
         """Odd while the host lives; each of its lives has a number of its own."""
-        return int(self._get(host)[0])
+        return self._get(host)[0]
 
     def born(self, host: int) -> None:
-        self._set(host, self._get(host)[0] + 1, 0.0, 0.0)
+        self._set(host, self.life(host) + 1, self.stand_until(host))
 
     def killed(self, host: int, pins_stand_until: float) -> None:
         """Comes before the kill."""
-        life, _, was_cut_off = self._get(host)
-        self._set(host, life + 1, pins_stand_until, was_cut_off)
+        self._set(host, self.life(host) + 1, pins_stand_until)
 
     def stand_until(self, host: int) -> float:
         """To when the pins of a host that was killed keep their bytes."""
         return self._get(host)[1]
 
-    def _get(self, host: int) -> tuple[float, float, float]:
-        life, until, spare = _FIELDS.unpack_from(self._page, 64 * (host + 1))
-        return life, until, spare
+    def _get(self, host: int) -> tuple[int, float]:
+        life, until = _FIELDS.unpack_from(self._page, 64 * (host + 1))
+        return life, until
 
-    def _set(self, host: int, *values: float) -> None:
-        _FIELDS.pack_into(self._page, 64 * (host + 1), *values)
+    def _set(self, host: int, life: int, until: float) -> None:
+        _FIELDS.pack_into(self._page, 64 * (host + 1), life, until)
 
 
 class Log:

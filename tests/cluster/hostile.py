@@ -23,7 +23,9 @@ from support.actor import SYSTEM_PYTHON, eventually
 from support.mounts import force_umount, is_mounted
 from survival.surviving import Surviving, is_running
 
+from cluster import clocks
 from cluster.board import Board, read_logs
+from cluster.clocks import Clock
 from cluster.network import Machine
 from cluster.nodes import Node
 
@@ -57,6 +59,7 @@ class Host:
 
     def __init__(self, base: Path, name: str, number: int, machine: Machine, options: Sequence[str]) -> None:
         self.base, self.name, self.number, self.machine = base / name, name, number, machine
+        self.clock = Clock(base / f"clock-{name}", clocks.built(base))
         self.source = base / "source"
         self.options = (*options, f"cluster_host={name}", *OF_HOSTS[name])
         self.mount: Surviving | None = None
@@ -64,7 +67,8 @@ class Host:
         self.deaths = 0
 
     def start(self, board: Board) -> None:
-        self.mount = Surviving(self.base, self.options, source=self.source, prefix=self.machine.prefix)
+        prefix = (*self.machine.prefix, *self.clock.prefix)
+        self.mount = Surviving(self.base, self.options, source=self.source, prefix=prefix)
         board.born(self.number)
 
     def kill(self) -> None:
@@ -122,6 +126,7 @@ class Fault:
     target: int
     lasts_s: float
     is_silent: bool = False
+    clock_s: int = 0
 
     @property
     def place(self) -> str:
@@ -133,6 +138,7 @@ class Fault:
 KINDS = {
     "daemon killed": (4, 0.0, 0.0),
     "daemon stopped": (2, 0.3, MARGIN_S / 3),
+    "clock set": (2, 0.0, 0.0),
     "host killed": (4, 0.5, 1.5 * MEMBER_TTL_S),
     "cut off": (4, 0.5, 2 * PIN_TTL_S),
     "node killed": (3, 0.5, 1.5 * PIN_TTL_S),
@@ -152,7 +158,8 @@ def schedule(chance: random.Random, seconds: float, hosts: int, nodes: int) -> l
         _, shortest, longest = KINDS[kind]
         lasts_s = round(min(chance.uniform(shortest, longest), seconds - 2 - at_s), 2)
         target = chance.randrange(nodes if "node" in kind else hosts)
-        fault = Fault(round(at_s, 2), kind, target, lasts_s, chance.random() < 0.5)
+        clock_s = chance.choice([-1, 1]) * chance.choice([1, 60, 3600, 86400, 10**8])
+        fault = Fault(round(at_s, 2), kind, target, lasts_s, chance.random() < 0.5, clock_s)
         if until.get(fault.place, 0.0) <= at_s:
             faults.append(fault)
             until[fault.place] = at_s + lasts_s + 1.0
@@ -212,6 +219,9 @@ class Hostile:
             mount = self.hosts[fault.target].mount
             assert mount is not None
             mount.kill()
+            return
+        if fault.kind == "clock set":
+            self.hosts[fault.target].clock.step(fault.clock_s)
             return
         if fault.kind == "host killed":
             host = self.hosts[fault.target]
