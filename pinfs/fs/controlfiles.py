@@ -96,7 +96,7 @@ class EventChannel:
         try:
             await self.file.verbs.command(line, caller)
         except FileNotFoundError:
-            if not (unique and unique == self.file.verbs.released_before and line.startswith(("release ", "revoke "))):
+            if not (unique in self.file.verbs.released_before and line.startswith(("release ", "revoke "))):
                 raise  # else the daemon before did it, and was killed before its answer
 
     def close(self) -> None:

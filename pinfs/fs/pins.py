@@ -72,8 +72,8 @@ class PinVerbs:
         """Writes down which pins there are; None: the mount does not outlive the daemon."""
         self._released_by = 0
         """The request that releases a pin right now."""
-        self.released_before = 0
-        """The request by which a pin was released last, before this daemon took over."""
+        self.released_before: frozenset[int] = frozenset()
+        """The requests by which pins were released before this daemon took over, as far as they may come again."""
         self._texts = PinTexts()
         self._admins = {0, os.geteuid()}
         self._pid_namespace = pid_namespace("self")
@@ -173,6 +173,9 @@ class PinVerbs:
         self._record(pin, ctx)
         if self.hosts is not None:
             self.hosts.commit(pin, number)
+            if self.recorder is not None:  # another host may take the name, and then this daemon may die
+                self._inodes.fd(inode)
+                self.recorder.pinned(inode)
         if replaced is not None:  # now that no record names it
             self.eventfds.drop(replaced)
         return pin
@@ -310,8 +313,15 @@ class PinVerbs:
     async def _let_go_everywhere(self, pin: Pin, ctx: CallerLike, revoke: bool = False) -> None:
         number = 0 if self.hosts is None else self.hosts.number_of(pin)
         self._let_go(pin, ctx, revoke)
-        if self.hosts is not None:
+        if self.hosts is None:
+            return
+        unique = getattr(ctx, "unique", 0)
+        slot = 0 if self.recorder is None or not unique else self.recorder.executed(unique)
+        try:
             await self.hosts.until_unpinned(number)
+        finally:
+            if self.recorder is not None and slot:
+                self.recorder.answered(unique, slot)
 
     def _let_go(self, pin: Pin, ctx: CallerLike, revoke: bool = False) -> None:
         self._released_by = getattr(ctx, "unique", 0)
@@ -448,6 +458,9 @@ class PinVerbs:
             self.eventfds.drop(pin.spec.eventfd)
         if self.hosts is not None:
             self.hosts.ended(pin)
+            inode = self._inodes.known(pin.inode)
+            if self.recorder is not None and inode is not None and not self._table.count_of_file(pin.inode):
+                self.recorder.unpinned(inode)
 
     # Commands of the event channel
 

@@ -209,6 +209,20 @@ class Recorder:
         if (file is not None and file.opens) or nodeid in self._directories or self._is_pinned(nodeid):
             self._store(inode)
 
+    def pinned(self, inode: Inode) -> None:
+        """The next daemon finds it by a descriptor, whatever becomes of its name."""
+        self._store(inode)
+
+    def unpinned(self, inode: Inode) -> None:
+        """The next daemon finds it by its name, if it has one."""
+        if inode.name is not None:
+            self._drop_stored(inode)
+
+    def _drop_stored(self, inode: Inode) -> None:
+        if (fd := self._stored.pop(inode.nodeid, -1)) >= 0:
+            self.store.drop(_stored_name(inode))
+            os.close(fd)
+
     def _store(self, inode: Inode) -> None:
         file = inode.file
         fd = inode.fd if inode.fd >= 0 or file is None else file.any_fd
@@ -256,9 +270,7 @@ class Recorder:
         inode.slot = 0
         for parent, name in inode.links or ():
             self.unlink(inode, parent, name)
-        if (fd := self._stored.pop(inode.nodeid, -1)) >= 0:
-            self.store.drop(_stored_name(inode))
-            os.close(fd)
+        self._drop_stored(inode)
 
     # What the daemon before has written, and this one keeps
 
@@ -345,6 +357,16 @@ class Recorder:
             slots.free(slot)
         if self._eventfds:
             self.eventfd(pin.id, 0, None)
+
+    def executed(self, unique: int) -> int:
+        """A request has been executed, and others will be before it is answered: then the word EXECUTED is of one of
+        those. The slot, for `answered`; 0: there was no room."""
+        return self.put(Kind.INTENT, records.executed(unique).pack())
+
+    def answered(self, unique: int, slot: int) -> None:
+        """What comes next is the reply."""
+        self.slots.words[records.EXECUTED] = unique
+        self.slots.free(slot)
 
     def eventfd(self, pin_id: int, fh: int, eventfd: int | None) -> None:
         """A pin, or the channel of a handle (the other is 0), is told by this eventfd, None: by none (any more)."""

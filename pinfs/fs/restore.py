@@ -63,6 +63,10 @@ class Restored:
     counts: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
 
+    def executed(self) -> frozenset[int]:
+        """The requests of which no more is known than that they were executed."""
+        return frozenset(unique for unique, record in self.intents.items() if record.opcode == records.WAS_EXECUTED)
+
     def lose(self, what: str, why: object) -> None:
         """Something cannot be restored."""
         self.counts["lost"] += 1
@@ -426,6 +430,6 @@ class Restoration:
     def _was_executed(self, unique: int) -> None:
         """Known until the request has been answered: the words are overwritten by the next one that is executed."""
         restored = self.restored
-        record = restored.intents[unique] = IntentRecord(unique, 0, records.WAS_EXECUTED, 0, 0, 0, 0, 0, 0, 1)
+        record = restored.intents[unique] = records.executed(unique)
         old = restored.intent_slots.get(unique, 0)
         restored.intent_slots[unique] = self._recorder.put(Kind.INTENT, record.pack(), old)

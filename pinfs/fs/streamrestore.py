@@ -98,7 +98,6 @@ class StreamRestoration:
         """Control files, with the events that wait, and what open directories are to list."""
         self._each(Kind.STREAM, self._sequence)
         self._parts.hub.restore_numbers(self._last_seq, self._slots.words[records.TRACE_SEQ])
-        self._parts.verbs.released_before = self._slots.words[records.RELEASED]
         self._each(Kind.LINE, self._line)
         self._each(Kind.HANDLE, self._handle)
         for lines in self._lines.values():  # their readers have gone

@@ -452,4 +452,9 @@ def unpack_intent(body: bytes) -> IntentRecord:
     return IntentRecord._make(_INTENT.unpack_from(body))
 
 
+def executed(unique: int) -> IntentRecord:
+    """Of a request of which nothing more is to be known."""
+    return IntentRecord(unique, 0, WAS_EXECUTED, 0, 0, 0, 0, 0, 0, 1)
+
+
 pack_intent: Final = _INTENT.pack

@@ -149,6 +149,7 @@ class TakeOver:
         state.pins()
         state.unreferenced()
         state.requests()
+        fs.verbs.released_before = self.restored.executed()
         self.pending = state.pending
         if not self.pending.files:
             self._settle()

@@ -22,6 +22,7 @@ from typing import Any
 
 from support.mounts import DIES_WITH_US
 
+from cluster.network import Machine
 from pinfs.cluster.etcd import Endpoint
 
 START_LIMIT_S = 60.0
@@ -42,12 +43,17 @@ class Tls:
 
 
 class Node:
-    """One etcd process. Its data outlive it, until the directory goes."""
+    """One etcd process. Its data outlive it, until the directory goes. `machine`: on which it runs, in place of this
+    one."""
 
-    def __init__(self, program: Path, directory: Path, name: str, tls: Tls | None = None) -> None:
+    def __init__(
+        self, program: Path, directory: Path, name: str, tls: Tls | None = None, machine: Machine | None = None
+    ) -> None:
         self.name = name
         self.directory = directory
         self.tls = tls
+        self.machine = machine
+        self.address = machine.address if machine else "127.0.0.1"
         self.client_port, self.peer_port = _free_ports(2)
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,14 +61,14 @@ class Node:
 
     @property
     def endpoint(self) -> Endpoint:
-        return Endpoint("https" if self.tls else "http", "127.0.0.1", self.client_port)
+        return Endpoint("https" if self.tls else "http", self.address, self.client_port)
 
     @property
     def peer(self) -> str:
-        return f"{self.name}=http://127.0.0.1:{self.peer_port}"
+        return f"{self.name}=http://{self.address}:{self.peer_port}"
 
     def start(self, initial_cluster: str, options: Sequence[str] = ()) -> None:
-        peer = f"http://127.0.0.1:{self.peer_port}"
+        peer = f"http://{self.address}:{self.peer_port}"
         self._words = [
             f"--name={self.name}",
             f"--data-dir={self.directory / self.name}",
@@ -88,7 +94,8 @@ class Node:
         """After `kill`, with the same data."""
         assert self._process is None
         with (self.directory / f"{self.name}.log").open("ab") as log:
-            command = [*DIES_WITH_US, str(self._program), *self._words]
+            where = self.machine.prefix if self.machine else ()
+            command = [*DIES_WITH_US, *where, str(self._program), *self._words]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def wait_until_healthy(self) -> None:
@@ -167,6 +174,8 @@ class Node:
             context = ssl.create_default_context(cafile=self.tls.ca)
             context.load_cert_chain(self.tls.client_certificate, self.tls.client_key)
             connection = http.client.HTTPSConnection("127.0.0.1", self.client_port, timeout=20, context=context)
+        elif self.machine:
+            connection = self.machine.http(self.client_port, 20)
         else:
             connection = http.client.HTTPConnection("127.0.0.1", self.client_port, timeout=20)
         try:
@@ -228,7 +237,21 @@ def running(
 ) -> Iterator[list[Node]]:
     """A cluster with a node for each letter of `names`; killed at the end, its data removed."""
     directory = Path(tempfile.mkdtemp(prefix="pinfs-etcd-", dir="/dev/shm"))
-    nodes = [Node(program, directory, name, tls) for name in names]
+    with _together(directory, [Node(program, directory, name, tls) for name in names], options, wait) as nodes:
+        yield nodes
+
+
+@contextmanager
+def running_on(program: Path, machines: Sequence[Machine]) -> Iterator[list[Node]]:
+    """The same with a node on each machine."""
+    directory = Path(tempfile.mkdtemp(prefix="pinfs-etcd-", dir="/dev/shm"))
+    nodes = [Node(program, directory, f"etcd{number}", None, machine) for number, machine in enumerate(machines)]
+    with _together(directory, nodes, (), True):
+        yield nodes
+
+
+@contextmanager
+def _together(directory: Path, nodes: list[Node], options: Sequence[str], wait: bool) -> Iterator[list[Node]]:
     try:
         initial_cluster = ",".join(node.peer for node in nodes)
         for node in nodes:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from breaks.acts import pin_handle, unpin_handle
 from support import acts
 from support.actor import Actor, eventually
 from support.mounts import DaemonError, Mount, new_base, remove_tree
@@ -289,6 +290,72 @@ def test_a_daemon_that_takes_over_keeps_its_pins_on_all_hosts(
         holder(os.removexattr, path, f"{PIN}x")
         assert breaker.errno(os.truncate, str(a.path / "f"), 0) is None
         assert holder(os.stat, path).st_size == 0
+    finally:
+        mount.stop()
+        remove_tree(base)
+
+
+@pytest.mark.parametrize("how", ["unlink", "rename"])
+def test_pins_stay_when_another_host_takes_the_name_and_then_the_daemon_dies(
+    source: Path, a: Mount, options: tuple[str, ...], actors: Any, how: str
+) -> None:
+    new_file(source)
+    new_file(source, "other")
+    base = new_base()
+    mount = Surviving(base, (*options, "cluster_host=s"), source=source)
+    try:
+        eventually(lambda: cluster(mount)["state"] == "joined")
+        by_handle, by_name, breaker = actors.actor(), actors.actor(), a.actor()
+        path = pinned(by_name, mount, b"0:100")
+        fd = by_handle(os.open, path, os.O_RDWR)
+        pin = by_handle(pin_handle, fd, 4096, 4096, "deny")
+        there = breaker(os.open, str(a.path / "f"), os.O_RDWR)
+        if how == "unlink":
+            breaker(os.unlink, str(a.path / "f"))
+        else:
+            breaker(os.rename, str(a.path / "other"), str(a.path / "f"))
+        mount.kill()
+        assert {shown["id"]: shown["mode"] for shown in mount.pins()}[pin] == "deny"
+        assert len(mount.pins()) == 2
+        eventually(lambda: cluster(mount)["state"] == "joined")
+        assert breaker.errno(os.ftruncate, there, 0) == errno.EBUSY
+        assert by_handle(os.pread, fd, 4, 4096) == bytes(range(4))
+        by_handle(unpin_handle, fd, pin)
+        assert breaker.errno(os.ftruncate, there, 100) is None
+        assert breaker.errno(os.ftruncate, there, 0) == errno.EBUSY
+        by_name.kill()
+        eventually(lambda: breaker.errno(os.ftruncate, there, 0) is None)
+    finally:
+        mount.stop()
+        remove_tree(base)
+
+
+def test_releases_that_wait_for_other_hosts_while_the_daemon_dies_are_done_once(
+    source: Path, start_nodes: Callable[..., list[Node]], actors: Any
+) -> None:
+    new_file(source)
+    [etcd] = start_nodes()
+    base = new_base()
+    mount = Surviving(base, (f"cluster={etcd.endpoint}", "cluster_host=s"), source=source)
+    try:
+        eventually(lambda: cluster(mount)["state"] == "joined")
+        path = str(mount.path / "f")
+        by_ioctl, by_name, by_value, by_command = holders = [actors.actor() for _ in range(4)]
+        fd = by_ioctl(os.open, path, os.O_RDWR)
+        pin = by_ioctl(pin_handle, fd)
+        for holder in (by_name, by_value, by_command):
+            pinned(holder, mount)
+        channel = by_command(os.open, str(mount.path / ".pinfs" / "events"), os.O_RDWR)
+        [commanded] = [shown["id"] for shown in mount.pins() if shown["pid"] == by_command.pid]
+        etcd.suspend()
+        by_ioctl.start(unpin_handle, fd, pin)
+        by_name.start(os.removexattr, path, f"{PIN}x")
+        by_value.start(os.getxattr, path, f"{RELEASE}x")
+        by_command.start(os.write, channel, f"release {commanded}\n".encode())
+        eventually(lambda: not mount.pins())
+        mount.kill()
+        assert [holder.answer(20) for holder in holders] == [None, None, b"released", len(f"release {commanded}\n")]
+        etcd.resume()
     finally:
         mount.stop()
         remove_tree(base)

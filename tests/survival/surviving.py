@@ -28,15 +28,22 @@ USER = 65534
 
 class Surviving:
     """`source` on `path`, made by `pinfs mount --daemon`, with its keeper. `user`: whose mount it is, and who alone may
-    look into it. `source`: None for one of its own."""
+    look into it. `source`: None for one of its own. `prefix`: a command to run everything under (nsenter, ...)."""
 
-    def __init__(self, base: Path, options: Sequence[str] = (), user: int = 0, source: Path | None = None) -> None:
+    def __init__(
+        self,
+        base: Path,
+        options: Sequence[str] = (),
+        user: int = 0,
+        source: Path | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.base = base
         self.source, self.path, self._log = source or base / "source", base / "mnt", base / "log"
         for directory in (base, self.source, self.path):
             directory.mkdir(exist_ok=True)
             os.chown(directory, user, user)
-        self.prefix = as_user(user) if user else ()
+        self.prefix = (*prefix, *(as_user(user) if user else ()))
         self.kills: list[float] = []
         self.keeper = self._first = 0
         options = ("survive=on", "max_deaths=0", *options)
