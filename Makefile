@@ -15,10 +15,11 @@ DEVELOPER := $(VENV)/installed
 NEEDS := PYTHON="$(PYTHON)" VENV="$(VENV)" scripts/install-needs
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo unit test lint docs venv runtime build clean
+.PHONY: help demo demo-hosts unit test lint docs venv runtime build clean
 
 help:
 	@echo "make demo     pins at work, with real processes (needs /dev/fuse)"
+	@echo "make demo-hosts  pins across two hosts, on one machine (needs /dev/fuse, and etcd or a Debian mirror)"
 	@echo "make unit     the tests that need neither root nor a mount, two minutes"
 	@echo "make test     all tests (need root and /dev/fuse); TESTS=tests/core, PYTEST_ARGS=-x for some"
 	@echo "make lint     ruff and mypy"
@@ -32,6 +33,12 @@ demo:
 	@test -e $(RUNTIME) || $(NEEDS) runtime demo
 	@test -e $(RUNTIME) || $(MAKE) --no-print-directory $(QUICK)
 	@$(BIN)/python -m demo
+
+demo-hosts:
+	@test -e $(RUNTIME) || $(NEEDS) runtime
+	@test -e $(RUNTIME) || $(MAKE) --no-print-directory $(QUICK)
+	@$(BIN)/python -c 'import h11' 2>/dev/null || $(PIP) --quiet install h11
+	@$(BIN)/python -m demo.hosts
 
 unit: build
 	@$(BIN)/python -m pytest -m unit $(PYTEST_ARGS) $(TESTS)

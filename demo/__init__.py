@@ -1,1 +1,1 @@
-"""`make demo`: what pins are good for, shown with real processes on a real mount."""
+"""`make demo`, and `make demo-hosts`: what pins are good for, shown with real processes on a real mount."""

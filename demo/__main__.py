@@ -5,12 +5,10 @@ import os
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from demo.stage import LIMIT_S, PATTERN, SIZE, Stage
+from demo.stage import LIMIT_S, PATTERN, SIZE, Stage, wait_until
 
 DEADLINE_S = 2
 FIO_S = 3
@@ -116,14 +114,6 @@ def daemon_dies(stage: Stage) -> None:
     )
     reader.stop()
     stage.expect(cut.wait(LIMIT_S) == 0, "when the reader has ended, the truncate succeeds")
-
-
-def wait_until(holds: Callable[[], bool], otherwise: str) -> None:
-    end = time.monotonic() + LIMIT_S
-    while not holds():
-        if time.monotonic() > end:
-            raise SystemExit(otherwise)
-        time.sleep(0.01)
 
 
 class DeviceRun:

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 PATTERN = b"x"
 SIZE = 8 << 20
@@ -21,23 +23,25 @@ LIMIT_S = 60.0
 
 
 class Stage:
-    """A scratch directory on tmpfs, with a plain directory `plain`, and `source` mounted through pinfs on `mnt`."""
+    """A scratch directory on tmpfs, with a plain directory `plain`, and `source` mounted through pinfs on `mounts`."""
+
+    mounts: tuple[str, ...] = ("mnt",)
 
     def __init__(self) -> None:
         self.failures = 0
         self.dir = Path(tempfile.mkdtemp(prefix="pinfs-demo-", dir="/dev/shm"))
-        for name in ("plain", "source", "mnt"):
+        for name in ("plain", "source", *self.mounts):
             (self.dir / name).mkdir()
         self.environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "LC_ALL": "C"}
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.is_mounted():
-            subprocess.run(["pinfs", "umount", "--force", "mnt"], cwd=self.dir, env=self.environment, check=False)
+        for name in filter(self.is_mounted, self.mounts):
+            subprocess.run(["pinfs", "umount", "--force", name], cwd=self.dir, env=self.environment, check=False)
         shutil.rmtree(self.dir)
 
     # --- telling
@@ -67,6 +71,13 @@ class Stage:
             self.tell(f"  {line}")
         return outcome
 
+    def try_again(self, *command: str) -> bool:
+        """Runs a command, and shows nothing; whether it has succeeded."""
+        done = subprocess.run(
+            command, cwd=self.dir, env=self.environment, capture_output=True, timeout=LIMIT_S, check=False
+        )
+        return done.returncode == 0
+
     def start(self, *command: str) -> subprocess.Popen[str]:
         """Shows a command and starts it in the background."""
         self.tell(f"$ {shlex.join(command)} &")
@@ -85,16 +96,26 @@ class Stage:
         path.write_bytes(PATTERN * size)
         return path
 
-    def mount(self, *options: str) -> bool:
-        """Mounts `source` on `mnt`. False when this machine or user can't."""
+    def mount(self, *options: str, at: str = "mnt") -> bool:
+        """Mounts `source` there. False when this machine or user can't."""
         asked = ["-o", ",".join(options)] if options else []
-        return self.run("pinfs", "mount", "source", "mnt", *asked, "--daemon").code == 0
+        return self.run("pinfs", "mount", "source", at, *asked, "--daemon").code == 0
 
-    def umount(self) -> None:
-        self.expect(self.run("pinfs", "umount", "mnt").code == 0 and not self.is_mounted(), "nothing is left mounted")
+    def umount(self, at: str = "mnt", *options: str) -> None:
+        ended = self.run("pinfs", "umount", *options, at).code == 0
+        self.expect(ended and not self.is_mounted(at), "nothing is left mounted")
 
-    def is_mounted(self) -> bool:
-        return f" {self.dir / 'mnt'} " in Path("/proc/self/mountinfo").read_text()
+    def is_mounted(self, at: str = "mnt") -> bool:
+        return f" {self.dir / at} " in Path("/proc/self/mountinfo").read_text()
+
+
+def wait_until(holds: Callable[[], bool], otherwise: str, pause_s: float = 0.01) -> None:
+    """SystemExit: it does not hold within LIMIT_S."""
+    end = time.monotonic() + LIMIT_S
+    while not holds():
+        if time.monotonic() > end:
+            raise SystemExit(otherwise)
+        time.sleep(pause_s)
 
 
 class Outcome:

@@ -27,26 +27,30 @@ class Break(NamedTuple):
     whole: float
 
 
-def break_once(other: Remote, command: str, path: str) -> Break:
-    """Let the holder take its pin or lease, truncate the file, and read the holder's stamps."""
+def break_once(other: Remote, command: str, path: str, there: str) -> Break:
+    """Let the holder take its pin or lease, truncate the file by its name `there`, and read the holder's stamps."""
     os.truncate(path, 4096)
     other.tell(command, path)
     other.wait_asleep()
     entered_ns = monotonic_ns()
-    os.truncate(path, 0)
+    os.truncate(there, 0)
     returned_ns = monotonic_ns()
     told_ns, let_go_ns = other.answer()
     return Break((told_ns - entered_ns) / 1000, (returned_ns - let_go_ns) / 1000, (returned_ns - entered_ns) / 1000)
 
 
-def breaks(room: Room, calls: int, what: int, hold: str = "hold_pin") -> Iterator[Batch]:
+def breaks(
+    room: Room, calls: int, what: int, hold: str = "hold_pin", cut_in: str | None = None
+) -> Iterator[Batch]:
     """A batch is the median of `calls` breaks, so that a break delayed by the scheduler does not dominate. `hold`: the
-    holder's command on pinfs."""
+    holder's command on pinfs; `cut_in`: the directory by which the breaker reaches the file, the room itself if None.
+    """
     command = hold if room.place.pinfs else "hold_lease"
     path = room.file()
+    there = f"{cut_in or room.path}/{os.path.basename(path)}"
     with started(holder.__file__) as other:
-        break_once(other, command, path)  # raises OSError where there are no leases
-        yield lambda: median(break_once(other, command, path)[what] for _ in range(calls))
+        break_once(other, command, path, there)  # raises OSError where there are no leases
+        yield lambda: median(break_once(other, command, path, there)[what] for _ in range(calls))
 
 
 @row("break", "lease break: truncate's entry to the signal's arrival", 100)

@@ -16,9 +16,19 @@ from pinfs.linux.mountinfo import MountEntry, mount_at
 
 
 @dataclass(frozen=True, slots=True)
+class Membership:
+    """A mount's place in a cluster: `host` is its name there, `endpoints` are those of etcd."""
+
+    name: str
+    host: str
+    endpoints: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """A directory under measurement. `work` is the scratch directory in it; `back_work` is the same directory seen from
-    below the file system (`work` itself on a native one), None where that cannot be reached."""
+    below the file system (`work` itself on a native one), None where that cannot be reached. `peer_work` is the same
+    directory at another host of the cluster that is under measurement as well; None where there is none."""
 
     path: str
     label: str
@@ -27,6 +37,8 @@ class Place:
     pinfs: bool
     work: str
     back_work: str | None
+    cluster: Membership | None = None
+    peer_work: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,7 @@ class Room:
     place: Place
     path: str
     back_path: str | None
+    peer_path: str | None = None
 
     def file(self, name: str = "file", size: int = 4096) -> str:
         """Create a file of `size` bytes; return its path."""
@@ -86,7 +99,8 @@ def scratch(directory: str) -> Iterator[str]:
 def room(place: Place) -> Iterator[Room]:
     """A directory for one row in `place`, removed at the end."""
     with scratch(place.work) as path:
-        yield Room(place, path, place.back_work and f"{place.back_work}/{os.path.basename(path)}")
+        name = os.path.basename(path)
+        yield Room(place, path, *(there and f"{there}/{name}" for there in (place.back_work, place.peer_work)))
 
 
 @contextmanager
@@ -103,7 +117,7 @@ def open_places(directories: Sequence[str]) -> Iterator[list[Place]]:
             roles[backing] = "backing"
         roles |= {other: "backing" if backing and os.path.samefile(backing, other) else "other" for other in others}
         works = {path: stack.enter_context(scratch(path)) for path in roles}
-        yield _label([_place(path, role, works[path], backing) for path, role in roles.items()])
+        yield _label(with_peers([_place(path, role, works[path], backing) for path, role in roles.items()]))
 
 
 def backing_of(directory: str) -> str | None:
@@ -124,7 +138,28 @@ def _place(path: str, role: str, work: str, first_backing: str | None) -> Place:
     mount = mount_of(path)
     pinfs = pinfs_source(mount) is not None
     label = "backing" if role == "backing" else "pinfs" if pinfs else _short(mount, path)
-    return Place(path, label, role, mount.fstype, pinfs, work, _from_below(mount, path, work, first_backing))
+    below = _from_below(mount, path, work, first_backing)
+    return Place(path, label, role, mount.fstype, pinfs, work, below, membership(mount))
+
+
+def membership(mount: MountEntry) -> Membership | None:
+    """None: `mount` is in no cluster, or no pinfs."""
+    found = pinfs_status(mount).get("cluster")
+    return Membership(found["name"], found["host"], tuple(found["endpoints"])) if found else None
+
+
+def with_peers(places: list[Place]) -> list[Place]:
+    """Of each the first other host of its cluster that has its files."""
+    return [replace(place, peer_work=next(_peers(place, places), None)) for place in places]
+
+
+def _peers(place: Place, places: list[Place]) -> Iterator[str]:
+    inside = os.path.relpath(os.path.realpath(place.work), mount_of(place.path).point)
+    for other in places:
+        if place.cluster and other.cluster and place.cluster.name == other.cluster.name:
+            there = os.path.join(mount_of(other.path).point, inside)
+            if place.cluster.host != other.cluster.host and os.path.isdir(there):
+                yield there
 
 
 def _short(mount: MountEntry, path: str) -> str:

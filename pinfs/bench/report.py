@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -48,7 +49,7 @@ def as_json(outcome: Outcome) -> Json:
         "machine": machine(),
         "base": base.path,
         "directories": [
-            {"path": p.path, "label": p.label, "role": p.role, "fstype": p.fstype, "pinfs": p.pinfs}
+            {"path": p.path, "label": p.label, "role": p.role, "fstype": p.fstype, "pinfs": p.pinfs, "cluster": _cluster(p)}
             for p in outcome.places
         ],
         "rows": [_row(one, outcome, base) for one in outcome.measured],
@@ -74,6 +75,10 @@ def _row(one: Measured, outcome: Outcome, base: Place) -> Json:
         "verdict": _verdict(one, outcome),
         "notes": one.notes,
     }
+
+
+def _cluster(place: Place) -> Json | None:
+    return asdict(place.cluster) if place.cluster is not None else None
 
 
 def _verdict(one: Measured, outcome: Outcome) -> Json | None:
@@ -143,7 +148,13 @@ def remarks(outcome: Outcome) -> list[str]:
             missing.setdefault(f"{labels[path]}: {why}", []).append(one.row.name)
     notes = [f"{why}: {'; '.join(names)}" for why, names in missing.items()]
     grown = [f"{labels[c.path]}: {c.pins} pins registered in {c.seconds:.1f} s" for c in outcome.crowds]
-    return [how, *notes, *grown, *_within(outcome), *_together(outcome), *closing(outcome)]
+    hosts = [_host(place) for place in outcome.places if place.cluster is not None]
+    return [how, *notes, *hosts, *grown, *_within(outcome), *_together(outcome), *closing(outcome)]
+
+
+def _host(place: Place) -> str:
+    assert place.cluster is not None
+    return f"{place.label}: host {place.cluster.host} of its cluster, etcd at {', '.join(place.cluster.endpoints)}"
 
 
 def _within(outcome: Outcome) -> Iterator[str]:

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from statistics import median
 from typing import Final, Protocol
 
-from pinfs.bench import breaks, data, metadata, pins, processes, seals
+from pinfs.bench import breaks, cluster, data, metadata, pins, processes, seals
 from pinfs.bench.crowd import Crowds, CrowdSize
 from pinfs.bench.places import Place, open_places
 from pinfs.bench.rows import Batch, Row, Skip
@@ -62,7 +62,7 @@ class Measured:
 
 def all_rows(counts: Sequence[int], crowds: Crowds) -> list[Row]:
     """Every row there is. The crowd comes last, because its pins stay until the end."""
-    own = (data, metadata, pins, seals, breaks, processes)
+    own = (data, metadata, pins, seals, breaks, cluster, processes)
     return [*(row for module in own for row in module.rows), *pins.crowded(counts, crowds)]
 
 
@@ -87,13 +87,26 @@ class Outcome:
     crowds: list[CrowdSize]
 
 
+class NoPeerError(Exception):
+    """The rows of a cluster were asked for, and there are no two hosts of one among the directories."""
+
+
 def run(plan: Plan, watcher: Watcher) -> Outcome:
-    """Measure; clean up also when interrupted. OSError: no scratch directory can be created."""
+    """Measure; clean up also when interrupted. OSError: no scratch directory can be created. NoPeerError."""
     with open_places(plan.directories) as places, Crowds(watcher.say) as crowds:
-        rows = chosen(all_rows(plan.counts, crowds), plan.only)
+        rows = _possible(chosen(all_rows(plan.counts, crowds), plan.only), places, plan.only)
         watcher.begin(len(rows) * (plan.rounds + 1))
         measured = [measure(row, places, plan, watcher) for row in rows]
         return Outcome(plan, places, measured, crowds.sizes())
+
+
+def _possible(rows: list[Row], places: Sequence[Place], only: Sequence[str]) -> list[Row]:
+    """Without those of a cluster where there is none and its group was not asked for."""
+    if any(place.peer_work for place in places):
+        return rows
+    if cluster.GROUP in only:
+        raise NoPeerError(cluster.why_no_pair(places))
+    return rows if only else [row for row in rows if row.group != cluster.GROUP]
 
 
 @contextmanager

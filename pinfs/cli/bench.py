@@ -14,7 +14,18 @@ from rich.progress import Progress
 
 from pinfs.bench import report
 from pinfs.bench.crowd import Crowds
-from pinfs.bench.run import COUNTS, QUICK_COUNTS, QUICK_ROUNDS, ROUNDS, Outcome, Plan, all_rows, chosen, run
+from pinfs.bench.run import (
+    COUNTS,
+    QUICK_COUNTS,
+    QUICK_ROUNDS,
+    ROUNDS,
+    NoPeerError,
+    Outcome,
+    Plan,
+    all_rows,
+    chosen,
+    run,
+)
 from pinfs.cli.mounts import require_answer
 from pinfs.cli.output import listing_options, print_json, print_table
 from pinfs.cli.verb import Verb, failure_of
@@ -101,6 +112,9 @@ pinfs bench /mnt/pinfs --only stat --only 'open + close' --rounds 30
 # what several processes get done at once, on pinfs and on bindfs
 pinfs bench /mnt/pinfs /mnt/bindfs --only processes
 
+# two hosts of one cluster, and a mount of another source without cluster
+pinfs bench /mnt/a /mnt/b /mnt/plain --only cluster
+
 # whether the cost of a pin depends on the number of pins
 pinfs bench /mnt/pinfs --only crowd --pins 1,1000000
 """,
@@ -133,8 +147,11 @@ def bench(cpu: int | None, only_list: bool, as_json: bool, **chosen_plan: Any) -
         os.sched_setaffinity(0, {cpu})
     with Progress(console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
         bar = Bar(progress)
-        with _ended_by(bar.end):
-            outcome = run(plan, bar)
+        try:
+            with _ended_by(bar.end):
+                outcome = run(plan, bar)
+        except NoPeerError as error:
+            raise click.UsageError(f"{error}.") from error
     _print(outcome, as_json)
 
 

@@ -93,7 +93,6 @@ class Store:
             case Restored(reason):
                 await self._renew(client, reason)
             case Unknown() | Refused():
-                self.counters["unanswered" if isinstance(answer, Unknown) else "refused"] += 1
                 log.debug("%s: %s", type(request).__name__, answer)
         return answer
 
@@ -160,9 +159,14 @@ class Store:
         match outcome:
             case etcd.Refused(_, etcd.Code.NOT_FOUND):  # of the calls here, only those with a lease are answered so
                 return LeaseGone()
-            case etcd.Refused(reason) | etcd.Unreachable(reason):
+            case etcd.Refused(reason):
+                self.counters["refused"] += 1
+                return Refused(reason)
+            case etcd.Unreachable(reason):
+                self.counters["unanswered"] += 1
                 return Refused(reason)
             case etcd.Unknown():
+                self.counters["unanswered"] += 1
                 return Unknown()
             case Restored():
                 return outcome

@@ -55,6 +55,7 @@ class Host(Protocol):
     def may_begin(self, removal: int, /) -> bool: ...
     def removal_over(self, removal: int, /) -> None: ...
     def deny(self, removal: RemovalKey, why: str, /) -> None: ...
+    def status(self) -> dict[str, Any]: ...
 
 
 class Files(Protocol):
@@ -107,7 +108,11 @@ class OtherHosts:
         """The cluster's number of each pin, by its id."""
         self._pins: dict[int, Pin] = {}
         self._questions: dict[Removal, Question] = {}
-        self._left = 0
+        self.left_behind = 0
+        """Removals that stand for breakers that have given up."""
+        self.asked = 0
+        self.refused: Counter[str] = Counter()
+        """Removals that the other hosts were asked about, and those that were not allowed, by why."""
         self._told: dict[RemovalKey, Removal] = {}
         self._held_at: dict[str, float] = {}
         """When files with several names were given one more."""
@@ -311,6 +316,7 @@ class OtherHosts:
     def _ask_of(self, file: str, removal: Removal, *, in_book: bool) -> None:
         question = Question(removal, in_book)
         self._questions[removal] = question
+        self.asked += 1
         policy = removal.policy
         patience_s = max(policy.break_timeout, policy.break_timeout_max) + KILL_GRACE_S + ROOM_FOR_ANSWERS_S
         value = RemovalValue(removal.start, removal.end, removal.request.op)
@@ -355,10 +361,10 @@ class OtherHosts:
         if question is None:
             return
         is_refused = removal.turn is Turn.REFUSED and removal.errno != errno.EAGAIN
-        if is_refused or not question.is_waiting or question.answer is not None or self._left >= LEFT_BEHIND:
+        if is_refused or not question.is_waiting or question.answer is not None or self.left_behind >= LEFT_BEHIND:
             self.host.removal_over(question.number)
         else:
-            self._left += 1
+            self.left_behind += 1
             question.answered = OneShot()
             trio.lowlevel.spawn_system_task(self._stand, question)
 
@@ -374,7 +380,7 @@ class OtherHosts:
                 await question.answered.wait()
                 await trio.sleep(COOL_DOWN_S)
             finally:
-                self._left -= 1
+                self.left_behind -= 1
                 self.host.removal_over(question.number)
 
     def _heard(self, question: Question, heard: Heard) -> None:
@@ -392,6 +398,7 @@ class OtherHosts:
         question.answer = heard
         if isinstance(heard, RemovalRefused):
             code = removal.policy.errno_number if heard.errno == errno.EBUSY else heard.errno
+            self.refused[heard.why] += 1
             self._refuse(question, code, heard.why, heard.host or None)
         question.answered.set()
 

@@ -34,6 +34,7 @@ from pinfs.fs.types import Timeouts
 from pinfs.journal.records import TextId
 from pinfs.runtime.descriptors import budget
 from pinfs.runtime.stats import Stats
+from pinfs.serve.clustermetrics import ClusterCounts
 from pinfs.serve.counters import KeptCounters
 from pinfs.serve.history import History, Life
 from pinfs.serve.metrics import Families, Family, Gauges, families, render
@@ -196,13 +197,15 @@ def assemble(
         hosts = OtherHosts(guard, policies, shared, config.cluster.pin_timeout)
         guard.hosts = verbs.hosts = hosts
 
-    life, counters = Life(), KeptCounters(stats, holders, book)
+    cluster = ClusterCounts(hosts) if hosts is not None else None
+    life, counters = Life(), KeptCounters(stats, holders, book, cluster)
 
     def metrics() -> list[Family]:
         counters.write()
         told = holders, eventfds
         gauges = Gauges.of(guard, inodes, backing, *told, passthrough=not passthrough.unavailable_because)
-        return list(families(stats, book, gauges, life))
+        besides = cluster.families() if cluster is not None else ()
+        return [*families(stats, book, gauges, life), *besides]
 
     upgrade = UpgradeFile()
     forgetting = Forgetting()
