@@ -94,7 +94,7 @@ class EventChannel:
     async def _pin_command(self, line: str, unique: int) -> None:
         caller = Caller(self.caller.uid, self.caller.gid, self.caller.pid, 0, unique)
         try:
-            await self.file.verbs.command(line, caller)
+            await self.file.verbs.commands.do(line, caller)
         except FileNotFoundError:
             if not (unique in self.file.verbs.released_before and line.startswith(("release ", "revoke "))):
                 raise  # else the daemon before did it, and was killed before its answer

@@ -15,7 +15,7 @@ from pinfs.fs.seal cimport Seal
 
 cdef class PinVerbs:
     cdef public HandleTable handles
-    cdef public object eventfds
+    cdef public object eventfds, commands
     cdef public object hosts, recorder, released_before
     cdef Guard _guard
     cdef object _book, _breaking_of, _released_by, _pid_namespace, _echoes

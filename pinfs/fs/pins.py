@@ -23,7 +23,8 @@ from pinfs.fs.describe import PinTexts, describe
 from pinfs.fs.handles import FileHandle, HandleTable, Wake
 from pinfs.fs.inode import Inode
 from pinfs.fs.inodes import InodeTable
-from pinfs.fs.pinvalue import DEFAULT_SIGNAL, PinValue, parse_pin_value
+from pinfs.fs.pincommands import PinCommands
+from pinfs.fs.pinvalue import DEFAULT_SIGNAL, parse_pin_value
 from pinfs.fs.types import CallerLike
 from pinfs.interface.attributes import PIN, PINS, RELEASE
 from pinfs.linux.proc import find_in_namespace, pid_namespace
@@ -58,6 +59,7 @@ class PinVerbs:
     ) -> None:
         self.handles = handles
         self.eventfds = eventfds
+        self.commands = PinCommands(self, guard, inodes)
         self._guard = guard
         self._book = guard.book
         self._table = guard.book.table
@@ -92,7 +94,7 @@ class PinVerbs:
         process = self._caller(ctx) if wanted.pid is None else await self._named(wanted.pid, ctx)
         old = self._replaced(inode, process, name, flags)
         if old is not None and old.dirty and not _covers(wanted.spec, old):
-            await self._flush(inode)
+            await self.flush(inode)
             old = self._table.find(inode.nodeid, process.id, name)  # it may have gone meanwhile
         uid, proxy_uid = (ctx.uid, None) if wanted.pid is None else (process.uids[0], ctx.uid)
         spec = wanted.spec
@@ -170,7 +172,7 @@ class PinVerbs:
             if self.hosts is not None:
                 self.hosts.release(number)
             raise
-        self._record(pin, ctx)
+        self.record(pin, ctx)
         if self.hosts is not None:
             self.hosts.commit(pin, number)
             if self.recorder is not None:  # another host may take the name, and then this daemon may die
@@ -193,7 +195,7 @@ class PinVerbs:
                 self.eventfds.drop(spec.eventfd)
             raise
 
-    def _record(self, pin: Pin, ctx: CallerLike) -> None:
+    def record(self, pin: Pin, ctx: CallerLike) -> None:
         if self.recorder is not None:
             self.recorder.pin(pin, ctx)
 
@@ -247,7 +249,7 @@ class PinVerbs:
             return await self._release_and_echo(inode, name, ctx)
         pin = self._find(inode, name, ctx)
         if size >= len(RELEASED):
-            await self._release(inode, pin, ctx)
+            await self.release(inode, pin, ctx)
         return RELEASED
 
     def release_at_once(self, inode: Inode, attribute: bytes, ctx: CallerLike, size: int) -> bytes | None:
@@ -272,7 +274,7 @@ class PinVerbs:
             if answered_before:
                 return RELEASED
             raise
-        await self._release(inode, pin, ctx)
+        await self.release(inode, pin, ctx)
         self._echoes[echo] = None
         while len(self._echoes) > ECHOES:
             self._echoes.popitem(last=False)
@@ -281,7 +283,7 @@ class PinVerbs:
     async def remove(self, inode: Inode, attribute: bytes, ctx: CallerLike) -> None:
         """Release the caller's pin. ENODATA: no such pin."""
         if not self.remove_at_once(inode, attribute, ctx):
-            await self._release(inode, self._find(inode, attribute[len(PIN) :], ctx), ctx)
+            await self.release(inode, self._find(inode, attribute[len(PIN) :], ctx), ctx)
 
     def remove_at_once(self, inode: Inode, attribute: bytes, ctx: CallerLike) -> bool:
         """The usual case of `remove`: no bytes of a device are to be written. False: there are. ENODATA."""
@@ -303,14 +305,14 @@ class PinVerbs:
             _fail(errno.ENODATA)
         return pin
 
-    async def _release(self, inode: Inode, pin: Pin, ctx: CallerLike) -> None:
+    async def release(self, inode: Inode, pin: Pin, ctx: CallerLike) -> None:
         if pin.dirty:
-            await self._flush(inode)
+            await self.flush(inode)
             if self._table.by_id.get(pin.id) is not pin:
                 return  # it went away meanwhile: released all the same
-        await self._let_go_everywhere(pin, ctx)
+        await self.let_go_everywhere(pin, ctx)
 
-    async def _let_go_everywhere(self, pin: Pin, ctx: CallerLike, revoke: bool = False) -> None:
+    async def let_go_everywhere(self, pin: Pin, ctx: CallerLike, revoke: bool = False) -> None:
         number = 0 if self.hosts is None else self.hosts.number_of(pin)
         self._let_go(pin, ctx, revoke)
         if self.hosts is None:
@@ -333,7 +335,7 @@ class PinVerbs:
         finally:
             self._released_by = 0
 
-    async def _flush(self, inode: Inode) -> None:
+    async def flush(self, inode: Inode) -> None:
         """Write a device's bytes to the backing: what the kernel does when it unpins pages that it has dirtied."""
         fd = self._inodes.open(inode, os.O_RDONLY) if inode.file is None else os.dup(inode.file.any_fd)
         try:
@@ -369,10 +371,15 @@ class PinVerbs:
 
     def _comm_of(self, pin: Pin, uid: int) -> Callable[[ProcessId], str | None] | None:
         """For `describe`."""
-        return self._holders.comm_of if self._may_see(pin, uid) else None
+        return self._holders.comm_of if self.may_see(pin, uid) else None
 
-    def _may_see(self, pin: Pin, uid: int) -> bool:
-        return uid in self._admins or uid == pin.uid
+    def may_see(self, pin: Pin, uid: int) -> bool:
+        """Whether `uid` may know whose pin it is, and end it (SPEC 4)."""
+        return self.is_admin(uid) or uid == pin.uid
+
+    def is_admin(self, uid: int) -> bool:
+        """Root, and the daemon's own user."""
+        return uid in self._admins
 
     # Ioctls
 
@@ -381,7 +388,7 @@ class PinVerbs:
         if cmd == ioctls.PIN:
             return await self._ioctl_pin(handle, ioctls.decode_pin(data), ctx)
         if cmd == ioctls.UNPIN:
-            await self._release(handle.inode, self._of_handle(handle, ioctls.decode_unpin(data)), ctx)
+            await self.release(handle.inode, self._of_handle(handle, ioctls.decode_unpin(data)), ctx)
             return b""
         if cmd == ioctls.QUERY:
             return self._ioctl_query(handle, ioctls.decode_query(data))
@@ -461,81 +468,6 @@ class PinVerbs:
             inode = self._inodes.known(pin.inode)
             if self.recorder is not None and inode is not None and not self._table.count_of_file(pin.inode):
                 self.recorder.unpinned(inode)
-
-    # Commands of the event channel
-
-    async def command(self, line: str, ctx: CallerLike) -> None:
-        """`release ID`, `resize ID START LENGTH`, `extend ID SECONDS`, `revoke ID`.
-
-        EINVAL, ENOENT, EPERM, ENODATA (extend: not breaking), and what registering a pin may say (resize).
-        """
-        match line.split():
-            case ["release", number]:
-                pin = self._commanded(number, ctx)
-                await self._release(self._inodes.get(pin.inode), pin, ctx)
-            case ["resize", number, start, length] if "," not in start + length:
-                wanted = parse_pin_value(f"{start}:{length}".encode())
-                pin = self._commanded(number, ctx)
-                await self._resize(self._inodes.get(pin.inode), pin, wanted, ctx)
-            case ["extend", number, text]:
-                seconds = _seconds(text)
-                self._extend(self._commanded(number, ctx), seconds)
-            case ["revoke", number]:
-                pin = self._commanded(number, ctx)
-                if ctx.uid not in self._admins:
-                    _fail(errno.EPERM)
-                await self._let_go_everywhere(pin, ctx, revoke=True)
-            case _:
-                _fail(errno.EINVAL, f"unknown command {line!r}")
-
-    async def _resize(self, inode: Inode, pin: Pin, wanted: PinValue, ctx: CallerLike) -> None:
-        """Move or shrink a process's pin while a truncate holds back setxattr on its file."""
-        if pin.name is None:
-            _fail(errno.EINVAL, "only the range can change, and only that of a process's pin")
-        if pin.dirty:
-            await self._flush(inode)
-        spec = pin.spec.with_range(wanted.spec.start, wanted.spec.length)
-        hosts = self.hosts
-        number = 0 if hosts is None else await hosts.pin(pin.inode, spec)
-        try:
-            if self._table.by_id.get(pin.id) is not pin:
-                _fail(errno.ENOENT, "it went away meanwhile")
-            size = self._inodes.stat(inode).st_size
-            request = PinRequest(pin.inode, pin.owner, pin.process, pin.uid, pin.name, spec, pin.proxy_uid)
-            self._record(self._guard.pin(request, size), ctx)
-        except BaseException:
-            if hosts is not None:
-                hosts.release(number)
-            raise
-        if hosts is not None:
-            before = hosts.number_of(pin)
-            hosts.commit(pin, number)
-            await hosts.until_unpinned(before)
-
-    def _extend(self, pin: Pin, seconds: float) -> None:
-        self._guard.extend(pin, seconds)
-        if self.recorder is not None and pin.breaking is not None:
-            self.recorder.extended(pin.breaking)
-
-    def _commanded(self, number: str, ctx: CallerLike) -> Pin:
-        if not number.isascii() or not number.isdigit() or len(number) > 19:
-            _fail(errno.EINVAL, "not COMMAND ID")
-        pin = self._table.by_id.get(int(number))
-        if pin is None:
-            _fail(errno.ENOENT, "no such pin")
-        if not self._may_see(pin, ctx.uid):
-            _fail(errno.EPERM)
-        return pin
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        _fail(errno.EINVAL, "not a number of seconds")
-    if not 0 <= seconds < 1e9:
-        _fail(errno.EINVAL, "not a number of seconds")
-    return seconds
 
 
 def _verb_name(attribute: bytes, prefix: bytes) -> bytes:
