@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 _FIELDS = struct.Struct("=qd")
+_CUT_OFF_AT = 32
 
 
 class Board:
@@ -44,6 +45,14 @@ class Board:
     def stand_until(self, host: int) -> float:
         """To when the pins of a host that was killed keep their bytes."""
         return self._get(host)[1]
+
+    def is_cut_off(self, host: int) -> bool:
+        """From the others and from etcd: half of the holders hold on to what they have, until they hear that it is
+        gone."""
+        return bool(self._page[64 * (host + 1) + _CUT_OFF_AT])
+
+    def cut_off(self, host: int, *, is_it: bool) -> None:
+        self._page[64 * (host + 1) + _CUT_OFF_AT] = is_it
 
     def _get(self, host: int) -> tuple[int, float]:
         life, until = _FIELDS.unpack_from(self._page, 64 * (host + 1))

@@ -234,6 +234,7 @@ class Hostile:
             self.hosts[fault.target].stop_daemon()
         elif fault.kind == "cut off":
             self.hosts[fault.target].machine.cut_off(silently=fault.is_silent)
+            self.board.cut_off(fault.target, is_it=True)
         elif fault.kind.startswith("node"):
             self._break_node(fault)
 
@@ -264,6 +265,8 @@ class Hostile:
                 "daemon stopped": host.continue_daemon,
                 "cut off": host.machine.join,
             }
+            if fault.kind == "cut off":
+                self.board.cut_off(host.number, is_it=False)
         undo[fault.kind]()
 
     # What came of it

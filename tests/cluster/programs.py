@@ -38,7 +38,7 @@ MARKED = 24
 """Bytes of its lane that a holder writes and looks at."""
 PIN = "user.pinfs.pin."
 SHARED = ("shared0", "shared1", "shared2", "shared3")
-HOLDERS, OWN_CUTTERS, SHARED_CUTTERS = 6, 1, 1
+HOLDERS, OWN_CUTTERS, SHARED_CUTTERS = 8, 1, 1
 NOT_NOW = {*REFUSED, errno.EOPNOTSUPP, errno.ENXIO, errno.ENOENT, errno.ESTALE}
 """A removal is under way (setxattr(2) shows EAGAIN as EOPNOTSUPP), the file has been cut or replaced, or the host is
 cut off."""
@@ -196,9 +196,11 @@ class Holder:
 
     def watch(self, held: Held) -> None:
         """Looks at the bytes until it is asked for them, or has had enough."""
-        manner = self.chance.choices(["answers", "silent", "dies"], [12, 4, 1])[0]
-        until = time.monotonic() + self.chance.choice([0.02, 0.1, 0.3, 0.3, 1.0, 4.0])
-        while time.monotonic() < until and not self.place.board.is_over:
+        manner = self.chance.choices(["answers", "silent", "dies"], [24, 8, 1])[0]
+        [lasts_s] = self.chance.choices([0.02, 0.1, 0.3, 1.0, 4.0, 12.0], [3, 4, 5, 2, 1, 1])  # some for a time to live
+        until = time.monotonic() + lasts_s
+        board, clings = self.place.board, self.chance.random() < 0.5
+        while not board.is_over and (time.monotonic() < until or (clings and board.is_cut_off(self.place.host))):
             if not self.look(held):
                 return
             self.hear(0.02)
