@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from mounted.test_stalled_source import Source
-from support import acts
 from support.actor import Actor, eventually
 from support.mounts import Mount, new_base, remove_tree
 
@@ -40,14 +39,14 @@ def server(fuse: None) -> Iterator[Source]:
 def hosts(server: Source, node: Node) -> Iterator[tuple[Mount, Mount]]:
     options = (f"cluster={node.endpoint}", f"cluster_name=served-{os.getpid()}-{next(_numbers)}")
     with ExitStack() as stack:
-        mounts = []
+        mounts: list[Mount] = []
         for name in "ab":
             base = new_base()
             stack.callback(shutil.rmtree, base)
             more = (f"cluster_host={name}", "cluster_pin_timeout=0.5", "passthrough=off")
             mount = stack.enter_context(Mount(base, (*options, *more), source=server.path))
-            eventually(lambda mount=mount: cluster(mount)["state"] == "joined")
             mounts.append(mount)
+        eventually(lambda: all(cluster(mount)["state"] == "joined" for mount in mounts))
         yield mounts[0], mounts[1]
 
 
