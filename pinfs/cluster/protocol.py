@@ -60,6 +60,9 @@ from pinfs.cluster.view import Marks, Peer
 from pinfs.core.pins import Mode
 
 SERIAL_BITS: Final = 32
+ANY_FILE: Final = ""
+"""In place of a file: one that is not known before the call (a rename to a name that another host may be giving to a
+file right now). While such a removal is under way nothing further is promised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +80,15 @@ class Former:
 
 @dataclass(slots=True, eq=False)
 class OwnRemoval:
-    """`key` None: of a file without a mark, has not asked. `may_cut`: it was allowed, and is under way."""
+    """`key` None: of a file without a mark, has not asked. `may_cut`: it was allowed, and is under way. `count`: of the
+    marks when it began."""
 
     file: str
     value: RemovalValue
     key: RemovalKey | None = None
     is_sent: bool = False
     may_cut: bool = False
+    count: int = 0
     task: Task | None = field(default=None)
 
 
@@ -135,16 +140,17 @@ class Member(Pinning):
         return self._settled()
 
     def removal_wanted(self, removal: int, file: str, value: RemovalValue, deadline: float, now: float) -> list[Output]:
-        """Asks to cut; `MayCut` or `RemovalRefused` follows by the deadline, at once for a file without a mark. Raises
-        Unreadable (a ValueError) for a file or operation that no key can carry."""
-        check_file(file)
+        """Asks to cut; `MayCut` or `RemovalRefused` follows by the deadline, at once for a file without a mark and for
+        ANY_FILE. Raises Unreadable (a ValueError) for a file or operation that no key can carry."""
+        if file != ANY_FILE:
+            check_file(file)
         check_operation(value.operation)
         self._begin(now)
         refusal = self._refused_at_once(errno.EBUSY)
         if refusal:
             self._outputs.append(RemovalRefused(removal, refusal.errno, refusal.why))
             return self._settled()
-        own = self._removals[removal] = OwnRemoval(file, value)
+        own = self._removals[removal] = OwnRemoval(file, value, count=self._view.count)
         if self._must_ask(file, value):
             own.key = RemovalKey(file, self.id, self._next_serial())
             self._own_keys.add(own.key)
@@ -188,7 +194,8 @@ class Member(Pinning):
             return self._value.promise
         unasked = {own.file for own in self._removals.values() if own.key is None}
         earliest = [mark.earliest for file in unasked if (mark := self._view.marks.get(file))]
-        return min([self._view.count, *(count - 1 for count in earliest)])
+        of_any = [own.count for own in self._removals.values() if own.file == ANY_FILE]
+        return min([self._view.count, *(count - 1 for count in earliest), *of_any])
 
     def _remove(self, removal: int, own: OwnRemoval, deadline: float) -> Steps:
         try:

@@ -19,6 +19,7 @@ import trio
 
 from pinfs.cluster.keys import PinValue, RemovalKey, RemovalValue
 from pinfs.cluster.outputs import MayCut, RemovalRefused, Told, Waits
+from pinfs.cluster.protocol import ANY_FILE
 from pinfs.core.book import COOL_DOWN_S, KILL_GRACE_S
 from pinfs.core.pins import Mode, Pin, PinSpec
 from pinfs.core.policy import Policy
@@ -338,6 +339,12 @@ class OtherHosts:
         except OSError:
             self._refuse(question, errno.EIO, "cluster", None)
             raise
+
+    def begin_unseen(self) -> Callable[[], None]:
+        """A call begins in a thread that may take a file which is not there yet: another host may make and pin it
+        meanwhile. Call what is returned when the call is over."""
+        number = self.host.removal(ANY_FILE, RemovalValue(0, END, "rename"), 0.0, lambda heard: None)
+        return partial(self.host.removal_over, number)
 
     def check(self, removal: Removal) -> None:
         """Right before the system call, in any thread. EIO: this host has been cut off since the removal was

@@ -194,21 +194,25 @@ class RemoteOperations(Operations):
         old = self._writable_directory(parent, name), name
         new = self._writable_directory(new_parent, new_name), new_name
         fds: list[int] = []
+        over, is_begun = self._removals.begin_unseen(), False
         try:
             moved, _ = await self._find(old, fds)
             victim, st = await self._find(new, fds)
             if victim is None and st is not None and not flags & KEEPS_VICTIM:
                 self._removals.check_unknown_apart(st)
-            if st is None or victim is None or victim is moved or flags & KEEPS_VICTIM:
-                await self._rename(old, new, flags, moved, victim)
-            elif self._removals.takes_all_of(victim, st):
+            keeps = st is None or victim is None or victim is moved or flags & KEEPS_VICTIM
+            if keeps or st is None or victim is None or not self._removals.takes_all_of(victim, st):
+                is_begun = True
+                await self._rename((old, new), flags, moved, victim, over)
+            else:
+                over()
                 known = () if moved is None else (moved,)
                 await self._reaching.call(victim, self._check_may_replace, new[0], old[0], *known)
                 async with self._removals.checked(victim, st, "rename", ctx) as removing:
-                    await self._rename(old, new, flags, moved, victim, removing)
-            else:
-                await self._rename(old, new, flags, moved, victim)
+                    await self._rename((old, new), flags, moved, victim, removing.hold(), removing)
         finally:
+            if not is_begun:
+                over()
             for fd in fds:
                 self._backing.close_descriptor(fd)
 
@@ -228,13 +232,16 @@ class RemoteOperations(Operations):
 
     async def _rename(
         self,
-        old: Name,
-        new: Name,
+        names: tuple[Name, Name],
         flags: int,
         moved: Inode | None,
         victim: Inode | None,
+        finished: Callable[[], None],
         removing: Removing | None = None,
     ) -> None:
+        """`finished`: as `Threads.run`. `removing`: where the victim goes with its bytes."""
+        old, new = names
+
         def call(source: Inode, target: Inode) -> None:
             if removing is not None and victim is not None:
                 self._removals.check_apart(victim, new[1], target.fd, removing)
@@ -243,8 +250,7 @@ class RemoteOperations(Operations):
         def renamed(_: object = None) -> None:
             self._names.renamed(old, new, flags, moved, victim)
 
-        hold = (lambda: None) if removing is None else removing.hold()
-        await self._reaching.call(old[0], call, new[0], undo=renamed, finished=hold)
+        await self._reaching.call(old[0], call, new[0], undo=renamed, finished=finished)
         renamed()
 
     # Attributes

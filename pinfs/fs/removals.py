@@ -274,6 +274,11 @@ class Removals:
         if self._guard.hosts is not None and st.st_ino and stat.S_ISREG(st.st_mode):
             raise stale()
 
+    def begin_unseen(self) -> Callable[[], None]:
+        """A rename begins in a thread, to a name that leads nowhere. Call what is returned when it is over."""
+        hosts = self._guard.hosts
+        return _checked if hosts is None else hosts.begin_unseen()
+
     def check_unknown(self, st: StatLike) -> None:
         """Before a name of a file goes that is not known here. ESTALE, by which the kernel looks the name up and tries
         again: other hosts may have pinned it."""

@@ -131,7 +131,7 @@ _NUMBERS: Final[dict[str, dict[str, int]]] = {
     "pinfs.hosts": {
         "a pin or removal has failed: this host is cut off from the others (pinfs cluster status)": 710,
         "%s waits for leases at %s": 711,
-        "%s: the last name stays, as its bytes get no other: %s": 712,
+        "%s: the name stays, as its bytes get no other: %s": 712,
         "pin %d: its file cannot be named to the other hosts: %s": 713,
     },
     "pinfs.config": {

@@ -15,6 +15,7 @@ import trio.testing
 
 from pinfs.cluster.keys import PinValue, RemovalKey, RemovalValue
 from pinfs.cluster.outputs import MayCut, RemovalRefused
+from pinfs.cluster.protocol import ANY_FILE
 from pinfs.fs import backing as backing_module
 from pinfs.fs import shared
 from pinfs.fs.identity import DIRECTORY
@@ -31,6 +32,7 @@ class FakeHost:
     def __init__(self) -> None:
         self.pinned: set[int] = set()
         self.under_way: dict[int, tuple[str, str]] = {}
+        self.unseen: set[int] = set()
         self.asked: list[tuple[str, str]] = []
         self.is_cut_off = self.has_pinned = False
         self._numbers = itertools.count(1)
@@ -48,6 +50,9 @@ class FakeHost:
 
     def removal(self, file: str, value: RemovalValue, patience_s: float, heard: Callable[[Any], None]) -> int:
         number = next(self._numbers)
+        if file == ANY_FILE:
+            self.unseen.add(number)
+            return number
         self.asked.append((file, value.operation))
         if int(file.partition(".")[0], 16) in self.pinned:
             heard(RemovalRefused(number, errno.EBUSY, "deny", "b"))
@@ -61,6 +66,7 @@ class FakeHost:
 
     def removal_over(self, removal: int) -> None:
         self.under_way.pop(removal, None)
+        self.unseen.discard(removal)
 
     def deny(self, removal: RemovalKey, why: str) -> None: ...
 
@@ -310,3 +316,33 @@ async def test_a_copy_that_its_caller_has_left_keeps_its_files_open(
         os.close(fd)
     assert (bench.source / "g").read_bytes() == b"y" * 10
     assert not bench.fs.backing.open_files
+
+
+async def test_a_rename_to_a_name_that_leads_nowhere_holds_back_all_first_pins(
+    served: None, bench: Bench, host: FakeHost, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Another host may make a file of that name, and pin it, before the server has done the rename."""
+    await bench.file("other", 10)
+    held = Held()
+    bench_threads(bench, held)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rename, bench, b"f")
+        for _ in range(2):  # it looks the names up
+            await trio.testing.wait_all_tasks_blocked()
+            assert host.unseen
+            await held.run_one()
+        nursery.cancel_scope.cancel()
+    assert host.unseen
+    await held.run_one()
+    assert (bench.source / "f").exists()
+    assert not host.unseen
+
+
+async def test_renames_leave_nothing(served: None, bench: Bench, host: FakeHost) -> None:
+    await bench.file("f", 10)
+    await bench.file("other", 10)
+    await rename(bench, b"f")
+    with pytest.raises(FileNotFoundError):
+        await rename(bench, b"f")
+    assert not host.unseen
+    assert not host.under_way

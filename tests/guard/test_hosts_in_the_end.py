@@ -130,3 +130,25 @@ async def test_callers_that_are_killed_at_any_moment_leave_nothing(
         assert host.status()["waiting"] == 0
         assert not site.book.files.states
     assert "Traceback" not in caplog.text
+
+
+async def test_no_file_gets_its_first_pin_while_a_call_may_take_one_that_is_not_known(
+    world: World, a: Site, b: Site
+) -> None:
+    """A rename hangs at a, to a name under which b makes a file meanwhile."""
+    known = await b.pin(inode=71)
+    over = a.hosts.begin_unseen()
+    await b.pin(20, inode=71, owner="p2")
+    for site in (a, b):
+        with pytest.raises(BlockingIOError, match="host at a"):
+            await site.pin(inode=72)
+    over()
+    await b.pin(inode=72)
+    b.guard.release(known)
+    assert not a.host._removals
+
+
+async def test_a_host_that_is_cut_off_may_still_rename(world: World, a: Site) -> None:
+    world.network.is_cut = True
+    await trio.sleep(TIMING.pin_ttl_s)
+    a.hosts.begin_unseen()()
