@@ -39,9 +39,7 @@ def break_once(other: Remote, command: str, path: str, there: str) -> Break:
     return Break((told_ns - entered_ns) / 1000, (returned_ns - let_go_ns) / 1000, (returned_ns - entered_ns) / 1000)
 
 
-def breaks(
-    room: Room, calls: int, what: int, hold: str = "hold_pin", cut_in: str | None = None
-) -> Iterator[Batch]:
+def breaks(room: Room, calls: int, what: int, hold: str = "hold_pin", cut_in: str | None = None) -> Iterator[Batch]:
     """A batch is the median of `calls` breaks, so that a break delayed by the scheduler does not dominate. `hold`: the
     holder's command on pinfs; `cut_in`: the directory by which the breaker reaches the file, the room itself if None.
     """

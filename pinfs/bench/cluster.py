@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from time import perf_counter_ns
 from typing import Final
 
 from pinfs.bench.breaks import breaks
@@ -65,7 +64,7 @@ def truncate_path(room: Room, calls: int) -> Iterator[Batch]:
 
 
 row("unlink of a file without pins", 500)(goes(create, os.unlink))
-row("create + close", 500)(comes(create, os.unlink))
+row("create + close of a file without pins", 500)(comes(create, os.unlink))
 
 
 # Pins

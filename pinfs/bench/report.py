@@ -49,7 +49,14 @@ def as_json(outcome: Outcome) -> Json:
         "machine": machine(),
         "base": base.path,
         "directories": [
-            {"path": p.path, "label": p.label, "role": p.role, "fstype": p.fstype, "pinfs": p.pinfs, "cluster": _cluster(p)}
+            {
+                "path": p.path,
+                "label": p.label,
+                "role": p.role,
+                "fstype": p.fstype,
+                "pinfs": p.pinfs,
+                "cluster": _cluster(p),
+            }
             for p in outcome.places
         ],
         "rows": [_row(one, outcome, base) for one in outcome.measured],
