@@ -85,7 +85,11 @@ class Etcd:
         command = [
             *("setpriv", "--pdeathsig", "TERM", str(program), f"--data-dir={directory / 'etcd'}"),
             *(f"--{whose}-client-urls=http://{self.endpoint}" for whose in ("listen", "advertise")),
-            *(f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=default={peer}"),
+            *(
+                f"--listen-peer-urls={peer}",
+                f"--initial-advertise-peer-urls={peer}",
+                f"--initial-cluster=default={peer}",
+            ),
             *("--heartbeat-interval=20", "--election-timeout=200", "--logger=zap", "--log-level=error"),
         ]
         with self._log.open("wb") as log:

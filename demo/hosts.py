@@ -1,4 +1,4 @@
-"""`make demo-hosts`: pins across hosts. Two mounts of one directory, as those of two hosts, and an etcd between them."""
+"""`make demo-hosts`: pins across hosts. One directory, mounted by two hosts, and an etcd between them."""
 
 import json
 import shlex
@@ -66,7 +66,7 @@ def main() -> int:
     with Hosts(etcd) as hosts:
         hosts.tell(f"Everything happens in {hosts.dir} (tmpfs). 'reader' is demo/reader.py.")
         hosts.etcd.wait_until_healthy()
-        hosts.scene(f"One directory, mounted by two hosts, a and b. Between them is an etcd (at {hosts.etcd.endpoint}).")
+        hosts.scene(f"One directory, mounted by two hosts, a and b. Between them is an etcd, {hosts.etcd.endpoint}.")
         if not hosts.join("a") or not hosts.join("b"):
             return 1
         shown = hosts.run("pinfs", "cluster", "status", "--table", "b")
@@ -98,7 +98,9 @@ def lease_pin(hosts: Hosts) -> None:
     path = hosts.write("a/model.bin")
     reader = hosts.reader("a/model.bin", "--pin", "lease")
     cut = hosts.run("truncate", "-s", "0", "b/model.bin")
-    hosts.expect("released the pin" in reader.line() and reader.ended() == 0, "the reader at a was signalled and let go")
+    hosts.expect(
+        "released the pin" in reader.line() and reader.ended() == 0, "the reader at a was signalled and let go"
+    )
     hosts.expect(cut.code == 0 and path.stat().st_size == 0, f"then the truncate succeeded ({cut.seconds:.2f} seconds)")
 
 

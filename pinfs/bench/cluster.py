@@ -64,7 +64,7 @@ def truncate_path(room: Room, calls: int) -> Iterator[Batch]:
 
 
 row("unlink of a file without pins", 500)(goes(create, os.unlink))
-row("create + close", 500)(comes(create, os.unlink))
+row("create + close of a file without pins", 500)(comes(create, os.unlink))
 
 
 # Pins

@@ -60,9 +60,11 @@ class Host(Protocol):
 
 
 class Files(Protocol):
-    """What is needed of the file system, by node id: `number` is 0 for files that other hosts know nothing of. Errors
-    of open(2); EOPNOTSUPP for those files; ESTALE."""
+    """What is needed of the file system, by node id: `number` is 0 for files that other hosts know nothing of, and the
+    node id itself below `numbers_end`. Errors of open(2); EOPNOTSUPP for those files; ESTALE."""
 
+    @property
+    def numbers_end(self) -> int: ...
     def number(self, inode: int, /) -> int: ...
     def path(self, inode: int, /) -> str | None: ...
     def ask_server(self, inode: int, /) -> Awaitable[None]: ...
@@ -97,6 +99,7 @@ class OtherHosts:
         self._book = guard.book
         self._policies = policies
         self._files = files
+        self._numbers_end = files.numbers_end
         self._pin_timeout_s = pin_timeout_s
         self._is_joined = trio.Event()
         self._has_complained = False
@@ -233,6 +236,8 @@ class OtherHosts:
 
     def must_ask(self, inode: int) -> bool:
         """Whether a removal from this file may not go on without `ask`."""
+        if inode < self._numbers_end:  # nearly all, and each removal comes here
+            return self.host.must_ask(inode)
         number = self._files.number(inode)
         return number != 0 and self.host.must_ask(number)
 

@@ -35,6 +35,8 @@ one that another host has just taken back."""
 class SharedFiles:
     """By node id, as the guard has it. `reaching`: where the source may never answer."""
 
+    numbers_end: Final = FOREIGN_IDS
+
     def __init__(self, inodes: InodeTable, backing: Backing, source_fd: int) -> None:
         self._inodes = inodes
         self._backing = backing

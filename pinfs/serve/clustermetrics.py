@@ -14,7 +14,7 @@ _GAUGES: Final = {
     "marks": "Files of which a removal asks etcd, on all hosts",
     "pins": "Pins of this host that the other hosts honour",
     "removals": "Removals of this host that the other hosts have been asked about, and that are not over",
-    "fence_seconds": "Until this host cuts nothing more and tells its holders unless etcd answers; 0 where it is cut off",
+    "fence_seconds": "Until this host tells its holders that they are cut off unless etcd answers; 0 once it is",
     "breakers_left": "Removals of breakers that gave up, and that stand until their breaks at other hosts are over",
 }
 _TOTALS: Final = {

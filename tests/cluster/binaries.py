@@ -1,4 +1,4 @@
-"""etcd itself, from Debian's packages: 3.4 of Debian 12 and 3.5 of Debian 13, fetched once and unpacked into a cache."""
+"""etcd itself, from Debian's packages: 3.4 of Debian 12 and 3.5 of Debian 13, fetched once (demo/etcd.py)."""
 
 from __future__ import annotations
 

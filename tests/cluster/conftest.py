@@ -7,11 +7,15 @@ tests/cluster. They are no unit tests, because etcd is fetched from a Debian mir
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from support.actor import eventually
+from support.mounts import Mount, new_base, remove_tree
 
 from cluster import binaries, nodes
 from cluster.nodes import Node
@@ -21,7 +25,9 @@ HERE = Path(__file__).parent
 VERSIONS = [pytest.param("3.4", id="3.4"), pytest.param("3.5", id="3.5", marks=pytest.mark.etcd)]
 
 StartNodes = Callable[..., list[Node]]
+NewHost = Callable[..., Mount]
 _numbers = itertools.count()
+_clusters = itertools.count()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -70,3 +76,43 @@ def prefix() -> bytes:
 async def client(node: Node) -> AsyncIterator[Etcd]:
     async with Etcd([node.endpoint]) as client:
         yield client
+
+
+@pytest.fixture
+def source() -> Iterator[Path]:
+    base = new_base()
+    (base / "source").mkdir(mode=0o777)
+    yield base / "source"
+    remove_tree(base)
+
+
+@pytest.fixture
+def options(node: Node) -> tuple[str, ...]:
+    """Of a cluster of the test's own."""
+    return (f"cluster={node.endpoint}", f"cluster_name=test-{os.getpid()}-{next(_clusters)}")
+
+
+@pytest.fixture
+def new_host(fuse: None, source: Path, options: tuple[str, ...]) -> Iterator[NewHost]:
+    """Mounts the source as the daemon of another host, which has joined."""
+    with ExitStack() as stack:
+
+        def make(name: str, *more: str, joined: bool = True) -> Mount:
+            base = new_base()
+            stack.callback(shutil.rmtree, base)
+            mount = stack.enter_context(Mount(base, (*options, f"cluster_host={name}", *more), source=source))
+            if joined:
+                eventually(lambda: mount.status()["cluster"]["state"] == "joined")
+            return mount
+
+        yield make
+
+
+@pytest.fixture
+def a(new_host: NewHost) -> Mount:
+    return new_host("a")
+
+
+@pytest.fixture
+def b(new_host: NewHost, a: Mount) -> Mount:
+    return new_host("b")

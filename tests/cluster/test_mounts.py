@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
-import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,55 +18,13 @@ from support.actor import Actor, eventually
 from support.mounts import DaemonError, Mount, new_base, remove_tree
 from survival.surviving import Surviving
 
+from cluster.conftest import NewHost
 from cluster.nodes import Node
 
 PIN, RELEASE = "user.pinfs.pin.", "user.pinfs.release."
 TTL = ("cluster_pin_ttl=4", "cluster_margin=1.5", "cluster_member_ttl=8")
 """Of hosts that shall be missed soon; a busy machine must not take a live one for dead, so others have longer."""
 SIZE = 65536
-_numbers = itertools.count()
-
-NewHost = Callable[..., Mount]
-
-
-@pytest.fixture
-def source() -> Iterator[Path]:
-    base = new_base()
-    (base / "source").mkdir(mode=0o777)
-    yield base / "source"
-    remove_tree(base)
-
-
-@pytest.fixture
-def options(node: Node) -> tuple[str, ...]:
-    """Of a cluster of the test's own."""
-    return (f"cluster={node.endpoint}", f"cluster_name=test-{os.getpid()}-{next(_numbers)}")
-
-
-@pytest.fixture
-def new_host(fuse: None, source: Path, options: tuple[str, ...]) -> Iterator[NewHost]:
-    """Mounts the source as the daemon of another host, which has joined."""
-    with ExitStack() as stack:
-
-        def make(name: str, *more: str, joined: bool = True) -> Mount:
-            base = new_base()
-            stack.callback(shutil.rmtree, base)
-            mount = stack.enter_context(Mount(base, (*options, f"cluster_host={name}", *more), source=source))
-            if joined:
-                eventually(lambda: cluster(mount)["state"] == "joined")
-            return mount
-
-        yield make
-
-
-@pytest.fixture
-def a(new_host: NewHost) -> Mount:
-    return new_host("a")
-
-
-@pytest.fixture
-def b(new_host: NewHost, a: Mount) -> Mount:
-    return new_host("b")
 
 
 def cluster(mount: Mount | Surviving) -> dict[str, Any]:

@@ -70,6 +70,9 @@ class FakeHost:
 
     def deny(self, removal: RemovalKey, why: str) -> None: ...
 
+    def status(self) -> dict[str, Any]:
+        return {}
+
 
 @pytest.fixture
 def options() -> list[str]:

@@ -32,6 +32,8 @@ SOON_S = 0.5
 class Directory:
     """Files as all hosts see them. `names`: those that keep bytes whose last name has gone."""
 
+    numbers_end = 1 << 40
+
     def __init__(self) -> None:
         self.names: list[str] = []
         self.fails = False

@@ -122,7 +122,7 @@ async def test_callers_that_are_killed_at_any_moment_leave_nothing(
         hosts, host = site.hosts, site.host
         kept = hosts._uses, hosts._nodes, hosts._files_of, hosts._numbers, hosts._pins, hosts._questions, hosts._told
         assert not any(kept), kept
-        assert not hosts._left
+        assert not hosts.left_behind
         assert not host._pins
         assert not host._removals
         assert not host._told
