@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.test_mounts import PIN, NewHost, cluster, new_file, new_host, options, pinned, source
-
-__all__ = ["new_host", "options", "source"]
+from cluster.conftest import NewHost
+from cluster.test_mounts import PIN, cluster, new_file, pinned
 
 
 @pytest.mark.parametrize("kind", ["bridge=off", "passthrough=off"])
