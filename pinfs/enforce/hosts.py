@@ -38,6 +38,7 @@ LEFT_BEHIND: Final = 256
 """Removals of breakers that gave up, which stand until their breaks are over; a further one ends at once."""
 RELEASE_S: Final = 2.0
 """What a release waits until the other hosts need not mind it. It is done all the same."""
+ANY_BYTES: Final = RemovalValue(0, END, "rename")
 SWEEP_S: Final = 60.0
 STANDS_S: Final = SWEEP_S / 2
 """A name that keeps bytes stands for SWEEP_S at least, on whichever host it is found."""
@@ -268,7 +269,9 @@ class OtherHosts:
                 return
             self.over(removal)
         now = trio.current_time()
-        if now - self._held_at.get(file, -math.inf) > STANDS_S:
+        if now - self._held_at.get(file, -math.inf) <= STANDS_S:
+            self._stand_unseen(removal)
+        else:
             await self._hold(removal)
             self._held_at = {held: at for held, at in self._held_at.items() if now - at <= STANDS_S} | {file: now}
 
@@ -278,6 +281,15 @@ class OtherHosts:
         except OSError as e:
             log.info("%s: the name stays, as its bytes get no other: %s", removal_text(removal.request), e)
             raise OSError(errno.EBUSY, "pinned at another host") from e
+        self._stand_unseen(removal)
+
+    def _stand_unseen(self, removal: Removal) -> None:
+        """The name that keeps the bytes may be taken back before a call in a thread takes the other one: until that is
+        over no file gets its first pin."""
+        question = Question(removal, in_book=False)
+        question.number = self.host.removal(ANY_FILE, ANY_BYTES, 0.0, partial(self._heard, question))
+        if isinstance(question.answer, MayCut):  # else this host is cut off
+            self._questions[removal] = question
 
     async def run(self) -> None:
         """Takes the names back that `hold` has given, until cancelled."""
@@ -348,7 +360,7 @@ class OtherHosts:
     def begin_unseen(self) -> Callable[[], None]:
         """A call begins in a thread that may take a file which is not there yet: another host may make and pin it
         meanwhile. Call what is returned when the call is over."""
-        number = self.host.removal(ANY_FILE, RemovalValue(0, END, "rename"), 0.0, lambda heard: None)
+        number = self.host.removal(ANY_FILE, ANY_BYTES, 0.0, lambda heard: None)
         return partial(self.host.removal_over, number)
 
     def check(self, removal: Removal) -> None:

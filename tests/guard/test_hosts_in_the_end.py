@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 import trio
-from guard.test_hosts import SOON_S, TIMING, Site, World, a, b, world
+from guard.test_hosts import PIN_TIMEOUT_S, SOON_S, TIMING, Site, World, a, b, world
 from support import seeds
 
 from pinfs.core.pins import Mode, Pin
@@ -152,3 +152,16 @@ async def test_a_host_that_is_cut_off_may_still_rename(world: World, a: Site) ->
     world.network.is_cut = True
     await trio.sleep(TIMING.pin_ttl_s)
     a.hosts.begin_unseen()()
+
+
+async def test_no_file_gets_its_first_pin_while_a_last_name_goes_whose_bytes_have_another(a: Site, b: Site) -> None:
+    """The server may take the last name so late that the other one has been taken back."""
+    await b.pin()
+    a.begin("x", op="unlink", lasts_s=2 * PIN_TIMEOUT_S)
+    await trio.sleep(SOON_S)
+    with pytest.raises(BlockingIOError, match="host at a"):
+        await b.pin(inode=72)
+    await trio.sleep(2 * PIN_TIMEOUT_S)
+    assert a.outcomes[0][1] == "cut"
+    await b.pin(inode=72)
+    assert not a.hosts._questions
