@@ -180,10 +180,14 @@ class Hostile:
         self._calm_since = time.monotonic()
         self._latest_s = 0.0
         (base / "log").mkdir()
-        for host in hosts:
-            host.start(self.board)
-        for host in hosts:
-            eventually(host.is_joined)
+        try:
+            for host in hosts:
+                host.start(self.board)
+            for host in hosts:
+                eventually(host.is_joined)
+        except BaseException:
+            self._reap_hosts()
+            raise
         command = [SYSTEM_PYTHON, "-E", "-s", "-m", "cluster.programs", str(base), seed, *(host.name for host in hosts)]
         with (base / "programs.log").open("wb") as log:
             self._programs = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=TESTS)
@@ -313,9 +317,12 @@ class Hostile:
             self.board.end()
             with suppress(subprocess.TimeoutExpired):
                 self._programs.wait(5)
-        for host in self.hosts:
-            if host.mount is not None:
-                host.mount.reap()
+        self._reap_hosts()
         self._programs.kill()
         self._programs.wait()
         assert not any(is_mounted(host.base / "mnt") for host in self.hosts)
+
+    def _reap_hosts(self) -> None:
+        for host in self.hosts:
+            if host.mount is not None:
+                host.mount.reap()

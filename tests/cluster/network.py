@@ -14,7 +14,6 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
 BRIDGE = "bridge0"
@@ -128,8 +127,3 @@ def machines(count: int) -> Iterator[list[Machine]]:
     finally:
         for namespace in [*made, switch]:
             namespace.close()
-
-
-def is_possible() -> bool:
-    """Whether this machine has what it takes."""
-    return Path("/proc/self/ns/net").exists()
