@@ -45,6 +45,7 @@ from pinfs.pure import is_compiled
 from pinfs.runtime import descriptors
 from pinfs.runtime.errors import logged
 from pinfs.runtime.memory import settle_memory
+from pinfs.runtime.signals import received
 from pinfs.runtime.tasktree import task_tree
 from pinfs.serve.assembly import FileSystem, assemble
 from pinfs.serve.cluster import Cluster
@@ -87,7 +88,7 @@ async def serve(
         scraped = daemon.metrics_port()
         stack.callback(scraped.close)
         # From here on a signal ends us in good order, however early it comes: no mount is left behind.
-        signals = stack.enter_context(trio.open_signal_receiver(*daemon.on_signal))
+        signals = stack.enter_context(received(*daemon.on_signal))
         stack.callback(daemon.detach)
         transport = daemon.connect()
         stack.callback(transport.close)

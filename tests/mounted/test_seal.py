@@ -259,6 +259,19 @@ def test_the_end_of_the_mount_lifts_all(mount: Mount, holder: Actor, by: str) ->
     assert flagged(mount) == []
 
 
+def test_being_told_to_end_again_and_again_does_not_keep_it_from_lifting_all(mount: Mount, holder: Actor) -> None:
+    """A keeper passes on the signal that its daemon has got as well."""
+    names = [f"f{n}" for n in range(300)]
+    for name in names:
+        (mount.path / name).write_bytes(b"A")
+        holder.pin(mount.path / name, "p", "0:0")
+    while mount.process.poll() is None:
+        mount.process.send_signal(signal.SIGTERM)
+    mount.reap()
+    assert mount.process.returncode == 0
+    assert flagged(mount) == []
+
+
 def _killed(mount: Mount) -> None:
     mount.process.send_signal(signal.SIGKILL)
     mount.process.wait()
