@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from types import TracebackType
 
+from pinfs.client.errors import advice
 from pinfs.client.inode import Inode
 from pinfs.client.model import Event, parse_event
 from pinfs.client.mounts import control_file, root_of
@@ -26,7 +27,8 @@ class Told:
     def __init__(self, inode: Inode) -> None:
         path = control_file(inode, "events")
         self.mount = _mount_at(str(root_of(inode)))
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        with advice("its events cannot be heard", str(path)):
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._question = Question(self.mount, lambda: _lines(self._fd), keep=[self._fd])
         self._waiter = select.poll()

@@ -72,7 +72,7 @@ def test_a_daemon_alone_is_warned_of_hosts_that_have_left_tokens(
     for host in ("b", "a"):
         write_token(fd, host, "1f")
     warn_of_cluster(fd)
-    assert "cluster of hosts (a, b)" in caplog.text
+    assert "have served the source (a, b)" in caplog.text
     for host in ("a", "b"):
         remove_token(fd, host, "1f")
     caplog.clear()
