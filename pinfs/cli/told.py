@@ -27,7 +27,7 @@ class Told:
     def __init__(self, inode: Inode) -> None:
         path = control_file(inode, "events")
         self.mount = _mount_at(str(root_of(inode)))
-        with advice("its events cannot be heard", str(path)):
+        with advice("hear of the pin's events", str(path)):
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._question = Question(self.mount, lambda: _lines(self._fd), keep=[self._fd])
