@@ -180,7 +180,8 @@ class Restoration:
                     self._recorder.store.drop(name)
                     os.close(fd)
                 else:
-                    inode.fd, inode.life = os.dup(fd), None
+                    inode.life = None
+                    self._parts.inodes.descriptors.keep(inode, os.dup(fd))
                     self._recorder.adopt_stored(inode, fd)
 
     # Handles

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cluster.board import Board, Log
-from cluster.cutters import HOST_ENDED, LANES, REFUSED, SIZE, Cutter, own_files
+from cluster.cutters import HOST_ENDED, LANES, LOST, REFUSED, SIZE, Cutter, own_files
 
 MARKED = 24
 """Bytes of its lane that a holder writes and looks at."""
@@ -160,15 +160,15 @@ class Holder:
         start = self.chance.randrange(size - LANES)
         end = start + self.chance.randrange(LANES, min(size - start, 16384) + 1)
         mode, owner = self.chance.choice(["deny", "lease", "lease"]), self.chance.choice(["process", "handle"])
-        if name in SHARED and os.fstat(fd).st_size < end:
-            os.ftruncate(fd, SIZE)
         asked, log = time.monotonic(), self.place.log
         try:
+            if name in SHARED and os.fstat(fd).st_size < end:
+                os.ftruncate(fd, SIZE)
             pin = self.register(fd, start, end - start, mode, owner)
         except OSError as e:
-            if e.errno != errno.EBADF:
+            if e.errno not in LOST:
                 raise
-            log.write("not now", errno="EBADF")  # its name was replaced, and then the daemon (docs/survival.md)
+            log.write("not now", errno=errno.errorcode[e.errno])
             return
         lane = range(start + (self.lane - start) % LANES, end, LANES)
         spots = {*lane[:: len(lane) // MARKED + 1], lane[-1]}
