@@ -144,7 +144,8 @@ def test_only_takes_groups_words_and_globs() -> None:
         ([".", "--only", "cluster"], "group cluster needs two mounts of one source in one cluster"),
     ],
 )
-def test_wrong_usage(arguments: list[str], reason: str) -> None:
+def test_wrong_usage(arguments: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # any directory that this user may write to
     result = CliRunner().invoke(bench, arguments)
     assert result.exit_code == 2
     assert reason in result.output
