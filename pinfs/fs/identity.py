@@ -74,7 +74,7 @@ class FileNames:
 
     def name(self, fd: int, ino: int) -> str:
         """Of the file that `fd` (O_PATH will do) refers to, whose st_ino is `ino`, on the source's own device: up to 40
-        hexadecimal digits and dots, the first part `ino`. 2 us; on the event loop only, as `handle_of`."""
+        hexadecimal digits and dots, the first part `ino`. 2 us."""
         if self._with_handles:
             with suppress(OSError):  # a kind of which some have handles (tmpfs by configuration)
                 return f"{ino:x}.{_hash(handle_of(fd))}"

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Callable
 from struct import Struct
 from typing import Final
@@ -16,11 +17,19 @@ MAX_HANDLE_SZ: Final = 128  # bytes of f_handle
 
 _HEADER: Final = Struct("=Ii")  # handle_bytes handle_type of struct file_handle
 _SIZE: Final = _HEADER.size + MAX_HANDLE_SZ
-_buffer: Final = ctypes.create_string_buffer(_SIZE)
-_mount_id: Final = ctypes.c_int()
-_BUFFER: Final = ctypes.addressof(_buffer)
-_MOUNT_ID: Final = ctypes.addressof(_mount_id)
 
+
+class _Answer(threading.local):
+    """What name_to_handle_at(2) fills in. Each thread has its own: a switch of threads may come before it is read."""
+
+    def __init__(self) -> None:
+        self.buffer: Final = ctypes.create_string_buffer(_SIZE)
+        self._mount_id: Final = ctypes.c_int()
+        self.at: Final = ctypes.addressof(self.buffer)
+        self.mount_id_at: Final = ctypes.addressof(self._mount_id)
+
+
+_answer: Final = _Answer()
 _name_to_handle = libc_quick.name_to_handle_at
 _name_to_handle.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
@@ -28,11 +37,12 @@ libc.open_by_handle_at.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 
 def handle_of(fd: int, name: bytes = b"") -> bytes:
     """struct file_handle of what `fd` (O_PATH will do) refers to, or of `name` in that directory: the number of the
-    inode and its generation, or what the file system has in their place. EOPNOTSUPP: it has no handles. Only on one
-    thread at a time."""
-    _HEADER.pack_into(_buffer, 0, MAX_HANDLE_SZ, 0)
-    checked(_name_to_handle(fd, name, _BUFFER, _MOUNT_ID, 0 if name else AT_EMPTY_PATH))
-    return ctypes.string_at(_BUFFER, _HEADER.size + _HEADER.unpack_from(_buffer)[0])
+    inode and its generation, or what the file system has in their place. EOPNOTSUPP: it has no handles."""
+    answer = _answer
+    buffer, at = answer.buffer, answer.at
+    _HEADER.pack_into(buffer, 0, MAX_HANDLE_SZ, 0)
+    checked(_name_to_handle(fd, name, at, answer.mount_id_at, 0 if name else AT_EMPTY_PATH))
+    return ctypes.string_at(at, _HEADER.size + _HEADER.unpack_from(buffer)[0])
 
 
 def open_handle(mount_fd: int, handle: bytes, flags: int) -> int:
