@@ -15,4 +15,4 @@ async def test_a_moment_is_the_same_time_whenever_it_is_asked_for(monkeypatch: p
         now += 1e-4
         assert unix_time(5.0) == first
     now += 3600  # the clock was set
-    assert unix_time(5.0) == pytest.approx(first + 3600, abs=0.002)
+    assert unix_time(5.0) == pytest.approx(first + 3600, abs=1)
