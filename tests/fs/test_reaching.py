@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pinfs.fs import reaching as reaching_module
-from pinfs.fs import removals as removals_module
 from pinfs.fs.inode import ROOT_ID, stale
 from pinfs.fs.remote import RemoteOperations
+from pinfs.linux import syscalls
 
 from .conftest import ME, Bench
 from .test_removals_of_hosts import FakeHost, rename, unlink
@@ -37,7 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(os.readlink(f"/proc/self/fd/{fd}"))
 
     monkeypatch.setattr(reaching_module, "wait_for_attributes", ask)
-    monkeypatch.setattr(removals_module.syscalls, "wait_for_attributes", ask)
+    monkeypatch.setattr(syscalls, "wait_for_attributes", ask)
     return asked
 
 
@@ -82,9 +82,7 @@ async def test_before_a_name_goes_the_server_is_asked_where_it_leads(
     await bench.file("f", 10)
     await bench.file("other", 20)
     under_way: list[bool] = []
-    monkeypatch.setattr(
-        removals_module.syscalls, "wait_for_attributes", lambda fd: under_way.append(bool(host.under_way))
-    )
+    monkeypatch.setattr(syscalls, "wait_for_attributes", lambda fd: under_way.append(bool(host.under_way)))
     await take(bench, b"f")
     assert under_way[-1]
 

@@ -23,7 +23,7 @@ def timed(call: Callable[[], object], refused: int = 0) -> float:
     try:
         call()
     except OSError as e:
-        failed = e.errno
+        failed = e.errno or -1
     took_s = time.perf_counter() - began
     assert failed == refused, failed
     return took_s * 1000
