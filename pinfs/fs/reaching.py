@@ -4,6 +4,11 @@ The table belongs to the event loop. A thread gets a *view* of an inode: its num
 own. What is written for inodes works on a view as well, changes nothing in the table, and is not disturbed by what
 happens to the inode meanwhile: that may be renamed, forgotten, or opened by others. What the thread has found enters
 the table on the event loop, without a system call.
+
+On a file system of several hosts (NFS) an open descriptor does not keep an inode: another host removes the file, and
+its number is given to the next one at once. There the handles are compared. And the kernel believes for up to a minute
+what it has heard of a name (acdirmax of nfs(5)). As in open(2) itself, ESTALE ends that: what is looked up next is
+asked of the server.
 """
 
 import errno
@@ -13,14 +18,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
+from pinfs.fs.identity import handles_are_alike
 from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name, stale
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.lives import life_of, settled_ctime_ns
+from pinfs.linux.syscalls import wait_for_attributes
 from pinfs.runtime.threads import Threads
 
 T = TypeVar("T")
 
 NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE})
+MAX_DOUBTED: Final = 4096
+"""Inodes of which ESTALE was heard, and whose names have not been looked up since."""
 
 
 class Found(NamedTuple):
@@ -39,6 +48,13 @@ def found_at(name: bytes, directory_fd: int) -> Found:
     return found_as(os.open(name, O_PATH_NOFOLLOW, dir_fd=directory_fd))
 
 
+def found_afresh(name: bytes, directory_fd: int) -> Found:
+    """The same, as the server has it now: a directory that has changed shows that, and then the kernel asks for the
+    name as well. Errors of statx(2) and open(2)."""
+    wait_for_attributes(directory_fd)
+    return found_at(name, directory_fd)
+
+
 def found_as(fd: int) -> Found:
     """What `fd` (O_PATH, taken over) refers to."""
     try:
@@ -54,6 +70,9 @@ class Reaching:
     def __init__(self, inodes: InodeTable, threads: Threads) -> None:
         self._inodes = inodes
         self._threads = threads
+        self._doubted: set[int] = set()
+        self.tells_lives = handles_are_alike(inodes.root.fd)
+        """Whether the handles are the server's: then `Found.life` tells two files of one number apart."""
 
     async def call(
         self,
@@ -81,16 +100,46 @@ class Reaching:
             _close([view.fd for view in views])
             finished()
 
-        return await self._threads.run(inode.nodeid, partial(call, *views), finished=ended, undo=undo)
+        try:
+            return await self._threads.run(inode.nodeid, partial(call, *views), finished=ended, undo=undo)
+        except OSError as e:
+            if e.errno == errno.ESTALE:
+                self._doubt(inode, *others)
+            raise
 
-    async def look(self, name: Name) -> Found:
-        """Look a name up. Errors of open(2)."""
+    async def look(self, name: Name, *, afresh: bool = False) -> Found:
+        """Look a name up. `afresh`: as the server has it now. Errors of open(2)."""
+        directory, _ = name
+        if directory.nodeid in self._doubted:
+            afresh = True
+        try:
+            found = await self._look(name, found_afresh if afresh else found_at)
+            known = self._inodes.find(found.st)
+            if not afresh and known is not None and known.nodeid in self._doubted:
+                found.close()
+                found = await self._look(name, found_afresh)
+        except OSError as e:
+            if e.errno == errno.ESTALE:
+                self._doubt(directory)
+            raise
+        self._doubted.discard(directory.nodeid)
+        if known is not None:
+            self._doubted.discard(known.nodeid)
+        return found
+
+    async def _look(self, name: Name, look: Callable[[bytes, int], Found]) -> Found:
         directory, component = name
         await self.reach(directory)
         fd = os.dup(directory.fd)
         return await self._threads.run(
-            name, partial(found_at, component, fd), finished=partial(_close, [fd]), undo=Found.close
+            name, partial(look, component, fd), finished=partial(_close, [fd]), undo=Found.close
         )
+
+    def _doubt(self, *inodes: Inode) -> None:
+        """What the kernel believes of their names may be old."""
+        if len(self._doubted) > MAX_DOUBTED:
+            self._doubted.clear()  # a caller may hear ESTALE once more
+        self._doubted.update(inode.nodeid for inode in inodes)
 
     def intern(self, name: Name, found: Found) -> Inode:
         """`InodeTable.intern` of what `look` has found, without a system call. The inode keeps the descriptor."""
@@ -98,7 +147,7 @@ class Reaching:
         inode = table.find(st)
         if inode is None:
             inode = table.add(st)
-        elif inode.life not in (None, found.life) and inode.fd < 0 and inode.file is None:
+        elif self._is_another(inode, found):
             inode = table.add_again(inode, st)
         table.add_name(inode, *name, st.st_nlink)
         self._keep(inode, found)
@@ -116,7 +165,14 @@ class Reaching:
         st = found.st
         if self._inodes.key_of(st) != inode.key or stat.S_IFMT(st.st_mode) != inode.kind:
             return False
-        return inode.fd >= 0 or inode.file is not None or inode.life is None or inode.life == found.life
+        return not self._is_another(inode, found)
+
+    def _is_another(self, inode: Inode, found: Found) -> bool:
+        """Whether what was found has got the number of this inode since."""
+        fd = inode.fd if inode.fd >= 0 or inode.file is None else inode.file.any_fd
+        if fd >= 0:
+            return self.tells_lives and life_of(fd) != found.life
+        return inode.life not in (None, found.life)
 
     def _keep(self, inode: Inode, found: Found) -> None:
         """The life is noted at once, not when the descriptor is closed: that happens on the event loop."""

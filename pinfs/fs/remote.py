@@ -81,8 +81,9 @@ class RemoteOperations(Operations):
         self.fast = None
         self._threads = backing.threads
         os.umask(0)  # all threads share one: what is created is masked by hand (`masked`)
-        self._reaching = Reaching(inodes, self._threads)
+        self.reaching = Reaching(inodes, self._threads)
         self._removals.open_writer = self._open_writer
+        self._shared = guard.hosts is not None
         self.directories = _Directories(inodes, control.owns, self.submounts)
         self.directories.threads = self._threads
 
@@ -106,10 +107,10 @@ class RemoteOperations(Operations):
         if directory is None or (name == CONTROL_NAME and parent == ROOT_ID):
             return await super().lookup(parent, name, ctx)
         where = directory, component(name)
-        return self._entry_of(where, await self._reaching.look(where))
+        return self._entry_of(where, await self.reaching.look(where))
 
     def _entry_of(self, name: Name, found: Found) -> Entry:
-        inode = self._reaching.intern(name, found)
+        inode = self.reaching.intern(name, found)
         self._inodes.looked_up(inode)
         return make_entry((inode.nodeid, found.st))
 
@@ -133,7 +134,7 @@ class RemoteOperations(Operations):
                 make(view.fd)
             return found_at(name, view.fd)
 
-        return self._entry_of((directory, name), await self._reaching.call(directory, made, undo=Found.close))
+        return self._entry_of((directory, name), await self.reaching.call(directory, made, undo=Found.close))
 
     async def link(self, nodeid: int, new_parent: int, new_name: bytes, ctx: CallerLike) -> Entry:
         inode = self._inode(nodeid)
@@ -144,11 +145,11 @@ class RemoteOperations(Operations):
             os.link(path, new_name, dst_dir_fd=into.fd, follow_symlinks=True)
             return found_at(new_name, into.fd)
 
-        found = await self._reaching.call(inode, linked, directory, undo=Found.close)
+        found = await self.reaching.call(inode, linked, directory, undo=Found.close)
         return self._entry_of((directory, new_name), found)
 
     async def readlink(self, nodeid: int, ctx: CallerLike) -> bytes:
-        return await self._reaching.call(self._inode(nodeid), lambda view: os.readlink(b"", dir_fd=view.fd))
+        return await self.reaching.call(self._inode(nodeid), lambda view: os.readlink(b"", dir_fd=view.fd))
 
     async def unlink(self, parent: int, name: bytes, ctx: CallerLike) -> None:
         await self._take_name(parent, name, ctx, os.unlink)
@@ -158,8 +159,8 @@ class RemoteOperations(Operations):
 
     async def _take_name(self, parent: int, name: bytes, ctx: CallerLike, take: Callable[..., None]) -> None:
         directory = self._writable_directory(parent, name)
-        found = await self._reaching.look((directory, name))
-        victim = self._reaching.known(found)
+        found = await self.reaching.look((directory, name))
+        victim = self.reaching.known(found)
 
         def taken(_: object = None) -> None:
             if victim is not None:
@@ -169,20 +170,20 @@ class RemoteOperations(Operations):
             take(name, dir_fd=view.fd)
 
         def checked(removing: Removing, victim: Inode, view: Inode) -> None:
-            self._removals.check_apart(victim, name, view.fd, removing)
+            self._removals.check_apart(victim, self._life(found), name, view.fd, removing)
             call(view)
 
         try:
             if victim is None:
                 self._removals.check_unknown_apart(found.st)
             if victim is not None and self._removals.takes_all_of(victim, found.st):
-                await self._reaching.call(victim, self._removals.check_may_go, directory)
+                await self.reaching.call(victim, self._removals.check_may_go, directory)
                 async with self._removals.checked(victim, found.st, "unlink", ctx) as removing:
                     take_checked = partial(checked, removing, victim)
-                    await self._reaching.call(directory, take_checked, undo=taken, finished=removing.hold())
+                    await self.reaching.call(directory, take_checked, undo=taken, finished=removing.hold())
                     taken()
             else:
-                await self._reaching.call(directory, call, undo=taken)
+                await self.reaching.call(directory, call, undo=taken)
                 taken()
         finally:
             if victim is None:
@@ -197,35 +198,41 @@ class RemoteOperations(Operations):
         over, is_begun = self._removals.begin_unseen(), False
         try:
             moved, _ = await self._find(old, fds)
-            victim, st = await self._find(new, fds)
+            victim, found = await self._find(new, fds, afresh=self._shared)
+            st = None if found is None else found.st
             if victim is None and st is not None and not flags & KEEPS_VICTIM:
                 self._removals.check_unknown_apart(st)
             keeps = st is None or victim is None or victim is moved or flags & KEEPS_VICTIM
-            if keeps or st is None or victim is None or not self._removals.takes_all_of(victim, st):
+            if keeps or found is None or victim is None or not self._removals.takes_all_of(victim, found.st):
                 is_begun = True
                 await self._rename((old, new), flags, moved, victim, over)
             else:
                 over()
                 known = () if moved is None else (moved,)
-                await self._reaching.call(victim, self._check_may_replace, new[0], old[0], *known)
-                async with self._removals.checked(victim, st, "rename", ctx) as removing:
-                    await self._rename((old, new), flags, moved, victim, removing.hold(), removing)
+                await self.reaching.call(victim, self._check_may_replace, new[0], old[0], *known)
+                async with self._removals.checked(victim, found.st, "rename", ctx) as removing:
+                    check = partial(self._removals.check_apart, victim, self._life(found), removing=removing)
+                    await self._rename((old, new), flags, moved, victim, removing.hold(), check)
         finally:
             if not is_begun:
                 over()
             for fd in fds:
                 self._backing.close_descriptor(fd)
 
-    async def _find(self, name: Name, fds: list[int]) -> tuple[Inode | None, os.stat_result | None]:
+    def _life(self, found: Found) -> bytes:
+        """For `Removals.check_apart`."""
+        return found.life if self.reaching.tells_lives else b""
+
+    async def _find(self, name: Name, fds: list[int], *, afresh: bool = False) -> tuple[Inode | None, Found | None]:
         """What a name leads to; `fds` gets a descriptor of an inode that the table does not know."""
         try:
-            found = await self._reaching.look(name)
+            found = await self.reaching.look(name, afresh=afresh)
         except FileNotFoundError:
             return None, None
-        inode = self._reaching.known(found)
+        inode = self.reaching.known(found)
         if inode is None:
             fds.append(found.fd)
-        return inode, found.st
+        return inode, found
 
     def _check_may_replace(self, victim: Inode, directory: Inode, source: Inode, *moved: Inode) -> None:
         self._removals.check_may_replace(victim, directory, moved[0] if moved else None, source)
@@ -237,20 +244,19 @@ class RemoteOperations(Operations):
         moved: Inode | None,
         victim: Inode | None,
         finished: Callable[[], None],
-        removing: Removing | None = None,
+        check: Callable[[bytes, int], None] = lambda name, directory_fd: None,
     ) -> None:
-        """`finished`: as `Threads.run`. `removing`: where the victim goes with its bytes."""
+        """`finished`: as `Threads.run`. `check`: right before the call, where the victim goes with its bytes."""
         old, new = names
 
         def call(source: Inode, target: Inode) -> None:
-            if removing is not None and victim is not None:
-                self._removals.check_apart(victim, new[1], target.fd, removing)
+            check(new[1], target.fd)
             syscalls.renameat2(source.fd, old[1], target.fd, new[1], flags)
 
         def renamed(_: object = None) -> None:
             self._names.renamed(old, new, flags, moved, victim)
 
-        await self._reaching.call(old[0], call, new[0], undo=renamed, finished=finished)
+        await self.reaching.call(old[0], call, new[0], undo=renamed, finished=finished)
         renamed()
 
     # Attributes
@@ -260,18 +266,18 @@ class RemoteOperations(Operations):
         if inode is None:
             return self._control.stat(nodeid)
         await self._recheck(inode)
-        return await self._reaching.call(inode, self._inodes.stat)
+        return await self.reaching.call(inode, self._inodes.stat)
 
     async def _recheck(self, inode: Inode) -> None:
         if inode.nodeid in self.uncached and not _is_written(inode):
-            await self._reaching.call(inode, self.uncached.recheck)
+            await self.reaching.call(inode, self.uncached.recheck)
 
     async def statx_btime(self, nodeid: int, fh: int | None) -> tuple[os.stat_result, int | None]:
         if self._control.is_control(nodeid):
             return self._control.stat(nodeid), None
         inode = self._inodes.get(nodeid)
         await self._recheck(inode)
-        return await self._reaching.call(inode, lambda view: (os.fstat(view.fd), syscalls.birth_time_ns(view.fd)))
+        return await self.reaching.call(inode, lambda view: (os.fstat(view.fd), syscalls.birth_time_ns(view.fd)))
 
     async def setattr(self, nodeid: int, changes: SetAttr, fh: int | None, ctx: CallerLike) -> os.stat_result:
         inode = self._known(nodeid)
@@ -281,7 +287,7 @@ class RemoteOperations(Operations):
             handle = None if fh is None else self.handles.get(fh, FileHandle)
             await self._removals.truncate(inode, changes.size, "truncate", ctx, handle)
         caller = ROOT if _is_written(inode) else ctx  # a view has no file to tell that (SetIds.check_may_drop)
-        return await self._reaching.call(inode, lambda view: self._attributes.change(view, changes, caller))
+        return await self.reaching.call(inode, lambda view: self._attributes.change(view, changes, caller))
 
     # Files
 
@@ -289,7 +295,7 @@ class RemoteOperations(Operations):
         inode = self._known(nodeid)
         if inode is None:
             return await super().open(nodeid, flags, ctx, kill_suidgid)
-        file = await self._reaching.call(
+        file = await self.reaching.call(
             inode, partial(self._open_apart, flags), undo=lambda late: late.close(self._close)
         )
         self._backing.take_over(inode, file)
@@ -297,8 +303,8 @@ class RemoteOperations(Operations):
             if flags & os.O_TRUNC:
                 await self._removals.truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
             if kill_suidgid:
-                await self._reaching.call(inode, self._set_ids.drop)
-            st = None if self._backing.passthrough_id(inode) else await self._reaching.call(inode, self._inodes.stat)
+                await self.reaching.call(inode, self._set_ids.drop)
+            st = None if self._backing.passthrough_id(inode) else await self.reaching.call(inode, self._inodes.stat)
             return self._opens.opened(inode, flags, ctx, st=st)
         except BaseException:
             self._backing.release(inode)
@@ -316,7 +322,7 @@ class RemoteOperations(Operations):
         def opened(view: Inode) -> int:
             return with_patience(partial(self._inodes.open, view, os.O_WRONLY), view.fd, flags)
 
-        return self._backing.writing_by(await self._reaching.call(inode, opened, undo=self._close))
+        return self._backing.writing_by(await self.reaching.call(inode, opened, undo=self._close))
 
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: CallerLike, kill_suidgid: bool = False
@@ -327,9 +333,9 @@ class RemoteOperations(Operations):
             was_there = kill_suidgid and is_there(name, view.fd)  # a new file keeps what it was given
             return create_file(self._backing, view.fd, name, mode, flags, ctx), was_there
 
-        made, kill_suidgid = await self._reaching.call(directory, call, undo=lambda late: late[0].close(self._close))
+        made, kill_suidgid = await self.reaching.call(directory, call, undo=lambda late: late[0].close(self._close))
         st = made.found.st
-        inode = self._reaching.intern((directory, name), made.found)
+        inode = self.reaching.intern((directory, name), made.found)
         self._backing.take_over(inode, made.file)
         self._inodes.looked_up(inode)
         try:
@@ -338,9 +344,9 @@ class RemoteOperations(Operations):
                 await self._removals.truncate(inode, 0, "open_trunc", ctx, nonblock=bool(flags & os.O_NONBLOCK))
                 changed = True
             if kill_suidgid:
-                await self._reaching.call(inode, self._set_ids.drop)
+                await self.reaching.call(inode, self._set_ids.drop)
             if changed:
-                st = await self._reaching.call(inode, self._inodes.stat)
+                st = await self.reaching.call(inode, self._inodes.stat)
             return self._opens.opened(inode, flags, ctx, with_entry=True, st=st), make_entry((inode.nodeid, st))
         except BaseException:
             self._opens.abandon(inode)
@@ -354,7 +360,7 @@ class RemoteOperations(Operations):
             self._backing.check_room(fd)
             return fd, os.fstat(fd)
 
-        fd, st = await self._reaching.call(self._inode(parent), create, undo=lambda late: self._close(late[0]))
+        fd, st = await self.reaching.call(self._inode(parent), create, undo=lambda late: self._close(late[0]))
         inode = self._inodes.intern_nameless(st, fd)
         self._backing.take_over(inode, OpenFile.over(fd, flags))
         self._inodes.looked_up(inode)
@@ -377,7 +383,7 @@ class RemoteOperations(Operations):
         if isinstance(handle, ControlHandle):
             return await handle.write(offset, bytes(data), unique)
         if kill_suidgid:
-            await self._reaching.call(handle.inode, self._set_ids.drop)
+            await self.reaching.call(handle.inode, self._set_ids.drop)
         return await self._using(handle.inode, os.pwrite, self._backing.writer(handle.inode), data, offset)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -396,7 +402,7 @@ class RemoteOperations(Operations):
             raise os_error(errno.EBADF)
         await self._removals.fallocate(handle, mode, offset, length, ctx)
         if ctx.uid:
-            await self._reaching.call(handle.inode, self._set_ids.drop)
+            await self.reaching.call(handle.inode, self._set_ids.drop)
 
     async def copy_file_range(
         self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int, ctx: CallerLike
@@ -404,14 +410,14 @@ class RemoteOperations(Operations):
         source = self.handles.get(fh_in, FileHandle).inode
         target = self.handles.get(fh_out, FileHandle).inode
         if ctx.uid:
-            await self._reaching.call(target, self._set_ids.drop)
+            await self.reaching.call(target, self._set_ids.drop)
         return await self._copies.copy(Place(source, offset_in), Place(target, offset_out), length)
 
     async def ioctl(self, fh: int, cmd: int, data: bytes, out_size: int, ctx: CallerLike) -> bytes:
         handle = self.handles.get(fh, Handle)
         if cmd not in fileflags.COMMANDS or not isinstance(handle, FileHandle | DirectoryHandle):
             if isinstance(handle, FileHandle):
-                await self._reaching.call(handle.inode, self._inodes.stat)
+                await self.reaching.call(handle.inode, self._know_size)
             return await super().ioctl(fh, cmd, data, out_size, ctx)
         if isinstance(handle, FileHandle):
             return await self._using(handle.inode, self._attributes.flags_ioctl, handle.inode, cmd, data, ctx.uid)
@@ -425,7 +431,7 @@ class RemoteOperations(Operations):
         if self._control.is_control(nodeid):
             return await super().opendir(nodeid, ctx)
         inode = self._inodes.get(nodeid)
-        fd = await self._reaching.call(inode, self._backing.open_directory, undo=self._close)
+        fd = await self.reaching.call(inode, self._backing.open_directory, undo=self._close)
         fh = self.handles.add(DirectoryHandle(inode, os.O_RDONLY, fd), ctx)
         return Opened(fh, self.directory_flags, 0)
 
@@ -451,7 +457,7 @@ class RemoteOperations(Operations):
     async def _looked_up(self, directory: Inode, name: bytes) -> Entry | None:
         """None: it was removed, or cannot be looked at."""
         try:
-            return self._entry_of((directory, name), await self._reaching.look((directory, name)))
+            return self._entry_of((directory, name), await self.reaching.look((directory, name)))
         except OSError:
             return None
 
@@ -465,7 +471,7 @@ class RemoteOperations(Operations):
     # The file system as a whole
 
     async def statfs(self, ctx: CallerLike, nodeid: int = ROOT_ID) -> os.statvfs_result:
-        return await self._reaching.call(self._known(nodeid) or self._inodes.root, self._backing.statvfs)
+        return await self.reaching.call(self._known(nodeid) or self._inodes.root, self._backing.statvfs)
 
     # Extended attributes
 
@@ -474,7 +480,7 @@ class RemoteOperations(Operations):
     ) -> None:
         inode = self._inode(nodeid)
         if name.startswith(PREFIX):
-            await self._reaching.call(inode, self._inodes.stat)  # its size, which a pin needs, is known then
+            await self.reaching.call(inode, self._know_size)
             await self._pins.set(inode, name, value, flags, ctx)
             return
 
@@ -484,18 +490,25 @@ class RemoteOperations(Operations):
             if kill_sgid:
                 self._set_ids.drop_group(view)
 
-        await self._reaching.call(inode, call)
+        await self.reaching.call(inode, call)
+
+    def _know_size(self, view: Inode) -> None:
+        """Which a pin needs. Another host may have made the file larger a moment ago."""
+        if self._shared:
+            syscalls.wait_for_attributes(view.fd)
+        else:
+            self._inodes.stat(view)
 
     async def getxattr(self, nodeid: int, name: bytes, ctx: CallerLike, size: int | None = None) -> bytes:
         inode = self._known(nodeid)
         if inode is None or name.startswith(PREFIX):
             return await super().getxattr(nodeid, name, ctx, size)
-        return await self._reaching.call(inode, lambda view: os.getxattr(self._inodes.magic_path(view), name))
+        return await self.reaching.call(inode, lambda view: os.getxattr(self._inodes.magic_path(view), name))
 
     async def listxattr(self, nodeid: int, ctx: CallerLike) -> list[bytes]:
         if self._control.is_control(nodeid):
             return []
-        names = await self._reaching.call(
+        names = await self.reaching.call(
             self._inodes.get(nodeid), lambda view: os.listxattr(self._inodes.magic_path(view))
         )
         hidden = HIDDEN if ctx.uid else (PREFIX,)
@@ -511,7 +524,7 @@ class RemoteOperations(Operations):
                 with self._set_ids.keeping_without(name, view, ctx):
                     os.removexattr(self._inodes.magic_path(view), name)
 
-            await self._reaching.call(inode, call)
+            await self.reaching.call(inode, call)
 
 
 def _is_written(inode: Inode) -> bool:

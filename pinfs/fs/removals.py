@@ -22,6 +22,7 @@ from pinfs.fs.handles import FileHandle
 from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name, stale
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.leases import after_lease
+from pinfs.fs.lives import life_of
 from pinfs.fs.set_ids import SetIds
 from pinfs.fs.types import CallerLike, StatLike, os_error
 from pinfs.linux import syscalls
@@ -301,11 +302,21 @@ class Removals:
         call = RemovalCall(victim.nodeid, victim.path, op, 0, END, caller, _checked, keeps=keeps)
         return self._guard.removal_in_thread(call)
 
-    def check_apart(self, victim: Inode, name: bytes, directory_fd: int, removing: Removing) -> None:
-        """In the thread, right before the call: as `check_still_there`, and EIO as `Guard.check`."""
-        st = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
-        if self._inodes.key_of(st) != victim.key:
-            raise stale()
+    def check_apart(self, victim: Inode, life: bytes, name: bytes, directory_fd: int, removing: Removing) -> None:
+        """In the thread, right before the call: as `check_still_there`, and EIO as `Guard.check`. `life` of the victim,
+        if it tells it from another file with its number.
+
+        With other hosts the server is asked: the kernel may believe for a minute that the name leads to the victim,
+        while another host has put a file under it and pinned that one. Until this removal is over it cannot.
+        """
+        if self._guard.hosts is not None:
+            syscalls.wait_for_attributes(directory_fd)
+        fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=directory_fd)
+        try:
+            if self._inodes.key_of(os.fstat(fd)) != victim.key or (life and life_of(fd) != life):
+                raise stale()
+        finally:
+            os.close(fd)
         removing.check()
 
     def check_still_there(self, victim: Inode, name: Name) -> None:

@@ -33,7 +33,8 @@ one that another host has just taken back."""
 
 
 class SharedFiles:
-    """By node id, as the guard has it. `reaching`: where the source may never answer."""
+    """By node id, as the guard has it. `reaching`: where the source may never answer; the operations' own, so that both
+    hear of names that lead nowhere any more."""
 
     numbers_end: Final = FOREIGN_IDS
 
@@ -42,7 +43,7 @@ class SharedFiles:
         self._backing = backing
         self._source_fd = source_fd
         self._names = FileNames(source_fd)
-        self._reaching = None if backing.threads is None else Reaching(inodes, backing.threads)
+        self.reaching = None if backing.threads is None else Reaching(inodes, backing.threads)
 
     def number(self, nodeid: int) -> int:
         """The inode number, as all hosts have it; 0 for files of other file systems below the source."""
@@ -60,8 +61,8 @@ class SharedFiles:
         if not self.number(nodeid):
             raise os_error(errno.EOPNOTSUPP)
         inode = self._inodes.get(nodeid)
-        if self._reaching is not None:
-            await self._reaching.reach(inode)
+        if self.reaching is not None:
+            await self.reaching.reach(inode)
         return self._name(inode)
 
     def _name(self, inode: Inode) -> str:
@@ -71,18 +72,18 @@ class SharedFiles:
     async def ask_server(self, nodeid: int) -> None:
         """Has the kernel ask the server for the size of a file: it may believe what it has heard a minute ago, and
         another host has cut the file since. Errors of statx(2)."""
-        if self._reaching is not None:
-            await self._reaching.call(self._inodes.get(nodeid), _ask_server)
+        if self.reaching is not None:
+            await self.reaching.call(self._inodes.get(nodeid), _ask_server)
 
     async def hold(self, nodeid: int) -> None:
         """Gives the file one more name, in HELD, until no host has it pinned. Errors of link(2); EPERM: users could
         take that away."""
         inode = self._inodes.get(nodeid)
         name = await self.name(nodeid)
-        if self._reaching is None:
+        if self.reaching is None:
             self._link(name, inode)
         else:
-            await self._reaching.call(inode, partial(self._link, name))
+            await self.reaching.call(inode, partial(self._link, name))
 
     def _link(self, name: str, view: Inode) -> None:
         fd = view.file.any_fd if view.file is not None else self._inodes.fd(view)
@@ -120,7 +121,7 @@ class SharedFiles:
             os.close(held)
 
     async def _call(self, call: Callable[..., T], *args: object) -> T:
-        return call(*args) if self._reaching is None else await self._backing.off_thread(call, *args)
+        return call(*args) if self.reaching is None else await self._backing.off_thread(call, *args)
 
 
 def _ask_server(view: Inode) -> None:

@@ -191,7 +191,7 @@ def assemble(
             inodes.drop_id_if_unreferenced(nodeid)
 
     book.files.on_empty = unpinned
-    hosts = None
+    hosts = shared = None
     if config.cluster is not None:
         shared = SharedFiles(inodes, backing, source_fd)
         hosts = OtherHosts(guard, policies, shared, config.cluster.pin_timeout)
@@ -215,6 +215,8 @@ def assemble(
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout, config.cluster is not None)
     make = Operations if backing.threads is None else RemoteOperations
     operations = make(inodes, backing, guard, verbs, control, timeouts)
+    if shared is not None and isinstance(operations, RemoteOperations):
+        shared.reaching = operations.reaching
     operations.polling = Polling(PollMode(config.mount.poll))
     if config.mount.nfs_export:
         operations.exports = Exports(inodes, control, operations.submounts)

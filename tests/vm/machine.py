@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,19 @@ def nvdimms(base: Path) -> Iterator[tuple[str, ...]]:
             file.unlink(missing_ok=True)
 
 
-def boot(kernel: str, base: Path, program: str, *devices: str, machine: str = "q35") -> Seen:
-    """Run `program` under this kernel, and return what it has printed: one JSON object a line."""
+def boot(
+    kernel: str,
+    base: Path,
+    program: str,
+    *devices: str,
+    machine: str = "q35",
+    carried: Mapping[str, Path] | None = None,
+) -> Seen:
+    """Run `program` under this kernel, and return what it has printed: one JSON object a line. `carried`: files and
+    packages that it finds beside pinfs, by these names."""
     built, share = image(), _share(base / "host", program)
+    for name, path in (carried or {}).items():
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, share / "src" / name)
     command = [
         "nice", "qemu-system-x86_64", "-cpu", "max", "-smp", "2", "-M", f"{machine},accel={ACCELERATOR}", "-m", "1G",
         "-kernel", f"{built.path}/vmlinuz-{kernel}", "-initrd", f"{built.path}/initrd-{kernel}", "-append", APPEND,

@@ -10,6 +10,9 @@ from vm.machine import Seen, of
 FILE_SYSTEMS = {"tmpfs": "tmpfs", "disk": "ext4 on a disk", "ext4": "ext4 on DAX", "xfs": "xfs on DAX"}
 
 
+WAYS = ("NFS", "one", "cluster", "re-export")
+
+
 def _one(seen: Seen, **wanted: object) -> dict[str, Any]:
     (found,) = of(seen, **wanted)
     return found
@@ -36,6 +39,15 @@ def _dax(seen: Seen, kind: str) -> Iterator[str]:
 def rdma(seen: Seen) -> str:
     """Which registrations the kernel allows, and what becomes of writes when a file is cut."""
     return "\n".join((*_allowed(seen), *_cut(seen)))
+
+
+def times(seen: Seen) -> str:
+    """Milliseconds on an emulated processor: the columns are to be compared, and nothing else."""
+    took = [_one(seen, what="times", way=way)["took_ms"] for way in WAYS]
+    lines = [f"Linux {seen[0]['kernel']}, ms: NFS, pinfs over it, hosts of a cluster, an NFS client of a pinfs host"]
+    for call in ("ftruncate", "truncate", "first pin", "further pin", "release", "refused"):
+        lines.append(f"  {call:12}" + "".join(f"{ms[call]:9.1f}" if call in ms else "        -" for ms in took))
+    return "\n".join(lines)
 
 
 def _allowed(seen: Seen) -> Iterator[str]:
