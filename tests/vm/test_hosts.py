@@ -90,7 +90,7 @@ class TestNfs:
         beside = one(seen, what="beside", version=version)
         assert (beside["ended"], beside["size"], beside["holder"]) == (["done", "EBUSY"], 4096, "done")
 
-    @pytest.mark.parametrize("way", ["rename", "remove"])
+    @pytest.mark.parametrize("way", ["rename", "remove", "link"])
     @pytest.mark.parametrize("op", ["open", "truncate", "unlink", "rename_over"])
     def test_a_name_that_the_kernel_remembers_wrongly(self, seen: Seen, version: str, op: str, way: str) -> None:
         """The other host has put another file under it, and pinned that one: it is found, and its bytes stay."""
