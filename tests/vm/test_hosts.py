@@ -151,10 +151,9 @@ class TestNfs:
 
 
 def test_what_calls_take(seen: Seen) -> None:
-    """Rough bounds of the columns to each other: the processor is emulated."""
+    """An emulated processor that others use as well: no bound but that of round trips to etcd, three and one."""
     took = {way: one(seen, what="times", way=way)["took_ms"] for way in ("NFS", "one", "cluster", "re-export")}
-    assert took["cluster"]["ftruncate"] < 1.5 * took["one"]["ftruncate"]
-    assert took["cluster"]["truncate"] < 1.5 * took["one"]["truncate"]
+    assert took["cluster"]["first pin"] > took["cluster"]["further pin"]
 
 
 def test_the_daemons_say_nothing_unexpected(seen: Seen) -> None:
