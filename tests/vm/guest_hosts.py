@@ -229,10 +229,10 @@ def replaced(version: str, a: Host, b: Host) -> None:
         b.policy(f'unlink = "{policy}"')
         ops = ("unlink", "rename_over") if policy == "deny" else ("unlink", "rename_over", "open", "truncate")
         for op, way, is_open in product(ops, ("rename", "remove"), (True, False)):
-            seen = replace(f"replaced-{policy}-{op}-{way}-{is_open}", a, b, op, way == "remove", is_open)
+            seen = replace(f"replaced-{version}-{policy}-{op}-{way}-{is_open}", a, b, op, way == "remove", is_open)
             say("replaced", version=version, policy=policy, op=op, way=way, is_open=is_open, **seen)
         for op in ("unlink", "rename_over"):
-            seen = replace_link(f"replaced-{policy}-{op}", a, b, op)
+            seen = replace_link(f"replaced-{version}-{policy}-{op}", a, b, op)
             say("replaced", version=version, policy=policy, op=op, way="link", is_open=False, **seen)
 
 
