@@ -349,8 +349,8 @@ def removed(version: str, a: Host, b: Host) -> None:
     holder = Holder(a, "kept", f"0:{SIZE}")
     ino = os.stat(f"{SOURCE}/kept").st_ino
     removal = Child(partial(os.unlink, f"{b.path}/kept")).wait(60)
-    names = [name for name in os.listdir(SOURCE) if name == "kept" or name.startswith(".nfs")]
-    say("removed", version=version, pinned=True, removal=removal, held=held(ino), names=names, look=holder.look())
+    is_there = os.path.lexists(f"{SOURCE}/kept")
+    say("removed", version=version, pinned=True, removal=removal, held=held(ino), is_there=is_there, look=holder.look())
 
 
 def cut_off(version: str, a: Host, b: Host) -> None:
