@@ -169,6 +169,10 @@ class RemoteOperations(Operations):
         def call(view: Inode) -> None:
             take(name, dir_fd=view.fd)
 
+        def call_unseen(view: Inode) -> None:
+            self._removals.check_no_file_apart(name, view.fd)
+            call(view)
+
         def checked(removing: Removing, victim: Inode, view: Inode) -> None:
             self._removals.check_apart(victim, self._life(found), name, view.fd, removing)
             call(view)
@@ -183,7 +187,8 @@ class RemoteOperations(Operations):
                     await self.reaching.call(directory, take_checked, undo=taken, finished=removing.hold())
                     taken()
             else:
-                await self.reaching.call(directory, call, undo=taken)
+                over = self._removals.begin_unseen()
+                await self.reaching.call(directory, call_unseen, undo=taken, finished=over)
                 taken()
         finally:
             if victim is None:

@@ -276,7 +276,8 @@ class Removals:
             raise stale()
 
     def begin_unseen(self) -> Callable[[], None]:
-        """A rename begins in a thread, to a name that leads nowhere. Call what is returned when it is over."""
+        """A call begins in a thread that takes a name which leads to no file, as far as this host knows. Call what is
+        returned when it is over: until then no host pins a file that it does not know of."""
         hosts = self._guard.hosts
         return _checked if hosts is None else hosts.begin_unseen()
 
@@ -318,6 +319,14 @@ class Removals:
         finally:
             os.close(fd)
         removing.check()
+
+    def check_no_file_apart(self, name: bytes, directory_fd: int) -> None:
+        """In the thread, right before a name of a symbolic link or a special file goes. ESTALE: with other hosts it may
+        lead to a file by now, which one of them has pinned."""
+        if self._guard.hosts is not None:
+            syscalls.wait_for_attributes(directory_fd)
+            if stat.S_ISREG(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
+                raise stale()
 
     def check_still_there(self, victim: Inode, name: Name) -> None:
         """After the wait. ESTALE: a change behind pinfs has put another file under the name meanwhile."""

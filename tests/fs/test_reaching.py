@@ -87,6 +87,26 @@ async def test_before_a_name_goes_the_server_is_asked_where_it_leads(
     assert under_way[-1]
 
 
+async def test_a_symbolic_link_that_is_a_file_by_now_stays(
+    bench: Bench, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host has pinned that. No host can while the server is asked."""
+    (bench.source / "link").symlink_to("f")
+    await bench.ops.lookup(ROOT_ID, b"link", ME)
+    unseen: list[bool] = []
+
+    def ask(fd: int) -> None:
+        unseen.append(bool(host.unseen))
+        (bench.source / "new").write_bytes(b"precious")
+        (bench.source / "new").rename(bench.source / "link")
+
+    monkeypatch.setattr(syscalls, "wait_for_attributes", ask)
+    with pytest.raises(OSError, match="Stale"):
+        await unlink(bench, b"link")
+    assert (bench.source / "link").read_bytes() == b"precious"
+    assert (unseen, host.unseen) == ([True], set())
+
+
 async def test_before_a_rename_the_server_is_asked_whether_the_new_name_is_free(
     bench: Bench, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

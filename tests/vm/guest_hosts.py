@@ -229,8 +229,11 @@ def replaced(version: str, a: Host, b: Host) -> None:
         b.policy(f'unlink = "{policy}"')
         ops = ("unlink", "rename_over") if policy == "deny" else ("unlink", "rename_over", "open", "truncate")
         for op, way, is_open in product(ops, ("rename", "remove"), (True, False)):
-            seen = replace(f"replaced-{policy}-{op}-{way}-{is_open}", a, b, op, way == "remove", is_open)
+            seen = replace(f"replaced-{version}-{policy}-{op}-{way}-{is_open}", a, b, op, way == "remove", is_open)
             say("replaced", version=version, policy=policy, op=op, way=way, is_open=is_open, **seen)
+        for op in ("unlink", "rename_over"):
+            seen = replace_link(f"replaced-{version}-{policy}-{op}", a, b, op)
+            say("replaced", version=version, policy=policy, op=op, way="link", is_open=False, **seen)
 
 
 def replace(name: str, a: Host, b: Host, op: str, by_removal: bool, is_open: bool) -> dict[str, object]:
@@ -246,12 +249,28 @@ def replace(name: str, a: Host, b: Host, op: str, by_removal: bool, is_open: boo
     else:
         file(a, "new")
         os.rename(f"{a.path}/new", f"{a.path}/{name}")
+    seen = taken(name, a, b, op)
+    if is_open:
+        os.close(kept)
+    return seen
+
+
+def replace_link(name: str, a: Host, b: Host, op: str) -> dict[str, object]:
+    """The same of a symbolic link."""
+    os.symlink("other", f"{a.path}/{name}")
+    file(b, "other")
+    os.lstat(f"{b.path}/{name}")
+    file(a, "new")
+    os.rename(f"{a.path}/new", f"{a.path}/{name}")
+    return taken(name, a, b, op)
+
+
+def taken(name: str, a: Host, b: Host, op: str) -> dict[str, object]:
+    """a pins the file, and b comes by the name."""
     there = Path(SOURCE, name)
     ino = there.stat().st_ino
     holder = Holder(a, name, f"0:{SIZE}")
     ended = Child(partial(CALLS["read" if op == "open" else op], f"{b.path}/{name}")).wait(60)
-    if is_open:
-        os.close(kept)
     size = there.stat().st_size if there.exists() else 0
     return {"ended": ended, "size": size, "kept": held(ino), "look": holder.look()}
 
@@ -330,8 +349,8 @@ def removed(version: str, a: Host, b: Host) -> None:
     holder = Holder(a, "kept", f"0:{SIZE}")
     ino = os.stat(f"{SOURCE}/kept").st_ino
     removal = Child(partial(os.unlink, f"{b.path}/kept")).wait(60)
-    names = [name for name in os.listdir(SOURCE) if name == "kept" or name.startswith(".nfs")]
-    say("removed", version=version, pinned=True, removal=removal, held=held(ino), names=names, look=holder.look())
+    is_there = os.path.lexists(f"{SOURCE}/kept")
+    say("removed", version=version, pinned=True, removal=removal, held=held(ino), is_there=is_there, look=holder.look())
 
 
 def cut_off(version: str, a: Host, b: Host) -> None:

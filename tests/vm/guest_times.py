@@ -30,7 +30,7 @@ def timed(call: Callable[[], object], refused: int = 0) -> float:
 
 
 def plainly(directory: str) -> dict[str, float]:
-    """Cuts of a file without pins, which nothing else has open."""
+    """Removals of files without pins, which nothing else has open."""
     path = f"{directory}/plain"
     Path(path).write_bytes(b"A" * SIZE)
     fd = os.open(path, os.O_RDWR)
@@ -38,7 +38,12 @@ def plainly(directory: str) -> dict[str, float]:
     os.close(fd)
     by_path = [timed(partial(os.truncate, path, PAGE - n - 1)) for n in range(CUTS)]
     os.unlink(path)
-    return {"ftruncate": statistics.median(by_fd), "truncate": statistics.median(by_path)}
+    names = [f"{directory}/gone{n}" for n in range(FILES)]
+    for name in names:
+        Path(name).write_bytes(b"A" * SIZE)
+    unlinks = [timed(partial(os.unlink, name)) for name in names]
+    taken = {"ftruncate": by_fd, "truncate": by_path, "unlink": unlinks}
+    return {call: statistics.median(all_ms) for call, all_ms in taken.items()}
 
 
 def one_host(path: str) -> dict[str, float]:

@@ -45,7 +45,7 @@ def times(seen: Seen) -> str:
     """Milliseconds on an emulated processor: the columns are to be compared, and nothing else."""
     took = [_one(seen, what="times", way=way)["took_ms"] for way in WAYS]
     lines = [f"Linux {seen[0]['kernel']}, ms: NFS, pinfs over it, hosts of a cluster, an NFS client of a pinfs host"]
-    for call in ("ftruncate", "truncate", "first pin", "further pin", "release", "refused"):
+    for call in ("ftruncate", "truncate", "unlink", "first pin", "further pin", "release", "refused"):
         lines.append(f"  {call:12}" + "".join(f"{ms[call]:9.1f}" if call in ms else "        -" for ms in took))
     return "\n".join(lines)
 
