@@ -341,9 +341,9 @@ def fresh(version: str, a: Host, b: Host) -> None:
 
 def removed(version: str, a: Host, b: Host) -> None:
     """b removes the name of what a program on a has mapped: through pinfs, and on the NFS mounts themselves."""
-    file(a, "kept")
-    natively = Holder(a, "kept", "", nfs=True)
-    Path(b.nfs, "kept").unlink()
+    file(a, "natively")
+    natively = Holder(a, "natively", "", nfs=True)
+    Path(b.nfs, "natively").unlink()
     say("removed", version=version, pinned=False, look=natively.look())
     file(a, "kept")
     holder = Holder(a, "kept", f"0:{SIZE}")
