@@ -122,7 +122,8 @@ class Holder:
         self.path = f"{host.nfs if nfs else host.path}/{name}"
         self.child = Child(partial(self._hold, value))
         os.close(self._ready[1])
-        assert os.read(self._ready[0], 1) == b"x", self.child.wait(1)
+        self.ino = int(os.read(self._ready[0], 32) or 0)
+        assert self.ino, self.child.wait(1)
 
     def _hold(self, value: str) -> None:
         signal.signal(signal.SIGIO, signal.SIG_IGN)
@@ -131,7 +132,7 @@ class Holder:
         assert mapping[::PAGE] == b"A" * (SIZE // PAGE)
         if value:
             os.setxattr(fd, "user.pinfs.pin.p", value.encode())
-        os.write(self._ready[1], b"x")
+        os.write(self._ready[1], b"%d" % os.fstat(fd).st_ino)
         if os.read(self._told[0], 1) == b"l":
             mapping.madvise(mmap.MADV_DONTNEED)
             Path("/proc/sys/vm/drop_caches").write_text("1")  # now the bytes are the server's
@@ -272,7 +273,8 @@ def taken(name: str, a: Host, b: Host, op: str) -> dict[str, object]:
     holder = Holder(a, name, f"0:{SIZE}")
     ended = Child(partial(CALLS["read" if op == "open" else op], f"{b.path}/{name}")).wait(60)
     size = there.stat().st_size if there.exists() else 0
-    return {"ended": ended, "size": size, "kept": held(ino), "look": holder.look()}
+    kept = held(ino)
+    return {"ended": ended, "size": size, "kept": kept, "pinned": holder.ino == ino, "look": holder.look()}
 
 
 def again(version: str, a: Host, b: Host) -> None:
@@ -341,9 +343,9 @@ def fresh(version: str, a: Host, b: Host) -> None:
 
 def removed(version: str, a: Host, b: Host) -> None:
     """b removes the name of what a program on a has mapped: through pinfs, and on the NFS mounts themselves."""
-    file(a, "kept")
-    natively = Holder(a, "kept", "", nfs=True)
-    Path(b.nfs, "kept").unlink()
+    file(a, "natively")
+    natively = Holder(a, "natively", "", nfs=True)
+    Path(b.nfs, "natively").unlink()
     say("removed", version=version, pinned=False, look=natively.look())
     file(a, "kept")
     holder = Holder(a, "kept", f"0:{SIZE}")

@@ -95,7 +95,7 @@ class TestNfs:
     def test_a_name_that_the_kernel_remembers_wrongly(self, seen: Seen, version: str, op: str, way: str) -> None:
         """The other host has put another file under it, and pinned that one: it is found, and its bytes stay."""
         for found in of(seen, what="replaced", version=version, op=op, way=way):
-            assert found["look"] == "done", found
+            assert (found["pinned"], found["look"]) == (True, "done"), found
             if op in ("open", "truncate"):
                 assert found["size"] == SIZE, found
             elif found["policy"] == "deny":
