@@ -1,6 +1,6 @@
 """Rows of two mounts of one source in one cluster (SPEC 14): what a pin at one host costs here and at the other one.
 
-The first three rows are of files that nobody has pinned, and run in every directory: their time by that of a mount
+The first four rows are of files that nobody has pinned, and run in every directory: their time by that of a mount
 without cluster is what the other hosts cost where there is nothing to ask them.
 """
 

@@ -10,7 +10,7 @@ from pinfs.cli.mounts import the_mount
 from pinfs.cli.output import listing_options, print_json, print_table
 from pinfs.cli.verb import VerbGroup, fail
 from pinfs.observe.mounts import Mount
-from pinfs.observe.wording import cluster_text, cluster_troubles
+from pinfs.observe.wording import cluster_place, cluster_troubles
 
 Cluster = dict[str, Any]
 
@@ -136,7 +136,7 @@ def _print(found: Cluster) -> None:
         styles.append("bold" if is_own else "yellow" if note else "")
     print_table(("HOST", "LIFE", "SILENT", ""), rows, right=[2], styles=styles)
     click.echo()
-    click.echo(cluster_text({**found, "interrupted_because": "", "not_seen": []}).partition(";")[0])
+    click.echo(cluster_place(found))
     fence = found.get("fence_in_s")
     click.echo(f"fence: {'-' if fence is None else f'in {fence:.1f}s unless etcd answers'}")
     click.echo(f"marked files {found['marks']}, pins of this host {found['pins']}, removals {found['removals']}")

@@ -22,10 +22,10 @@ from pinfs.cluster.etcd import (
     Status,
     below,
 )
+from pinfs.cluster.keys import ALL_CLUSTERS
 from pinfs.config.cluster import ClusterError, ClusterOptions
 from pinfs.fs.identity import cluster_name, enclosing_cluster, handles_are_alike, read_tokens
 
-PREFIX: Final = b"/pinfs/"
 OLDEST: Final = (3, 4)
 MANY_REVISIONS: Final = 100_000
 QUOTA_BYTES: Final = 2 << 30
@@ -79,7 +79,7 @@ async def _look_at_all(
             login = await etcd.login()
             status = await etcd.status()
             looked[endpoint] = Looked(
-                login, status, await etcd.range(Range(below(PREFIX), revision=1, count_only=True))
+                login, status, await etcd.range(Range(below(ALL_CLUSTERS.encode()), revision=1, count_only=True))
             )
 
     async with trio.open_nursery() as nursery:
@@ -148,8 +148,8 @@ def _keys(name: str, old: Outcome[Found]) -> Iterator[Finding]:
         case Refused(_, Code.OUT_OF_RANGE):
             yield ok("etcd", f"{name} has compacted old revisions")
         case Refused(reason):
-            yield bad("etcd", f"{name}: keys below {PREFIX.decode()} cannot be read: {reason}",
-                      f"etcdctl role grant-permission ROLE --prefix=true readwrite {PREFIX.decode()}")  # fmt: skip
+            yield bad("etcd", f"{name}: keys below {ALL_CLUSTERS} cannot be read: {reason}",
+                      f"etcdctl role grant-permission ROLE --prefix=true readwrite {ALL_CLUSTERS}")  # fmt: skip
 
 
 def check_shared(directory: str, kind: str) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from pinfs.cli.mounts import mounts
 from pinfs.observe.asking import NoAnswerError
 from pinfs.observe.daemons import keepers, keeps_nothing
 from pinfs.observe.mounts import Mount
-from pinfs.observe.wording import cluster_text, cluster_troubles, life_text, lost_texts
+from pinfs.observe.wording import cluster_place, cluster_troubles, life_text, lost_texts
 
 
 def check_mounts() -> Iterator[Finding]:
@@ -53,7 +53,7 @@ def _cluster(point: str, cluster: dict[str, Any]) -> Iterator[Finding]:
     for trouble in troubles:
         yield warn(point, f"cluster: {trouble}", "pinfs cluster status, docs/hosts.md")
     if not troubles:
-        yield ok(point, f"cluster {cluster_text(cluster)}")
+        yield ok(point, f"cluster {cluster_place(cluster)}")
 
 
 def _life(point: str, text: str, lost: list[str]) -> Finding:

@@ -24,6 +24,8 @@ MAX_KEY: Final = 256
 MAX_VALUE: Final = 128
 DIGITS: Final = 16
 
+ALL_CLUSTERS: Final = "/pinfs/"
+"""The prefix of the keys of all clusters; that of one ends with its name and a slash."""
 COUNTER: Final = "c"
 ALL: Final = ""
 MEMBERS: Final = "m/"

@@ -95,11 +95,6 @@ class PinBook:
         file = self.files.get(inode)
         return file is not None and (file.first(start, end) is not None or file.is_reserved(start, end))
 
-    def in_the_way(self, removal: Removal) -> Iterator[Pin]:
-        """The pins in the range of a removal, deny pins first."""
-        file = self.files.get(removal.inode)
-        return iter(()) if file is None else file.overlapping(removal.start, removal.end)
-
     # -- commands of holders
 
     def pin(self, request: PinRequest, size: int, now: float) -> Pin:

@@ -200,7 +200,7 @@ class Break(Obstacle):
     __slots__ = ("deadline", "end", "host", "killed", "op", "pin", "policy", "seq", "since", "start")
 
     def __init__(self, pin: Pin, policy: Policy, since: float, op: str, start: int, end: int) -> None:
-        self.watchers = {}
+        super().__init__()
         self.pin = pin
         self.policy = policy
         self.since = since

@@ -66,8 +66,7 @@ class Reservation(Waiter):
     __slots__ = ("end", "inode", "order", "start")
 
     def __init__(self, inode: int, start: int, end: int) -> None:
-        self.watchers = {}
-        self.watching = None
+        super().__init__()
         self.inode = inode
         self.start = start
         self.end = end
@@ -92,12 +91,7 @@ class Removal(Reservation):
     __slots__ = ("errno", "exempt", "pinned_at", "policy", "request", "turn", "wake", "why")
 
     def __init__(self, inode: int, start: int, end: int, request: RemovalRequest, policy: Policy) -> None:
-        self.watchers = {}
-        self.watching = None
-        self.inode = inode
-        self.start = start
-        self.end = end
-        self.order = 0
+        super().__init__(inode, start, end)
         self.request = request
         self.policy = policy
         self.wake: Callable[[], None] = _ignore
@@ -122,12 +116,7 @@ class Orphan(Reservation):
     __slots__ = ("deadline", "process")
 
     def __init__(self, inode: int, start: int, end: int, process: ProcessId | None = None) -> None:
-        self.watchers = {}
-        self.watching = None
-        self.inode = inode
-        self.start = start
-        self.end = end
-        self.order = 0
+        super().__init__(inode, start, end)
         self.process = process
         self.deadline: float | None = None
 

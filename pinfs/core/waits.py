@@ -20,7 +20,7 @@ class Waiter(Obstacle):
     __slots__ = ("watching",)
 
     def __init__(self) -> None:
-        self.watchers = {}
+        super().__init__()
         self.watching: Obstacle | None = None
 
     def watch(self, obstacle: Obstacle) -> None:

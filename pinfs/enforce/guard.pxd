@@ -13,7 +13,7 @@ cdef class Guard:
 
     cpdef bint is_free(self, object inode, object start, object end) except -1
     cpdef bint is_untouched(self, object inode, object start, object end) except -1
-    cdef bint _must_ask(self, object inode) except -1
+    cpdef bint must_ask(self, object inode) except -1
     cpdef Pin pin(self, PinRequest request, object size)
     cpdef release(self, Pin pin)
     cpdef Removal judge_at_once(self, object call)

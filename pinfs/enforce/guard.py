@@ -202,8 +202,8 @@ class Guard:
         """The bytes of a READY removal are cut, or will not be: at once, or, of a call that does not come back, later
         (the range of that stays reserved here and on all hosts)."""
         self.book.finish(removal, trio.current_time())
-        if self.hosts is not None and not self.cuts.is_under_way(removal):
-            self.hosts.over(removal)
+        if not self.cuts.is_under_way(removal):
+            self._over_elsewhere(removal)
 
     def _over_elsewhere(self, removal: Removal) -> None:
         if self.hosts is not None:
@@ -223,7 +223,7 @@ class Guard:
     async def _ask(self, call: RemovalCall, *, reserve: bool = False) -> Removal | None:
         """Return when the bytes may be cut, with the removal that is to be finished then (None: there is none, as
         nothing is pinned; with `reserve` there always is one)."""
-        pinned = self.book.touches(call.inode, call.start, call.end) or self._must_ask(call.inode)
+        pinned = not self.is_untouched(call.inode, call.start, call.end)
         if pinned or self.minds_mappings:
             call.check()
         if self.minds_mappings:
@@ -289,9 +289,10 @@ class Guard:
 
     def is_untouched(self, inode: int, start: int, end: int) -> bool:
         """Whether these bytes are neither pinned nor reserved, by what is known here without asking other hosts."""
-        return not (self.book.touches(inode, start, end) or self._must_ask(inode))
+        return not (self.book.touches(inode, start, end) or self.must_ask(inode))
 
-    def _must_ask(self, inode: int) -> bool:
+    def must_ask(self, inode: int) -> bool:
+        """Whether other hosts may have bytes of this file pinned."""
         return self.hosts is not None and self.hosts.must_ask(inode)
 
     def policy_for(self, path: str | None) -> Policy:

@@ -196,6 +196,7 @@ class PinVerbs:
             raise
 
     def record(self, pin: Pin, ctx: CallerLike) -> None:
+        """Write the pin down for the next daemon."""
         if self.recorder is not None:
             self.recorder.pin(pin, ctx)
 
@@ -306,6 +307,7 @@ class PinVerbs:
         return pin
 
     async def release(self, inode: Inode, pin: Pin, ctx: CallerLike) -> None:
+        """End a pin for its holder, with the bytes of a device on the backing. Errors of fdatasync(2)."""
         if pin.dirty:
             await self.flush(inode)
             if self._table.by_id.get(pin.id) is not pin:
@@ -313,6 +315,7 @@ class PinVerbs:
         await self.let_go_everywhere(pin, ctx)
 
     async def let_go_everywhere(self, pin: Pin, ctx: CallerLike, revoke: bool = False) -> None:
+        """End a pin, and return when the other hosts need not mind it any more."""
         number = 0 if self.hosts is None else self.hosts.number_of(pin)
         self._let_go(pin, ctx, revoke)
         if self.hosts is None:

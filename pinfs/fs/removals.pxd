@@ -35,6 +35,7 @@ cdef class Removals:
     cdef Files _files
 
     cpdef bint is_guarded(self, Inode inode) except -1
+    cdef bint _is_pinned_here(self, Inode inode) except -1
     @cython.locals(file=OpenFile)
     cpdef bint truncate_at_once(self, Inode inode, object size, object caller) except -1
     @cython.locals(file=OpenFile)

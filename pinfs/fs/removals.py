@@ -63,10 +63,10 @@ class Removals:
 
     def is_guarded(self, inode: Inode) -> bool:
         """Whether a removal from this inode has to ask the guard."""
-        guard = self._guard
-        if inode.nodeid in self._files or guard.minds_mappings:
-            return True
-        return guard.hosts is not None and guard.hosts.must_ask(inode.nodeid)
+        return self._is_pinned_here(inode) or self._guard.must_ask(inode.nodeid)
+
+    def _is_pinned_here(self, inode: Inode) -> bool:
+        return inode.nodeid in self._files or self._guard.minds_mappings
 
     # Data
 
@@ -238,21 +238,20 @@ class Removals:
     def takes_all(self, victim: Inode) -> bool:
         """Whether a name that goes takes guarded bytes with it: it is the last one of its file, or could be, as other
         hosts take names as well."""
-        if not self.is_guarded(victim) or not victim.is_file:
+        if not victim.is_file:
             return False
-        hosts = self._guard.hosts
-        if hosts is not None and hosts.must_ask(victim.nodeid):
+        if self._guard.must_ask(victim.nodeid):
             return True
-        return not self._has_others(victim)
+        return self._is_pinned_here(victim) and self._inodes.stat(victim).st_nlink == 1
 
-    def _has_others(self, victim: Inode) -> bool:
-        """Whether a file has several names."""
-        return self._inodes.stat(victim).st_nlink > 1
+    def _keeps(self, victim: Inode) -> bool:
+        """`RemovalCall.keeps`: with other hosts only, as else `takes_all` has seen that there is one name."""
+        return self._guard.hosts is not None and self._inodes.stat(victim).st_nlink > 1
 
     def unlink(self, victim: Inode, name: Name, caller: CallerLike) -> AbstractAsyncContextManager[Removing]:
         """Inside of it a name of `victim` may go."""
         check = partial(self.check_may_go, victim, name[0])
-        call = RemovalCall(victim.nodeid, victim.path, "unlink", 0, END, caller, check, keeps=self._has_others(victim))
+        call = RemovalCall(victim.nodeid, victim.path, "unlink", 0, END, caller, check, keeps=self._keeps(victim))
         return self._guard.removal(call)
 
     def replace(
@@ -260,7 +259,7 @@ class Removals:
     ) -> AbstractAsyncContextManager[Removing]:
         """The same for a rename over it: of `moved` (None: not known) from `old` to `new`, the name of `victim`."""
         check = partial(self.check_may_replace, victim, new[0], moved, old[0])
-        call = RemovalCall(victim.nodeid, victim.path, "rename", 0, END, caller, check, keeps=self._has_others(victim))
+        call = RemovalCall(victim.nodeid, victim.path, "rename", 0, END, caller, check, keeps=self._keeps(victim))
         return self._guard.removal(call)
 
     def takes_all_of(self, victim: Inode | None, st: os.stat_result) -> bool:
@@ -284,8 +283,7 @@ class Removals:
     def check_unknown(self, st: StatLike) -> None:
         """Before a name of a file goes that is not known here. ESTALE, by which the kernel looks the name up and tries
         again: other hosts may have pinned it."""
-        hosts = self._guard.hosts
-        if hosts is not None and st.st_ino and stat.S_ISREG(st.st_mode) and hosts.must_ask(st.st_ino):
+        if st.st_ino and stat.S_ISREG(st.st_mode) and self._guard.must_ask(st.st_ino):
             raise stale()
 
     def check_unknown_name(self, name: Name) -> None:

@@ -43,7 +43,7 @@ class SharedFiles:
         self._backing = backing
         self._source_fd = source_fd
         self._names = FileNames(source_fd)
-        self.reaching = None if backing.threads is None else Reaching(inodes, backing.threads)
+        self.reaching: Reaching | None = None
 
     def number(self, nodeid: int) -> int:
         """The inode number, as all hosts have it; 0 for files of other file systems below the source."""
@@ -63,11 +63,8 @@ class SharedFiles:
         inode = self._inodes.get(nodeid)
         if self.reaching is not None:
             await self.reaching.reach(inode)
-        return self._name(inode)
-
-    def _name(self, inode: Inode) -> str:
         fd = inode.file.any_fd if inode.file is not None else self._inodes.fd(inode)
-        return self._names.name(fd, self.number(inode.nodeid))
+        return self._names.name(fd, self.number(nodeid))
 
     async def ask_server(self, nodeid: int) -> None:
         """Has the kernel ask the server for the size of a file: it may believe what it has heard a minute ago, and

@@ -10,6 +10,7 @@ import os
 
 from pinfs.linux.calls import read_and_signal
 from pinfs.linux.libc import checked, libc_quick
+from pinfs.linux.syscalls import asynchronous_io
 
 _SYS_PIDFD_GETFD = 438
 _IS_ARM = os.uname().machine in ("aarch64", "armv8l")
@@ -25,9 +26,6 @@ _pidfd_getfd.restype = ctypes.c_long
 _kcmp = libc_quick["syscall"]
 _kcmp.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
 _kcmp.restype = ctypes.c_long
-_io = libc_quick["syscall"]
-_io.argtypes = (ctypes.c_long, *(ctypes.c_void_p,) * 5)
-_io.restype = ctypes.c_long
 
 
 def fetch_descriptor(pidfd: int, number: int) -> int:
@@ -62,7 +60,7 @@ class Signaller:
         """OSError: ENOSYS, EPERM (no asynchronous I/O: kernel, seccomp(2)), EAGAIN (fs.aio-max-nr is reached)."""
         setup, self._destroy = _SYS_IO
         context = ctypes.c_void_p()
-        checked(_io(setup, _RING, ctypes.addressof(context), None, None, None))
+        checked(asynchronous_io(setup, _RING, ctypes.addressof(context), None, None, None))
         self._context = context.value
         self._empty = os.memfd_create("pinfs-empty", os.MFD_CLOEXEC)
 
@@ -73,6 +71,6 @@ class Signaller:
 
     def close(self) -> None:
         if self._context is not None:
-            _io(self._destroy, self._context, None, None, None, None)
+            asynchronous_io(self._destroy, self._context, None, None, None, None)
             os.close(self._empty)
             self._context = None

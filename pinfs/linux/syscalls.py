@@ -79,9 +79,10 @@ _tgkill.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int)
 _syscall = libc_quick.syscall
 _syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _syscall.restype = ctypes.c_long
-_io = libc_quick["syscall"]  # by index: a function of its own, with its own types
-_io.argtypes = (ctypes.c_long, *(ctypes.c_void_p,) * 5)
-_io.restype = ctypes.c_long
+asynchronous_io = libc_quick["syscall"]  # by index: a function of its own, with its own types
+"""A system call of io_setup(2) and its like: its number, and its arguments."""
+asynchronous_io.argtypes = (ctypes.c_long, *(ctypes.c_void_p,) * 5)
+asynchronous_io.restype = ctypes.c_long
 
 
 def renameat2(old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int) -> None:
@@ -185,9 +186,9 @@ def read_and_signal(context: int, empty_fd: int, eventfd: int) -> None:
     iocbs, done = (ctypes.c_void_p * 1)(ctypes.addressof(iocb)), ctypes.create_string_buffer(_EVENT_BYTES)
     getevents, submit = _SYS_IO
     try:
-        checked(_io(submit, context, 1, ctypes.addressof(iocbs), None, None))
+        checked(asynchronous_io(submit, context, 1, ctypes.addressof(iocbs), None, None))
     finally:
-        _io(getevents, context, 0, 1, ctypes.addressof(done), None)
+        asynchronous_io(getevents, context, 0, 1, ctypes.addressof(done), None)
 
 
 def is_thread_of(pid: int, tid: int) -> bool:

@@ -97,12 +97,17 @@ _PAGE_PINS: Final = {
 
 def cluster_text(cluster: EventJson) -> str:
     """`cluster` of `.pinfs/status`: what this host is in it, and what is wrong."""
+    return "; ".join([cluster_place(cluster), *cluster_troubles(cluster)])
+
+
+def cluster_place(cluster: EventJson) -> str:
+    """What this host is in its cluster."""
     state = cluster["state"]
     hosts = len({member["host"] for member in cluster["members"]})
     words = f"{cluster.get('name') or 'cluster'}, as host {cluster['host']}: {state}"
     if state == "joined":
         words += f", {hosts} {'host' if hosts == 1 else 'hosts'}"
-    return "; ".join([printable(words), *cluster_troubles(cluster)])
+    return printable(words)
 
 
 def cluster_troubles(cluster: EventJson) -> list[str]:

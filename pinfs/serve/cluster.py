@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from pinfs.bridge.mount import MountError
+from pinfs.cluster.keys import ALL_CLUSTERS
 from pinfs.cluster.membership import Limits
 from pinfs.cluster.messages import Done, Put, Range, Txn, absent
 from pinfs.config.cluster import ClusterError, ClusterOptions
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pinfs.cluster")
 
-PREFIX: Final = "/pinfs/"
-"""Of all keys of all clusters."""
 ANSWER_S: Final = 3.0
 """What etcd may take before the mount begins without it."""
 ASK_AGAIN_S: Final = 1.0
@@ -39,7 +38,6 @@ class Cluster:
 
         self._options = options
         self._hosts = hosts
-        self._source_fd = source_fd
         self._state: dict[str, Any] | None = None
         self._refused_because = ""
         self._is_place_known = False
@@ -49,7 +47,7 @@ class Cluster:
             self._connect()  # the first one is for its errors
         except (OSError, ClusterError) as e:
             raise MountError(f"cluster: {e}") from e
-        self.host = Host(self._connect, f"{PREFIX}{self._name}/", options.host, options.timing, Limits(), hosts)
+        self.host = Host(self._connect, f"{ALL_CLUSTERS}{self._name}/", options.host, options.timing, Limits(), hosts)
         self._sharing = Sharing(source_fd, options.host, self.host.status)
         hosts.host = self.host
 
@@ -81,7 +79,7 @@ class Cluster:
         """Returns when etcd has answered."""
         from pinfs.cluster.store import Store
 
-        store = Store(self._connect, PREFIX)
+        store = Store(self._connect, ALL_CLUSTERS)
         key = f"{self._name}.place"
         try:
             while not self._is_place_known and not self._refused_because:
