@@ -43,6 +43,13 @@ def pinned(actor: Actor, mount: Mount | Surviving, value: bytes = b"0:4096", nam
     return path
 
 
+def assert_not_cut(breaker: Actor, path: str, fd: int) -> None:
+    """All of a file whose first bytes another host has pinned. `fd`: of the breaker, of that file."""
+    assert breaker.errno(os.truncate, path, 100) == errno.EBUSY
+    assert breaker.errno(os.ftruncate, fd, 0) == errno.EBUSY
+    assert breaker.errno(os.open, path, os.O_RDWR | os.O_TRUNC) == errno.EBUSY
+
+
 # Refusals
 
 
@@ -52,9 +59,7 @@ def test_what_one_host_has_pinned_no_host_takes_away(source: Path, a: Mount, b: 
     path = pinned(holder, a)
     there = str(b.path / "f")
     fd = breaker(os.open, there, os.O_RDWR)
-    assert breaker.errno(os.truncate, there, 100) == errno.EBUSY
-    assert breaker.errno(os.ftruncate, fd, 0) == errno.EBUSY
-    assert breaker.errno(os.open, there, os.O_RDWR | os.O_TRUNC) == errno.EBUSY
+    assert_not_cut(breaker, there, fd)
     assert breaker.errno(acts.fallocate, fd, 3, 0, 4096) == errno.EBUSY
     assert breaker.errno(acts.fallocate, fd, 3, 4096, 4096) is None
     assert breaker.errno(os.truncate, there, 4096) is None

@@ -111,6 +111,15 @@ TAKES = pytest.mark.parametrize("take", [unlink, rename])
 Take = Callable[[Bench, bytes], Any]
 
 
+async def names_and_threads(bench: Bench) -> Held:
+    """Files `f` and `other`, and threads that run when the test says so."""
+    await bench.file("f", 10)
+    await bench.file("other", 20)
+    held = Held()
+    bench_threads(bench, held)
+    return held
+
+
 async def until_under_way(bench: Bench, host: FakeHost, held: Held) -> None:
     """The thread that takes the name is about to run."""
     await trio.testing.wait_all_tasks_blocked()
@@ -124,10 +133,7 @@ async def test_a_name_that_goes_in_a_thread_holds_pins_back_until_it_has_gone(
     served: None, bench: Bench, host: FakeHost, take: Take, autojump_clock: trio.testing.MockClock
 ) -> None:
     """Its caller may have left long before: the server hangs."""
-    await bench.file("f", 10)
-    await bench.file("other", 10)
-    held = Held()
-    bench_threads(bench, held)
+    held = await names_and_threads(bench)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take, bench, b"f")
         await until_under_way(bench, host, held)
@@ -143,10 +149,7 @@ async def test_a_name_that_goes_in_a_thread_holds_pins_back_until_it_has_gone(
 async def test_no_call_begins_in_a_thread_when_the_host_is_cut_off(
     served: None, bench: Bench, host: FakeHost, take: Take, autojump_clock: trio.testing.MockClock
 ) -> None:
-    await bench.file("f", 10)
-    await bench.file("other", 20)
-    held = Held()
-    bench_threads(bench, held)
+    held = await names_and_threads(bench)
     async with trio.open_nursery() as nursery:
 
         async def refused() -> None:
@@ -167,10 +170,7 @@ async def test_a_name_that_leads_elsewhere_by_now_stays(
     served: None, bench: Bench, host: FakeHost, take: Take, autojump_clock: trio.testing.MockClock
 ) -> None:
     """Another host has put another file under it, which this one has not asked about."""
-    await bench.file("f", 10)
-    await bench.file("other", 20)
-    held = Held()
-    bench_threads(bench, held)
+    held = await names_and_threads(bench)
     async with trio.open_nursery() as nursery:
 
         async def stale() -> None:
