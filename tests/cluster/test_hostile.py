@@ -75,7 +75,12 @@ def told(hostile: Hostile, broken: list[dict[str, Any]]) -> str:
 def check_end(hostile: Hostile, is_patient: bool) -> None:
     """Nothing is left of the pins and removals."""
     for host in hostile.hosts:
-        eventually(partial(_is_calm, host), CALM_S)
+        try:
+            eventually(partial(_is_calm, host), CALM_S)
+        except AssertionError:
+            assert host.mount is not None
+            left = {"host": host.name, "pins": host.mount.pins(), "cluster": host.status()["cluster"]}
+            raise AssertionError(told(hostile, [left])) from None
         assert not host.status()["cluster"]["not_seen"]
     eventually(lambda: not any(map(hostile.keys, "prv")), 30)
     eventually(lambda: hostile.keys("m") == len(hostile.hosts), 30)

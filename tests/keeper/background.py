@@ -13,7 +13,7 @@ from typing import Any
 
 from support.mounts import REPO
 
-from pinfs.observe.daemons import keeper_pid
+from pinfs.observe.daemons import keeper_pid, keepers
 from pinfs.observe.mounts import Mount
 
 LIMIT_S = 60.0
@@ -53,6 +53,10 @@ class Background:
     @property
     def keeper(self) -> int | None:
         return keeper_pid(Mount(str(self.point), str(self.source)))
+
+    def keepers(self) -> list[int]:
+        """All keepers that began for mounts below `base`, found by their commands."""
+        return [pid for pid in keepers() if str(self.base).encode() in cmdline(pid)]
 
     def umount(self, *words: object) -> subprocess.CompletedProcess[str]:
         return self.pinfs("umount", self.point, *words)

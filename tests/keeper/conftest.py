@@ -18,8 +18,7 @@ from support.actor import eventually
 from support.mounts import force_umount, is_mounted
 
 from keeper import standin
-from keeper.background import Background, cmdline, wait_end
-from pinfs.observe.daemons import keepers
+from keeper.background import Background, wait_end
 
 LIMIT_S = 30.0
 STANDIN = str(Path(standin.__file__))
@@ -191,7 +190,7 @@ def background(base: Path) -> Iterator[Background]:
 
 def end(background: Background) -> None:
     """Whatever the test has left."""
-    for pid in [pid for pid in keepers() if str(background.point).encode() in cmdline(pid)]:
+    for pid in background.keepers():
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGCONT)
         wait_end(pid)
