@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeAlias
 
 from pinfs.cluster.keys import RemovalKey
@@ -10,8 +10,9 @@ from pinfs.cluster.outputs import MayCut, RemovalRefused, Told, Waits
 
 Heard: TypeAlias = Callable[[MayCut | Waits | RemovalRefused], None]
 """What a breaker hears of its removal."""
-Matched: TypeAlias = Callable[[dict[int, int]], None]
-"""The numbers of the pins of the daemon before, by the tokens that this daemon has for them."""
+Matched: TypeAlias = Callable[[dict[int, int]], Iterable[int]]
+"""Gets the numbers of the pins of the daemon before, by the tokens that this daemon has for them: pins whose tokens are
+missing are lost, and their holders have to hear that. Returns the numbers of pins that have ended meanwhile."""
 
 
 class Daemon(Protocol):

@@ -140,8 +140,7 @@ class Host:
     def resume(self, state: dict[str, Any], pins: Iterable[LocalPin], matched: Matched) -> None:
         """Before `run`: goes on for a daemon that has died in this life of the machine. `state` as of Daemon.keep, and
         "is_settled": true in it if no system call of that daemon can still cut bytes (else first pins of files get
-        EAGAIN for `Timing.late_s`). `matched` is called once, before anything else is told: pins whose tokens are
-        missing there are lost, and their holders have to hear that."""
+        EAGAIN for `Timing.late_s`). `matched` is called once, before anything else is told."""
         self._resume = _Resume(state, tuple(pins), matched)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -342,8 +341,11 @@ class Host:
             known = dict(zip(match.tokens, new, strict=False))
             numbers.update(known)
             alikes.update(dict.fromkeys(known.values(), _Alike({*known.values()}, (*new[len(known) :],))))
-        self._daemon_does(resume.matched, numbers)
+        ended: list[int] = []
+        self._daemon_does(lambda: ended.extend(resume.matched(numbers)))
         self._start(member, partial(member.resume, Former(state.fence, keys, state.is_settled)), alikes)
+        for number in ended:  # not before: only now the member has them
+            self.release(number)
         return True
 
     def _moved(self, driver: Driver) -> None:
@@ -491,7 +493,7 @@ class Host:
             if is_heard:
                 self._daemon_does(self.daemon.told_over, removal)
 
-    def _daemon_does(self, do: Callable[..., None], *args: object) -> None:
+    def _daemon_does(self, do: Callable[..., object], *args: object) -> None:
         try:
             do(*args)
         except Exception:

@@ -218,13 +218,15 @@ class OtherHosts:
             former.append((pin.id, file, PinValue(pin.start, pin.end, self._mode_for_others(pin.inode, pin.spec))))
         return former
 
-    def resumed(self, files: dict[int, str], numbers: dict[int, int]) -> None:
-        """The cluster's numbers of the pins of `former_pins`, by their ids. Those without one are lost."""
+    def resumed(self, files: dict[int, str], numbers: dict[int, int]) -> list[int]:
+        """The cluster's numbers of the pins of `former_pins`, by their ids. Those without one are lost. Returns the
+        numbers of those that have ended meanwhile."""
+        ended = []
         for pin_id, file in files.items():
             pin, number = self._book.table.by_id.get(pin_id), numbers.get(pin_id)
             if pin is None:
                 if number is not None:
-                    self.host.release(number)  # it has ended meanwhile
+                    ended.append(number)
             elif number is None:
                 self._lose(pin)
             else:
@@ -232,6 +234,7 @@ class OtherHosts:
                 self._files_of[number] = file
                 self._numbers[pin_id] = number
                 self._pins[number] = pin
+        return ended
 
     # Removals of this host
 

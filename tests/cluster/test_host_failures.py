@@ -157,19 +157,23 @@ async def test_a_watch_that_comes_too_late_has_everything_read_anew(node: Node, 
 
 
 class Next:
-    """A daemon that goes on for one that has died."""
+    """A daemon that goes on for one that has died. `ended`: tokens of pins that end while etcd is asked."""
 
-    def __init__(self, hosts: Cluster, state: dict[str, Any], *pins: tuple[int, str, PinValue]) -> None:
+    def __init__(
+        self, hosts: Cluster, state: dict[str, Any], *pins: tuple[int, str, PinValue], ended: tuple[int, ...] = ()
+    ) -> None:
         self.machine = hosts.make("a")
         self.host, self.daemon = self.machine.host, self.machine.daemon
+        self.ended = ended
         self.numbers: dict[int, int] = {}
         self.matches = 0
         self.host.resume(state, pins, self._matched)
 
-    def _matched(self, numbers: dict[int, int]) -> None:
+    def _matched(self, numbers: dict[int, int]) -> list[int]:
         assert not self.daemon.joins
         self.numbers = numbers
         self.matches += 1
+        return [numbers[token] for token in self.ended]
 
     def let_go(self, told: Told) -> None:
         for number in told.pins:
@@ -227,6 +231,23 @@ async def test_keys_that_may_be_of_the_same_pin_stay_as_long_as_it_does(node: No
         await until(lambda: node.count(prefix + b"p/") == 2)
         again.host.release(again.numbers[8])
         await until(lambda: node.count(prefix + b"p/") == 0)
+
+
+async def test_pins_that_end_while_the_next_daemon_asks_etcd_are_released(node: Node, prefix: bytes) -> None:
+    async with cluster(prefix, node.endpoint) as hosts:
+        a, b = await hosts.start("a"), await hosts.start("b")
+        for value in (pin(0, 4), pin(8, 9), pin(8, 9)):
+            await a.host.pin(FILE, value, 60)
+        await a.stop()
+        before = [(7, FILE, pin(0, 4)), (8, FILE, pin(8, 9)), (9, FILE, pin(8, 9))]
+        again = Next(hosts, {**a.daemon.kept, "is_settled": True}, *before, ended=(7, 9))
+        await again.join(hosts)
+        assert again.host.status()["pins"] == 1
+        await until(lambda: node.count(prefix + b"p/") == 1)
+        assert await Breaker(b.host, cut(8, 12)).answer() == (errno.EBUSY, "deny", "a")
+        breaker = Breaker(b.host, cut(0, 4))
+        assert await breaker.answer() == (0, "", "")
+        breaker.over()
 
 
 async def test_the_next_daemon_comes_after_the_fence(node: Node, prefix: bytes) -> None:

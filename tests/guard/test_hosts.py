@@ -439,14 +439,16 @@ async def test_the_next_daemon_goes_on_with_the_pins(world: World, a: Site, b: S
         kept = await c.pin(0, 10, mode=Mode.DENY)
         await c.pin(20, 10)
         gone = await c.pin(40, 10)
+        ends = await c.pin(80, 10)
         state = dict(c.kept)
         life.cancel_scope.cancel()
     d = Site(world, "c")
-    for pin in (kept, c.book.table.by_id[2]):
+    for pin in (kept, c.book.table.by_id[2], ends):
         d.book.table.restore(pin)
     unknown = Pin(99, PinRequest(INODE, "p9", Name("p9"), 7, None, PinSpec(60, 10, Mode.LEASE)), 0, 10, 99)
     d.book.table.restore(unknown)
     former = await d.hosts.former_pins()
+    d.guard.release(ends)  # before the cluster has given it a number
     d.host.resume(
         state | {"is_settled": True}, former, partial(d.hosts.resumed, {token: file for token, file, _ in former})
     )
