@@ -10,46 +10,25 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mounted.usermount import UserMount, mounted
 from mounted.world import USER, as_user, one_line, run
 from support import acts
 from support.actor import Actors
-from support.mounts import REPO, force_umount, is_mounted, wait_mounted
+from support.mounts import REPO
 
 OTHER = 1001
 LIMIT_S = 30.0
 
 
-class UserMount:
-    """What only that user can enter: everything about it is asked by actors."""
-
-    def __init__(self, base: Path) -> None:
-        self.source, self.path, self.log = base / "source", base / "mnt", base / "log"
-        for directory in (self.source, self.path):
-            directory.mkdir()
-            os.chown(directory, USER, USER)
-        command = [*as_user(USER), sys.executable, str(REPO / "mount.py"), str(self.source), str(self.path)]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        assert wait_mounted(self.path, self.process, LIMIT_S), self.log.read_text()
-
-
 @pytest.fixture
 def mount(base: Path) -> Iterator[UserMount]:
-    mount = UserMount(base)
-    try:
+    with mounted(base) as mount:
         yield mount
-    finally:
-        mount.process.terminate()
-        status = mount.process.wait(LIMIT_S)
-        left = is_mounted(mount.path)
-        force_umount(mount.path)
-        assert (status, left) == (0, False), mount.log.read_text()
 
 
 def test_pins_hold_on_a_users_mount(mount: UserMount, actors: Actors) -> None:

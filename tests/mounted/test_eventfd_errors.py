@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from mounted.test_bridge_user import UserMount
 from mounted.test_bridge_user import mount as _users_mount
+from mounted.usermount import UserMount
 from mounted.world import USER, as_user
 from support import acts
 from support.actor import Actor, Actors, eventually
