@@ -25,13 +25,14 @@ from pinfs.cluster.outputs import (
     Waits,
     Watch,
 )
-from pinfs.cluster.protocol import Former, Member
+from pinfs.cluster.protocol import ANY_FILE, Former, Member
 from pinfs.core.pins import Mode
 
 if TYPE_CHECKING:
     from cluster.world import World
 
 BYTES = 8
+ANY_BYTES = RemovalValue(0, BYTES, "rename")
 BREAK_TIMEOUT_S = 1.0
 WAIT_S = 3.0
 LATEST_ANSWER_S = 8.0
@@ -60,9 +61,13 @@ class Pin:
 
 @dataclass
 class Removal:
+    """`name`: of ANY_FILE, where it takes the file that has come there since it led to `before`."""
+
     file: str
     value: RemovalValue
     is_cutting: bool = False
+    name: int = 0
+    before: str = ""
 
 
 class Daemon:
@@ -295,10 +300,10 @@ class Host:
             takes_s = world.chance.expovariate(300)
             if world.chance.random() < world.scenario.late_cuts:
                 takes_s = world.chance.uniform(0, world.scenario.late_cut_s)
-        boots, file, value = self.boots, removal.file, removal.value
+        boots = self.boots
 
         def take_effect() -> None:
-            world.cut(self.name, file, value.start, value.end)
+            self._take(removal)
             if self.boots == boots:
                 self.later(0, finish)
 
@@ -309,6 +314,15 @@ class Host:
         takes_s = min(takes_s, world.scenario.late_cut_s)
         self._cuts_until = max(self._cuts_until, world.now + takes_s)
         world.at(takes_s, take_effect)
+
+    def _take(self, removal: Removal) -> None:
+        world, file = self.world, removal.file
+        if file == ANY_FILE:
+            file = world.named(removal.name)
+            if file == removal.before:
+                return
+            world.counts["files taken unseen"] += 1
+        world.cut(self.name, file, removal.value.start, removal.value.end)
 
     def _break(self, daemon: Daemon, told: Told) -> None:
         self.world.counts["told"] += 1
@@ -346,7 +360,10 @@ class Host:
         if not self.daemons:
             return
         daemon, chance = self.daemons[-1], world.chance
-        file = f"{chance.randrange(world.scenario.files):x}"
+        name = chance.randrange(world.scenario.files)
+        if chance.random() < world.scenario.unseen:
+            world.make(name)
+        file = world.named(name)
         start = chance.randrange(BYTES)
         end = chance.randrange(start + 1, BYTES + 1)
         self._last += 1
@@ -357,6 +374,9 @@ class Host:
                 return
             pin = self.pins[number] = Pin(file, PinValue(start, end, chance.choice([*Mode])))
             daemon.feed(lambda now: daemon.member.pin_wanted(number, file, pin.value, deadline, now))
+        elif chance.random() < world.scenario.unseen:
+            removal = self.removals[number] = Removal(ANY_FILE, ANY_BYTES, name=name, before=file)
+            daemon.feed(lambda now: daemon.member.removal_wanted(number, ANY_FILE, ANY_BYTES, deadline, now))
         else:
             if self._is_taken(self.pins.values(), file, start, end):
                 return

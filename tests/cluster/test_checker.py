@@ -40,6 +40,9 @@ WRONG = {
     "a take-over forgets cuts under way": replace(
         BUSY, member=wrong.Unsettled, late_cuts=0.2, faults={"restart": 1}, faults_every_s=2
     ),
+    "a removal of a file that is not known holds back nothing": replace(
+        BUSY, member=wrong.MindsKnownFiles, unseen=0.1, late_cuts=0.1, faults_every_s=0
+    ),
     "etcd judges who is alive": replace(DRAWN, timing=replace(QUICK, bundle_ttl_s=QUICK.pin_ttl_s)),
 }
 BEYOND_HELP = {
@@ -60,6 +63,7 @@ def drawn(chance: random.Random) -> Scenario:
         loss=chance.choice([0.0, 0.01, 0.05]),
         gaps=chance.choice([0.0, 0.003, 0.05, 0.2]),
         late_cuts=chance.choice([0.05, 0.3]),
+        unseen=chance.choice([0.0, 0.0, 0.002, 0.02]),
     )
 
 

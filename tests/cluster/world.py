@@ -48,8 +48,9 @@ SHORT_LEASE_S = 3600.0
 @dataclass(frozen=True)
 class Scenario:
     """`faults_every_s`: 0: none. `loss`: share of messages; `gaps`: share of revisions that a watch loses.
-    `late_cut_s`: how late a system call may take effect, and `late_cuts` the share of those that do. `stall_s`: how
-    long a daemon stalls at most. `faults`: which, and how often each among the others."""
+    `late_cut_s`: how late a system call may take effect, and `late_cuts` the share of those that do. `unseen`: the
+    share of removals that take whatever file has come to a name meanwhile, and of requests that are of a new file.
+    `stall_s`: how long a daemon stalls at most. `faults`: which, and how often each among the others."""
 
     member: type[Member] = Member
     timing: Timing = QUICK
@@ -61,6 +62,7 @@ class Scenario:
     gaps: float = 0.003
     late_cut_s: float = 13.5
     late_cuts: float = 0.05
+    unseen: float = 0.0
     stall_s: float = 1.6
     down_s: float = 20.5
     faults: Mapping[str, int] = field(default_factory=lambda: FAULTS)
@@ -87,6 +89,7 @@ class World:
         self.trace: list[str] | None = [] if is_traced else None
         self.standing: dict[tuple[str, int, int], Standing] = {}
         self.is_working = True
+        self._made = [0] * scenario.files
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._etcd_is_down = False
@@ -151,6 +154,16 @@ class World:
         if len(after) > TOLD_LINES:
             after = [after[0], "...", *after[-TOLD_LINES:]]
         return "\n".join([*before, *after])
+
+    # Files
+
+    def named(self, name: int) -> str:
+        """The file that this name leads to now."""
+        return f"{name << 16 | self._made[name]:x}"
+
+    def make(self, name: int) -> None:
+        """From now on it leads to a new one; programs that have the old one open go on with that."""
+        self._made[name] += 1
 
     # The oracle
 

@@ -9,7 +9,7 @@ from typing import Any
 from pinfs.cluster.keys import PinKey, RemovalValue, overlap
 from pinfs.cluster.messages import Batch, Compare, Request
 from pinfs.cluster.pinning import OwnPin
-from pinfs.cluster.protocol import Member, OwnRemoval
+from pinfs.cluster.protocol import ANY_FILE, Member, OwnRemoval
 from pinfs.cluster.tasks import Until
 from pinfs.cluster.view import Mark
 
@@ -79,3 +79,15 @@ class Unsettled(Member):
 
     def _settled_at(self, is_settled: bool) -> float:
         return -math.inf
+
+
+class MindsKnownFiles(Member):
+    """Promises while a removal is under way whose file is not known."""
+
+    def _promise(self) -> int:
+        all_of_them = self._removals
+        self._removals = {number: own for number, own in all_of_them.items() if own.file != ANY_FILE}
+        try:
+            return super()._promise()
+        finally:
+            self._removals = all_of_them
