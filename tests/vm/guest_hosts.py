@@ -306,7 +306,11 @@ def size_when_opened(path: str) -> int:
 def held(ino: int) -> int:
     """How many names keep the bytes of this inode."""
     directory = Path(SOURCE, ".pinfs-cluster/held")
-    return sum(name.stat().st_ino == ino for name in directory.iterdir()) if directory.exists() else 0
+    found = 0
+    for name in directory.iterdir() if directory.exists() else ():
+        with suppress(FileNotFoundError):  # a host has just taken it back
+            found += name.stat().st_ino == ino
+    return found
 
 
 def lease(version: str, a: Host, b: Host) -> None:
