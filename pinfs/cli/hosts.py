@@ -25,6 +25,7 @@ from pinfs.cluster.etcd import (
 from pinfs.cluster.keys import ALL_CLUSTERS
 from pinfs.config.cluster import ClusterError, ClusterOptions
 from pinfs.fs.identity import cluster_name, enclosing_cluster, handles_are_alike, read_tokens
+from pinfs.linux.filesystems import DELEGATED_NAMES, DELEGATED_NAMES_FIX, keeps_delegated_names
 
 OLDEST: Final = (3, 4)
 MANY_REVISIONS: Final = 100_000
@@ -157,6 +158,8 @@ def check_shared(directory: str, kind: str) -> Iterator[Finding]:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield _kind(directory, kind)
+        if keeps_delegated_names(fd):
+            yield bad("cluster", DELEGATED_NAMES, DELEGATED_NAMES_FIX)
         if not handles_are_alike(fd):
             text = f"{kind}: hosts know files by their inode numbers alone, which have to be the same on all of them"
             yield warn("cluster", text, f"compare `stat -c %i` of some files of {directory} on two hosts")

@@ -33,6 +33,34 @@ ON_DISK: Final = frozenset(
 CAN_BE_DAX: Final = frozenset({EXT_MAGIC, XFS_MAGIC})
 
 
+DIRECTORY_DELEGATIONS: Final = "/sys/module/nfsv4/parameters/directory_delegations"
+DELEGATED_NAMES: Final = (
+    "this kernel's NFS client asks for delegations of directories, and may then take a name for that of a file which "
+    "another host has replaced"
+)
+DELEGATED_NAMES_FIX: Final = (
+    f"echo N > {DIRECTORY_DELEGATIONS}, `options nfsv4 directory_delegations=N` in /etc/modprobe.d for the next boot, "
+    "and mount the NFS directory anew (or with vers=4.0 or 3)"
+)
+
+
+def keeps_delegated_names(fd: int) -> bool:
+    """Whether the kernel may believe old names of an NFS directory, whatever the server is asked. `fd`: O_PATH will do.
+
+    With NFS 4.1 a server delegates a directory in the reply to a question for its attributes. Linux 7.3 takes what has
+    changed in these for a change of its own, and believes the names that it knew before, until another client changes
+    the directory once more. Kernels that ask for delegations have this parameter.
+    """
+    mount = mount_of(fd)
+    if mount is None or mount.fstype != "nfs4" or "vers=4.0" in mount.options.split(","):
+        return False
+    try:
+        with open(DIRECTORY_DELEGATIONS, "rb") as answer:
+            return answer.read(1) in b"Y1"
+    except FileNotFoundError:
+        return False
+
+
 def cuts_may_wait(fd: int) -> bool:
     """Whether a call that takes blocks from a file may wait for pages that the kernel holds, or for another program.
 

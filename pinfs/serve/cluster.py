@@ -14,6 +14,7 @@ from pinfs.cluster.messages import Done, Put, Range, Txn, absent
 from pinfs.config.cluster import ClusterError, ClusterOptions
 from pinfs.enforce.hosts import OtherHosts
 from pinfs.fs import identity
+from pinfs.linux.filesystems import DELEGATED_NAMES, DELEGATED_NAMES_FIX, keeps_delegated_names
 from pinfs.serve.sharing import Sharing, name_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Cluster:
         from pinfs.cluster.host import Host  # needs h11, which mounts without other hosts do not
 
         self._options = options
+        self._source_fd = source_fd
         self._hosts = hosts
         self._state: dict[str, Any] | None = None
         self._refused_because = ""
@@ -63,10 +65,13 @@ class Cluster:
         self._is_place_known = True
 
     async def check(self) -> None:
-        """Before the mount is usable. MountError: hosts of this name serve another directory. Where etcd does not
-        answer, the mount begins all the same, and pins and removals fail until it does."""
+        """Before the mount is usable. MountError: hosts of this name serve another directory, or the kernel does not
+        ask the server for names. Where etcd does not answer, the mount begins all the same, and pins and removals fail
+        until it does."""
         if self._is_place_known:
             return
+        if keeps_delegated_names(self._source_fd):
+            raise MountError(f"cluster: {DELEGATED_NAMES}; {DELEGATED_NAMES_FIX} (docs/hosts.md)")
         with trio.move_on_after(ANSWER_S):
             await self._check_place()
         if self._refused_because:

@@ -1,5 +1,7 @@
 """What the kind of a file system says of it."""
 
+from pathlib import Path
+
 import pytest
 
 from pinfs.linux import filesystems
@@ -29,3 +31,27 @@ def test_what_the_kernel_lets_devices_hold(
     monkeypatch.setattr(filesystems, "_device_can_be_dax", lambda _device: can_be_dax)
     monkeypatch.setattr(filesystems, "mount_of", lambda _fd: entry)
     assert filesystems.page_pins(0) == allowed
+
+
+@pytest.mark.parametrize(
+    ("fstype", "options", "parameter", "keeps"),
+    [
+        ("nfs4", "rw,vers=4.2,rsize=1048576", "Y\n", True),
+        ("nfs4", "rw,vers=4.1", "Y\n", True),
+        ("nfs4", "rw,vers=4.2", "N\n", False),
+        ("nfs4", "rw,vers=4.2", None, False),
+        ("nfs4", "rw,vers=4.0", "Y\n", False),
+        ("nfs", "rw,vers=3", "Y\n", False),
+        ("ext4", "rw", "Y\n", False),
+    ],
+)
+def test_names_of_delegated_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fstype: str, options: str, parameter: str | None, keeps: bool
+) -> None:
+    file = tmp_path / "directory_delegations"
+    if parameter is not None:
+        file.write_text(parameter)
+    monkeypatch.setattr(filesystems, "DIRECTORY_DELEGATIONS", str(file))
+    entry = MountEntry(0, "/", "/nfs", fstype, "server:/", options)
+    monkeypatch.setattr(filesystems, "mount_of", lambda fd: entry)
+    assert filesystems.keeps_delegated_names(-1) is keeps

@@ -187,6 +187,20 @@ def has_tokens(host: Host) -> bool:
     return {"host-a", "host-b"} <= {*os.listdir(f"{host.nfs}/.pinfs-cluster")}
 
 
+DELEGATIONS = Path("/sys/module/nfsv4/parameters/directory_delegations")
+
+
+def delegations(a: Host) -> None:
+    """A kernel that has directories delegated to it is let in when that is switched off."""
+    refused = None
+    if DELEGATIONS.exists():
+        doctor = a.pinfs("doctor", a.nfs, "-o", f"cluster={ETCD},cluster_host=a", "--json")
+        daemon = a.start(*CLUSTER, "cluster_host=a")
+        refused = daemon.wait(60), Path(a.log).read_text(), doctor
+        DELEGATIONS.write_text("N")
+    say("delegations", refused=refused)
+
+
 def joined(version: str, a: Host, b: Host) -> None:
     """Both are let in, find each other's tokens, and have the same names for files and the same lock."""
     took_s = [a.join(), b.join()]
@@ -439,6 +453,9 @@ def main() -> None:
     set_up()
     start_etcd()
     a, b = Host("a", "10.9.0.11"), Host("b", "10.9.0.12")
+    a.mount_nfs("4.2")
+    delegations(a)
+    run("umount", a.nfs)
     for version in ("4.2", "3"):
         for host in (a, b):
             host.mount_nfs(version)

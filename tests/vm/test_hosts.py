@@ -46,6 +46,21 @@ def one(seen: Seen, **wanted: object) -> dict[str, Any]:
     return found
 
 
+def test_a_kernel_that_keeps_names_of_delegated_directories_is_not_let_in(seen: Seen) -> None:
+    """With a pin on the other host `unlink` and rename over took its file once in fifty times, and no longer after it
+    is switched off."""
+    found = one(seen, what="delegations")
+    if found["refused"] is None:
+        assert found["kernel"].startswith("6.12.")  # has no such delegations
+        return
+    status, log, (_, doctor) = found["refused"]
+    assert status == 6
+    assert "directory_delegations" in log
+    assert any(
+        each["level"] == "fail" and "directory_delegations" in each["fix"] for each in json.loads(doctor)["findings"]
+    )
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 class TestNfs:
     def test_both_are_let_in_and_call_files_the_same(self, seen: Seen, version: str) -> None:
