@@ -184,7 +184,9 @@ class RemoteOperations(Operations):
                 await self.reaching.call(victim, self._removals.check_may_go, directory)
                 async with self._removals.checked(victim, found.st, "unlink", ctx) as removing:
                     take_checked = partial(checked, removing, victim)
-                    await self.reaching.call(directory, take_checked, undo=taken, finished=removing.hold())
+                    await self.reaching.call(
+                        directory, take_checked, undo=taken, finished=self._removals.hold(removing)
+                    )
                     taken()
             else:
                 over = self._removals.begin_unseen()
@@ -217,7 +219,7 @@ class RemoteOperations(Operations):
                 await self.reaching.call(victim, self._check_may_replace, new[0], old[0], *known)
                 async with self._removals.checked(victim, found.st, "rename", ctx) as removing:
                     check = partial(self._removals.check_apart, victim, self._life(found), removing=removing)
-                    await self._rename((old, new), flags, moved, victim, removing.hold(), check)
+                    await self._rename((old, new), flags, moved, victim, self._removals.hold(removing), check)
         finally:
             if not is_begun:
                 over()

@@ -280,6 +280,18 @@ class Removals:
         hosts = self._guard.hosts
         return _checked if hosts is None else hosts.begin_unseen()
 
+    def hold(self, removing: Removing) -> Callable[[], None]:
+        """A call begins in a thread that takes a name of a file. Call what is returned when it is over: until then
+        the removal stands, and no host pins a file that it does not know of, for another host may put one under the
+        name after `check_apart`."""
+        ended, over = removing.hold(), self.begin_unseen()
+
+        def both() -> None:
+            over()
+            ended()
+
+        return both
+
     def check_unknown(self, st: StatLike) -> None:
         """Before a name of a file goes that is not known here. ESTALE, by which the kernel looks the name up and tries
         again: other hosts may have pinned it."""

@@ -106,6 +106,26 @@ def test_a_call_that_hangs_holds_pins_back_though_its_breaker_was_killed(
         b.expect_log("cannot be interrupted in the kernel")
 
 
+@pytest.mark.parametrize("operation", ["unlink", "rename"])
+def test_no_file_gets_its_first_pin_while_a_name_goes(
+    server: Source, hosts: tuple[Mount, Mount], operation: str
+) -> None:
+    """Another host may put it under that name after the last look at what is there, and then it would go."""
+    a, b = hosts
+    new_file(server, f"slow-{operation}")
+    new_file(server, "victim")
+    new_file(server, "new")
+    holder, breaker = a.actor(), b.actor()
+    path = str(a.path / "new")
+    holder(os.stat, path)
+    begin(breaker, b, operation, str(b.path / f"slow-{operation}"))
+    eventually(server.stalls)
+    assert holder.errno(os.setxattr, path, f"{PIN}x", b"0:4096") in NOT_NOW
+    server.answer()
+    eventually(lambda: not cluster(b)["removals"])
+    holder(os.setxattr, path, f"{PIN}x", b"0:4096")
+
+
 def begin(breaker: Actor, mount: Mount, operation: str, path: str) -> None:
     if operation == "unlink":
         breaker.start(os.unlink, path)
