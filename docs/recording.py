@@ -28,7 +28,7 @@ COLUMNS, ROWS = 112, 19
 PAUSE_S = 4.0
 """How long each scene stands at its end."""
 STILL = 2
-"""The scene that is shown where nothing moves, by a reader's wish or in print: the deny pin."""
+"""The scene that is shown where nothing moves (by a reader's wish, in print, in simple viewers): the deny pin."""
 CELL, LINE, MARGIN, BAR = 7.83, 19, 14, 30
 """Pixels: width of a character, height of a line, and what is around the text and above it."""
 CONTROL = re.compile(r"\x1b\[(?:(\d*)m|H\x1b\[2J)|\r?\n|[^\x1b\r\n]+|.")
@@ -36,9 +36,10 @@ STYLE = """
 text{font:13px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;fill:#d6dde6;white-space:pre}
 .s1{font-weight:bold;fill:#fff}.s31{fill:#ff7b72}.s32{fill:#56d364}.s36{fill:#8cc4ff}
 .l{visibility:hidden;animation-duration:%(s).2fs;animation-timing-function:step-end;animation-iteration-count:infinite}
+.still{visibility:visible}
 %(keys)s
-@media(prefers-reduced-motion:reduce){.l{animation:none!important}.still{visibility:visible}}
-@media print{.l{animation:none!important}.still{visibility:visible}}
+@media(prefers-reduced-motion:reduce){.l{animation:none!important}}
+@media print{.l{animation:none!important}}
 """
 
 
