@@ -49,7 +49,8 @@ def told(text: str) -> dict[str, list[str]]:
         if line in titles:
             scene = line
         elif line.strip():
-            found.setdefault(scene, []).append(re.sub(r"\s+", " ", re.sub(r"\d+(\.\d+)?", "N", line)).strip())
+            words = re.sub(r"\d+(\.\d+)?", "N", re.sub(r"\bpython[\d.]*", "python", line))
+            found.setdefault(scene, []).append(re.sub(r"\s+", " ", words).strip())
     return {scene: lines for scene, lines in found.items() if scene}
 
 

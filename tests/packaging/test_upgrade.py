@@ -80,6 +80,11 @@ def hold(machine: Container) -> None:
     eventually(lambda: status(machine)["waiting"] == 1)
 
 
+def until_served_anew(machine: Container, takeovers: int) -> None:
+    """Until the daemon after so many take-overs serves, and systemd knows that it is ready."""
+    eventually(lambda: status(machine)["takeovers"] > takeovers and shown(machine, "ActiveState") == "active")
+
+
 def test_a_unit_goes_over_to_the_new_version(machine: Container) -> None:
     """The mount, the pin, its holder and a waiting truncate stay; the unit never fails; its next stop unmounts."""
     assert status(machine)["version"] == BEFORE
@@ -101,6 +106,25 @@ def test_a_unit_goes_over_to_the_new_version(machine: Container) -> None:
     assert machine.exec("stat", "--format=%s", "/srv/models/file") == "0\n"
     machine.exec("systemctl", "stop", UNIT)
     assert "fuse.pinfs" not in machine.exec("cat", "/proc/mounts")
+
+
+def test_the_unit_on_debian_13_survives_its_daemon(machine: Container) -> None:
+    """kill -9, and `systemctl restart`: systemd 257 itself sets FDSTORE, which the unit sets for older ones."""
+    hold(machine)
+    mounted, held = device(machine), pins(machine)
+    for why, words in (("died", ["kill", "--signal=KILL", UNIT]), ("handed over", ["restart", UNIT])):
+        takeovers = status(machine)["takeovers"]
+        machine.exec("systemctl", *words)
+        until_served_anew(machine, takeovers)
+        now = status(machine)
+        assert (now["last_takeover"]["why"], now["last_takeover"]["not_restored"]) == (why, [])
+        assert (device(machine), pins(machine), now["waiting"]) == (mounted, held, 1)
+        assert shown(machine, "ActiveState") == "active"
+    machine.exec("systemctl", "stop", UNIT)
+    eventually(lambda: shown(machine, "ActiveState", "breaker") == "failed")
+    assert "fuse.pinfs" not in machine.exec("cat", "/proc/mounts")
+    assert (shown(machine, "NFileDescriptorStore"), shown(machine, "Result")) == ("0", "success")
+    assert machine.exec("cat", "/srv/models/file") == "weights\n"
 
 
 def test_an_upgrade_back_and_a_removal(machine: Container) -> None:
