@@ -1,10 +1,15 @@
-"""The scenes. Each shows the commands that it runs, and checks what it says."""
+"""The scenes. Each shows the commands that it runs, and checks what it says.
 
+`python -m demo --pause S` plays them for spectators: each on a cleared screen, which stands for S seconds at its end.
+"""
+
+import argparse
 import json
 import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +20,32 @@ FIO_S = 3
 
 
 def main() -> int:
-    with Stage() as stage:
+    parser = argparse.ArgumentParser(prog="demo")
+    parser.add_argument("--pause", type=float, default=0.0, metavar="S", help="seconds between scenes, for spectators")
+    with Stage(parser.parse_args().pause) as stage:
         stage.tell(f"Everything happens in {stage.dir} (tmpfs). 'reader' is demo/reader.py.")
-        without_pinfs(stage)
-        stage.scene(
-            f"Mount it through pinfs. Leases have to be answered within {DEADLINE_S} seconds here (default: 45)."
-        )
-        if not stage.mount(f"break_timeout={DEADLINE_S}"):
-            return 1
-        deny_pin(stage)
-        lease_pin(stage)
-        no_answer(stage)
-        real_pins(stage)
-        daemon_dies(stage)
-        stage.scene("The end.")
-        stage.umount()
+        for title, play in SCENES:
+            stage.scene(title)
+            play(stage)
         print(f"\n{stage.failures} things were not as they should be." if stage.failures else "\nAll as it should be.")
+        stage.pause()
     return 1 if stage.failures else 0
 
 
 def without_pinfs(stage: Stage) -> None:
-    stage.scene("Without pinfs: a file is truncated while another program has it mapped.")
     stage.write("plain/model.bin")
     reader = stage.reader("plain/model.bin")
     stage.expect(stage.run("truncate", "-s", "0", "plain/model.bin").code == 0, "the truncate succeeds")
     stage.expect(reader.ended() == -signal.SIGBUS, "and its reader is killed by SIGBUS")
 
 
+def mounted(stage: Stage) -> None:
+    """SystemExit: this machine or user cannot mount; the command has said why."""
+    if not stage.mount(f"break_timeout={DEADLINE_S}"):
+        raise SystemExit(1)
+
+
 def deny_pin(stage: Stage) -> None:
-    stage.scene("A deny pin: the reader does not let go.")
     path = stage.write("mnt/model.bin")
     reader = stage.reader("mnt/model.bin", "--pin", "deny")
     stage.expect(stage.run("truncate", "-s", "0", "mnt/model.bin").busy, "the truncate is refused")
@@ -57,7 +59,6 @@ def deny_pin(stage: Stage) -> None:
 
 
 def lease_pin(stage: Stage) -> None:
-    stage.scene("A lease pin: the reader lets go when it is notified.")
     path = stage.write("mnt/model.bin")
     reader = stage.reader("mnt/model.bin", "--pin", "lease")
     cut = stage.run("truncate", "-s", "0", "mnt/model.bin")
@@ -66,7 +67,6 @@ def lease_pin(stage: Stage) -> None:
 
 
 def no_answer(stage: Stage) -> None:
-    stage.scene(f"A lease whose holder never answers: the truncate does not hang, it fails after {DEADLINE_S} seconds.")
     stage.write("mnt/model.bin")
     reader = stage.reader("mnt/model.bin", "--pin", "lease", "--ignore")
     cut = stage.run("truncate", "-s", "0", "mnt/model.bin")
@@ -76,7 +76,6 @@ def no_answer(stage: Stage) -> None:
 
 
 def real_pins(stage: Stage) -> None:
-    stage.scene("Real page pins: a device (here: io_uring through fio) writes into the pages of a mapped file.")
     if missing := why_no_real_pins(stage):
         stage.tell(f"Not shown: {missing}.")
         return
@@ -92,8 +91,23 @@ def real_pins(stage: Stage) -> None:
     stage.expect(not pinned.lost, "and what the device writes is in the file")
 
 
+def behind_the_mount(stage: Stage) -> None:
+    if why := status(stage)["seal_unavailable_because"]:
+        stage.tell(f"Not shown: this mount cannot seal files: {why}.")
+        return
+    path = stage.write("mnt/model.bin")
+    reader = stage.reader("mnt/model.bin", "--pin", "deny")
+    cut = stage.run("truncate", "-s", "0", "source/model.bin")
+    stage.expect("not permitted" in cut.text, "the kernel itself refuses it: a pinned file is sealed (chattr +a)")
+    removed = stage.run("rm", "-f", "source/model.bin")
+    stage.expect("not permitted" in removed.text, "and will not remove it there")
+    stage.expect(path.stat().st_size == SIZE and reader.still_reads(), "and the reader goes on")
+    reader.stop()
+    stage.until_done("truncate", "-s", "0", "source/model.bin")
+    stage.expect(path.stat().st_size == 0, "when the reader has ended, the seal is lifted")
+
+
 def daemon_dies(stage: Stage) -> None:
-    stage.scene("kill -9 of pinfs, while a reader holds a lease and a truncate waits for it.")
     if why := status(stage)["survives"]["unavailable_because"]:
         stage.tell(f"Not shown: this mount ends with its daemon: {why}.")
         return
@@ -157,6 +171,26 @@ def why_no_real_pins(stage: Stage) -> str:
     if not status(stage)["passthrough"]:
         return "this mount has no FUSE passthrough (it needs root and Linux 6.9)"
     return ""
+
+
+def ended(stage: Stage) -> None:
+    stage.umount()
+
+
+SCENES: tuple[tuple[str, Callable[[Stage], None]], ...] = (
+    ("Without pinfs: a file is truncated while another program has it mapped.", without_pinfs),
+    (f"Mount it through pinfs. Leases have to be answered within {DEADLINE_S} seconds here (default: 45).", mounted),
+    ("A deny pin: the reader does not let go.", deny_pin),
+    ("A lease pin: the reader lets go when it is notified.", lease_pin),
+    (
+        f"A lease whose holder never answers: the truncate does not hang, it fails after {DEADLINE_S} seconds.",
+        no_answer,
+    ),
+    ("Behind the mount: the file is truncated in the source directory, without pinfs.", behind_the_mount),
+    ("Real page pins: a device (here: io_uring through fio) writes into the pages of a mapped file.", real_pins),
+    ("kill -9 of pinfs, while a reader holds a lease and a truncate waits for it.", daemon_dies),
+    ("The end.", ended),
+)
 
 
 def status(stage: Stage) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """`make demo-hosts`: pins across hosts. One directory, mounted by two hosts, and an etcd between them."""
 
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -42,11 +41,6 @@ class Hosts(Stage):
             return False
         wait_until(lambda: self.cluster(host)["state"] == "joined", f"host {host} has not joined the cluster")
         return True
-
-    def until_done(self, *command: str) -> None:
-        """Shows a command, and runs it until it succeeds. SystemExit: it does not within LIMIT_S."""
-        self.tell(f"$ until {shlex.join(command)} 2>/dev/null; do sleep 0.1; done")
-        wait_until(lambda: self.try_again(*command), f"{command[0]} fails for ever", pause_s=0.1)
 
     def status(self, host: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.dir / host / ".pinfs/status").read_text())

@@ -20,6 +20,8 @@ PATTERN = b"x"
 SIZE = 8 << 20
 LIMIT_S = 60.0
 """How long anything may take here before the demo counts as failed."""
+BOLD, RED, GREEN, CYAN = 1, 31, 32, 36
+CLEAR = "\033[H\033[2J"
 
 
 class Stage:
@@ -27,8 +29,9 @@ class Stage:
 
     mounts: tuple[str, ...] = ("mnt",)
 
-    def __init__(self) -> None:
-        self.failures = 0
+    def __init__(self, pause_s: float = 0.0) -> None:
+        """`pause_s`: for spectators. Each scene has a screen of its own, which stands for so long at its end."""
+        self.failures, self.pause_s, self.scenes = 0, pause_s, 0
         self.dir = Path(tempfile.mkdtemp(prefix="pinfs-demo-", dir="/dev/shm"))
         for name in ("plain", "source", *self.mounts):
             (self.dir / name).mkdir()
@@ -47,21 +50,31 @@ class Stage:
     # --- telling
 
     def scene(self, title: str) -> None:
-        print(f"\n\033[1m{title}\033[0m" if sys.stdout.isatty() else f"\n{title}", flush=True)
+        if self.scenes:
+            self.pause()
+        self.scenes += 1
+        print(CLEAR if self.pause_s else "", end="" if self.pause_s else "\n")
+        print(styled(BOLD, title), flush=True)
+
+    def pause(self) -> None:
+        time.sleep(self.pause_s)
 
     def tell(self, text: str) -> None:
         print(f"  {text}", flush=True)
 
+    def show(self, command: str) -> None:
+        self.tell(styled(CYAN, f"$ {command}"))
+
     def expect(self, holds: bool, what: str) -> None:
         """Show whether `what` holds. If not, the demo fails at its end."""
         self.failures += not holds
-        self.tell(f"[{'ok' if holds else 'NOT SO'}] {what}")
+        self.tell(f"{styled(GREEN, '[ok]') if holds else styled(RED, '[NOT SO]')} {what}")
 
     # --- commands
 
     def run(self, *command: str) -> Outcome:
         """Shows a command, runs it, shows its output."""
-        self.tell(f"$ {shlex.join(command)}")
+        self.show(f"{shlex.join(command)}")
         started = time.monotonic()
         done = subprocess.run(
             command, cwd=self.dir, env=self.environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
@@ -78,14 +91,19 @@ class Stage:
         )
         return done.returncode == 0
 
+    def until_done(self, *command: str) -> None:
+        """Shows a command, and runs it until it succeeds. SystemExit: it does not within LIMIT_S."""
+        self.show(f"until {shlex.join(command)} 2>/dev/null; do sleep 0.1; done")
+        wait_until(lambda: self.try_again(*command), f"{command[0]} fails for ever", pause_s=0.1)
+
     def start(self, *command: str) -> subprocess.Popen[str]:
         """Shows a command and starts it in the background."""
-        self.tell(f"$ {shlex.join(command)} &")
+        self.show(f"{shlex.join(command)} &")
         return subprocess.Popen(command, cwd=self.dir, env=self.environment, stdout=subprocess.PIPE, text=True)
 
     def reader(self, *arguments: str) -> Reader:
         """Starts a reader (reader.py) and waits until it has mapped its file."""
-        self.tell(f"$ reader {' '.join(arguments)} &")
+        self.show(f"reader {' '.join(arguments)} &")
         return Reader(self, arguments)
 
     # --- files and mounts
@@ -107,6 +125,11 @@ class Stage:
 
     def is_mounted(self, at: str = "mnt") -> bool:
         return f" {self.dir / at} " in Path("/proc/self/mountinfo").read_text()
+
+
+def styled(style: int, text: str) -> str:
+    """On a terminal, in that rendition of ECMA-48 (SGR)."""
+    return f"\033[{style}m{text}\033[0m" if sys.stdout.isatty() else text
 
 
 def wait_until(holds: Callable[[], bool], otherwise: str, pause_s: float = 0.01) -> None:

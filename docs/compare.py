@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ from pinfs.testing import ScratchMount
 
 SIZE: Final = 64 * 1024
 SOON_S: Final = 1.0
-"""A breaker that has not returned by then waits."""
+"""A breaker whose call takes longer has waited."""
 END_S: Final = 120.0
 TESTS: Final = ("truncate", "hole", "O_TRUNC", "append", "asked", "killed")
 HEADINGS: Final = (
@@ -128,7 +129,8 @@ def hold(means: str, path: str, answers: bool) -> None:
 
 
 def act(test: str, path: str) -> None:
-    """In a process of its own. Prints 0 or the errno."""
+    """In a process of its own. Prints 0 or the errno, and the seconds that the call took."""
+    number, began = 0, time.monotonic()
     try:
         if test == "truncate":
             os.truncate(path, 0)
@@ -138,15 +140,15 @@ def act(test: str, path: str) -> None:
             os.write(os.open(path, os.O_WRONLY | os.O_APPEND), b"more")
         elif libc.fallocate(os.open(path, os.O_RDWR), PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(SIZE)):
             raise OSError(ctypes.get_errno(), "fallocate")
-        print(0)
     except OSError as error:
-        print(error.errno)
+        number = error.errno or errno.EIO
+    print(number, time.monotonic() - began)
 
 
-def said(breaker: subprocess.Popen[str]) -> str:
-    """`done`, or the name of the errno."""
-    number = int(breaker.communicate(timeout=END_S)[0])
-    return errno.errorcode[number] if number else "done"
+def said(breaker: subprocess.Popen[str]) -> tuple[str, bool]:
+    """`done`, or the name of the errno; and whether the breaker had to wait."""
+    number, took_s = breaker.communicate(timeout=END_S)[0].split()
+    return errno.errorcode[int(number)] if int(number) else "done", float(took_s) > SOON_S
 
 
 class Held:
@@ -201,16 +203,10 @@ def put_to_the_tests(means: str, directory: Path, mount: Path) -> dict[str, str]
     found = {}
     with files(means, directory, mount) as fresh:
         silent = {test: Held(means, fresh()) for test in ("truncate", "hole", "O_TRUNC", "append")}
-        waiting = {}
-        for test, held in silent.items():
-            breaker = held.breaker(test)
-            try:
-                breaker.wait(SOON_S)
-                found[test] = said(breaker)
-            except subprocess.TimeoutExpired:
-                waiting[test] = breaker
-        for test, breaker in waiting.items():
-            found[test] = f"waits, then {said(breaker)}"
+        breakers = {test: held.breaker(test) for test, held in silent.items()}
+        for test, breaker in breakers.items():
+            what, waited = said(breaker)
+            found[test] = f"waits, then {what}" if waited else what
         for held in silent.values():
             held.end()
         answering = Held(means, fresh(), answers=True)
@@ -218,7 +214,7 @@ def put_to_the_tests(means: str, directory: Path, mount: Path) -> dict[str, str]
         found["asked"] = "yes" if "asked" in answering.end() else "no"
         killed = Held(means, fresh())
         killed.end(kill=True)
-        found["killed"] = "free" if said(killed.breaker("truncate")) == "done" else "still held"
+        found["killed"] = "free" if said(killed.breaker("truncate"))[0] == "done" else "still held"
         if means.startswith("swapon"):
             libc.swapoff(killed.path.encode())
     return found

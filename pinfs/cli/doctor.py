@@ -48,8 +48,9 @@ def doctor(
 ) -> None:
     """Check this machine, and DIRECTORY as a source, and say how to fix what is wrong.
 
-    Looks at the kernel, /dev/fuse, fusermount3, libfuse, pyfuse3, whether pinfs is compiled, passthrough, capabilities,
-    descriptor limits, the pid namespace, the mounts that are there, and seals that a killed daemon has left; of
+    Looks at the kernel, /dev/fuse, fusermount3, libfuse, pyfuse3, whether pinfs is compiled, passthrough, survival of
+    the daemon, capabilities, eventfds, descriptor limits, the pid namespace, the mounts that are there and what serves
+    them, and seals that a killed daemon has left; of
     DIRECTORY at the file system, DAX, copy on write, extents that its files share with others, seals, and file handles
     for NFS servers. Every file below DIRECTORY is asked for its extents: this takes a while for millions of them.
     With options of a cluster: its etcd, and whether DIRECTORY can be shared. Nothing is changed.

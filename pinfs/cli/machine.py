@@ -35,7 +35,7 @@ def check_machine() -> Iterator[Finding]:
     """All checks that need no directory, in the order of fixing."""
     checks: list[Callable[[], Finding]] = [
         _kernel, _device, _fusermount, _libfuse, _pyfuse3,
-        _compiled, _passthrough, _capabilities, _eventfds, _descriptors, _pid_namespace, _proc, _mount8,
+        _compiled, _passthrough, _survival, _capabilities, _eventfds, _descriptors, _pid_namespace, _proc, _mount8,
     ]  # fmt: skip
     for check in checks:
         yield check()
@@ -156,6 +156,16 @@ def _passthrough() -> Finding:
     if error != errno.EPERM:
         return warn("passthrough", f"cannot be probed ({os.strerror(error)})", "fix /dev/fuse first")
     return ok("passthrough", "the kernel has it")
+
+
+def _survival() -> Finding:
+    """FUSE_NOTIFY_RESEND came with passthrough; INIT alone tells of it, and the ioctl of the other can be tried."""
+    check = "survival"
+    if _backing_open_errno() == errno.ENOTTY:
+        return warn(
+            check, "this kernel does not send requests again: mounts end with their daemon", "run Linux 6.9 or later"
+        )
+    return ok(check, "mounts in the background outlive their daemon")
 
 
 def _backing_open_errno() -> int:

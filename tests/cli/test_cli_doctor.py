@@ -1,5 +1,6 @@
 """doctor and debug: what they find, and what they keep to themselves."""
 
+import errno
 import json
 import os
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 from cli.fakemount import FakeMount
 
-from pinfs.cli import backing, export, machine
+import pinfs
+from pinfs.cli import backing, export, machine, served
 from pinfs.cli.findings import Finding, Level
+from pinfs.pure import is_compiled
 
 
 def found(directory: Path, check: str) -> Finding:
@@ -41,6 +44,36 @@ def test_what_a_mount_is_good_for(run, fake: FakeMount, status: dict[str, object
     (finding,) = [one for one in json.loads(run("doctor").stdout)["findings"] if one["check"] == str(fake.point)]
     assert finding["level"] == "ok"
     assert words in finding["text"]
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({"version": "0.1.7"}, f"is served by pinfs 0.1.7, and this is {pinfs.__version__}"),
+        ({"compiled": False}, "is served by an interpreted pinfs"),
+        ({"survives": {"keeper": "pinfs", "upgrade_refused": "it is too old"}}, "was refused: it is too old"),
+    ],
+)
+def test_a_mount_that_another_pinfs_serves(
+    run, fake: FakeMount, monkeypatch: pytest.MonkeyPatch, status: dict[str, object], words: str
+) -> None:
+    monkeypatch.setattr(served, "is_compiled", lambda: True)
+    fake.write("status", json.dumps(status))
+    (finding,) = [one for one in json.loads(run("doctor").stdout)["findings"] if words in one["text"]]
+    assert (finding["level"], finding["check"]) == ("warn", str(fake.point))
+    assert f"pinfs upgrade {fake.point}" in finding["fix"]
+
+
+def test_a_mount_that_this_pinfs_serves(run, fake: FakeMount) -> None:
+    fake.write("status", json.dumps({"version": pinfs.__version__, "compiled": is_compiled()}))
+    (finding,) = [one for one in json.loads(run("doctor").stdout)["findings"] if one["check"] == str(fake.point)]
+    assert finding["level"] == "ok"
+
+
+@pytest.mark.parametrize(("number", "level"), [(errno.ENOTTY, "warn"), (errno.EPERM, "ok"), (errno.EOPNOTSUPP, "ok")])
+def test_survival_takes_a_kernel_that_sends_again(monkeypatch: pytest.MonkeyPatch, number: int, level: str) -> None:
+    monkeypatch.setattr(machine, "_backing_open_errno", lambda: number)
+    assert machine._survival().level.value == level
 
 
 def test_a_mount_that_does_not_answer_is_found(run, fake: FakeMount) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 LIMIT_S = 30
 END = "@end-of-line@"
 EXPECTED = re.compile(r"Device or resource busy|refused: .*")
-VERBS = "mount|umount|upgrade|pin|ls|watch|release|revoke|policy|status|doctor|unseal|debug|bench|web"
+VERBS = "mount|umount|upgrade|pin|ls|watch|release|revoke|policy|status|doctor|unseal|debug|bench|web|cluster"
 COMMANDS = re.compile(rf"^(pinfs ({VERBS})|mount|mount\.py|truncate|setfattr|getfattr|mkdir|umount)\b")
 NAMES = {
     "FILE[:START:LENGTH]": "/mnt/models/big.bin:0:4096",
@@ -38,12 +38,13 @@ LEFT_OUT = {
     r"^mount\.py ": "the launcher of a checkout",
     r"^mount -t fuse /opt/": "pinfs in another place",
     r"^mount --bind": "the root is a chroot, which is no mount point",
-    r"^pinfs watch ": "goes on until Ctrl-C",
+    r"^pinfs watch\b": "goes on until Ctrl-C",
     r"^pinfs bench ": "takes minutes",
     r"^pinfs upgrade ": "the program is the one that serves; debian_life.sh upgrades",
     r"^pinfs unseal ": "takes a daemon that was killed",
+    r"^pinfs cluster |cluster=": "hosts that share a directory, and an etcd",
     r"nfs_export=on": "an overlay, on which the root lies, has no file handles",
-    r"/share/|/mnt/bindfs|/srv/shared|/dev/shm/": "directories of another machine",
+    r"/share/|/mnt/bindfs|/srv/shared|/dev/shm/|/mnt/(plain|asks)\b": "directories of another machine",
     r"/mnt/vm\.ram|/srv/guests": "a machine with guests",
 }
 """Lines that are not tried, and why. Each pattern is needed: the test checks."""
@@ -104,7 +105,7 @@ class Shell:
         )
 
     def run(self, command: str) -> tuple[int, str]:
-        """Exit status and output. A line that does not end within LIMIT_S ends the program (SIGALRM)."""
+        """Exit status and output. TimeoutError: the line does not end within LIMIT_S; the shell is of no use then."""
         if re.match(r"pinfs mount .*/mnt/models|mount -t .*/mnt/models", command):
             unmount()
             if "--daemon" not in command and not command.startswith("mount"):
@@ -155,11 +156,20 @@ def try_block(shell: Shell, language: str, block: str) -> Iterator[tuple[str, st
         if reason:
             yield "left out", command, reason
         else:
-            ok, output = as_said(shell, filled_in(command), comment)
+            try:
+                ok, output = as_said(shell, filled_in(command), comment)
+            except TimeoutError as error:
+                yield "FAILED", command, str(error)
+                return
             yield "ok" if ok else "FAILED", command, output.strip()[-600:]
 
 
+def too_long(_number: int, _frame: object) -> None:
+    raise TimeoutError(f"it does not end in {LIMIT_S} s")
+
+
 def main(pages: list[str]) -> int:
+    signal.signal(signal.SIGALRM, too_long)
     os.chdir("/root")
     Path("serve").write_text("#!/bin/sh\nexec sleep 600\n")
     Path("serve").chmod(0o755)
@@ -170,7 +180,8 @@ def main(pages: list[str]) -> int:
             shell = Shell()
             for verdict, line, words in try_block(shell, language, block):
                 failed += verdict == "FAILED"
-                print(f"{page.rpartition('/')[2]}: {verdict}: {line}" + (f"\n    {words}" if verdict != "ok" else ""))
+                text = f"{page.rpartition('/')[2]}: {verdict}: {line}" + (f"\n    {words}" if verdict != "ok" else "")
+                print(text, flush=True)
             shell.close()
             with suppress(subprocess.CalledProcessError):
                 for pid in subprocess.check_output(["pgrep", "-x", "sleep"], text=True).split():

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 from support.mounts import REPO
+
+from pinfs.cli.main import VERBS
+from pinfs.core.policy import Limits, Policy
 
 CITATION = re.compile(r"SPEC (?:section )?((?:\d+(?:\.\d+)?(?:, | and | to )?)+)")
 
@@ -35,6 +39,28 @@ def test_cited_rules_of_the_contract_exist() -> None:
                 unknown += [f"{path}: SPEC {number}" for number in cited if number not in rules]
     assert citations > 50
     assert unknown == []
+
+
+def section(number: int) -> str:
+    """Of the contract."""
+    text = (REPO / "docs/spec.md").read_text()
+    return text.partition(f"\n## {number}. ")[2].partition("\n## ")[0]
+
+
+def test_the_contract_names_what_there_is() -> None:
+    """Keys of the policy, with their defaults first where these are words; verbs; files of `.pinfs`."""
+    policy, verbs = section(8), section(9)
+    for key in fields(Policy):
+        row = re.search(rf"^\| `{key.name}` \| (.*)", policy, re.MULTILINE)
+        if row is None:
+            assert f"`{key.name}`" in policy, key.name
+        elif isinstance(key.default, str):
+            assert row[1].startswith(f"`{key.default}`"), key.name
+    assert [limit.name for limit in fields(Limits) if f"`{limit.name}`" not in policy] == []
+    assert [verb for verb in VERBS if not re.search(rf"`pinfs {verb}[ `]", verbs)] == []
+    files = re.findall(r"^\| `\.pinfs/(\w+)`", section(7), re.MULTILINE)
+    described = re.findall(r"^\| `(\w+)` \| 0\d+ \|", (REPO / "docs/interfaces.md").read_text(), re.MULTILINE)
+    assert sorted(files) == sorted(described)
 
 
 LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+(?:\([^()]*\))?)\)|!\[[^\]]*\]\(([^)\s]+)\)")

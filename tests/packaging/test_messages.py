@@ -34,6 +34,12 @@ def page() -> list[Row]:
     return [Row(*found) for found in ROW.findall((REPO / "docs/messages.md").read_text())]
 
 
+def test_identifiers_in_other_pages_are_explained() -> None:
+    explained = {row.identifier for row in page()}
+    for other in REPO.glob("docs/*.md"):
+        assert {*re.findall(r"\bP\d{3}\b", other.read_text())} <= explained, other
+
+
 def key(call: LogCall) -> tuple[str, str]:
     return call.logger, PUT_TOGETHER.get((call.logger, call.text), call.text)
 

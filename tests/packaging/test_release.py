@@ -10,12 +10,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from containers.podman import CERTIFICATES, SUITE, Podman
 from support.mounts import REPO
 from support.packages import run
 
 import pinfs
 
 LIMIT_S = 300.0
+WHOLE_LIMIT_S = 3600.0
+"""A whole release takes ten minutes, on a machine that has nothing else to do."""
 GIT = ("git", "-c", "safe.directory=*", "-c", "user.name=tests", "-c", "user.email=tests@example.org")
 
 
@@ -97,3 +100,49 @@ def test_a_version_that_was_released_is_refused(checkout: Path) -> None:
     set_version(checkout, "0.1.0")
     run(*GIT, "-C", checkout, "tag", "v0.1.0")
     assert "refused: the tag v0.1.0 is there already" in release(checkout)
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    """A clone of what is committed here, with a release's version and changelog, and a bare clone as its origin."""
+    origin, path = tmp_path / "origin.git", tmp_path / "checkout"
+    run(*GIT, "clone", "--quiet", "--bare", REPO, origin)
+    run(*GIT, "clone", "--quiet", origin, path)
+    changes = path / "CHANGELOG.md"
+    changes.write_text(changes.read_text().replace("## Unreleased", "## 7.0.0 - 2026-12-01", 1))
+    set_version(path, "7.0.0")
+    run("git", "-C", path, "config", "user.name", "tests")
+    run("git", "-C", path, "config", "user.email", "tests@example.org")
+    return path
+
+
+@pytest.mark.packages
+def test_a_release_from_end_to_end(scratch: Path, fuse: None, root: None) -> None:
+    """All but `.ci/run`, which is a run of these tests. Nothing leaves the machine, and the script says so."""
+    podman, out = Podman(), scratch.parent / "out"
+    cache = Path.home() / ".cache/pip"
+    cache.mkdir(parents=True, exist_ok=True)
+    volumes = [word for volume in [*CERTIFICATES, f"{cache}:/root/.cache/pip"] for word in ("-v", volume)]
+    image = ["--build-arg", f"BASE={podman.debian(SUITE)}", *volumes]
+    environment = {"PINFS_RELEASE_CHECK": "true", "PINFS_IMAGE_OPTIONS": " ".join(image), **podman.settings}
+    done = subprocess.run(
+        [scratch / "scripts/release", out], env={**os.environ, **environment}, timeout=WHOLE_LIMIT_S,
+        check=False, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    print(done.stdout)
+    assert done.returncode == 0
+    names = {path.name for path in out.iterdir()}
+    assert {
+        "pinfs-7.0.0.tar.gz",
+        "pinfs-7.0.0-py3-none-any.whl",
+        "pinfs_7.0.0-1_all.deb",
+        "pinfs-7.0.0.oci.tar",
+    } <= names
+    run("env", f"--chdir={out}", "sha256sum", "--check", "--strict", "SHA256SUMS")
+    assert len((out / "SHA256SUMS").read_text().splitlines()) == len(names) - 1
+    assert done.stdout.count("pinfs, version 7.0.0 ") == 5, "each wheel, the sdist, pipx and the image were tried"
+    assert "SHA256SUMS is not signed" in done.stdout
+    assert "not done: git push origin v7.0.0 (would go through)" in done.stdout
+    assert run(*GIT, "-C", scratch, "cat-file", "-t", "v7.0.0") == "tag\n"
+    assert run(*GIT, "-C", scratch.parent / "origin.git", "tag") == ""
+    podman("rmi", "localhost/pinfs:7.0.0")
