@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -52,14 +53,14 @@ class Mount(NamedTuple):
         status: dict[str, Any] = json.loads(self.read("status"))
         return status
 
-    def counters(self) -> dict[str, float]:
-        """The counters of `.pinfs/metrics` that `COUNTED` names, each summed over its labels."""
+    def counters(self, names: Collection[str] = COUNTED) -> dict[str, float]:
+        """Counters of `.pinfs/metrics`, each summed over its labels."""
         from prometheus_client.parser import text_string_to_metric_families
 
         sums: dict[str, float] = {}
         for family in text_string_to_metric_families(self.read("metrics")):
             for sample in family.samples:
-                if sample.name in COUNTED:
+                if sample.name in names:
                     sums[sample.name] = sums.get(sample.name, 0) + sample.value
         return sums
 

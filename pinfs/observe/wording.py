@@ -105,6 +105,19 @@ def waits_text(breaker: EventJson) -> str:
     return for_what if left is None else f"{for_what}: {left:.1f} s left"
 
 
+def bytes_text(count: float) -> str:
+    """A number of bytes in the largest unit that fits: `64 KiB`, `1.5 GiB`."""
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024:
+            return (
+                f"{count:.0f} {unit}"
+                if unit == "bytes" or count >= 100 or count == int(count)
+                else f"{count:.1f} {unit}"
+            )
+        count /= 1024
+    return f"{count:,.1f} PiB"
+
+
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"))
 
 
