@@ -17,6 +17,15 @@ from pinfs.cli.verb import Verb
 EVERY_S: Final = 2.0
 """As watch(1)."""
 LEAST_S: Final = 0.1
+LONG_S: Final = 0.5
+"""A reading that takes longer is one of very many pins."""
+SHARE: Final = 9.0
+"""After a long one the mount is left alone for this many times as long."""
+
+
+def pause_s(interval_s: float, took_s: float) -> float:
+    """How long to wait after a reading that took so long, in seconds."""
+    return interval_s if took_s < LONG_S else max(interval_s, SHARE * took_s)
 
 
 class Screen:
@@ -87,13 +96,15 @@ def again(interval_s: float, draw: Callable[[Screen], None], tell: Callable[[], 
     """Until interrupted, or `q` on a terminal: `draw` if the screen is to be redrawn, else `tell`."""
     if not in_place or not sys.stdout.isatty():
         while True:
+            began_s = time.monotonic()
             tell()
             sys.stdout.flush()
-            time.sleep(interval_s)
+            time.sleep(pause_s(interval_s, time.monotonic() - began_s))
     with Screen() as screen:
         while True:
+            began_s = time.monotonic()
             draw(screen)
-            if screen.key(interval_s) in ("q", "Q"):
+            if screen.key(pause_s(interval_s, time.monotonic() - began_s)) in ("q", "Q"):
                 return
 
 

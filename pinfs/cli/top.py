@@ -10,7 +10,7 @@ import click
 
 from pinfs.cli.mounts import the_mount
 from pinfs.cli.output import json_or, print_json, print_json_line, print_table, table_of
-from pinfs.cli.screen import EVERY_S, LEAST_S, Screen
+from pinfs.cli.screen import EVERY_S, LEAST_S, Screen, pause_s
 from pinfs.cli.verb import Verb, failure_of
 from pinfs.observe import activity
 from pinfs.observe.mounts import COUNTED, Mount
@@ -20,9 +20,6 @@ Json = dict[str, Any]
 
 MAX_HOLDERS: Final = 100
 """Holders in one JSON object; `more_holders` counts the others."""
-SHARE: Final = 9.0
-"""Between two readings passes this many times the duration of the last one at least: a list of a million pins is not
-asked for every other second."""
 KEYS: Final = {"b": "breaks", "p": "pins", "s": "bytes", "a": "age"}
 _HOLDERS: Final = ("PID", "COMM", "UID", "PINS", "BREAKING", "BYTES", "FILES", "OLDEST")
 _BREAKS: Final = ("LEFT", "REMOVAL", "BREAKER", "WAITS FOR")
@@ -121,14 +118,10 @@ def shown(mount: Mount, before: Reading | None, now: Reading, order: str) -> Jso
     }
 
 
-def _pause_s(every_s: float, now: Reading) -> float:
-    return max(every_s, SHARE * now.took_s)
-
-
 def show_once(mount: Mount, every_s: float, order: str, as_json: bool) -> None:
     """Two readings, and what has happened between them."""
     before = read(mount)
-    time.sleep(_pause_s(every_s, before))
+    time.sleep(pause_s(every_s, before.took_s))
     found = shown(mount, before, read(mount), order)
     if as_json:
         print_json(found)
@@ -139,7 +132,7 @@ def show_once(mount: Mount, every_s: float, order: str, as_json: bool) -> None:
 def _follow(mount: Mount, every_s: float, order: str, as_json: bool) -> None:
     before = read(mount)
     while True:
-        time.sleep(_pause_s(every_s, before))
+        time.sleep(pause_s(every_s, before.took_s))
         now = read(mount)
         found = shown(mount, before, now, order)
         if as_json:
@@ -161,11 +154,11 @@ def _in_place(mount: Mount, every_s: float, order: str) -> None:
                 now = read(mount)
             except OSError as error:
                 screen.show(Text(printable(failure_of(error).message), style="bold red"), Text("q: quit", style="dim"))
-                pause_s, before = every_s, None
+                rest_s, before = every_s, None
             else:
                 _draw(screen, shown(mount, before, now, order), order)
-                pause_s, before = _pause_s(every_s, now), now
-            key = screen.key(pause_s).lower()
+                rest_s, before = pause_s(every_s, now.took_s), now
+            key = screen.key(rest_s).lower()
             if key == "q":
                 return
             order = KEYS.get(key, order)
@@ -181,7 +174,7 @@ def _head(found: Json) -> Iterator[str]:
     rates = found["rates"] or dict.fromkeys(_RATES)
     yield "per second: " + ", ".join(f"{label} {_rate(rates[name])}" for name, label in _RATES.items())
     if found["life"]:
-        yield found["life"]
+        yield f"the mount {found['life']}"
     if found["cluster"]:
         silent = ", ".join(f"{printable(one['host'])} {one['silent_s']:.1f} s" for one in found["hosts"])
         yield f"cluster {cluster_text(found['cluster'])}; silent for: {silent}"

@@ -6,6 +6,7 @@ import time
 import pytest
 from cli.fakemount import PIN, STATUS, FakeMount
 
+from pinfs.cli.screen import pause_s
 from pinfs.observe import activity
 from pinfs.observe.wording import bytes_text
 
@@ -80,6 +81,12 @@ def test_in_a_pipe_each_reading_is_a_line(run, fake: FakeMount, monkeypatch: pyt
     assert result.exit_code == 130
     assert [json.loads(line)["v"] for line in result.stdout.splitlines()] == [1, 1]
     assert waited == [600.0] * 3
+
+
+def test_a_mount_of_very_many_pins_is_left_alone_for_longer() -> None:
+    assert pause_s(0.5, 0.4) == 0.5
+    assert pause_s(0.5, 2.0) == 18.0
+    assert pause_s(60.0, 2.0) == 60.0
 
 
 def test_a_mount_that_does_not_answer(run, fake: FakeMount) -> None:
