@@ -128,6 +128,14 @@ def test_what_a_breaker_waits_for_stands_below_the_table(run, fake: FakeMount) -
     assert [one["waits_for"] for one in json.loads(run("ls").stdout)["breakers"]] == [[7], [8]]
 
 
+def test_the_status_has_a_row_for_each_removal_that_waits(run, fake: FakeMount) -> None:
+    fake.write("status", json.dumps(STATUS | {"breakers": [BREAKER]}))
+    assert (
+        "waits             truncate of models/w.bin [0, end) by 99 truncate waits for pin 7"
+        in run("status", "--table").stdout
+    )
+
+
 def test_a_breaker_in_words() -> None:
     many = BREAKER | {"waits_for": [1, 2], "more": True, "path": "a\nb"}
     assert breaker_text(many).startswith(
