@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cli.fakemount import STATUS, FakeMount
 
+from pinfs.cli import screen
 from pinfs.cli.pintable import COLUMNS, chosen_order, complete_columns, in_order
 from pinfs.observe.wording import age_text, breaker_text
 
@@ -176,6 +177,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(screen, "LONG_S", 1000.0)  # however busy the machine is
     return waited
 
 

@@ -345,7 +345,9 @@ function readAddress() {
 
 function ask(changes) {
   Object.assign(asked, changes);
-  for (const key of Object.keys(ASKED)) if (byId(key).value !== asked[key]) byId(key).value = asked[key];
+  for (const key of Object.keys(ASKED)) { // a space that was typed stays: a word follows
+    if (byId(key).value.trim() !== asked[key]) byId(key).value = asked[key];
+  }
   const told = Object.entries(asked).filter(([key, value]) => value !== ASKED[key]);
   history.replaceState(null, "", told.length ? `#${new URLSearchParams(told)}` : location.pathname);
   follow();
