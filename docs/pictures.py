@@ -1,4 +1,5 @@
-"""Makes the pictures of real life in docs/images: the page of `pinfs web`, and the tables of `pinfs ls` and `status`.
+"""Makes the pictures of real life in docs/images: the page of `pinfs web` (light, dark by holder, and on a telephone),
+and the tables of `pinfs ls`, `top` and `status`.
 
 As root, with /dev/fuse, chromium and chromium-driver: `.venv/bin/python docs/pictures.py`. It mounts in a name space of
 its own, so that nothing of this is seen outside.
@@ -137,14 +138,31 @@ def breaking(page: webdriver.Chrome) -> None:
     subprocess.run(["truncate", "-s", "0", POINT / "feed/ring-buffer"], check=False, stderr=subprocess.DEVNULL)
     waiting = subprocess.Popen(["truncate", "-s", str(200 * MIB), POINT / "index/vectors.faiss"])
     WebDriverWait(page, 30).until(lambda page: len(page.find_elements(By.CSS_SELECTOR, ".events .break")) == 2)
-    WebDriverWait(page, 30).until(lambda page: len(page.find_elements(By.CSS_SELECTOR, "tr.breaking .left")) == 2)
-    page.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "light"}]}
+    WebDriverWait(page, 30).until(
+        lambda page: len(page.find_elements(By.CSS_SELECTOR, "#files tr.breaking .left")) == 2
     )
-    page.save_screenshot(str(IMAGES / "web.png"))
+    screenshot(page, "web", "light", (1360, 1200))
+    screenshot(page, "web-holders", "dark", (1360, 1200), "h")
+    screenshot(page, "web-narrow", "light", (400, 900), "f")
     picture("ls", ["ls", "-o", "ID,MODE,STATE,START,LENGTH,PID,COMM,PATH,DEADLINE", POINT])
+    picture("top", ["top", "--once", POINT])
     waiting.kill()
     waiting.wait()
+
+
+def screenshot(page: webdriver.Chrome, name: str, scheme: str, size: tuple[int, int], key: str = "") -> None:
+    """Of a screen of this size, after a key."""
+    width, height = size
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1.5, "mobile": width < 500}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    if key:
+        page.find_element(By.TAG_NAME, "body").send_keys(key)
+        heading = {"h": "searchd", "f": "vectors"}[key]
+        script = "return document.querySelector('#files h3').innerText"
+        WebDriverWait(page, 30).until(lambda page: heading in page.execute_script(script))
+    page.save_screenshot(str(IMAGES / f"{name}.png"))
 
 
 def tables() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -47,8 +48,8 @@ def debug(where: str | None, output: str | None) -> None:
     """Write a bundle (tar.gz) about this machine and MOUNT, or all pinfs mounts, for a bug report.
 
     It holds the doctor's findings, versions, status, pins, policy, metrics, and lines about FUSE from the kernel's log
-    where that may be read. It holds no contents of files; pins are shown without notes, names of pins, programs and
-    files. The policy does contain the globs of its rules, and status the mount point and the source.
+    where that may be read. It holds no contents of files; pins and removals that wait are shown without notes, names of
+    pins, programs and files. The policy does contain the globs of its rules, and status the mount point and the source.
     """
     stem = time.strftime("pinfs-debug-%Y%m%d-%H%M%S")
     path = Path(output or f"{stem}.tar.gz")
@@ -70,7 +71,8 @@ def _machine_parts() -> Iterator[Part]:
 
 def _mount_parts(found: Sequence[Mount]) -> Iterator[Part]:
     for number, mount in enumerate(_AskedOnce(*mount) for mount in found):
-        for name in ("status", "policy", "policy.error", "metrics"):
+        yield f"mount-{number}/status", lambda mount=mount: _status(mount)  # type: ignore[misc]
+        for name in ("policy", "policy.error", "metrics"):
             yield f"mount-{number}/{name}", partial(mount.read, name)
         yield f"mount-{number}/pins", lambda mount=mount: _pins(mount)  # type: ignore[misc]
 
@@ -140,8 +142,22 @@ def _lines_with(text: str, pattern: re.Pattern[str]) -> str:
 
 
 def _pins(mount: Mount) -> str:
-    public = [{key: value for key, value in pin.items() if key not in _PRIVATE} for pin in mount.pins()]
-    return "".join(json.dumps(pin) + "\n" for pin in public)
+    return "".join(json.dumps(_public(pin)) + "\n" for pin in mount.pins())
+
+
+def _status(mount: Mount) -> str:
+    """Removals that wait name files and programs."""
+    status = mount.status()
+    for waiting in ("breakers", "in_kernel"):
+        status[waiting] = [_public(removal) for removal in status.get(waiting, ())]
+        for removal in status[waiting]:
+            if "mapped_by" in removal:
+                removal["mapped_by"] = [_public(process) for process in removal["mapped_by"]]
+    return json.dumps(status) + "\n"
+
+
+def _public(shown: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in shown.items() if key not in _PRIVATE}
 
 
 def _add(bundle: tarfile.TarFile, name: str, text: str) -> None:

@@ -3,87 +3,85 @@
 import json
 import os
 import stat
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
 
+from pinfs.cli import pinfilter, screen
 from pinfs.cli.exitcodes import ExitCode, of_errno
 from pinfs.cli.mounts import locate, mounts
-from pinfs.cli.output import listing_options, print_json, print_table
-from pinfs.cli.verb import Verb, fail, failure_of
+from pinfs.cli.output import listing_options, print_json, print_json_line
+from pinfs.cli.pinfilter import PinFilter
+from pinfs.cli.pintable import (
+    ROWS,
+    Pin,
+    PinTable,
+    SortKey,
+    chosen_columns,
+    chosen_order,
+    complete_columns,
+    in_order,
+    path_of,
+    table_of_pins,
+)
+from pinfs.cli.screen import Screen, WatchVerb, watch_option
+from pinfs.cli.verb import fail, failure_of
 from pinfs.observe.asking import ask
 from pinfs.observe.mounts import Mount
-from pinfs.observe.wording import in_kernel_text, lost_texts
-
-Pin = dict[str, Any]
-
-ROWS = 1000  # of a table; laying out a million takes minutes
-UNSEEN = "-"  # the holder is shown to the owner's user and root only (SPEC 4)
+from pinfs.observe.wording import breaker_text, in_kernel_text, lost_texts, printable
 
 
-def _text(key: str) -> Callable[[Pin], str]:
-    return lambda pin: UNSEEN if pin.get(key) is None else str(pin[key])
+@dataclass(frozen=True)
+class Request:
+    """The parameters of the command line."""
+
+    paths: tuple[str, ...]
+    columns: list[str]
+    order: list[SortKey]
+    reverse: bool
+    limit: int
+    noheadings: bool
+    users: frozenset[int]
+    processes: tuple[str, ...]
+    globs: tuple[str, ...]
+    state: str | None
+    watch_s: float | None
+    as_json: bool
+
+    @property
+    def filter(self) -> PinFilter:
+        """What is listed of what is there."""
+        return PinFilter(self.users, self.processes, self.globs, self.state)
 
 
-def _length(pin: Pin) -> str:
-    return str(pin["length"]) if pin["length"] else "end"
+@dataclass
+class Listing:
+    """What one reading has found, in the order in which it is shown."""
 
+    pins: list[Pin]
+    in_kernel: list[dict[str, Any]]
+    breakers: list[dict[str, Any]]
+    lost: list[str]
+    hidden: int
+    """Pins that are left out because the caller may not see whose they are."""
+    errors: list[OSError] = field(default_factory=list)
 
-def _path(pin: Pin) -> str:
-    return str(Path(pin["mount"], pin["path"])) if pin.get("path") is not None else f"(inode {pin.get('inode')})"
-
-
-def _deadline(pin: Pin) -> str:
-    return f"{pin['remaining_s']:.1f}s" if pin.get("remaining_s") is not None else UNSEEN
-
-
-def _since(pin: Pin) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(pin["since"])) if "since" in pin else UNSEEN
-
-
-COLUMNS: dict[str, Callable[[Pin], str]] = {
-    "ID": _text("id"),
-    "MODE": _text("mode"),
-    "STATE": _text("state"),
-    "START": _text("start"),
-    "LENGTH": _length,
-    "PID": _text("pid"),
-    "COMM": _text("comm"),
-    "UID": _text("uid"),
-    "PATH": _path,
-    "NOTE": _text("note"),
-    "DEADLINE": _deadline,
-    "NAME": _text("name"),
-    "OWNER": _text("owner"),
-    "SIGNAL": _text("signal"),
-    "DIRTY": lambda pin: "yes" if pin.get("dirty") else "no",
-    "INODE": _text("inode"),
-    "SINCE": _since,
-    "SEALED": lambda pin: "yes" if pin.get("sealed") else "no",
-    "MOUNT": _text("mount"),
-    "HOST": _text("host"),
-}
-DEFAULT = list(COLUMNS)[:11]
-_NUMBERS = {"ID", "START", "LENGTH", "PID", "UID", "DEADLINE", "INODE"}
-_STYLES = {"breaking": "bold yellow"}
-
-
-def _columns(_ctx: click.Context, _param: click.Parameter, value: str | None) -> list[str]:
-    if value is None:
-        return DEFAULT
-    chosen = [name for name in value.removeprefix("+").upper().split(",") if name]
-    unknown = [name for name in chosen if name not in COLUMNS]
-    if unknown or not chosen:
-        raise click.BadParameter(f"unknown column {', '.join(unknown) or value!r}; there are {', '.join(COLUMNS)}")
-    return [*DEFAULT, *chosen] if value.startswith("+") else chosen
+    def below(self) -> Iterator[str]:
+        """What is said below a table."""
+        for removal in self.in_kernel:
+            yield in_kernel_text(removal | {"path": path_of(removal)})
+        for breaker in self.breakers:
+            yield breaker_text(breaker | {"path": path_of(breaker)})
+        yield from self.lost
+        if self.hidden:
+            yield f"{self.hidden} pins are left out: only root and their owners see whose they are"
 
 
 @click.command(
-    cls=Verb,
+    cls=WatchVerb,
     short_help="List pins and their holders.",
     examples="""
 # all pins of this machine
@@ -94,6 +92,16 @@ pinfs ls /mnt/models/big.bin
 
 # the pins of all files below a directory
 pinfs ls /mnt/models/2026
+
+# what is being broken right now, the least time left first, every half second
+pinfs ls --state breaking --sort deadline --watch 0.5
+
+# the pins of a user, those of a program, the oldest and the largest first
+pinfs ls --user alice --process 'python*' --sort -age,-length -o +AGE
+
+# the pins of all files of one kind, and those of one process
+pinfs ls --path '*.safetensors'
+pinfs ls --process 4711
 
 # ids and processes, for a script
 pinfs ls --table --noheadings -o ID,PID /mnt/models
@@ -109,61 +117,125 @@ pinfs ls --json | jq '.pins[] | select(.state == "breaking") | .pid'
 """,
 )
 @click.argument("paths", metavar="[FILE|DIR|MOUNT]...", nargs=-1)
-@click.option("-o", "columns", metavar="COL[,COL]...", callback=_columns,
+@click.option("-o", "columns", metavar="COL[,COL]...", callback=chosen_columns,
+              shell_complete=complete_columns,
               help="Columns to print; +COL adds to the usual ones.")  # fmt: skip
+@click.option("-s", "--sort", "order", metavar="[-]COL[,[-]COL]...", callback=chosen_order,
+              shell_complete=complete_columns,
+              help="Sort by these columns, -COL from the largest down; else pins that break come first.")  # fmt: skip
+@click.option("-r", "--reverse", is_flag=True, help="The other way round.")
+@click.option("-u", "--user", "users", metavar="USER", multiple=True, callback=pinfilter.users,
+              help="Only pins of this user (a name or a uid); may be repeated.")  # fmt: skip
+@click.option("-p", "--process", "processes", metavar="PID|NAME", multiple=True,
+              help="Only pins of this process, or of programs of this name (a glob); may be repeated.")  # fmt: skip
+@click.option("--path", "globs", metavar="GLOB", multiple=True, callback=pinfilter.globs,
+              help="Only pins of files below the mount point that match, as `path` of a rule of the policy: '*.bin', "
+              "'models/**'; may be repeated.")  # fmt: skip
+@click.option("--state", type=click.Choice(["held", "breaking"]), help="Only pins of this state.")
 @click.option("-l", "--limit", metavar="ROWS", type=click.IntRange(0), default=ROWS, show_default=True,
               help="Rows of the table; 0: all, however long that takes to lay out.")  # fmt: skip
 @click.option("-n", "--noheadings", is_flag=True, help="Print no line of headings.")
+@watch_option
 @listing_options
 @click.pass_context
-def ls(
-    ctx: click.Context,
-    paths: tuple[str, ...],
-    columns: list[str],
-    limit: int,
-    noheadings: bool,
-    as_json: bool,
-) -> None:
+def ls(ctx: click.Context, /, **parameters: Any) -> None:
     """List the pins of each FILE, of all files below each DIR or MOUNT, or of all pinfs mounts of this machine.
 
     Only root sees the holders of other users' pins. LENGTH "end": up to the end of the file, wherever that moves. STATE
-    "breaking": a breaker waits for this pin, until DEADLINE at most. Below the table: removals that the kernel keeps
-    waiting, for pages that a device or a program holds without a pin, and what was lost when a daemon was replaced.
-    Pins of other hosts of a cluster are listed there (see pinfs cluster); HOST is a column for lists put together.
+    "breaking": a breaker waits for this pin, until DEADLINE at most. Below the table: removals that wait, and for which
+    pins; those that the kernel keeps waiting, for pages that a device or a program holds without a pin; and what was
+    lost when a daemon was replaced. Pins of other hosts of a cluster are listed there (see pinfs cluster); HOST is a
+    column for lists put together.
+
+    Columns: ID MODE STATE START LENGTH PID COMM UID PATH NOTE DEADLINE, and NAME OWNER SIGNAL DIRTY INODE SINCE AGE
+    SEALED MOUNT HOST. A pin is listed if it matches one of each kind of filter that is given.
 
     A table on a terminal, JSON in a pipe; --table and --json decide otherwise.
     """
+    request = Request(**parameters)
+    if request.watch_s is not None:
+        in_place = not request.as_json
+        screen.again(request.watch_s, lambda on: _draw(on, request), lambda: _tell_again(request), in_place=in_place)
+        return
+    found = _look(request)
+    if request.as_json:
+        print_json(_as_json(found))
+    else:
+        _tell(found, request)
+    for error in found.errors:
+        failure_of(error).show()
+    ctx.exit(of_errno(found.errors[0].errno) if found.errors else ExitCode.OK)
+
+
+def _tell(found: Listing, request: Request) -> None:
+    _table(found, request, request.limit).print()
+    for line in found.below():
+        click.echo(line, err=True)
+
+
+def _tell_again(request: Request) -> None:
+    """One of many in a pipe: a line of JSON, or a table and what is below it with an empty line at its end."""
+    found = _look(request)
+    if request.as_json:
+        print_json_line(_as_json(found))
+    else:
+        _tell(found, request)
+        click.echo()
+    for error in found.errors:
+        failure_of(error).show()
+
+
+def _draw(on: Screen, request: Request) -> None:
+    """What does not answer is said in place: it may come back."""
+    from rich.text import Text
+
+    assert request.watch_s is not None
+    try:
+        found = _look(request)
+    except (OSError, click.ClickException) as error:
+        words = error.message if isinstance(error, click.ClickException) else failure_of(error).message
+        on.show(screen.heading(request.watch_s), Text(printable(words), style="bold red"))
+        return
+    lines = [Text(line) for line in found.below()]
+    lines += [Text(printable(failure_of(error).message), style="bold red") for error in found.errors]
+    room = max(1, on.height - len(lines) - 3)
+    table = _table(found, request, min(room, request.limit or room))
+    counted = f"{len(found.pins)} {'pin' if len(found.pins) == 1 else 'pins'}"
+    lines.insert(0, Text(f"{counted}, {table.left_out} of them not shown" if table.left_out else counted, style="dim"))
+    on.show(screen.heading(request.watch_s), table.drawn(), *lines)
+
+
+def _table(found: Listing, request: Request, limit: int) -> PinTable:
+    return table_of_pins(found.pins, request.columns, headings=not request.noheadings, limit=limit)
+
+
+def _as_json(found: Listing) -> dict[str, Any]:
+    return {"v": 1, "pins": found.pins, "in_kernel": found.in_kernel, "breakers": found.breakers}
+
+
+def _look(request: Request) -> Listing:
+    """OSError, Failure: one of the paths that were named cannot be listed."""
+    paths = request.paths
     pins, errors = ([pin for path in paths for pin in _pins_at(path)], []) if paths else pins_of_all()
     statuses = list(_statuses(paths, {error.filename for error in errors}))
     hosts = {mount.point: cluster["host"] for mount, one in statuses if (cluster := one.get("cluster"))}
-    pins = [pin | {"host": hosts[pin["mount"]]} if pin["mount"] in hosts else pin for pin in pins]
+    for pin in pins:
+        if (host := hosts.get(pin["mount"])) is not None:
+            pin["host"] = host
+    wanted = request.filter
+    shown = in_order(wanted.shown(pins) if wanted else pins, request.order, reverse=request.reverse)
+    hidden = sum("uid" not in pin for pin in pins) if wanted.needs_holders else 0
     in_kernel = [removal | {"mount": mount.point} for mount, one in statuses for removal in one.get("in_kernel", ())]
-    if as_json:
-        print_json({"v": 1, "pins": pins, "in_kernel": in_kernel})
-    else:
-        print_pins(pins, columns, headings=not noheadings, limit=limit)
-        for removal in in_kernel:
-            click.echo(in_kernel_text(removal | {"path": _path(removal)}), err=True)
-        for mount, one in statuses:
-            for lost in lost_texts(one.get("last_takeover")):
-                click.echo(f"{mount.point}: lost when the daemon was replaced: {lost}", err=True)
-    for error in errors:
-        failure_of(error).show()
-    ctx.exit(of_errno(errors[0].errno) if errors else ExitCode.OK)
-
-
-def print_pins(all_pins: Iterable[Pin], columns: list[str], *, headings: bool = True, limit: int = ROWS) -> None:
-    """The table of at most `limit` pins (0: all); breaking pins come first, in a colour."""
-    all_pins = sorted(all_pins, key=lambda pin: pin["state"] != "breaking")
-    pins = all_pins[:limit] if limit else all_pins
-    print_table(
-        columns if headings else (),
-        [[COLUMNS[name](pin) for name in columns] for pin in pins],
-        right=[number for number, name in enumerate(columns) if name in _NUMBERS],
-        styles=[_STYLES.get(pin["state"], "") for pin in pins],
-    )
-    if len(pins) < len(all_pins):
-        click.echo(f"... and {len(all_pins) - len(pins)} more: name a FILE, or --limit 0, or --json", err=True)
+    breakers = [removal | {"mount": mount.point} for mount, one in statuses for removal in one.get("breakers", ())]
+    if paths or wanted:
+        listed = {(pin["mount"], pin["id"]) for pin in shown}
+        breakers = [one for one in breakers if any((one["mount"], pin) in listed for pin in one["waits_for"])]
+    lost = [
+        f"{mount.point}: lost when the daemon was replaced: {text}"
+        for mount, one in statuses
+        for text in lost_texts(one.get("last_takeover"))
+    ]
+    return Listing(shown, in_kernel, breakers, lost, hidden, errors)
 
 
 def _pins_at(path: str) -> list[Pin]:

@@ -21,6 +21,7 @@ VERBS = {
     "pin": "pinfs.cli.pin",
     "ls": "pinfs.cli.ls",
     "watch": "pinfs.cli.watch",
+    "top": "pinfs.cli.top",
     "release": "pinfs.cli.release",
     "revoke": "pinfs.cli.revoke",
     "policy": "pinfs.cli.policy",

@@ -42,21 +42,43 @@ def print_table(headings: Row, rows: Iterable[Row], *, right: Iterable[int] = ()
     `right` are the columns to align on the right, `styles` one rich style for each row.
     """
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = 1 << 15  # a pipe has no width to wrap at
+    with console.capture() as captured:
+        console.print(table_of(headings, rows, right=right, styles=styles))
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()), color=console.is_terminal)
+
+
+def table_of(
+    headings: Row,
+    rows: Iterable[Row],
+    *,
+    right: Iterable[int] = (),
+    styles: Sequence[str] = (),
+    cut: Iterable[int] | None = None,
+) -> Any:
+    """The table, for rich to draw. `cut`: each row is one line, and where it does not fit these columns are cut off; if
+    None, cells are folded."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, show_header=bool(headings), pad_edge=False, header_style="bold")
     on_the_right = set(right)
-    rows = list(rows)
+    rows = [[printable(cell) for cell in row] for row in rows]
+    cut_off = None if cut is None else set(cut)
     for number in range(len(headings) or max(map(len, rows), default=0)):
         heading = headings[number] if headings else ""
-        table.add_column(heading, justify="right" if number in on_the_right else "left", overflow="fold")
+        is_whole = cut_off is not None and number not in cut_off
+        table.add_column(
+            heading,
+            justify="right" if number in on_the_right else "left",
+            overflow="fold" if cut_off is None else "ellipsis",
+            no_wrap=is_whole,  # rich narrows the others first
+            min_width=max([len(heading), *(len(row[number]) for row in rows)]) if is_whole else None,
+        )
     for number, row in enumerate(rows):
         style = styles[number] if styles else ""
-        table.add_row(*[Text(printable(cell)) for cell in row], style=style)
-    with console.capture() as captured:
-        console.print(table)
-    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()), color=console.is_terminal)
+        table.add_row(*[Text(cell, no_wrap=cut_off is not None) for cell in row], style=style)
+    return table

@@ -12,7 +12,14 @@ from pinfs.cli.mounts import mount_of, mounts
 from pinfs.cli.output import listing_options, print_json, print_json_line, print_table
 from pinfs.cli.verb import Verb, fail
 from pinfs.observe.mounts import COUNTED, Mount
-from pinfs.observe.wording import cluster_text, in_kernel_text, page_pins_text, survival_text, takeover_text
+from pinfs.observe.wording import (
+    breaker_text,
+    cluster_text,
+    in_kernel_text,
+    page_pins_text,
+    survival_text,
+    takeover_text,
+)
 
 Status = dict[str, Any]
 LABELS: Final = {
@@ -121,6 +128,8 @@ def _rows(one: Status) -> Iterator[tuple[str, str]]:
             yield label, _words(one, key)
     for removal in one.get("in_kernel", ()):
         yield "in the kernel", in_kernel_text(removal)
+    for breaker in one.get("breakers", ()):
+        yield "waits", breaker_text(breaker)
     for name, count in one["counters"].items():
         yield COUNTED[name], f"{count:,.0f}"
     yield "kernel features", ", ".join(one.get("negotiated", ()))

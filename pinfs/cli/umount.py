@@ -13,8 +13,8 @@ import click
 
 from pinfs.bridge.mount import unmount, users
 from pinfs.cli.exitcodes import ExitCode
-from pinfs.cli.ls import DEFAULT, print_pins
 from pinfs.cli.mounts import mount_on, mounts
+from pinfs.cli.pintable import DEFAULT, in_order, table_of_pins
 from pinfs.cli.verb import Verb, fail
 from pinfs.linux.proc import read_state
 from pinfs.linux.syscalls import MNT_DETACH, MNT_FORCE, UMOUNT_NOFOLLOW, umount2
@@ -99,7 +99,7 @@ def _unmounted(mount: Mount) -> bool:
 
 def _refuse(mount: Mount, pins: list[dict[str, Any]]) -> None:
     if pins:
-        print_pins(pins, DEFAULT)
+        table_of_pins(in_order(pins, []), DEFAULT).print()
         fail(f"{mount.point}: pins held: {len(pins)} (try --wait SECONDS, or --force)", ExitCode.BUSY)
     programs = ", ".join(users(mount.point)) or "processes that cannot be seen from here"
     fail(f"{mount.point}: in use by {programs}", ExitCode.BUSY)

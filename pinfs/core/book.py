@@ -90,6 +90,10 @@ class PinBook:
         """How many removals wait."""
         return len(self._waiting)
 
+    def first_waiting(self, count: int) -> list[Removal]:
+        """At most `count` of the removals that wait, in the order in which they came."""
+        return list(islice(self._waiting, count))
+
     def touches(self, inode: int, start: int, end: int) -> bool:
         """Is any byte of [start, end) pinned or reserved? False: a removal may go on at once."""
         file = self.files.get(inode)

@@ -251,12 +251,9 @@ class PinsFile:
 
     def _list(self, inode: Inode, flags: int, uid: int) -> PinList:
         self._open[uid] += 1
-        lister = PinLister(self._verbs.all_ids, partial(self._line, uid), partial(_count_down, self._open, uid))
+        on_close = partial(_count_down, self._open, uid)
+        lister = PinLister(self._verbs.all_ids, lambda: self._verbs.lines(uid).of, on_close)
         return PinList(inode, flags, lister)
-
-    def _line(self, uid: int, pin_id: int) -> bytes:
-        shown = self._verbs.shown(pin_id, uid)
-        return b"" if shown is None else to_line(shown)
 
 
 class UpgradeHandle(ControlHandle):
@@ -346,6 +343,8 @@ class Sources:
     status: Callable[[], dict[str, Any]]
     in_kernel: Callable[[int], list[dict[str, Any]]]
     """Removals under way there, as a uid may see them."""
+    breakers: Callable[[int], list[dict[str, Any]]]
+    """Removals that wait for holders, as a uid may see them."""
     upgrade: UpgradeFile
     forgetting: Forgetting = field(default_factory=Forgetting)
 
@@ -363,7 +362,9 @@ class Sources:
         }
 
     def _status(self, ctx: CallerLike) -> bytes:
-        return to_line({"v": 1, **self.status(), "in_kernel": self.in_kernel(ctx.uid)})
+        asked_by = ctx.uid
+        waiting = {"in_kernel": self.in_kernel(asked_by), "breakers": self.breakers(asked_by)}
+        return to_line({"v": 1, **self.status(), **waiting})
 
     def _replace_policy(self, text: bytes, uid: int) -> None:
         """EINVAL: not a policy."""

@@ -12,7 +12,7 @@ from pinfs.fs.handles import FOPEN_DIRECT_IO, FOPEN_NONSEEKABLE
 from pinfs.fs.inode import Inode
 from pinfs.journal.records import HandleKind
 
-MAX_READ: Final = 16 << 10  # bytes in one read: longer ones would hold up all other requests
+MAX_READ: Final = 64 << 10  # bytes in one read, a millisecond: longer ones would hold up all other requests
 _HEAD: Final = Struct("<QQQQQQ")
 
 
@@ -29,8 +29,8 @@ class PinLister(NamedTuple):
     """Where a list takes its lines from. `on_close` is called when the reader has gone."""
 
     ids: Callable[[], list[int]]
-    line: Callable[[int], bytes]
-    """Of a pin; empty: it is no more."""
+    lines: Callable[[], Callable[[int], bytes]]
+    """Begins a read. What it returns makes the line of a pin; empty: the pin is no more."""
     on_close: Callable[[], None]
 
 
@@ -65,7 +65,7 @@ class PinList(ControlHandle):
 
     def _next(self, place: Place, size: int) -> tuple[bytes, Place, Place]:
         """The bytes that follow, where they begin, and where they end."""
-        ids, line = self._all_ids(), self._lister.line
+        ids, line = self._all_ids(), self._lister.lines()
         parts, room, shown = [place.rest], size - len(place.rest), place.shown
         index = bisect_right(ids, shown)
         while room > 0 and index < len(ids):

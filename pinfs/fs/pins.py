@@ -1,11 +1,9 @@
 """The verbs of pins, as programs speak them: attributes that act like ioctls, and real ioctls (SPEC 5 and 6)."""
 
 import errno
-import json
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import trio
@@ -19,7 +17,7 @@ from pinfs.enforce.hosts import OtherHosts
 from pinfs.enforce.processes import Process
 from pinfs.fs import ioctls
 from pinfs.fs.backing import Backing
-from pinfs.fs.describe import PinTexts, describe
+from pinfs.fs.describe import CommOf, FileFacts, PinLines, PinTexts, pin_json
 from pinfs.fs.handles import FileHandle, HandleTable, Wake
 from pinfs.fs.inode import Inode
 from pinfs.fs.inodes import InodeTable
@@ -352,7 +350,7 @@ class PinVerbs:
         room = MAX_ATTRIBUTE_BYTES - 64
         path, sealed = inode.path(), self._seal.is_sealed(inode.nodeid)
         for pin in self._table.of_file(inode.nodeid):
-            text = json.dumps(describe(pin, path, self._comm_of(pin, ctx.uid), sealed))
+            text = pin_json(pin, path, self._comm_of(pin, ctx.uid), sealed)
             room -= len(text) + 2
             if room < 0:
                 break  # a million pins are counted, not looked at
@@ -361,19 +359,19 @@ class PinVerbs:
         return f'{{"v": 1, "pins": [{", ".join(shown)}], "more": {more}}}'.encode()
 
     def all_ids(self) -> list[int]:
-        """The ids of all pins, for `shown`."""
+        """The ids of all pins, for `lines`."""
         return list(self._table.by_id)
 
-    def shown(self, pin_id: int, uid: int) -> dict[str, object] | None:
-        """The JSON of a pin, as `uid` may see it (SPEC 4); None: it has gone."""
-        pin = self._table.by_id.get(pin_id)
-        if pin is None:
-            return None
-        path, sealed = self._inodes.get(pin.inode).path(), self._seal.is_sealed(pin.inode)
-        return describe(pin, path, self._comm_of(pin, uid), sealed)
+    def lines(self, uid: int) -> PinLines:
+        """Makes the lines of one read of `.pinfs/pins`, as `uid` may see them (SPEC 4)."""
+        return PinLines(self._table.by_id, self._facts, lambda pin: self._comm_of(pin, uid))
 
-    def _comm_of(self, pin: Pin, uid: int) -> Callable[[ProcessId], str | None] | None:
-        """For `describe`."""
+    def _facts(self, nodeid: int) -> FileFacts:
+        """For `PinLines`."""
+        return self._inodes.get(nodeid).path(), self._seal.is_sealed(nodeid)
+
+    def _comm_of(self, pin: Pin, uid: int) -> CommOf | None:
+        """For `pin_json`."""
         return self._holders.comm_of if self.may_see(pin, uid) else None
 
     def may_see(self, pin: Pin, uid: int) -> bool:

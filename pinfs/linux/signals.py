@@ -2,6 +2,7 @@
 
 import re
 import signal
+from functools import cache
 from typing import Final
 
 RTMIN: Final = int(signal.SIGRTMIN)
@@ -34,6 +35,7 @@ def parse_signal(text: str) -> int | None:
     return number
 
 
+@cache
 def signal_name(number: int | None) -> str:
     """The name that `parse_signal` takes, without SIG: `IO`, `RTMIN+1`, `none`."""
     if number is None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +19,8 @@ COUNTED: Final = {
 }
 """Counters that listings show, and their labels there."""
 
+_READ: Final = 1 << 20  # bytes; more than `.pinfs/pins` gives at once
+
 
 class Mount(NamedTuple):
     """One pinfs mount: its mount point and its source."""
@@ -31,28 +34,33 @@ class Mount(NamedTuple):
 
     def read(self, name: str) -> str:
         """The text of `.pinfs/NAME`."""
-        return self.control(name).read_text(errors="surrogateescape")
+        with self.control(name).open("rb", buffering=0) as file:  # each read is a request, and long ones are fewer
+            data = b"".join(iter(lambda: file.read(_READ), b""))
+        return data.decode(errors="surrogateescape")
 
     def pins(self) -> list[dict[str, Any]]:
         """All pins of the mount, each with the key `mount` besides those of docs/interfaces.md.
 
         Raises OSError ENOTCONN or ECONNABORTED where the mount is stale, as all methods here do.
         """
-        return [json.loads(line) | {"mount": self.point} for line in self.read("pins").splitlines()]
+        pins: list[dict[str, Any]] = json.loads(f"[{','.join(self.read('pins').splitlines())}]")
+        for pin in pins:
+            pin["mount"] = self.point
+        return pins
 
     def status(self) -> dict[str, Any]:
         """What the daemon says of itself: `.pinfs/status`."""
         status: dict[str, Any] = json.loads(self.read("status"))
         return status
 
-    def counters(self) -> dict[str, float]:
-        """The counters of `.pinfs/metrics` that `COUNTED` names, each summed over its labels."""
+    def counters(self, names: Collection[str] = COUNTED) -> dict[str, float]:
+        """Counters of `.pinfs/metrics`, each summed over its labels."""
         from prometheus_client.parser import text_string_to_metric_families
 
         sums: dict[str, float] = {}
         for family in text_string_to_metric_families(self.read("metrics")):
             for sample in family.samples:
-                if sample.name in COUNTED:
+                if sample.name in names:
                     sums[sample.name] = sums.get(sample.name, 0) + sample.value
         return sums
 

@@ -82,6 +82,56 @@ def in_kernel_text(removal: EventJson) -> str:
     return " ".join(words) + (f"; mapped by {printable(', '.join(mapped_by))}" if mapped_by else "")
 
 
+def breaker_text(breaker: EventJson) -> str:
+    """A removal of `breakers` in `.pinfs/status`: what it takes, by which process, for which pins it waits."""
+    end = "end" if breaker["to"] is None else breaker["to"]
+    where = f"inode {breaker['inode']}" if breaker["path"] is None else printable(breaker["path"])
+    words = [f"{breaker['op']} of {where} [{breaker['from']}, {end})"]
+    if breaker.get("host"):
+        words.append(f"from host {printable(breaker['host'])}")
+    elif breaker.get("pid"):
+        words.append(f"by {printable(_process(breaker))}")
+    return f"{' '.join(words)} {waits_text(breaker)}"
+
+
+def waits_text(breaker: EventJson) -> str:
+    """What a removal of `breakers` waits for, and how long at most."""
+    numbers = ", ".join(str(number) for number in breaker["waits_for"])
+    more = " and more" if breaker["more"] else ""
+    for_what = f"waits for {'pin' if len(breaker['waits_for']) == 1 and not more else 'pins'} {numbers}{more}"
+    if not numbers:
+        for_what = "waits for an earlier removal, or for another host"
+    left = breaker.get("remaining_s")
+    return for_what if left is None else f"{for_what}: {left:.1f} s left"
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes in the largest unit that fits: `64 KiB`, `1.5 GiB`."""
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024:
+            return (
+                f"{count:.0f} {unit}"
+                if unit == "bytes" or count >= 100 or count == int(count)
+                else f"{count:.1f} {unit}"
+            )
+        count /= 1024
+    return f"{count:,.1f} PiB"
+
+
+_UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"))
+
+
+def age_text(seconds: float) -> str:
+    """A time in its two largest units: `42s`, `3m 5s`, `2d 4h`."""
+    left = int(seconds)
+    parts: list[str] = []
+    for size, unit in _UNITS:
+        if left >= size or parts:
+            parts.append(f"{left // size}{unit}")
+            left %= size
+    return " ".join([*parts, f"{left}s"][:2])
+
+
 def page_pins_text(allowed: str) -> str:
     """`page_pins` of `.pinfs/status`: whether the kernel lets devices hold pages of files."""
     return _PAGE_PINS.get(allowed, printable(allowed))

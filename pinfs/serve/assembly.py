@@ -14,6 +14,7 @@ from pinfs.enforce.guard import Guard
 from pinfs.enforce.holders import Holders
 from pinfs.enforce.hosts import OtherHosts
 from pinfs.fs.backing import Backing, BackingRegistry
+from pinfs.fs.breakers import Breakers
 from pinfs.fs.control import Control
 from pinfs.fs.controlfiles import Forgetting, Sources, UpgradeFile
 from pinfs.fs.events import EventHub
@@ -209,7 +210,7 @@ def assemble(
 
     upgrade = UpgradeFile()
     forgetting = Forgetting()
-    more = status, guard.cuts.shown, upgrade, forgetting
+    more = status, guard.cuts.shown, Breakers(book, verbs.is_admin).shown, upgrade, forgetting
     sources = Sources(hub, stats, holders, verbs, policies, lambda: render(metrics()), *more)
     control = Control(sources.files())
     timeouts = Timeouts(config.mount.entry_timeout, config.mount.attr_timeout, config.cluster is not None)

@@ -17,6 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pinfs.web.feed import MAX_CLIENTS, Feed
+from pinfs.web.picture import Query
 
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "[::1]")
 MAX_CONNECTIONS: Final = 4 * MAX_CLIENTS
@@ -64,10 +65,10 @@ class WithKey:
 def make_app(feed: Feed, key: str, names: Sequence[str]) -> Starlette:
     """`names`: the host names that requests may use, so that no other site can pose as this one (DNS rebinding)."""
 
-    async def news(_request: Request) -> Response:
+    async def news(request: Request) -> Response:
         if feed.is_full:
             return PlainTextResponse("Too many viewers.\n", status_code=503)
-        return StreamingResponse(feed.stream(), media_type="text/event-stream")
+        return StreamingResponse(feed.stream(Query.of(request.query_params)), media_type="text/event-stream")
 
     routes = [Route("/news", news), *(_file(path, *file) for path, file in _FILES.items())]
     app = Starlette(

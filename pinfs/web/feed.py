@@ -4,12 +4,14 @@ import asyncio
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from pinfs.web.look import AGE_S, AskedLook, Look
+from pinfs.web.picture import Query
 
 T = TypeVar("T")
 
@@ -26,55 +28,58 @@ class Feed:
 
     def __init__(self, make_look: Callable[[], Look | AskedLook]) -> None:
         self._make_look = make_look
-        self._clients = 0
+        self._clients: Counter[Query] = Counter()
         self._closed = False
-        self._latest = b""
+        self._latest: dict[Query, bytes] = {}
         self._news = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
     @property
     def is_full(self) -> bool:
-        return self._clients >= MAX_CLIENTS
+        return self._clients.total() >= MAX_CLIENTS
 
     def close(self) -> None:
         """End all streams."""
         self._closed = True
         self._news.set()
 
-    async def stream(self) -> AsyncIterator[bytes]:
-        """Server-sent events (html.spec.whatwg.org), each a picture."""
-        self._clients += 1
+    async def stream(self, query: Query) -> AsyncIterator[bytes]:
+        """Server-sent events (html.spec.whatwg.org), each a picture of what `query` selects."""
+        self._clients[query] += 1
         try:
             if self._looking is None:
-                self._latest = b""
+                self._latest.clear()
                 self._looking = asyncio.create_task(self._look_on())
-            seen = b""
+            seen: bytes | None = None
             while not self._closed:
-                if self._latest is seen:
+                latest = self._latest.get(query)
+                if latest is None or latest is seen:
                     await self._news.wait()
                 else:
-                    seen = self._latest
-                    yield seen
+                    seen = latest
+                    yield latest
         finally:
-            self._clients -= 1
+            self._clients[query] -= 1
+            if not self._clients[query]:
+                del self._clients[query]
+                self._latest.pop(query, None)
 
     async def _look_on(self) -> None:
         look = self._make_look()
         try:
             while self._clients and not self._closed:
                 began = time.monotonic()
-                picture = await _in_thread(look.take)
-                self._publish(json.dumps(picture))
-                pause_s = AGE_S if "error" in picture else max(PAUSE_S, SHARE * (time.monotonic() - began))
-                await asyncio.sleep(pause_s)
+                pictures = await _in_thread(partial(look.take, list(self._clients)))
+                for query, picture in pictures.items():
+                    if query in self._clients:
+                        self._latest[query] = b"data: %b\n\n" % json.dumps(picture).encode()
+                news, self._news = self._news, asyncio.Event()
+                news.set()
+                failed = any("error" in picture for picture in pictures.values())
+                await asyncio.sleep(AGE_S if failed else max(PAUSE_S, SHARE * (time.monotonic() - began)))
             self._looking = None
         finally:
             look.close()
-
-    def _publish(self, picture: str) -> None:
-        self._latest = b"data: %b\n\n" % picture.encode()
-        news, self._news = self._news, asyncio.Event()
-        news.set()
 
 
 async def _in_thread(call: Callable[[], T]) -> T:

@@ -8,20 +8,22 @@ import stat
 import time
 import tomllib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import count, islice
 from typing import Final
 
 from pinfs.observe.asking import NoAnswerError, Question
 from pinfs.observe.mounts import Mount
-from pinfs.observe.wording import cluster_text, describe, differences, life_text
+from pinfs.observe.wording import cluster_text, describe, differences, in_kernel_text, life_text
 from pinfs.web import picture
-from pinfs.web.picture import MAX_PINS, Json, text
+from pinfs.web.picture import MAX_PINS, Json, Query, text
 
 MAX_EVENTS: Final = 100  # shown on the page
 AGE_S: Final = 1.0  # after a reading that failed, the next one comes after this
 _BUFFER: Final = 1 << 20
+
+Pictures = dict[Query, Json]
 
 log = logging.getLogger("pinfs.web")
 
@@ -42,32 +44,34 @@ class AskedLook:
         os.close(self._want)
         self._question.__exit__(None, None, None)
 
-    def take(self) -> Json:
+    def take(self, queries: Sequence[Query]) -> Pictures:
         """As `Look.take`."""
         try:
-            return self._ask()
+            return self._ask(queries)
         except NoAnswerError as error:
-            return self._failed(f"{error.why}; to fix: {error.fix}")
+            failed = self._failed(f"{error.why}; to fix: {error.fix}")
         except OSError as error:
-            return self._failed(error.strerror)
+            failed = self._failed(error.strerror)
+        return dict.fromkeys(queries, failed)
 
     def _failed(self, why: str | None) -> Json:
         return empty(self._mount) | {"error": text(why), "events": []}
 
-    def _ask(self) -> Json:
+    def _ask(self, queries: Sequence[Query]) -> Pictures:
         while self._owed:
             self._question.next()
             self._owed -= 1
-        os.write(self._want, b"t")
+        os.write(self._want, json.dumps(queries).encode() + b"\n")  # at most MAX_CLIENTS: a pipe holds more
         self._owed = 1
-        answer: Json = self._question.next()
+        answer: Pictures = self._question.next()
         self._owed = 0
         return answer
 
 
-def _answers(look: "Look", wanted: int) -> Iterator[Json]:
-    while os.read(wanted, 1):
-        yield look.take()
+def _answers(look: "Look", wanted: int) -> Iterator[Pictures]:
+    with open(wanted, "rb") as lines:
+        while line := lines.readline():
+            yield look.take([Query(*query) for query in json.loads(line)])
 
 
 def empty(mount: Mount) -> Json:
@@ -91,38 +95,53 @@ class Look:
             os.close(self._trace)
         self._trace = -1
 
-    def take(self) -> Json:
-        """The whole picture; for a mount that does not answer, one with the key `error`."""
+    def take(self, queries: Sequence[Query]) -> Pictures:
+        """The whole picture for each of the queries; for a mount that does not answer, one with the key `error`."""
         shown = empty(self._mount)
         try:
             told = self._mount.status()
-            status = {key: text(value) if isinstance(value, str) else value for key, value in told.items()}
-            cluster = told.get("cluster")
-            status |= {"cluster": text(cluster_text(cluster)) if cluster else None}
-            status |= {"last_takeover": None, "survives": None, "life": life_text(told)}
-            state = {"status": status, "counters": self._mount.counters()}
-            return shown | state | self._contents()
+            pins = list(self._pins())
+            common = shown | self._state(told, pins) | self._contents(pins)
+            return {query: common | self._selected(pins, query) for query in queries}
         except OSError as error:
             why = error.strerror
         except (ValueError, LookupError) as error:  # not a pinfs, or one of an unknown version
             log.exception("%s cannot be shown", self._mount.point)
             why = repr(error)
         self.close()
-        return shown | {"error": text(why), "events": list(self._events)}
+        return dict.fromkeys(queries, shown | {"error": text(why), "events": list(self._events)})
 
-    def _contents(self) -> Json:
+    def _state(self, told: Json, pins: list[Json]) -> Json:
+        """OSError: the mount or its daemon has ended."""
+        status = {key: text(value) if isinstance(value, str) else value for key, value in told.items()}
+        cluster = told.get("cluster")
+        status |= {"cluster": text(cluster_text(cluster)) if cluster else None}
+        status |= {"last_takeover": None, "survives": None, "breakers": None, "life": life_text(told)}
+        status["in_kernel"] = [text(in_kernel_text(removal)) for removal in told.get("in_kernel", ())]
+        return {
+            "status": status,
+            "counters": self._mount.counters(),
+            "breaks": picture.breaks(told, pins),
+            "hosts": picture.hosts(cluster),
+        }
+
+    def _selected(self, pins: list[Json], query: Query) -> Json:
+        now_s = time.time()
+        return {
+            "files": picture.pins(pins, query, self._size_of, now_s),
+            "holders": picture.holders((pin for pin in pins if query.selects(pin)), now_s),
+        }
+
+    def _contents(self, pins: list[Json]) -> Json:
         """OSError: the mount or its daemon has ended."""
         if self._trace < 0:
             self._open_trace()
-        pins = list(self._pins())
         for event in self._trace_lines() if self.sees_all else self._differences(pins):
             self._note(event)
         values = tomllib.loads(self._mount.control("policy").read_text())
         return {
             "sees_all": self.sees_all,
             "read": len(pins),
-            "files": picture.files(pins, self._size_of),
-            "holders": picture.holders(pins),
             "policy": picture.policy(values),
             "events": list(self._events),
         }

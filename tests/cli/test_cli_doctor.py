@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from cli.fakemount import FakeMount
+from cli.fakemount import STATUS, FakeMount
 
 import pinfs
 from pinfs.cli import backing, export, machine, served
@@ -210,6 +210,8 @@ def test_dax_attribute_is_read_by_statx() -> None:
 def test_debug_bundle_keeps_names_and_notes_to_itself(run, fake: FakeMount, tmp_path: Path) -> None:
     fake.pins({"note": "SECRET", "name": "SECRET", "comm": "SECRET", "path": "SECRET/file"})
     fake.file.write_text("SECRET")
+    removal = {"op": "truncate", "path": "SECRET", "comm": "SECRET", "mapped_by": [{"pid": 1, "comm": "SECRET"}]}
+    fake.write("status", json.dumps(STATUS | {"breakers": [removal], "in_kernel": [removal]}))
     bundle = tmp_path / "bug.tar.gz"
     assert run("debug", "-o", bundle).exit_code == 0
     assert bundle.stat().st_mode & 0o777 == 0o600
@@ -219,6 +221,7 @@ def test_debug_bundle_keeps_names_and_notes_to_itself(run, fake: FakeMount, tmp_
         }
     assert {"versions.json", "doctor.json", "mount-0/pins", "mount-0/policy", "mount-0/metrics"} <= set(parts)
     assert json.loads(parts["mount-0/pins"])["id"] == 7
+    assert json.loads(parts["mount-0/status"])["breakers"] == [{"op": "truncate", "mapped_by": [{"pid": 1}]}]
     assert all(b"SECRET" not in part for part in parts.values())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cli.fakemount import PIN, STATUS, FakeMount
 
-from pinfs.cli.ls import print_pins
+from pinfs.cli.pintable import in_order, table_of_pins
 from pinfs.observe.mounts import Mount
 from pinfs.observe.wording import describe, differences, printable
 
@@ -259,7 +259,7 @@ def test_an_event_in_words() -> None:
 
 def test_a_table_has_an_end(capsys: pytest.CaptureFixture[str]) -> None:
     pins = [{"id": number, "state": "held", "mode": "deny"} for number in range(7)] + [{"id": 99, "state": "breaking"}]
-    print_pins(pins, ["ID"], limit=3)
+    table_of_pins(in_order(pins, []), ["ID"], limit=3).print()
     shown = capsys.readouterr()
     assert shown.out.split() == ["ID", "99", "0", "1"]
     assert "5 more" in shown.err

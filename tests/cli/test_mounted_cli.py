@@ -331,6 +331,26 @@ def test_policy_explain_names_the_rule(mount: Mount) -> None:
     assert (answer["rule"]["path"], answer["policy"]["conflict"]) == ("*.log", "break")
 
 
+@pytest.mark.mount("break_timeout=600")
+def test_top_and_ls_say_what_a_removal_waits_for(mount: Mount) -> None:
+    file = mount.path / "f"
+    file.write_bytes(bytes(4096))
+    holder, breaker = mount.actor(), mount.actor()
+    holder.pin(file, "held", "0:0,mode=lease,signal=none")
+    cut = breaker.start(os.truncate, str(file), 0)
+    eventually(lambda: json.loads((mount.path / ".pinfs/status").read_text())["waiting"] == 1)
+    (one,) = json.loads(pinfs("top", "--once", "--every", "0.1", mount.path).stdout)["breaks"]
+    assert (one["op"], one["pid"], [by["pid"] for by in one["holders"]]) == ("truncate", breaker.pid, [holder.pid])
+    assert 0 < one["remaining_s"] <= 600
+    (same,) = json.loads(pinfs("ls", "--process", holder.pid, mount.path).stdout)["breakers"]
+    assert same["waits_for"] == one["waits_for"]
+    assert json.loads(pinfs("ls", "--process", breaker.pid, mount.path).stdout)["breakers"] == []
+    (foreign,) = json.loads(pinfs("top", "--once", "--every", "0.1", mount.path, uid=1234).stdout)["breaks"]
+    assert not {"pid", "uid", "comm"} & foreign.keys()
+    holder.release(file, "held")
+    cut.result()
+
+
 def test_debug_bundle_of_a_live_mount(mnt: Mount, tmp_path: Path) -> None:
     assert pinfs("debug", "-o", tmp_path / "bug.tar.gz", mnt.path).returncode == 0
 

@@ -38,7 +38,8 @@ def verbs(point: Path) -> dict[int, list[list[str]]]:
         NO_ANSWER: [
             ["ls", where], ["ls", directory], ["ls", "--table", file],
             ["status", where], ["status", "--table", where], ["status", "--watch", "--json", "-i", "1", where],
-            ["watch", where], ["watch", file],
+            ["watch", where], ["watch", file], ["top", "--once", where], ["top", "--json", file],
+            ["ls", "--watch", "1", where],
             ["doctor", where], ["unseal", where],
             ["revoke", "-m", where, "1"], ["release", "-m", file, "1"],
             ["policy", "show", where], ["policy", "set", "-m", where, "own=deny"], ["policy", "explain", file],

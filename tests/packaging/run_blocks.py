@@ -19,7 +19,7 @@ from pathlib import Path
 LIMIT_S = 30
 END = "@end-of-line@"
 EXPECTED = re.compile(r"Device or resource busy|refused: .*")
-VERBS = "mount|umount|upgrade|pin|ls|watch|release|revoke|policy|status|doctor|unseal|debug|bench|web|cluster"
+VERBS = "mount|umount|upgrade|pin|ls|watch|top|release|revoke|policy|status|doctor|unseal|debug|bench|web|cluster"
 COMMANDS = re.compile(rf"^(pinfs ({VERBS})|mount|mount\.py|truncate|setfattr|getfattr|mkdir|umount)\b")
 NAMES = {
     "FILE[:START:LENGTH]": "/mnt/models/big.bin:0:4096",
@@ -38,7 +38,8 @@ LEFT_OUT = {
     r"^mount\.py ": "the launcher of a checkout",
     r"^mount -t fuse /opt/": "pinfs in another place",
     r"^mount --bind": "the root is a chroot, which is no mount point",
-    r"^pinfs watch\b": "goes on until Ctrl-C",
+    r"^pinfs (watch|top)\b": "goes on until Ctrl-C",
+    r"^pinfs ls .*--watch": "goes on until Ctrl-C",
     r"^pinfs bench ": "takes minutes",
     r"^pinfs upgrade ": "the program is the one that serves; debian_life.sh upgrades",
     r"^pinfs unseal ": "takes a daemon that was killed",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 from support.mounts import Mount
 from web.conftest import Web
@@ -35,7 +38,10 @@ class Page:
         self.driver = driver
 
     def text(self, selector: str) -> str:
-        return " | ".join(element.text for element in self.driver.find_elements(By.CSS_SELECTOR, selector))
+        script = """  // in one step: the page may draw it anew between two
+            const all = [...document.querySelectorAll(arguments[0])];
+            return all.map((one) => one.checkVisibility() ? one.innerText.trim() : "").join(" | ");"""
+        return str(self.driver.execute_script(script, selector))
 
     def until(self, see: Callable[[], Any], what: str) -> None:
         WebDriverWait(self.driver, LIMIT_S, poll_frequency=0.1).until(lambda _driver: see(), what)
@@ -57,6 +63,36 @@ class Page:
     def complaints(self) -> list[str]:
         """What the browser has refused or could not run."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
+
+    def press(self, *keys: str) -> None:
+        """Keys, wherever the focus is."""
+        self.driver.switch_to.active_element.send_keys(*keys)
+
+    def focus(self) -> str:
+        """The id of what has the focus, or its first words."""
+        script = "const at = document.activeElement; return at.id || at.textContent.trim().slice(0, 40)"
+        return str(self.driver.execute_script(script))
+
+    @contextmanager
+    def as_wide_as(self, width: int) -> Iterator[None]:
+        """On a screen of so many pixels across."""
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        try:
+            yield
+        finally:
+            self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    def violations(self) -> list[str]:
+        """What axe-core objects to: rule, element, why."""
+        source = importlib.resources.files("axe_core_python").joinpath("axe.min.js").read_text()
+        if not self.driver.execute_script("return 'axe' in window"):
+            self.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": source})  # no script of the page's
+        found = self.driver.execute_async_script("""
+            const done = arguments[arguments.length - 1];
+            axe.run(document, {resultTypes: ["violations"]}).then((found) => done(found.violations), (e) => done([{
+                id: "failed", nodes: [{html: String(e), failureSummary: ""}]}]));""")
+        return [f"{one['id']}: {node['html']}: {node['failureSummary']}" for one in found for node in one["nodes"]]
 
     def prefer(self, scheme: str) -> None:
         """Light or dark."""
@@ -181,10 +217,114 @@ def test_nothing_comes_from_elsewhere(web: Web, page: Page) -> None:
     assert {name.rsplit("/", 1)[0] + "/" for name in names} == {web.url}
 
 
-def test_a_narrow_screen_needs_no_scrolling_sideways(mount: Mount, file: Path, page: Page) -> None:
-    mount.actor().pin(file, "p", "0:0,note=" + "long " * 20)
-    page.shows(".pins", "long")
-    size = page.driver.get_window_size()
-    page.driver.set_window_size(500, 900)
-    assert page.driver.execute_script("return document.body.scrollWidth <= innerWidth")
-    page.driver.set_window_size(size["width"], size["height"])
+FOUR_ROWS = "return document.querySelectorAll('.pins tbody tr').length >= 4"
+patient = pytest.mark.mount("break_timeout=600")  # a browser on a busy machine takes its time
+WIDTHS = (360, 768, 1440)
+"""A telephone, a tablet, a desk."""
+
+
+@pytest.fixture
+def busy(mount: Mount, file: Path) -> Iterator[None]:
+    """Two holders, three files, a break under way."""
+    first, second, breaker = mount.actor(), mount.actor(), mount.actor()
+    for name in ("index.faiss", "a-rather-long-name-of-a-file-" + "x" * 80):
+        first(Path.write_bytes, mount.path / name, bytes(1 << 20))
+        second.pin(mount.path / name, "p", "0:0,note=" + "long " * 20)
+    first.pin(file, "a", "0:4096,mode=lease,signal=none,note=layers 0-11")
+    second.pin(file, "b", "8192:4096,mode=lease,signal=none")
+    cut = breaker.start(os.truncate, str(file), 0)
+    yield
+    for holder, name in ((first, "a"), (second, "b")):
+        holder.release(file, name)
+    cut.result()
+
+
+@patient
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_width_needs_scrolling_sideways(busy: None, page: Page, width: int) -> None:
+    page.shows("#breaks", "truncate")
+    with page.as_wide_as(width):
+        for key in "fha":
+            page.press(key)
+            page.until(lambda: page.driver.execute_script(FOUR_ROWS), key)
+            assert page.driver.execute_script("return document.documentElement.scrollWidth <= innerWidth"), key
+
+
+@patient
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_fault(busy: None, page: Page, width: int, scheme: str) -> None:
+    page.shows("#breaks", "truncate")
+    page.prefer(scheme)
+    with page.as_wide_as(width):
+        assert page.violations() == []
+        page.press("?")
+        page.press("h")
+        page.shows("#files h3", "uid 0")
+        assert page.violations() == []
+        page.press(Keys.ESCAPE, "a")
+        page.shows("#files th", "Holder")
+        assert page.violations() == []
+    page.prefer("light")
+
+
+@patient
+def test_what_a_removal_waits_for(busy: None, page: Page) -> None:
+    page.shows("#breaks", "weights.bin")
+    page.shows("#breaks", "s left")
+    page.shows("#breaks", "pin 3, 4")
+    page.shows("#breaks .mono", "python")
+
+
+@patient
+def test_searching_and_grouping_by_keys_alone(busy: None, page: Page) -> None:
+    page.shows("#files h3", "index.faiss")
+    page.press("/")
+    assert page.focus() == "find"
+    page.press("layers ")
+    page.shows("#selected", "1 of 4")
+    page.press("WEIGHTS")  # what was typed stays as it was
+    page.until(lambda: page.driver.current_url.endswith("#find=layers+WEIGHTS"), page.driver.current_url)
+    page.shows("#selected", "1 of 4")
+    assert "index.faiss" not in page.text("#files")
+    assert page.driver.current_url.endswith("#find=layers+WEIGHTS")
+    page.driver.refresh()
+    page.shows("#selected", "1 of 4")
+    page.press("/", Keys.ESCAPE)
+    page.until(lambda: page.text("#selected") == "", "all pins again")
+    page.press("b")
+    page.shows("#selected", "2 of 4")
+    page.press("a")
+    page.shows("#files th", "File")
+    page.press("b")
+    page.shows("#files td:nth-child(4)", "index.faiss")
+    page.press("f")
+    page.shows("#files h3", "index.faiss")
+    page.press("/", "nothing like it")
+    page.shows("#files", "No pin is as you search.")
+
+
+@patient
+def test_the_order_of_the_focus(busy: None, page: Page) -> None:
+    page.shows("#breaks", "truncate")
+    reached = []
+    for _ in range(7):
+        page.press(Keys.TAB)
+        reached.append(page.focus())
+    assert reached[:6] == ["To the pins", "find", "show", "by", "theme", "Keys"]
+    assert reached[6].startswith("Left")  # the breaks, to be scrolled
+    page.driver.execute_script("document.querySelector('.skip').focus()")
+    page.press(Keys.ENTER)
+    assert page.focus() == "pins"
+
+
+def test_colours_that_were_chosen_stay(page: Page) -> None:
+    background = "return getComputedStyle(document.body).backgroundColor"
+    page.prefer("light")
+    page.press("t", "t")
+    assert brightness(page.driver.execute_script(background)) < 100
+    page.driver.refresh()
+    page.shows("#state", "up for")
+    assert brightness(page.driver.execute_script(background)) < 100
+    page.press("t")
+    assert brightness(page.driver.execute_script(background)) > 200

@@ -9,7 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinfs.web import picture
-from pinfs.web.picture import CELLS, KINDS, MAX_CHARACTERS, MAX_FILES, MAX_HOLDERS, MAX_PINS_OF_A_FILE, MAX_RULES
+from pinfs.web.picture import (
+    CELLS,
+    KINDS,
+    MAX_BREAKS,
+    MAX_CHARACTERS,
+    MAX_FILES,
+    MAX_FIND,
+    MAX_HOLDERS,
+    MAX_HOSTS,
+    MAX_OLDEST,
+    MAX_PINS_OF_A_FILE,
+    MAX_PINS_OF_A_HOLDER,
+    MAX_RULES,
+    Query,
+)
 
 Json = dict[str, Any]
 
@@ -101,6 +115,64 @@ def test_holders_by_how_many_wait_for_them() -> None:
     assert [(one["pid"], one["uid"], one["pins"], one["breaking"]) for one in found] == [
         (5, 1000, 1, 1), (4711, 1000, 2, 0), (None, 7, 1, 0), (None, None, 1, 0)
     ]  # fmt: skip
+
+
+def test_holders_with_their_pins() -> None:
+    found = [pin(1, since=9.0), pin(2, since=5.0), pin(3, pid=5, state="breaking", since=8.0, path=None)]
+    found += [pin(number, pid=6) for number in range(10, 10 + MAX_PINS_OF_A_HOLDER + 4)]
+    shown = picture.pins(found, Query(by="holder"), lambda one: None, 10.0)
+    assert [(group["holder"]["pid"], group["more"]) for group in shown["groups"]] == [(5, 0), (6, 4), (4711, 0)]
+    (_, _, trainer) = shown["groups"]
+    assert [one["id"] for one in trainer["pins"]] == [2, 1]
+    assert (trainer["holder"]["oldest_s"], trainer["pins"][0]["path"]) == (5.0, "f")
+
+
+def test_the_oldest_first() -> None:
+    found = [pin(number, since=float(1000 - number)) for number in range(MAX_OLDEST + 2)]
+    shown = picture.pins(found, Query(by="age"), lambda one: None, 0.0)
+    assert (shown["pins"][0]["id"], len(shown["pins"]), shown["more"]) == (MAX_OLDEST + 1, MAX_OLDEST, 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "ids"),
+    [
+        ({}, [1, 2, 3, 4]),
+        ({"find": "TRAIN"}, [1, 4]),
+        ({"find": "train 0.9"}, [4]),
+        ({"find": "4711"}, [1]),
+        ({"find": "471"}, []),  # numbers are whole
+        ({"find": "models/"}, [2]),
+        ({"find": "layer"}, [1]),
+        ({"show": "breaking"}, [3]),
+        ({"show": "lease"}, [2, 3]),
+        ({"show": "nonsense", "by": "nonsense"}, [1, 2, 3, 4]),
+    ],
+)
+def test_what_a_viewer_asks_for(asked: dict[str, str], ids: list[int]) -> None:
+    found = [pin(1, note="a Layer"), pin(2, path="models/w", comm="x", pid=1, mode="lease"),
+             pin(3, comm="x", pid=1, mode="lease", state="breaking"), pin(4, path="v0.9", pid=2)]  # fmt: skip
+    query = Query.of(asked)
+    assert [one["id"] for one in found if query.selects(one)] == ids
+
+
+@given(st.dictionaries(st.sampled_from(["find", "show", "by"]), st.text(max_size=3 * MAX_FIND)))
+def test_a_question_is_bounded(asked: dict[str, str]) -> None:
+    query = Query.of(asked)
+    assert len(query.find) <= 3 * MAX_FIND  # folding makes three of some characters
+    picture.pins([pin(since=1.0)], query, lambda one: None, 2.0)
+
+
+def test_breaks_and_hosts_end_and_their_texts_are_plain() -> None:
+    one = {"op": "truncate", "path": "a\nb", "inode": 1, "from": 0, "to": None, "waits_for": [1], "more": False,
+           "deadline": 5.0, "remaining_s": 3.0, "pid": 9, "uid": 0, "comm": "\x1b[31m"}  # fmt: skip
+    shown = picture.breaks({"waiting": 64, "breakers": [one] * 64}, [pin(1, state="breaking", comm="x\u202e")])
+    assert (len(shown["breaks"]), shown["more"]) == (MAX_BREAKS, 64 - MAX_BREAKS)
+    assert (shown["breaks"][0]["path"], shown["breaks"][0]["comm"]) == ("a\\x0ab", "\\x1b[31m")
+    assert shown["breaks"][0]["holders"] == [{"pid": 4711, "comm": "x\\u202e"}]
+    members = [{"host": f"h{n}\t", "silent_s": 1.0, "own": n == 0} for n in range(MAX_HOSTS + 1)]
+    hosts = picture.hosts({"members": members})
+    assert (hosts["hosts"][0]["host"], hosts["hosts"][0]["own"], hosts["more"]) == ("h0\\x09", True, 1)
+    assert picture.hosts(None) == {"hosts": [], "more": 0}
 
 
 def test_the_policy() -> None:

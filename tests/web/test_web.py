@@ -29,8 +29,8 @@ from pinfs.web.feed import MAX_CLIENTS
 Serve = Callable[..., Web]
 
 
-def news(web: Web) -> http.client.HTTPResponse:
-    answer = web.get("news")
+def news(web: Web, asked: str = "") -> http.client.HTTPResponse:
+    answer = web.get(f"news{asked}")
     assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
     return answer
 
@@ -82,7 +82,7 @@ def test_pins_breaks_and_policy_as_they_happen(mount: Mount, file: Path, web: We
     with news(web) as answer:
         stream = pictures(answer)
         first = next(stream)
-        assert (first["mount"], first["files"], first["sees_all"]) == (str(mount.path), {"files": [], "more": 0}, True)
+        assert (first["mount"], first["files"]["files"], first["sees_all"]) == (str(mount.path), [], True)
         holder.pin(file, "p", "0:4096,mode=lease,signal=none,note=hello")
         one = next(p for p in stream if p["status"]["pins"])["files"]["files"][0]
         assert (one["path"], one["size"], one["bar"]) == ("f", 8192, [[0, 500, "lease"]])
@@ -92,6 +92,13 @@ def test_pins_breaks_and_policy_as_they_happen(mount: Mount, file: Path, web: We
         assert breaking["files"]["files"][0]["bar"] == [[0, 500, "breaking"]]
         assert breaking["files"]["files"][0]["pins"][0]["deadline"] > breaking["at"]
         assert breaking["holders"]["holders"][0]["breaking"] == 1
+        (one,) = breaking["breaks"]["breaks"]
+        assert (one["op"], one["pid"], one["deadline"]) == (
+            "truncate",
+            breaker.pid,
+            breaking["files"]["files"][0]["pins"][0]["deadline"],
+        )
+        assert [by["pid"] for by in one["holders"]] == [holder.pid]
         holder.release(file, "p")
         cut.result()
         last = next(p for p in stream if not p["status"]["pins"])
@@ -99,6 +106,21 @@ def test_pins_breaks_and_policy_as_they_happen(mount: Mount, file: Path, web: We
         assert [kind for kind in told if kind != "proceeded"] == ["pinned", "break", "released"]
         mount.policy("break_timeout = 7")
         next(p for p in stream if ["break_timeout", "7.0"] in p["policy"]["values"])
+
+
+def test_each_viewer_sees_what_it_asks_for(mount: Mount, file: Path, web: Web) -> None:
+    holder = mount.actor()
+    other = mount.path / "other.bin"
+    holder(Path.write_bytes, other, bytes(4096))
+    holder.pin(file, "p", "0:4096,mode=lease,signal=none,note=weights of layer 7")
+    holder.pin(other, "q", "0:0")
+    with news(web) as all_of_them, news(web, "?find=WEIGHTS&show=lease&by=age") as some:
+        both = next(pictures(all_of_them))
+        assert (both["files"]["by"], both["files"]["selected"], len(both["files"]["files"])) == ("file", 2, 2)
+        one = next(pictures(some))
+        assert [pin["path"] for pin in one["files"]["pins"]] == ["f"]
+        assert one["holders"]["holders"][0]["pins"] == 1
+        assert one["status"]["pins"] == 2
 
 
 def test_others_do_not_see_the_holders_of_pins(mount: Mount, file: Path, serve: Serve) -> None:
