@@ -8,10 +8,13 @@ import pytest
 
 from .loads import LOADS
 from .storm import Storm
-from .surviving import USER, surviving
+from .surviving import USER, Surviving, surviving
 
 KILLS = int(os.environ.get("PINFS_KILLS", "8"))
 LONGEST_S = 1.2
+LONG_KILLS = int(os.environ.get("PINFS_LONG_KILLS", "600"))
+ONE_A_SECOND_S = 2.0
+"""Between two kills pass half of that on average: ten minutes."""
 MOUNTS = [
     ("tmpfs", (), 0),
     ("tmpfs", ("passthrough=off",), 0),
@@ -21,24 +24,26 @@ MOUNTS = [
 ]
 
 
-def nothing_is_noticed(backing: str, options: tuple[str, ...], user: int, kills: int, kinds: list[str]) -> None:
-    with surviving(backing, options, user) as mount:
-        storm = Storm(mount, kinds)
-        try:
-            storm.kill(kills, LONGEST_S)
-            storm.end()
-            print(storm.told())
-            storm.check()
-        finally:
-            storm.reap()
+def nothing_is_noticed(mount: Surviving, kills: int, longest_s: float, kinds: list[str]) -> None:
+    storm = Storm(mount, kinds)
+    try:
+        storm.kill(kills, longest_s)
+        storm.end()
+        print(storm.told())
+        storm.check()
+    finally:
+        storm.reap()
 
 
 @pytest.mark.parametrize(("backing", "options", "user"), MOUNTS)
 def test_nothing_is_noticed(root: None, fuse: None, backing: str, options: tuple[str, ...], user: int) -> None:
-    nothing_is_noticed(backing, options, user, KILLS, list(LOADS))
+    with surviving(backing, options, user) as mount:
+        nothing_is_noticed(mount, KILLS, LONGEST_S, list(LOADS))
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("options", [(), ("spare",)], ids=["alone", "spare"])
 @pytest.mark.parametrize("backing", ["tmpfs", "ext4"])
-def test_a_thousand_kills(root: None, fuse: None, backing: str) -> None:
-    nothing_is_noticed(backing, (), 0, 500, ["names", "data", *LOADS])
+def test_ten_minutes_with_a_kill_each_second(root: None, fuse: None, backing: str, options: tuple[str, ...]) -> None:
+    with surviving(backing, options) as mount:
+        nothing_is_noticed(mount, LONG_KILLS, ONE_A_SECOND_S, ["names", "data", *LOADS])
