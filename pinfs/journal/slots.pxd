@@ -14,3 +14,11 @@ cdef class Slots:
     @cython.locals(new=uint64_t)
     cpdef uint64_t replace(self, uint64_t slot, int kind, bytes body) except? 0
     cpdef _free_chain(self, uint64_t slot)
+    @cython.locals(words="const uint64_t[::1]", used=uint64_t, sequence=uint64_t, slot=uint64_t, word=uint64_t, commit=uint64_t,
+                   kind=uint64_t, slots=dict, free=list, left=list, chained=list, heads=list)
+    cpdef load(self, int without=*)
+    @cython.locals(words="const uint64_t[::1]", used=uint64_t, slot=uint64_t, at=uint64_t, commit=uint64_t, value=uint64_t,
+                   last=uint64_t, groups=dict, group=list)
+    cpdef dict group(self, int kind, int word)
+    @cython.locals(number=Py_ssize_t, here=uint64_t, before=uint64_t)
+    cpdef _free_older(self, list group)

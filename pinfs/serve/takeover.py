@@ -112,7 +112,7 @@ def left_in(store: DescriptorStore) -> Left | None:
         slots = Slots(kept[JOURNAL])
         if slots.words[records.BROKEN]:
             raise JournalError("records are missing, for which there was no room")
-        found = slots.load()
+        found = slots.load(without=Kind.PIN)
         identity = Identity.from_json(_json(slots, found, TextId.IDENTITY))
         cluster = _json(slots, found, TextId.CLUSTER) if TextId.CLUSTER in found[Kind.TEXT] else None
     except (JournalError, KeyError, TypeError, ValueError) as e:
@@ -184,6 +184,7 @@ class TakeOver:
 
     def _settle(self) -> None:
         self._readers.settle()
+        self._state.drop_unused_breaks()
         self._state.drop_unused_eventfds()
         self._fs.backing.seal.resumed()
 
