@@ -401,6 +401,7 @@ class Restoration:
         since, deadline = self._recorder.moment(record.since_ns), self._recorder.moment(record.deadline_ns)
         breaking = Break(pin, policy, since, record.op.decode(), record.start, record.end)
         breaking.killed, breaking.seq = bool(record.killed), record.seq
+        breaking.host = self._slots.text(record.chain).decode() if record.chain else None
         book.breaks.restore(breaking, deadline)
         self._recorder.adopt_break(pin.id, slot)
         self.restored.counts["breaks"] += 1

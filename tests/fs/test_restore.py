@@ -18,8 +18,11 @@ from support import seeds
 from fs.conftest import ME
 from fs.surviving import Survivor, surviving
 from pinfs.core.pins import Pin
+from pinfs.core.ranges import END
+from pinfs.core.removals import RemovalRequest
 from pinfs.fs.inode import ROOT_ID
 from pinfs.fs.types import SetAttr
+from pinfs.journal.records import Kind
 from pinfs.linux import syscalls
 from pinfs.serve.assembly import FileSystem
 
@@ -228,6 +231,24 @@ async def test_a_break_goes_on_to_its_deadline(survivor: Survivor) -> None:
     assert restored.breaking is not None
     assert pin_state(restored) == before
     assert (restored.breaking.op, restored.breaking.seq) == (pin.breaking.op, pin.breaking.seq)
+
+
+@pytest.mark.parametrize("host", [None, "b", "h" * 300])
+async def test_a_break_is_still_that_of_its_host(survivor: Survivor, host: str | None) -> None:
+    """The breaker is on another host of a cluster, and the holder is told so after the take-over as well."""
+    ops, book = survivor.fs.operations, survivor.fs.guard.book
+    _, entry = await ops.create(ROOT_ID, b"f", 0o600, os.O_RDWR | os.O_CREAT, ME)
+    await ops.setattr(entry.nodeid, SetAttr(size=100), None, ME)
+    await ops.setxattr(entry.nodeid, b"user.pinfs.pin.p", b"0:0,mode=lease,signal=none", 0, ME)
+    request = RemovalRequest(entry.nodeid, 0, END, "truncate", host=host)
+    book.begin(request, survivor.fs.policies.current.for_path("f"), trio.current_time())
+    before = survivor.records(Kind.BREAK, Kind.PIN)
+    for _ in range(2):
+        survivor.die()
+        (pin,) = survivor.fs.guard.book.table.by_id.values()
+        assert pin.breaking is not None
+        assert (pin.breaking.host, pin.breaking.op) == (host, "truncate")
+        assert survivor.records(Kind.BREAK, Kind.PIN) == before
 
 
 async def test_pins_of_a_holder_that_has_died_meanwhile_go(survivor: Survivor) -> None:
