@@ -38,6 +38,8 @@ log = logging.getLogger("pinfs.journal")
 
 AT_ONCE: Final = 4096
 """Pins that are restored before the first request is answered."""
+ANSWER_S: Final = 1.0
+"""How long a break goes on at least: its holder may have answered it while there was no daemon, and be waiting."""
 MAX_LOST: Final = 64
 """How much of what is lost is named."""
 _REOPENED_WITHOUT: Final = os.O_TRUNC | os.O_CREAT | os.O_EXCL
@@ -399,11 +401,14 @@ class Restoration:
             retry_after=record.retry_after,
         )
         since, deadline = self._recorder.moment(record.since_ns), self._recorder.moment(record.deadline_ns)
+        at_least = trio.current_time() + ANSWER_S
         breaking = Break(pin, policy, since, record.op.decode(), record.start, record.end)
         breaking.killed, breaking.seq = bool(record.killed), record.seq
         breaking.host = self._slots.text(record.chain).decode() if record.chain else None
-        book.breaks.restore(breaking, deadline)
+        book.breaks.restore(breaking, max(deadline, at_least))
         self._recorder.adopt_break(pin.id, slot)
+        if deadline < at_least:
+            self._recorder.extended(breaking)
         self.restored.counts["breaks"] += 1
 
     def unreferenced(self) -> None:

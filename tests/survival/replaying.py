@@ -90,6 +90,11 @@ class Recording:
         for kind, unpack in UNPACK.items():
             for slot, body in found[kind].items():
                 _write(fd, slot, self._of_process(self._of_inode(unpack(body), there)).pack())
+        for slot, body in found[Kind.BREAK].items():
+            record_of_break = records.unpack_break(body)
+            later = time.monotonic_ns() - record_of_break.since_ns
+            times = {name: getattr(record_of_break, name) + later for name in ("since_ns", "deadline_ns")}
+            _write(fd, slot, record_of_break._replace(**times).pack())
         for body in found[Kind.EVENTFD].values():
             store.held[f"e{records.unpack_eventfd(body).eventfd}"] = os.eventfd(0)
 

@@ -21,7 +21,10 @@ MOUNTS = [
     ("ext4", (), 0),
     ("ext4", ("passthrough=off",), 0),
     ("tmpfs", (), USER),
+    ("ext4", (), USER),
 ]
+KEEPERS = 3
+"""A daemon starts at most five of them in a minute."""
 
 
 def nothing_is_noticed(mount: Surviving, kills: int, longest_s: float, kinds: list[str]) -> None:
@@ -39,6 +42,21 @@ def nothing_is_noticed(mount: Surviving, kills: int, longest_s: float, kinds: li
 def test_nothing_is_noticed(root: None, fuse: None, backing: str, options: tuple[str, ...], user: int) -> None:
     with surviving(backing, options, user) as mount:
         nothing_is_noticed(mount, KILLS, LONGEST_S, list(LOADS))
+
+
+def test_nothing_is_noticed_where_keepers_are_killed_as_well(root: None, fuse: None) -> None:
+    with surviving("tmpfs", ()) as mount:
+        storm = Storm(mount)
+        try:
+            for _ in range(KEEPERS):
+                storm.kill(2, LONGEST_S)
+                mount.kill_keeper()
+                storm.kill(1, LONGEST_S)
+            storm.end()
+            print(storm.told())
+            storm.check()
+        finally:
+            storm.reap()
 
 
 @pytest.mark.long
