@@ -18,7 +18,7 @@ cdef class Slots:
                    kind=uint64_t, slots=dict, free=list, left=list, chained=list, heads=list)
     cpdef load(self, int without=*)
     @cython.locals(words="const uint64_t[::1]", used=uint64_t, slot=uint64_t, at=uint64_t, commit=uint64_t, value=uint64_t,
-                   last=uint64_t, groups=dict, group=list)
+                   last=uint64_t, newest=uint64_t, id_=uint64_t, groups=dict, group=list, unordered=set)
     cpdef dict group(self, int kind, int word)
     @cython.locals(number=Py_ssize_t, here=uint64_t, before=uint64_t)
     cpdef _free_older(self, list group)

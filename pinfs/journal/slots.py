@@ -252,7 +252,8 @@ class Slots:
         words, used = self.words, self.words[_USED_WORD]
         groups: dict[int, list[int]] = {}
         group: list[int] = []
-        last = 0
+        unordered: set[int] = set()
+        last = newest = 0
         for slot in range(HEAD_SLOTS, used):
             at = slot << WORD_BITS
             commit = words[at]
@@ -262,10 +263,18 @@ class Slots:
             if value != last or not group:  # records of one group mostly follow each other
                 last = value
                 group = groups.setdefault(value, [])
-            group.append(words[at + 1] << SLOT_NUMBER_BITS | slot)
-        for group in groups.values():
-            group.sort(reverse=True)
-            self._free_older(group)
+                newest = group[-1] >> SLOT_NUMBER_BITS if group else 0
+            id_ = words[at + 1]
+            if id_ <= newest:
+                unordered.add(value)
+            newest = id_
+            group.append(id_ << SLOT_NUMBER_BITS | slot)
+        for value, group in groups.items():
+            if value in unordered:
+                group.sort(reverse=True)
+                self._free_older(group)
+            else:
+                group.reverse()
         return groups
 
     def _free_older(self, group: list[int]) -> None:

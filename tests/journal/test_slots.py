@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from struct import Struct
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,8 @@ from pinfs.journal.slots import (
     HEAD_SLOTS,
     MAX_TEXT,
     SLOT,
+    SLOT_NUMBER,
+    SLOT_NUMBER_BITS,
     WORD_BITS,
     JournalError,
     JournalFullError,
@@ -408,4 +411,73 @@ def _use_up(fd: int) -> None:
             slots.free(slot)
     assert len(slots) == 0
     assert len({slots.put(1, record(id_)) for id_ in range(64)}) == 64
+    slots.close()
+
+
+# Groups
+
+NUMBER = Struct("<QQQQ")
+"""Of a record with a word to group by: id, chain, that word, and another one."""
+GROUPED_WORD = 3
+
+
+def numbered(slots: Slots, id_: int, group: int, text: bytes = b"") -> int:
+    return slots.put(7, NUMBER.pack(id_, slots.put_text(text) if text else 0, group, 0))
+
+
+def groups_of(fd: int) -> tuple[dict[int, list[int]], Slots]:
+    """The ids of each group, and the next writer."""
+    slots = Slots(fd)
+    assert 7 not in slots.load(without=7)
+    return {
+        group: [found >> SLOT_NUMBER_BITS for found in members]
+        for group, members in slots.group(7, GROUPED_WORD).items()
+    }, slots
+
+
+def test_records_are_grouped_by_a_word_the_newest_first(fd: int) -> None:
+    slots = Slots(fd)
+    for id_ in range(1, 100):
+        numbered(slots, id_, id_ % 3)
+        slots.put(8, NUMBER.pack(id_, 0, 5, 0))
+    slots.close()
+    groups, slots = groups_of(fd)
+    assert groups == {group: [id_ for id_ in range(99, 0, -1) if id_ % 3 == group] for group in range(3)}
+    assert len(slots) == 198
+    slots.close()
+
+
+def test_slots_that_were_used_again_are_in_order_all_the_same(fd: int) -> None:
+    slots = Slots(fd)
+    taken = [numbered(slots, id_, 1) for id_ in range(1, 50)]
+    for slot in taken[:40]:
+        slots.free(slot)
+    for id_ in range(50, 90):
+        numbered(slots, id_, id_ % 2)
+    slots.close()
+    groups, slots = groups_of(fd)
+    assert groups == {
+        0: list(range(88, 49, -2)),
+        1: [*range(89, 50, -2), *range(49, 40, -1)],
+    }
+    slots.close()
+
+
+@pytest.mark.parametrize("reuses", [False, True])
+def test_of_two_records_of_one_id_the_older_one_is_freed_with_its_chain(fd: int, reuses: bool) -> None:
+    """As a writer leaves them that is killed while it replaces one."""
+    slots = Slots(fd)
+    spare = numbered(slots, 1, 9)
+    for id_ in (0, 2, 3):
+        numbered(slots, id_, 9, b"old" * 100)
+    if reuses:  # the newer one lies before the older one
+        slots.free(spare)
+    new = numbered(slots, 2, 9, b"new" * 100)
+    slots.close()
+    groups, slots = groups_of(fd)
+    assert groups == {9: [3, 2, 0] if reuses else [3, 2, 1, 0]}
+    (found,) = [member for member in slots.group(7, GROUPED_WORD)[9] if member >> SLOT_NUMBER_BITS == 2]
+    assert found & SLOT_NUMBER == new
+    assert slots.text(slots.words[(new << WORD_BITS) + 2]) == b"new" * 100
+    assert len(slots) == len(groups[9]) + 3 * 3
     slots.close()
