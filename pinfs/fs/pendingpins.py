@@ -1,7 +1,7 @@
 """Pins that a take-over has not restored yet: very many take seconds, and no caller should wait for those of other
 files (SPEC 13)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import trio
@@ -23,11 +23,14 @@ class PendingPins:
         """Called when nothing is to come any more."""
         self._restore = restore
         self._complete = complete
+        self._collected: Iterable[None] = ()
         self._waiters: dict[int, list[OneShot]] = {}
 
-    def begin(self, files: dict[int, list[int]]) -> None:
-        """All that is to come, of each file the last first."""
+    def begin(self, files: dict[int, list[int]], collected: Iterable[None] = ()) -> None:
+        """All that is to come, of each file the last first. `collected` fills the lists of `files`, some with each
+        step."""
         self.files = files
+        self._collected = collected
 
     async def wait_for(self, nodeid: int) -> None:
         """Return when the file has its pins."""
@@ -43,6 +46,8 @@ class PendingPins:
 
     async def run(self) -> None:
         """Restore all, a slice at a time; files that are waited for come first, and of those the ones with few pins."""
+        for _ in self._collected:
+            await trio.lowlevel.checkpoint()
         while self.files:
             nodeid = self._fewest_waited_for() if self._waiters else next(iter(self.files))
             if nodeid in self.files:

@@ -7,8 +7,8 @@ reached by its name and must have been born before the take-over, or by the desc
 import logging
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, cast
 from weakref import WeakValueDictionary
@@ -276,18 +276,27 @@ class Restoration:
         it is first asked for, or in the background (`pending`)."""
         book = self._parts.guard.book
         book.table.count_on(self._slots.words[records.LAST_PIN])
-        files = self._slots.group(Kind.PIN, records.PINNED_WORD)
-        if sum(map(len, files.values())) <= AT_ONCE:
+        files, count = self._slots.values(Kind.PIN, records.PINNED_WORD)
+        if count <= AT_ONCE:
+            deque(self._collected(files), maxlen=0)
             for found in sorted(found for slots in files.values() for found in slots):
                 self._restore_pin(found)
             self.drop_unused_breaks()
         else:
             for nodeid in files:
                 book.files.of(nodeid)  # it is pinned, also before its pins are here
-            self.pending.begin(files)
+            self.pending.begin(files, self._collected(files))
+
+    def _collected(self, files: dict[int, list[int]]) -> Iterator[None]:
+        """Find the pins of all files, some at a time."""
+        slots, first = self._slots, 0
+        while first := slots.collect(Kind.PIN, records.PINNED_WORD, files, first):
+            yield
+        for pins in files.values():
+            slots.put_in_order(pins)
 
     def _restore_pin(self, found: int) -> None:
-        """One of what `Slots.group` has found."""
+        """One of what `Slots.collect` has found."""
         slot = found & SLOT_NUMBER
         try:
             self._pin(slot, self._slots.body(slot))

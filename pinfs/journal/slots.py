@@ -26,6 +26,7 @@ CHUNK_SLOTS: Final = 8192  # 1 MiB
 SLOT_NUMBER_BITS: Final = 24
 SLOT_NUMBER: Final = (1 << SLOT_NUMBER_BITS) - 1
 MAX_SLOTS: Final = 1 << SLOT_NUMBER_BITS  # 2 GiB, of which only what is used takes memory
+COLLECTED_AT_ONCE: Final = 16384  # some milliseconds
 MAX_TEXT: Final = 64 << 20  # bytes of one chain
 
 MAGIC: Final = int.from_bytes(b"pinfsjrn", "little")
@@ -58,7 +59,7 @@ class Slots:
         """Begins an empty file, or goes on with what is in it. Raises JournalError, JournalFullError."""
         self._fd = fd
         self._max_slots = max_slots
-        self._sequence = 0
+        self._sequence = self._loaded = 0
         self._free: list[int] = []
         size = os.fstat(fd).st_size
         if not size:
@@ -197,7 +198,7 @@ class Slots:
         """The slots of all records, by kind and id; called once, before anything is written.
 
         Older records of an id, and chains without a record, are what a writer that was killed has left: they are freed.
-        `without`: a kind that is left out, for `group`: of a million records the dictionary alone would take long.
+        `without`: a kind that is left out, for `collect`: of a million records the dictionary alone would take long.
         """
         words, used, sequence = self.words, self.words[_USED_WORD], 0
         kinds: defaultdict[int, dict[int, int]] = defaultdict(dict)
@@ -227,6 +228,7 @@ class Slots:
                     if is_older:
                         slots[words[word + 1]] = slot
         self._sequence = sequence & ~0xFF
+        self._loaded = sequence
         self._free = free
         self._free_left(left, chained, heads)
         return kinds
@@ -246,36 +248,55 @@ class Slots:
         if left:
             self._free = sorted(self._free + left, reverse=True)
 
-    def group(self, kind: int, word: int) -> dict[int, list[int]]:
-        """The slots of all records of a kind that `load` has left out, by one of their words, the newest id first; each
-        with id << SLOT_NUMBER_BITS added."""
+    def values(self, kind: int, word: int) -> tuple[dict[int, list[int]], int]:
+        """Of the records of a kind that `load` has left out: an empty list for each value of one of their words, and
+        how many they are."""
         words, used = self.words, self.words[_USED_WORD]
         groups: dict[int, list[int]] = {}
-        group: list[int] = []
-        unordered: set[int] = set()
-        last = newest = 0
+        count = last = 0
         for slot in range(HEAD_SLOTS, used):
             at = slot << WORD_BITS
             commit = words[at]
-            if commit == 0 or commit & 0xFF != kind:
+            if commit != 0 and commit & 0xFF == kind:
+                value = words[at + word]
+                if value != last or not count:  # records of one group mostly follow each other
+                    last = value
+                    groups.setdefault(value, [])
+                count += 1
+        return groups, count
+
+    def collect(self, kind: int, word: int, groups: dict[int, list[int]], first: int) -> int:
+        """Add the slots of these records to `groups`, each with id << SLOT_NUMBER_BITS: some, from the slot `first` on
+        (0: from the beginning). The slot to go on from; 0: these were the last. What was written since `load` is not
+        among them; `put_in_order` comes after it."""
+        words, used, loaded = self.words, self.words[_USED_WORD], self._loaded
+        group: list[int] = []
+        last = 0
+        first = max(first, HEAD_SLOTS)
+        end = min(first + COLLECTED_AT_ONCE, used)
+        for slot in range(first, end):
+            at = slot << WORD_BITS
+            commit = words[at]
+            if commit == 0 or commit & 0xFF != kind or commit > loaded:
                 continue
             value = words[at + word]
-            if value != last or not group:  # records of one group mostly follow each other
+            if value != last or not group:
                 last = value
                 group = groups.setdefault(value, [])
-                newest = group[-1] >> SLOT_NUMBER_BITS if group else 0
-            id_ = words[at + 1]
-            if id_ <= newest:
-                unordered.add(value)
-            newest = id_
-            group.append(id_ << SLOT_NUMBER_BITS | slot)
-        for value, group in groups.items():
-            if value in unordered:
+            group.append(words[at + 1] << SLOT_NUMBER_BITS | slot)
+        return end if end < used else 0
+
+    def put_in_order(self, group: list[int]) -> None:
+        """The newest id first. Of two records of one id the older one is freed."""
+        before = 0
+        for number in range(len(group)):
+            here = group[number]
+            if number and here >> SLOT_NUMBER_BITS <= before >> SLOT_NUMBER_BITS:
                 group.sort(reverse=True)
                 self._free_older(group)
-            else:
-                group.reverse()
-        return groups
+                return
+            before = here
+        group.reverse()
 
     def _free_older(self, group: list[int]) -> None:
         """Of two records of one id the older one goes, which a writer that was killed has left."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import trio
 import trio.testing
 
@@ -84,3 +86,22 @@ async def test_all() -> None:
     assert len(restoring.restored) == SLICE + 1
     await restoring.pending.wait_for_all()
     await restoring.pending.wait_for(1)
+
+
+async def test_files_are_known_before_their_pins_are_found() -> None:
+    pending = PendingPins(lambda pin: None, lambda file: None)
+    files: dict[int, list[int]] = {1: [], 2: []}
+    steps: list[bool] = []
+
+    def collected() -> Iterator[None]:
+        for pin in range(3):
+            files[2].append(pin)
+            steps.append(1 in pending.files)
+            yield
+        files[1].append(9)
+
+    pending.begin(files, collected())
+    assert set(pending.files) == {1, 2}
+    await pending.run()
+    assert steps == [True] * 3
+    assert not pending.files

@@ -6,7 +6,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from struct import Struct
@@ -19,6 +19,7 @@ from support import seeds
 from pinfs.journal import slots as slots_module
 from pinfs.journal.slots import (
     CHAIN,
+    COLLECTED_AT_ONCE,
     HEAD_SLOTS,
     MAX_TEXT,
     SLOT,
@@ -429,10 +430,26 @@ def groups_of(fd: int) -> tuple[dict[int, list[int]], Slots]:
     """The ids of each group, and the next writer."""
     slots = Slots(fd)
     assert 7 not in slots.load(without=7)
-    return {
-        group: [found >> SLOT_NUMBER_BITS for found in members]
-        for group, members in slots.group(7, GROUPED_WORD).items()
-    }, slots
+    found = collected(slots)
+    return {group: [member >> SLOT_NUMBER_BITS for member in members] for group, members in found.items()}, slots
+
+
+def collected(slots: Slots, between: Callable[[], object] = lambda: None) -> dict[int, list[int]]:
+    """All records of the kind. `between`: called before each step."""
+    groups, count = slots.values(7, GROUPED_WORD)
+    assert not any(groups.values())
+    wanted = set(groups)
+    first = 0
+    while True:
+        between()
+        first = slots.collect(7, GROUPED_WORD, groups, first)
+        if not first:
+            break
+    assert set(groups) == wanted
+    assert sum(map(len, groups.values())) == count
+    for group in groups.values():
+        slots.put_in_order(group)
+    return groups
 
 
 def test_records_are_grouped_by_a_word_the_newest_first(fd: int) -> None:
@@ -476,8 +493,23 @@ def test_of_two_records_of_one_id_the_older_one_is_freed_with_its_chain(fd: int,
     slots.close()
     groups, slots = groups_of(fd)
     assert groups == {9: [3, 2, 0] if reuses else [3, 2, 1, 0]}
-    (found,) = [member for member in slots.group(7, GROUPED_WORD)[9] if member >> SLOT_NUMBER_BITS == 2]
+    (found,) = [member for member in collected(slots)[9] if member >> SLOT_NUMBER_BITS == 2]
     assert found & SLOT_NUMBER == new
     assert slots.text(slots.words[(new << WORD_BITS) + 2]) == b"new" * 100
     assert len(slots) == len(groups[9]) + 3 * 3
+    slots.close()
+
+
+def test_what_is_written_meanwhile_is_not_among_them(fd: int) -> None:
+    slots = Slots(fd)
+    for id_ in range(1, COLLECTED_AT_ONCE + 100):
+        numbered(slots, id_, 1)
+    slots.close()
+    slots, new = Slots(fd), []
+    slots.load(without=7)
+    numbers = iter(range(COLLECTED_AT_ONCE + 100, 2 * COLLECTED_AT_ONCE))
+    groups = collected(slots, lambda: new.append(numbered(slots, next(numbers), 1)))
+    assert len(new) == 2
+    assert len(groups[1]) == COLLECTED_AT_ONCE + 99
+    assert not {found & SLOT_NUMBER for found in groups[1]} & set(new)
     slots.close()

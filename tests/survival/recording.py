@@ -60,7 +60,7 @@ def layout() -> dict[str, Any]:
     return found
 
 
-NO_LAYOUT = {"VERSION", "CHUNK_SLOTS", "MAX_SLOTS", "MAX_TEXT", "SLOT_NUMBER", "SLOT_NUMBER_BITS"}
+NO_LAYOUT = {"VERSION", "COLLECTED_AT_ONCE", "CHUNK_SLOTS", "MAX_SLOTS", "MAX_TEXT", "SLOT_NUMBER", "SLOT_NUMBER_BITS"}
 """Numbers that say how much there may be, not where it lies."""
 
 
