@@ -89,6 +89,7 @@ def test_pins_of_all_files_come_back(
         print(f"\n{pins} pins are registered within {time.monotonic() - began:.1f} s")
         for _ in range(2):
             times = killed(mount, crowd, actors)
+            times["from its end to the take-over"] = mount.status()["last_takeover"]["pause_ms"] / 1000
             print(", ".join(f"{name}: {seconds:.2f} s" for name, seconds in times.items()))
             crowd.check(mount)
         holder.kill()
