@@ -19,6 +19,7 @@ from typing import Final
 from pinfs.bridge import wire
 from pinfs.bridge.negotiate import Requested, negotiate
 from pinfs.bridge.passthrough import Passthrough
+from pinfs.linux import syscalls
 from pinfs.linux.inodeflags import APPEND, get_flags, set_flags
 from pinfs.linux.newmount import detached_mount
 
@@ -80,7 +81,7 @@ def _open_passed_through(backing_fd: int, stack_depth: int) -> int:
         options = {"fd": str(connection), "rootmode": f"{stat.S_IFREG | 0o600:o}", "user_id": "0", "group_id": "0"}
         root = detached_mount("fuse", options)
         try:
-            opener = threading.Thread(target=_open_root, args=(root, results), daemon=True)
+            opener = threading.Thread(target=_open_root, args=(connection, root, results), daemon=True)
             opener.start()
             _Server(connection, backing_fd, stack_depth).serve_until(results)
         finally:
@@ -92,9 +93,16 @@ def _open_passed_through(backing_fd: int, stack_depth: int) -> int:
     return results[0] if results else errno.ETIMEDOUT
 
 
-def _open_root(root: int, results: list[int]) -> None:
+def _open_root(connection: int, root: int, results: list[int]) -> None:
+    """In a thread with a table of descriptors of its own, without the connection.
+
+    Where this process is killed between a request of the thread and its answer, no signal ends the thread. With a table
+    that is shared, its descriptor of the connection would stay open, and with it the connection: the process would
+    never end, and no daemon come after it.
+    """
     try:
-        fd = os.open(f"/proc/self/fd/{root}", os.O_RDWR | os.O_CLOEXEC)
+        syscalls.close_in_own_table(connection)
+        fd = os.open(f"/proc/thread-self/fd/{root}", os.O_RDWR | os.O_CLOEXEC)
     except OSError as e:
         results.append(e.errno or errno.EIO)
     else:
@@ -140,4 +148,6 @@ class _Server:
 
     def _opened(self) -> bytes:
         """A handle that passes through. Without a backing id the kernel refuses it with EIO, as it should."""
-        return wire.OPEN_OUT.pack(1, wire.FOPEN_PASSTHROUGH, self._passthrough.open(self._backing_fd))
+        return wire.OPEN_OUT.pack(
+            1, wire.FOPEN_PASSTHROUGH | wire.FOPEN_NOFLUSH, self._passthrough.open(self._backing_fd)
+        )

@@ -1,8 +1,7 @@
 """Pins that a take-over has not restored yet: very many take seconds, and no caller should wait for those of other
 files (SPEC 13)."""
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import trio
@@ -14,20 +13,24 @@ SLICE: Final = 256
 
 
 class PendingPins:
-    """Pins by file. `restore` takes the slot of one; `complete` is called with the node id of a file that has all."""
+    """Pins by file. `restore` takes one of what `begin` was given; `complete` is called with the node id of a file that
+    has all."""
 
     def __init__(self, restore: Callable[[int], None], complete: Callable[[int], None]) -> None:
-        self.files: dict[int, deque[int]] = {}
-        """The slots of the pins that are still to come, by node id: whether a file is in it is the way to ask."""
+        self.files: dict[int, list[int]] = {}
+        """The pins that are still to come, by node id, the next one last: whether a file is in it is the way to ask."""
         self.on_end: Callable[[], None] = lambda: None
         """Called when nothing is to come any more."""
         self._restore = restore
         self._complete = complete
+        self._collected: Iterable[None] = ()
         self._waiters: dict[int, list[OneShot]] = {}
 
-    def begin(self, files: dict[int, list[int]]) -> None:
-        """All that is to come."""
-        self.files = {nodeid: deque(slots) for nodeid, slots in files.items()}
+    def begin(self, files: dict[int, list[int]], collected: Iterable[None] = ()) -> None:
+        """All that is to come, of each file the last first. `collected` fills the lists of `files`, some with each
+        step."""
+        self.files = files
+        self._collected = collected
 
     async def wait_for(self, nodeid: int) -> None:
         """Return when the file has its pins."""
@@ -42,9 +45,11 @@ class PendingPins:
             await self.wait_for(next(iter(self.files)))
 
     async def run(self) -> None:
-        """Restore all, a slice at a time; files that are waited for come first."""
+        """Restore all, a slice at a time; files that are waited for come first, and of those the ones with few pins."""
+        for _ in self._collected:
+            await trio.lowlevel.checkpoint()
         while self.files:
-            nodeid = next(iter(self._waiters or self.files))
+            nodeid = self._fewest_waited_for() if self._waiters else next(iter(self.files))
             if nodeid in self.files:
                 self._restore_some(nodeid)
             if nodeid not in self.files:
@@ -52,10 +57,13 @@ class PendingPins:
             await trio.lowlevel.checkpoint()
         self.on_end()
 
+    def _fewest_waited_for(self) -> int:
+        return min(self._waiters, key=lambda nodeid: len(self.files.get(nodeid, ())))
+
     def _restore_some(self, nodeid: int) -> None:
         slots = self.files[nodeid]
         for _ in range(min(SLICE, len(slots))):
-            self._restore(slots.popleft())
+            self._restore(slots.pop())
         if not slots:
             del self.files[nodeid]
             self._complete(nodeid)

@@ -397,9 +397,10 @@ class Recorder:
             self._break_over(breaking)
 
     def _break_begun(self, breaking: Break) -> None:
-        policy = breaking.policy
+        policy, host = breaking.policy, breaking.host
+        chain = 0 if host is None else self.put_text(host.encode())
         record = records.BreakRecord(
-            breaking.pin.id, 0, self.ns(breaking.since), self._deadline(breaking), breaking.start, breaking.end,
+            breaking.pin.id, chain, self.ns(breaking.since), self._deadline(breaking), breaking.start, breaking.end,
             breaking.seq, 0, policy.break_timeout_max, policy.retry_after, breaking.op.encode(),
             f"{policy.on_timeout} {policy.errno}".encode(),
         )  # fmt: skip

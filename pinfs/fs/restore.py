@@ -7,8 +7,8 @@ reached by its name and must have been born before the take-over, or by the desc
 import logging
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, cast
 from weakref import WeakValueDictionary
@@ -31,13 +31,15 @@ from pinfs.fs.recorder import Recorder
 from pinfs.fs.uncached import UncachedFiles
 from pinfs.journal import records
 from pinfs.journal.records import HandleKind, HandleRecord, InodeRecord, IntentRecord, Kind, PinRecord
-from pinfs.journal.slots import WORD_BITS
+from pinfs.journal.slots import SLOT_NUMBER, SLOT_NUMBER_BITS
 from pinfs.runtime.errors import logged
 
 log = logging.getLogger("pinfs.journal")
 
 AT_ONCE: Final = 4096
 """Pins that are restored before the first request is answered."""
+ANSWER_S: Final = 1.0
+"""How long a break goes on at least: its holder may have answered it while there was no daemon, and be waiting."""
 MAX_LOST: Final = 64
 """How much of what is lost is named."""
 _REOPENED_WITHOUT: Final = os.O_TRUNC | os.O_CREAT | os.O_EXCL
@@ -94,7 +96,7 @@ class Restoration:
 
     def __init__(self, parts: Parts, recorder: Recorder, found: Records, kept: Mapping[str, int]) -> None:
         self.restored = Restored()
-        self.pending = PendingPins(self._restore_pending, self._file_is_complete)
+        self.pending = PendingPins(self._restore_pin, self._file_is_complete)
         self._parts = parts
         self._recorder = recorder
         self._slots = recorder.slots
@@ -102,6 +104,8 @@ class Restoration:
         self._kept = kept
         self._unnamed: list[tuple[Inode, InodeRecord]] = []
         self._processes: dict[ProcessId, Process | None] = {}
+        self._breaks = dict(found.get(Kind.BREAK, {}))
+        """The slots of breaks whose pins are not restored yet."""
 
     def _each(self, kind: Kind, restore: Callable[[int, bytes], None]) -> None:
         """Call `restore(slot, body)` for each record of a kind, oldest id first. One that is damaged costs what it
@@ -272,38 +276,43 @@ class Restoration:
         it is first asked for, or in the background (`pending`)."""
         book = self._parts.guard.book
         book.table.count_on(self._slots.words[records.LAST_PIN])
-        pins = self._found.get(Kind.PIN, {})
-        self._free_breaks_without(pins)
-        if len(pins) <= AT_ONCE:
-            self._each(Kind.PIN, self._pin)
+        files, count = self._slots.values(Kind.PIN, records.PINNED_WORD)
+        if count <= AT_ONCE:
+            deque(self._collected(files), maxlen=0)
+            for found in sorted(found for slots in files.values() for found in slots):
+                self._restore_pin(found)
+            self.drop_unused_breaks()
         else:
-            files = self._slots_by_file(pins)
             for nodeid in files:
                 book.files.of(nodeid)  # it is pinned, also before its pins are here
-            self.pending.begin(files)
+            self.pending.begin(files, self._collected(files))
 
-    def _slots_by_file(self, pins: Mapping[int, int]) -> dict[int, list[int]]:
-        files: dict[int, list[int]] = {}
-        words = self._slots.words
-        for _, slot in sorted(pins.items()):
-            files.setdefault(words[(slot << WORD_BITS) + records.PINNED_WORD], []).append(slot)
-        return files
+    def _collected(self, files: dict[int, list[int]]) -> Iterator[None]:
+        """Find the pins of all files, some at a time."""
+        slots, first = self._slots, 0
+        while first := slots.collect(Kind.PIN, records.PINNED_WORD, files, first):
+            yield
+        for pins in files.values():
+            slots.put_in_order(pins)
 
-    def _restore_pending(self, slot: int) -> None:
+    def _restore_pin(self, found: int) -> None:
+        """One of what `Slots.collect` has found."""
+        slot = found & SLOT_NUMBER
         try:
             self._pin(slot, self._slots.body(slot))
         except Exception as e:
-            self.restored.lose("a pin", e)
+            self.restored.lose(f"pin {found >> SLOT_NUMBER_BITS}", e)
             self._slots.free(slot)
 
     def _file_is_complete(self, nodeid: int) -> None:
         """Its pins are here; perhaps none is left, as their holders have ended."""
         self._parts.guard.book.files.drop_if_empty(nodeid)
 
-    def _free_breaks_without(self, pins: Mapping[int, int]) -> None:
-        for pin_id, slot in self._found.get(Kind.BREAK, {}).items():
-            if pin_id not in pins:
-                self._slots.free(slot)
+    def drop_unused_breaks(self) -> None:
+        """All pins are there: breaks without one are left from pins that had ended."""
+        for slot in self._breaks.values():
+            self._slots.free(slot)
+        self._breaks.clear()
 
     def _pin(self, slot: int, body: bytes) -> None:
         book, record = self._parts.guard.book, records.unpack_pin(body)
@@ -323,7 +332,7 @@ class Restoration:
             self.restored.counts["pins"] += 1
             if record.unique:
                 self.restored.pins_by_unique[record.unique] = pin
-            if slot_of_break := self._found.get(Kind.BREAK, {}).get(pin.id):
+            if slot_of_break := self._breaks.pop(pin.id, 0):
                 self._break(pin, slot_of_break)
         else:
             self._free_pin(pin.id, slot)
@@ -332,7 +341,7 @@ class Restoration:
     def _free_pin(self, pin_id: int, slot: int) -> None:
         self._slots.free(slot)
         self.restored.counts["pins ended"] += 1
-        if slot_of_break := self._found.get(Kind.BREAK, {}).get(pin_id):
+        if slot_of_break := self._breaks.pop(pin_id, 0):
             self._slots.free(slot_of_break)
 
     def _as_registered(self, record: PinRecord) -> Pin:
@@ -401,10 +410,14 @@ class Restoration:
             retry_after=record.retry_after,
         )
         since, deadline = self._recorder.moment(record.since_ns), self._recorder.moment(record.deadline_ns)
+        at_least = trio.current_time() + ANSWER_S
         breaking = Break(pin, policy, since, record.op.decode(), record.start, record.end)
         breaking.killed, breaking.seq = bool(record.killed), record.seq
-        book.breaks.restore(breaking, deadline)
+        breaking.host = self._slots.text(record.chain).decode() if record.chain else None
+        book.breaks.restore(breaking, max(deadline, at_least))
         self._recorder.adopt_break(pin.id, slot)
+        if deadline < at_least:
+            self._recorder.extended(breaking)
         self.restored.counts["breaks"] += 1
 
     def unreferenced(self) -> None:

@@ -251,7 +251,8 @@ _BREAK: Final = Struct("<QQQQQQQQdd16s16s")
 
 
 class BreakRecord(NamedTuple):
-    """The break of a pin, with what its deadline does: the policy that was in force when it began."""
+    """The break of a pin, with what its deadline does: the policy that was in force when it began. Where another host
+    wants the bytes, the chain has its name."""
 
     pin_id: int
     chain: int

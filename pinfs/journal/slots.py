@@ -23,7 +23,10 @@ SLOT_BITS: Final = 7
 WORD_BITS: Final = 4  # words of a slot, as a shift
 HEAD_SLOTS: Final = 32  # the first page
 CHUNK_SLOTS: Final = 8192  # 1 MiB
-MAX_SLOTS: Final = 1 << 24  # 2 GiB, of which only what is used takes memory
+SLOT_NUMBER_BITS: Final = 24
+SLOT_NUMBER: Final = (1 << SLOT_NUMBER_BITS) - 1
+MAX_SLOTS: Final = 1 << SLOT_NUMBER_BITS  # 2 GiB, of which only what is used takes memory
+COLLECTED_AT_ONCE: Final = 16384  # some milliseconds
 MAX_TEXT: Final = 64 << 20  # bytes of one chain
 
 MAGIC: Final = int.from_bytes(b"pinfsjrn", "little")
@@ -56,7 +59,7 @@ class Slots:
         """Begins an empty file, or goes on with what is in it. Raises JournalError, JournalFullError."""
         self._fd = fd
         self._max_slots = max_slots
-        self._sequence = 0
+        self._sequence = self._loaded = 0
         self._free: list[int] = []
         size = os.fstat(fd).st_size
         if not size:
@@ -191,33 +194,123 @@ class Slots:
         at = slot << SLOT_BITS
         return self._map[at + 8 : at + SLOT]
 
-    def load(self) -> dict[int, dict[int, int]]:
+    def load(self, without: int = 0) -> dict[int, dict[int, int]]:
         """The slots of all records, by kind and id; called once, before anything is written.
 
         Older records of an id, and chains without a record, are what a writer that was killed has left: they are freed.
+        `without`: a kind that is left out, for `collect`: of a million records the dictionary alone would take long.
         """
-        used = self.words[_USED_WORD]
-        commits, ids, chains = (self._column(word, used) for word in range(3))
-        self._sequence = max(commits, default=0) & ~0xFF
+        words, used, sequence = self.words, self.words[_USED_WORD], 0
         kinds: defaultdict[int, dict[int, int]] = defaultdict(dict)
-        for slot, (commit, id_) in enumerate(zip(commits, ids, strict=True), HEAD_SLOTS):
-            if commit and commit & 0xFF != CHAIN:
-                slots = kinds[commit & 0xFF]
-                other = slots.setdefault(id_, slot)
-                if other != slot and commits[other - HEAD_SLOTS] < commit:
-                    slots[id_] = slot
-        in_use = {slot for slots in kinds.values() for slot in slots.values()}
-        for slot in tuple(in_use):
-            self._add_chain(in_use, chains[slot - HEAD_SLOTS])
-        self._free = [slot for slot in range(used - 1, HEAD_SLOTS - 1, -1) if slot not in in_use]
-        for slot in self._free:
-            if commits[slot - HEAD_SLOTS]:
-                self.words[slot << WORD_BITS] = 0
+        free: list[int] = []
+        left: list[int] = []
+        chained: list[int] = []
+        heads: list[int] = []
+        for slot in range(used - 1, HEAD_SLOTS - 1, -1):
+            word = slot << WORD_BITS
+            commit = words[word]
+            if commit == 0:
+                free.append(slot)
+                continue
+            sequence = max(sequence, commit)
+            kind = commit & 0xFF
+            if kind == CHAIN:
+                chained.append(slot)
+                continue
+            if words[word + 2] != 0:
+                heads.append(slot)
+            if kind != without:
+                slots = kinds[kind]
+                other = slots.setdefault(words[word + 1], slot)
+                if other != slot:
+                    is_older = words[other << WORD_BITS] < commit
+                    left.append(other if is_older else slot)
+                    if is_older:
+                        slots[words[word + 1]] = slot
+        self._sequence = sequence & ~0xFF
+        self._loaded = sequence
+        self._free = free
+        self._free_left(left, chained, heads)
         return kinds
 
-    def _column(self, word: int, used: int) -> list[int]:
-        """One word of each slot."""
-        return self.words[(HEAD_SLOTS << WORD_BITS) + word : used << WORD_BITS : 1 << WORD_BITS].tolist()
+    def _free_left(self, left: list[int], chained: list[int], heads: list[int]) -> None:
+        """Free what a writer that was killed has left: older records, and of all slots of chains those that none of
+        `heads` leads to."""
+        for slot in left:
+            self.words[slot << WORD_BITS] = 0
+        in_use: set[int] = set()
+        for slot in heads:
+            if self.words[slot << WORD_BITS]:
+                self._add_chain(in_use, self.words[(slot << WORD_BITS) + 2])
+        left += [slot for slot in chained if slot not in in_use]
+        for slot in left:
+            self.words[slot << WORD_BITS] = 0
+        if left:
+            self._free = sorted(self._free + left, reverse=True)
+
+    def values(self, kind: int, word: int) -> tuple[dict[int, list[int]], int]:
+        """Of the records of a kind that `load` has left out: an empty list for each value of one of their words, and
+        how many they are."""
+        words, used = self.words, self.words[_USED_WORD]
+        groups: dict[int, list[int]] = {}
+        count = last = 0
+        for slot in range(HEAD_SLOTS, used):
+            at = slot << WORD_BITS
+            commit = words[at]
+            if commit != 0 and commit & 0xFF == kind:
+                value = words[at + word]
+                if value != last or not count:  # records of one group mostly follow each other
+                    last = value
+                    groups.setdefault(value, [])
+                count += 1
+        return groups, count
+
+    def collect(self, kind: int, word: int, groups: dict[int, list[int]], first: int) -> int:
+        """Add the slots of these records to `groups`, each with id << SLOT_NUMBER_BITS: some, from the slot `first` on
+        (0: from the beginning). The slot to go on from; 0: these were the last. What was written since `load` is not
+        among them; `put_in_order` comes after it."""
+        words, used, loaded = self.words, self.words[_USED_WORD], self._loaded
+        group: list[int] = []
+        last = 0
+        first = max(first, HEAD_SLOTS)
+        end = min(first + COLLECTED_AT_ONCE, used)
+        for slot in range(first, end):
+            at = slot << WORD_BITS
+            commit = words[at]
+            if commit == 0 or commit & 0xFF != kind or commit > loaded:
+                continue
+            value = words[at + word]
+            if value != last or not group:
+                last = value
+                group = groups.setdefault(value, [])
+            group.append(words[at + 1] << SLOT_NUMBER_BITS | slot)
+        return end if end < used else 0
+
+    def put_in_order(self, group: list[int]) -> None:
+        """The newest id first. Of two records of one id the older one is freed."""
+        before = 0
+        for number in range(len(group)):
+            here = group[number]
+            if number and here >> SLOT_NUMBER_BITS <= before >> SLOT_NUMBER_BITS:
+                group.sort(reverse=True)
+                self._free_older(group)
+                return
+            before = here
+        group.reverse()
+
+    def _free_older(self, group: list[int]) -> None:
+        """Of two records of one id the older one goes, which a writer that was killed has left."""
+        before: int = group[-1]
+        for number in range(len(group) - 2, -1, -1):
+            here: int = group[number]
+            if here >> SLOT_NUMBER_BITS == before >> SLOT_NUMBER_BITS:
+                newer, older = (here & SLOT_NUMBER), (before & SLOT_NUMBER)
+                if self.words[newer << WORD_BITS] < self.words[older << WORD_BITS]:
+                    newer, older = older, newer
+                self.free(older)
+                del group[number]
+                here = group[number] = here >> SLOT_NUMBER_BITS << SLOT_NUMBER_BITS | newer
+            before = here
 
     def _add_chain(self, in_use: set[int], slot: int) -> None:
         while slot not in in_use and self._is_chained(slot):

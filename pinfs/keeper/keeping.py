@@ -16,7 +16,8 @@ DEATHS_WITHIN_S = 60.0
 START_S = 120.0  # what a daemon may take to load, and to take over, unless it beats meanwhile
 LEAVE_S = 30.0  # what a daemon that was told to leave may take
 LATE_S = 1.0  # a wait that ends so late was a stop of the whole machine (or of its freezer), not of the daemon
-RETRY_S, MAX_RETRY_S = 0.25, 30.0  # the pause after a daemon that died before it was ready; doubled each time
+# The pause after a daemon that died before it was ready; doubled each time. Callers wait meanwhile.
+RETRY_S, MAX_RETRY_S = 0.25, 2.0
 SOON_S = 0.01
 FUSE = b"fuse"
 ENDING = (_signal.SIGTERM, _signal.SIGINT)

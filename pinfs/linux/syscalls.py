@@ -38,6 +38,7 @@ MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
 
+_CLOSE_RANGE_UNSHARE = 1 << 1
 _PR_SET_PDEATHSIG = 1
 _PR_SET_SECUREBITS = 28
 _PR_GET_SECUREBITS = 27
@@ -46,7 +47,8 @@ _SI_QUEUE = -1
 _SIGINFO = struct.Struct("=iiii iI Q 96x")
 """siginfo_t of a queued signal on 64-bit Linux: signo, errno, code, padding, pid, uid, value (sigaction(2))."""
 _SYS_PIDFD_SEND_SIGNAL = 424
-"""The same number on all architectures (system calls since 5.0 share one table)."""
+_SYS_CLOSE_RANGE = 436
+"""The same numbers on all architectures (system calls since 5.0 share one table)."""
 
 
 _IOCB = struct.Struct("=Q4xiHhIQQqQII")
@@ -175,6 +177,11 @@ def queue_signal(pidfd: int, signo: int, value: int) -> bool:
     """
     info = _SIGINFO.pack(signo, 0, _SI_QUEUE, 0, os.getpid(), os.getuid(), value)
     return bool(_syscall(_SYS_PIDFD_SEND_SIGNAL, pidfd, signo, info, 0) == 0)
+
+
+def close_in_own_table(fd: int) -> None:
+    """Give this thread a table of descriptors of its own, without this one (close_range(2), CLOSE_RANGE_UNSHARE)."""
+    checked(libc.syscall(ctypes.c_long(_SYS_CLOSE_RANGE), *map(ctypes.c_uint, (fd, fd, _CLOSE_RANGE_UNSHARE))))
 
 
 def read_and_signal(context: int, empty_fd: int, eventfd: int) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 import trio
@@ -63,7 +63,16 @@ class Identity:
         return config.with_cluster(cluster)
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        """Without what a mount does not have: so an older version, which does not know of it, takes over as well."""
+        return json.dumps({name: value for name, value in asdict(self).items() if value is not None}).encode()
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> "Identity":
+        """JournalError: what it says of the mount is more than this version knows, or less. Both must be heeded."""
+        names = {field.name for field in fields(cls)}
+        if unknown := told.keys() - names:
+            raise JournalError(f"this version does not know what a mount has to do with: {', '.join(sorted(unknown))}")
+        return cls(**told)
 
     def warn_of_other_places(self, source: str, mountpoint: str) -> None:
         """Where the daemon was told to serve something else. Nothing may ask the mount, its mount point included."""
@@ -103,8 +112,8 @@ def left_in(store: DescriptorStore) -> Left | None:
         slots = Slots(kept[JOURNAL])
         if slots.words[records.BROKEN]:
             raise JournalError("records are missing, for which there was no room")
-        found = slots.load()
-        identity = Identity(**_json(slots, found, TextId.IDENTITY))
+        found = slots.load(without=Kind.PIN)
+        identity = Identity.from_json(_json(slots, found, TextId.IDENTITY))
         cluster = _json(slots, found, TextId.CLUSTER) if TextId.CLUSTER in found[Kind.TEXT] else None
     except (JournalError, KeyError, TypeError, ValueError) as e:
         raise MountError(f"the mount cannot be taken over: {e}") from e
@@ -175,6 +184,7 @@ class TakeOver:
 
     def _settle(self) -> None:
         self._readers.settle()
+        self._state.drop_unused_breaks()
         self._state.drop_unused_eventfds()
         self._fs.backing.seal.resumed()
 

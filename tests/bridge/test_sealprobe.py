@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,8 @@ import pytest
 from pinfs.bridge import sealprobe
 from pinfs.bridge.passthrough import Passthrough
 from pinfs.bridge.sealprobe import seal_unavailable_because
+
+LIMIT_S = 30.0
 
 pytestmark = pytest.mark.usefixtures("root", "fuse")
 
@@ -60,3 +65,35 @@ def test_without_the_capability(source: int, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(sealprobe, "set_flags", refuse)
     assert "CAP_LINUX_IMMUTABLE" in seal_unavailable_because(source, passthrough=False, stack_depth=1)
+
+
+KILLED_IN_THE_PROBE = """
+import os, signal, sys
+from pinfs.bridge import sealprobe, wire
+
+answer = os.write
+
+def killed(fd, reply):
+    if sys.argv[2] == "open" and len(reply) == wire.OUT_SIZE + wire.OPEN_OUT.size:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return answer(fd, reply)
+
+class Calls:  # of the module, in which the process ends where the answer to OPEN would be written
+    write = staticmethod(killed)
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+sealprobe.os = Calls()
+source = os.open(sys.argv[1], os.O_RDONLY)
+print(sealprobe.seal_unavailable_because(source, passthrough=True, stack_depth=1))
+"""
+
+
+@pytest.mark.parametrize(("moment", "status"), [("open", -signal.SIGKILL), ("never", 0)])
+def test_a_daemon_that_is_killed_in_it_ends(base: Path, source: int, moment: str, status: int) -> None:
+    """The opener waits for an answer that never comes, and no signal ends that: the connection has to."""
+    command = [sys.executable, "-c", KILLED_IN_THE_PROBE, str(base), moment]
+    probe = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    said, _ = probe.communicate(timeout=LIMIT_S)
+    assert said == ("" if status else "\n")
+    assert probe.returncode == status

@@ -9,6 +9,7 @@ import stat
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,12 @@ from support import seeds
 from fs.conftest import ME
 from fs.surviving import Survivor, surviving
 from pinfs.core.pins import Pin
+from pinfs.core.ranges import END
+from pinfs.core.removals import RemovalRequest
 from pinfs.fs.inode import ROOT_ID
+from pinfs.fs.restore import ANSWER_S
 from pinfs.fs.types import SetAttr
+from pinfs.journal.records import Kind
 from pinfs.linux import syscalls
 from pinfs.serve.assembly import FileSystem
 
@@ -228,6 +233,42 @@ async def test_a_break_goes_on_to_its_deadline(survivor: Survivor) -> None:
     assert restored.breaking is not None
     assert pin_state(restored) == before
     assert (restored.breaking.op, restored.breaking.seq) == (pin.breaking.op, pin.breaking.seq)
+
+
+async def test_a_holder_may_have_answered_before_the_deadline_that_passed_meanwhile(survivor: Survivor) -> None:
+    """Its answer has waited for the next daemon: the break goes on for a second, and after another death as well."""
+    ops, book = survivor.fs.operations, survivor.fs.guard.book
+    _, entry = await ops.create(ROOT_ID, b"f", 0o600, os.O_RDWR | os.O_CREAT, ME)
+    await ops.setattr(entry.nodeid, SetAttr(size=100), None, ME)
+    await ops.setxattr(entry.nodeid, b"user.pinfs.pin.p", b"0:0,mode=lease,signal=none", 0, ME)
+    policy = replace(survivor.fs.policies.current.for_path("f"), break_timeout=0.5)
+    book.begin(RemovalRequest(entry.nodeid, 0, END, "truncate"), policy, trio.current_time())
+    survivor.stop()
+    await trio.sleep(2)
+    for _ in range(2):
+        survivor.take_over()
+        (pin,) = survivor.fs.guard.book.table.by_id.values()
+        assert pin.deadline == pytest.approx(trio.current_time() + ANSWER_S, abs=0.01)
+        survivor.stop()
+    survivor.take_over()
+
+
+@pytest.mark.parametrize("host", [None, "b", "h" * 300])
+async def test_a_break_is_still_that_of_its_host(survivor: Survivor, host: str | None) -> None:
+    """The breaker is on another host of a cluster, and the holder is told so after the take-over as well."""
+    ops, book = survivor.fs.operations, survivor.fs.guard.book
+    _, entry = await ops.create(ROOT_ID, b"f", 0o600, os.O_RDWR | os.O_CREAT, ME)
+    await ops.setattr(entry.nodeid, SetAttr(size=100), None, ME)
+    await ops.setxattr(entry.nodeid, b"user.pinfs.pin.p", b"0:0,mode=lease,signal=none", 0, ME)
+    request = RemovalRequest(entry.nodeid, 0, END, "truncate", host=host)
+    book.begin(request, survivor.fs.policies.current.for_path("f"), trio.current_time())
+    before = survivor.records(Kind.BREAK, Kind.PIN)
+    for _ in range(2):
+        survivor.die()
+        (pin,) = survivor.fs.guard.book.table.by_id.values()
+        assert pin.breaking is not None
+        assert (pin.breaking.host, pin.breaking.op) == (host, "truncate")
+        assert survivor.records(Kind.BREAK, Kind.PIN) == before
 
 
 async def test_pins_of_a_holder_that_has_died_meanwhile_go(survivor: Survivor) -> None:

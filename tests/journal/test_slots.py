@@ -6,9 +6,10 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from struct import Struct
 from types import FrameType
 from typing import Any
 
@@ -18,9 +19,12 @@ from support import seeds
 from pinfs.journal import slots as slots_module
 from pinfs.journal.slots import (
     CHAIN,
+    COLLECTED_AT_ONCE,
     HEAD_SLOTS,
     MAX_TEXT,
     SLOT,
+    SLOT_NUMBER,
+    SLOT_NUMBER_BITS,
     WORD_BITS,
     JournalError,
     JournalFullError,
@@ -408,4 +412,104 @@ def _use_up(fd: int) -> None:
             slots.free(slot)
     assert len(slots) == 0
     assert len({slots.put(1, record(id_)) for id_ in range(64)}) == 64
+    slots.close()
+
+
+# Groups
+
+NUMBER = Struct("<QQQQ")
+"""Of a record with a word to group by: id, chain, that word, and another one."""
+GROUPED_WORD = 3
+
+
+def numbered(slots: Slots, id_: int, group: int, text: bytes = b"") -> int:
+    return slots.put(7, NUMBER.pack(id_, slots.put_text(text) if text else 0, group, 0))
+
+
+def groups_of(fd: int) -> tuple[dict[int, list[int]], Slots]:
+    """The ids of each group, and the next writer."""
+    slots = Slots(fd)
+    assert 7 not in slots.load(without=7)
+    found = collected(slots)
+    return {group: [member >> SLOT_NUMBER_BITS for member in members] for group, members in found.items()}, slots
+
+
+def collected(slots: Slots, between: Callable[[], object] = lambda: None) -> dict[int, list[int]]:
+    """All records of the kind. `between`: called before each step."""
+    groups, count = slots.values(7, GROUPED_WORD)
+    assert not any(groups.values())
+    wanted = set(groups)
+    first = 0
+    while True:
+        between()
+        first = slots.collect(7, GROUPED_WORD, groups, first)
+        if not first:
+            break
+    assert set(groups) == wanted
+    assert sum(map(len, groups.values())) == count
+    for group in groups.values():
+        slots.put_in_order(group)
+    return groups
+
+
+def test_records_are_grouped_by_a_word_the_newest_first(fd: int) -> None:
+    slots = Slots(fd)
+    for id_ in range(1, 100):
+        numbered(slots, id_, id_ % 3)
+        slots.put(8, NUMBER.pack(id_, 0, 5, 0))
+    slots.close()
+    groups, slots = groups_of(fd)
+    assert groups == {group: [id_ for id_ in range(99, 0, -1) if id_ % 3 == group] for group in range(3)}
+    assert len(slots) == 198
+    slots.close()
+
+
+def test_slots_that_were_used_again_are_in_order_all_the_same(fd: int) -> None:
+    slots = Slots(fd)
+    taken = [numbered(slots, id_, 1) for id_ in range(1, 50)]
+    for slot in taken[:40]:
+        slots.free(slot)
+    for id_ in range(50, 90):
+        numbered(slots, id_, id_ % 2)
+    slots.close()
+    groups, slots = groups_of(fd)
+    assert groups == {
+        0: list(range(88, 49, -2)),
+        1: [*range(89, 50, -2), *range(49, 40, -1)],
+    }
+    slots.close()
+
+
+@pytest.mark.parametrize("reuses", [False, True])
+def test_of_two_records_of_one_id_the_older_one_is_freed_with_its_chain(fd: int, reuses: bool) -> None:
+    """As a writer leaves them that is killed while it replaces one."""
+    slots = Slots(fd)
+    spare = numbered(slots, 1, 9)
+    for id_ in (0, 2, 3):
+        numbered(slots, id_, 9, b"old" * 100)
+    if reuses:  # the newer one lies before the older one
+        slots.free(spare)
+    new = numbered(slots, 2, 9, b"new" * 100)
+    slots.close()
+    groups, slots = groups_of(fd)
+    assert groups == {9: [3, 2, 0] if reuses else [3, 2, 1, 0]}
+    (found,) = [member for member in collected(slots)[9] if member >> SLOT_NUMBER_BITS == 2]
+    assert found & SLOT_NUMBER == new
+    assert slots.text(slots.words[(new << WORD_BITS) + 2]) == b"new" * 100
+    assert len(slots) == len(groups[9]) + 3 * 3
+    slots.close()
+
+
+def test_what_is_written_meanwhile_is_not_among_them(fd: int) -> None:
+    slots = Slots(fd)
+    for id_ in range(1, COLLECTED_AT_ONCE + 100):
+        numbered(slots, id_, 1)
+    slots.close()
+    slots, new = Slots(fd), []
+    slots.load(without=7)
+    numbers = iter(range(COLLECTED_AT_ONCE + 100, 2 * COLLECTED_AT_ONCE))
+    groups = collected(slots, lambda: new.append(numbered(slots, next(numbers), 1)))
+    assert len(new) == 2
+    assert len(groups[1]) == COLLECTED_AT_ONCE + 99
+    assert not {found & SLOT_NUMBER for found in groups[1]} & set(new)
     slots.close()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from support.actor import eventually
 from support.mounts import REPO
 
 from pinfs.observe.daemons import keeper_pid, keepers
@@ -89,3 +91,17 @@ def wait_end(*pids: int | None) -> None:
         waiter.register(pidfd, select.POLLIN)
         assert waiter.poll(LIMIT_S * 1000)
         os.close(pidfd)
+
+
+def kill(background: Background, number: int = signal.SIGKILL) -> int:
+    """End the daemon, and wait until another one serves; the number of the one that was."""
+    pid = background.pid
+    os.kill(pid, number)
+    wait_end(pid)
+    eventually(lambda: background.pid != pid, LIMIT_S)
+    return pid
+
+
+def program_of(tree: Path) -> tuple[str, str]:
+    """`pinfs` of another tree."""
+    return sys.executable, str(tree / "pinfs/cli/__main__.py")

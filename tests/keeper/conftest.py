@@ -19,6 +19,7 @@ from support.mounts import force_umount, is_mounted
 
 from keeper import standin
 from keeper.background import Background, wait_end
+from keeper.users import Users
 
 LIMIT_S = 30.0
 STANDIN = str(Path(standin.__file__))
@@ -197,3 +198,13 @@ def end(background: Background) -> None:
     if is_mounted(background.point):
         force_umount(background.point)
     eventually(lambda: not background.processes())
+
+
+@pytest.fixture
+def users(background: Background) -> Iterator[Users]:
+    assert background.mount().returncode == 0
+    users = Users(background)
+    yield users
+    if background.umount("--force").returncode:
+        force_umount(background.point)
+    users.dismiss()

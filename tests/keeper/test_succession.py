@@ -7,69 +7,20 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.actor import Actor, Actors, eventually
-from support.mounts import REPO, force_umount, is_mounted
+from support.actor import eventually
+from support.mounts import REPO, is_mounted
 
-from keeper.background import LIMIT_S, Background, wait_end
+from keeper.background import LIMIT_S, Background, kill, program_of, wait_end
 from keeper.conftest import end
+from keeper.users import Users
 from pinfs.observe.daemons import daemon_pid
 from pinfs.observe.mounts import Mount
 
-CONTENT = b"weights"
 NOBODY = 65534
-
-
-class Users(Actors):
-    """Of one mount: a reader with an open file, a holder of a lease, and a truncate that waits for it."""
-
-    def __init__(self, background: Background) -> None:
-        super().__init__()
-        self.file = background.point / "file"
-        self.file.write_bytes(CONTENT)
-        self.device = os.stat(background.point).st_dev
-        self._reader: Actor = self.actor()
-        self._fd = self._reader(os.open, str(self.file), os.O_RDONLY)
-        self._holder: Actor = self.actor()
-        self._holder.pin(self.file, "held", f"0:{len(CONTENT)},mode=lease,signal=none")
-        self._breaker: Actor = self.actor()
-        self._cut = self._breaker.start(os.truncate, str(self.file), 0)
-        eventually(lambda: background.status()["waiting"] == 1)
-        (self.pin,) = pins(background)
-
-    def notice_nothing(self, background: Background) -> None:
-        status = background.status()
-        assert os.stat(background.point).st_dev == self.device
-        assert (status["pins"], status["waiting"]) == (1, 1)
-        assert pins(background)[0]["id"] == self.pin["id"]
-        assert not self._cut.done()
-        assert self._reader(os.pread, self._fd, 100, 0) == CONTENT
-
-    def release(self) -> None:
-        """The holder lets go, and the truncate succeeds."""
-        self._holder.release(self.file, "held")
-        assert self._cut.error() is None
-        assert self._reader(os.fstat, self._fd).st_size == 0
-        self.dismiss(hanging=False)
-
-
-def pins(background: Background) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (background.point / ".pinfs/pins").read_text().splitlines()]
-
-
-@pytest.fixture
-def users(background: Background) -> Iterator[Users]:
-    assert background.mount().returncode == 0
-    users = Users(background)
-    yield users
-    if background.umount("--force").returncode:
-        force_umount(background.point)
-    users.dismiss()
 
 
 @pytest.fixture
@@ -79,21 +30,8 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def program_of(tree: Path) -> tuple[str, str]:
-    return sys.executable, str(tree / "pinfs/cli/__main__.py")
-
-
 def append(path: Path, text: str) -> None:
     path.write_text(path.read_text() + text)
-
-
-def kill(background: Background, number: int = signal.SIGKILL) -> int:
-    """End the daemon, and wait until another one serves; the number of the one that was."""
-    pid = background.pid
-    os.kill(pid, number)
-    wait_end(pid)
-    eventually(lambda: background.pid != pid, LIMIT_S)
-    return pid
 
 
 # Deaths

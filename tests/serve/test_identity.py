@@ -10,6 +10,7 @@ import pytest
 
 from pinfs.bridge.mount import MountError
 from pinfs.config.options import load
+from pinfs.journal.slots import JournalError
 from pinfs.serve.takeover import Identity
 
 PLAIN = Identity("/src", "/mnt", 7, 41, 0, 0, "")
@@ -18,7 +19,7 @@ OPTIONS = ["cluster=etcd1+etcd2,cluster_host=a,cluster_pin_ttl=20"]
 
 def again(identity: Identity) -> Identity:
     """By way of the journal."""
-    return Identity(**json.loads(identity.to_json()))
+    return Identity.from_json(json.loads(identity.to_json()))
 
 
 def of(options: list[str]) -> Identity:
@@ -37,10 +38,17 @@ def test_without_cluster_there_is_none() -> None:
     assert again(PLAIN).config_of(config) == config
 
 
-def test_a_journal_of_before_clusters() -> None:
-    fields = json.loads(PLAIN.to_json())
-    del fields["cluster"]
-    assert Identity(**fields) == PLAIN
+def test_a_journal_of_before_clusters_and_for_a_version_of_before_them() -> None:
+    """An older version takes over the mount where it knows everything that is said of it."""
+    told = json.loads(PLAIN.to_json())
+    assert "cluster" not in told
+    assert Identity.from_json(told | {"cluster": None}) == PLAIN
+
+
+def test_a_journal_that_says_more_than_this_version_knows() -> None:
+    """It might be what a cluster is to this one, and must not be left out."""
+    with pytest.raises(JournalError, match="this version does not know what a mount has to do with: moon, tides"):
+        Identity.from_json(json.loads(PLAIN.to_json()) | {"tides": 2, "moon": {}})
 
 
 def test_a_policy_file_that_is_lost_does_not_take_a_mount_out_of_its_cluster(

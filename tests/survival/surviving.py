@@ -101,6 +101,14 @@ class Surviving:
                 os.kill(pid, signal.SIGKILL)
         return pid
 
+    def kill_keeper(self) -> None:
+        """While a daemon serves, which outlives it. Returns when that has another one."""
+        old = self.status()["survives"]["keeper_pid"]
+        os.kill(old, signal.SIGKILL)
+        eventually(lambda: self.status()["survives"]["keeper_pid"] not in (None, old), LIMIT_S)
+        status = self.status()
+        self.keeper, self._first = status["survives"]["keeper_pid"], status["pid"]
+
     @contextmanager
     def gap(self) -> Iterator[None]:
         """Inside of it there is no daemon."""

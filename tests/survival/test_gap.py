@@ -8,20 +8,23 @@ import mmap
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from support import acts
 from support.actor import Actor, Actors, Pending, eventually
 from support.mounts import MNT_DETACH, MNT_FORCE, fuse_mounts, is_mounted, umount
 
 from pinfs.journal.records import BROKEN, Kind
-from pinfs.journal.slots import WORD_BITS, Slots
+from pinfs.journal.slots import SLOT, WORD_BITS, Slots
 
 from .surviving import LIMIT_S, Surviving, journal_fd, records_of, surviving
 
 SIZE = 8192
+BLOCK = 4096
 VERSION_WORD = 1
 START_TIME_WORD = 10
 
@@ -160,6 +163,23 @@ def test_the_number_of_a_holder_is_used_again(mount: Surviving, file: str, actor
     assert holder(os.getpid) == holder.pid
 
 
+def test_a_holder_is_held_up_by_the_gap(mount: Surviving, file: str, actors: Actors) -> None:
+    """It was about to answer when the daemon ended: that the deadline has passed meanwhile costs neither it nor the
+    breaker."""
+    mount.policy("break_timeout = 1.5\non_timeout = 'kill'\n")
+    holder, breaker = actors.actor(), actors.actor()
+    holder.pin(file, "p", "0:0,mode=lease,signal=none")
+    call = waiting(breaker, file, mount)
+    with mount.gap():
+        began = time.monotonic()
+        looks = holder.start(os.getxattr, file, "user.pinfs.pin.p")
+        eventually(lambda: time.monotonic() - began > 1.6)
+    assert json.loads(looks.result())["state"] == "breaking"
+    holder.release(file, "p")
+    call.result()
+    assert os.stat(file).st_size == 0
+
+
 # The source
 
 
@@ -269,6 +289,47 @@ def test_the_journal_lacks_records(given: Surviving) -> None:
     with given.gap(), journal(given) as slots:
         slots.words[BROKEN] = 1
     given_up(given, "records are missing")
+
+
+def test_the_journal_has_no_room_any_more(given: Surviving, actors: Actors) -> None:
+    """As where there is no memory for it: all goes on, and `status` and the log say what would be."""
+    file, holder = given.path / "file", actors.actor()
+    file.write_bytes(b"x")
+    with given.gap(), journal(given) as slots:
+        room = slots.reserved
+        os.truncate(journal_fd(given.keeper), room * SLOT)
+    with file.open("ab") as opened:
+        opened.truncate(room * BLOCK)
+    holder.start(acts.pin_blocks, str(file), room, BLOCK).result()
+    status = given.status()
+    assert status["pins"] == room
+    assert status["survives"]["unavailable_because"] == f"all {room} slots are in use"
+    assert f"the mount would not survive the daemon any more: all {room} slots are in use" in given.log()
+    work_on(given, file, actors)
+    holder.kill()
+    eventually(lambda: given.status()["pins"] == 0)
+    assert given.status()["survives"]["unavailable_because"]
+    given.kill()
+    given_up(given, "records are missing, for which there was no room")
+
+
+def work_on(given: Surviving, pinned: Path, actors: Actors) -> None:
+    """No call fails that would not fail elsewhere."""
+    other = actors.actor()
+    assert other.errno(os.truncate, str(pinned), 0) == errno.EBUSY
+    directory = given.path / "directory"
+    directory.mkdir()
+    (directory / "a").write_bytes(b"text")
+    os.rename(directory / "a", directory / ("b" * 200))
+    os.link(directory / ("b" * 200), directory / "c")
+    os.truncate(directory / "c", 2)
+    assert (directory / ("b" * 200)).read_bytes() == b"te"
+    fd = other(os.open, str(directory / "c"), os.O_RDWR)
+    for name in list(directory.iterdir()):
+        name.unlink()
+    assert other(os.pread, fd, 9, 0) == b"te"
+    other(os.close, fd)
+    directory.rmdir()
 
 
 @pytest.mark.parametrize("size", [0, 100, 4096 + 128 * 5])
