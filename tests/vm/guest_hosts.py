@@ -285,10 +285,11 @@ def taken(name: str, a: Host, b: Host, op: str) -> dict[str, object]:
     there = Path(SOURCE, name)
     ino = there.stat().st_ino
     holder = Holder(a, name, f"0:{SIZE}")
+    is_it = holder.ino == os.stat(f"{a.path}/{name}").st_ino  # not `ino`: a file that got an old number shows another
     ended = Child(partial(CALLS["read" if op == "open" else op], f"{b.path}/{name}")).wait(60)
     size = there.stat().st_size if there.exists() else 0
     kept = held(ino)
-    return {"ended": ended, "size": size, "kept": kept, "pinned": holder.ino == ino, "look": holder.look()}
+    return {"ended": ended, "size": size, "kept": kept, "pinned": is_it, "look": holder.look()}
 
 
 def again(version: str, a: Host, b: Host) -> None:
