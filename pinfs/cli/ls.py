@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,31 +158,26 @@ def ls(ctx: click.Context, /, **parameters: Any) -> None:
         screen.again(request.watch_s, lambda on: _draw(on, request), lambda: _tell_again(request), in_place=in_place)
         return
     found = _look(request)
-    if request.as_json:
-        print_json(_as_json(found))
-    else:
-        _tell(found, request)
-    for error in found.errors:
-        failure_of(error).show()
+    _tell(found, request, print_json)
     ctx.exit(of_errno(found.errors[0].errno) if found.errors else ExitCode.OK)
 
 
-def _tell(found: Listing, request: Request) -> None:
-    _table(found, request, request.limit).print()
-    for line in found.below():
-        click.echo(line, err=True)
+def _tell(found: Listing, request: Request, print_as_json: Callable[[dict[str, Any]], None], end: str = "") -> None:
+    """JSON, or a table, what is below it, and `end`; then what does not answer."""
+    if request.as_json:
+        print_as_json(_as_json(found))
+    else:
+        _table(found, request, request.limit).print()
+        for line in found.below():
+            click.echo(line, err=True)
+        click.echo(end, nl=False)
+    for error in found.errors:
+        failure_of(error).show()
 
 
 def _tell_again(request: Request) -> None:
-    """One of many in a pipe: a line of JSON, or a table and what is below it with an empty line at its end."""
-    found = _look(request)
-    if request.as_json:
-        print_json_line(_as_json(found))
-    else:
-        _tell(found, request)
-        click.echo()
-    for error in found.errors:
-        failure_of(error).show()
+    """One of many in a pipe: a line of JSON, or a table with an empty line at its end."""
+    _tell(_look(request), request, print_json_line, end="\n")
 
 
 def _draw(on: Screen, request: Request) -> None:

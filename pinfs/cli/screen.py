@@ -79,7 +79,7 @@ class Screen:
         return typed[:1] or "q"  # the terminal has gone
 
 
-def heading(interval_s: float, words: Sequence[str] = ()) -> Any:
+def heading(interval_s: float) -> Any:
     """The first line of a screen: how often it is drawn, of what, when it was."""
     from rich.table import Table
     from rich.text import Text
@@ -87,7 +87,7 @@ def heading(interval_s: float, words: Sequence[str] = ()) -> Any:
     line = Table.grid(expand=True)
     line.add_column(no_wrap=True, overflow="ellipsis")
     line.add_column(justify="right", no_wrap=True)
-    command = " ".join(words or ["pinfs", *sys.argv[1:]])
+    command = " ".join(["pinfs", *sys.argv[1:]])
     line.add_row(Text(f"Every {interval_s:g} s: {command}", style="dim"), time.strftime("%H:%M:%S  q: quit"))
     return line
 

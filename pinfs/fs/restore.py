@@ -281,7 +281,6 @@ class Restoration:
             deque(self._collected(files), maxlen=0)
             for found in sorted(found for slots in files.values() for found in slots):
                 self._restore_pin(found)
-            self.drop_unused_breaks()
         else:
             for nodeid in files:
                 book.files.of(nodeid)  # it is pinned, also before its pins are here

@@ -17,7 +17,6 @@ RATES: Final = {
     "timeouts": "pinfs_breaks_timed_out_total",
 }
 """What is told per second, and the counters of `.pinfs/metrics` that it is taken from."""
-GAUGES: Final = ("pinfs_pinned_bytes",)
 ORDERS: Final = ("breaks", "pins", "bytes", "age")
 """What holders may be sorted by, the most first."""
 
@@ -31,6 +30,11 @@ def rates(before: Mapping[str, float], now: Mapping[str, float], seconds: float)
     }
 
 
+def holder_of(pin: Json) -> Holder:
+    """Who holds a pin, as far as the reader may see it."""
+    return pin.get("pid"), pin.get("comm"), pin.get("uid")
+
+
 def holders(pins: Iterable[Json], now_s: float, order: str = "breaks") -> list[Json]:
     """Each holder with its number of pins, how many of them break, its bytes, its files, and its oldest pin's age.
 
@@ -40,7 +44,7 @@ def holders(pins: Iterable[Json], now_s: float, order: str = "breaks") -> list[J
     found: dict[Holder, Json] = {}
     inodes: dict[Holder, set[int]] = {}
     for pin in pins:
-        key = pin.get("pid"), pin.get("comm"), pin.get("uid")
+        key = holder_of(pin)
         holder = found.get(key)
         if holder is None:
             holder = found[key] = dict(zip(("pid", "comm", "uid"), key, strict=True))

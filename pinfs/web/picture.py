@@ -99,7 +99,7 @@ def by_holder(pins: Iterable[Json], now_s: float) -> Json:
     """The holders with the most urgent pins, each with its pins, the oldest first."""
     of_holder: dict[activity.Holder, list[Json]] = {}
     for pin in pins:
-        of_holder.setdefault((pin.get("pid"), pin.get("comm"), pin.get("uid")), []).append(pin)
+        of_holder.setdefault(activity.holder_of(pin), []).append(pin)
     ranked = sorted(of_holder.values(), key=lambda held: (all(pin["state"] != "breaking" for pin in held), -len(held)))
     groups = []
     for held in ranked[:MAX_HOLDERS]:

@@ -5,6 +5,7 @@ import pty
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from cli.fakemount import FakeMount
 from click.testing import CliRunner, Result
 
+from pinfs.cli import screen
 from pinfs.cli.main import cli
 from pinfs.linux import mountinfo
 
@@ -57,6 +59,21 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Sequence[
     yield run_there
     os.close(master)
     os.close(slave)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the verb waits between two readings; Ctrl-C comes at the third."""
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(screen, "LONG_S", 1000.0)  # however busy the machine is
+    return waited
 
 
 class Terminal:

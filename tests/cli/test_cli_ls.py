@@ -3,14 +3,12 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli.fakemount import STATUS, FakeMount
 
-from pinfs.cli import screen
 from pinfs.cli.pintable import COLUMNS, chosen_order, complete_columns, in_order
 from pinfs.observe.wording import age_text, breaker_text
 
@@ -164,21 +162,6 @@ def test_a_shell_completes_columns(begun: str, offered: list[str]) -> None:
 
 
 # Again and again
-
-
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What the verb waits between two readings; Ctrl-C comes at the third."""
-    waited: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        waited.append(seconds)
-        if len(waited) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    monkeypatch.setattr(screen, "LONG_S", 1000.0)  # however busy the machine is
-    return waited
 
 
 @pytest.mark.parametrize(("words", "every_s"), [(["--watch"], 2.0), (["-w", "0.5"], 0.5), (["--watch=7"], 7.0)])

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from mounted.usermount import UserMount, mounted
@@ -43,11 +43,27 @@ def new_users_host(fuse: None, source: Path, options: tuple[str, ...], actors: A
         yield make
 
 
-def test_pins_of_a_user_hold_on_the_other_host(new_users_host: NewUsersHost, actors: Actors) -> None:
+class Two(NamedTuple):
+    """A holder on host `a`, a breaker on host `b`, and the file by its path on each."""
+
+    a: UserMount
+    b: UserMount
+    holder: Actor
+    breaker: Actor
+    file: str
+    there: str
+
+
+@pytest.fixture
+def two(new_users_host: NewUsersHost, actors: Actors) -> Two:
     a, b = new_users_host("a"), new_users_host("b")
-    holder, breaker = actors.actor(uid=USER), actors.actor(uid=USER)
-    file, there = str(a.path / "f"), str(b.path / "f")
-    holder(acts.write_file, file, b"x" * 8192)
+    two = Two(a, b, actors.actor(uid=USER), actors.actor(uid=USER), str(a.path / "f"), str(b.path / "f"))
+    two.holder(acts.write_file, two.file, b"x" * 8192)
+    return two
+
+
+def test_pins_of_a_user_hold_on_the_other_host(two: Two) -> None:
+    a, _, holder, breaker, file, there = two
     holder.pin(file, "x", "0:4096")
     assert breaker.errno(os.truncate, there, 100) == errno.EBUSY
     assert breaker.errno(os.open, there, os.O_RDWR | os.O_TRUNC) == errno.EBUSY
@@ -57,11 +73,8 @@ def test_pins_of_a_user_hold_on_the_other_host(new_users_host: NewUsersHost, act
     assert len(holder(acts.read_file, str(a.path / ".pinfs/pins")).splitlines()) == 1
 
 
-def test_a_lease_of_a_user_is_broken_from_the_other_host(new_users_host: NewUsersHost, actors: Actors) -> None:
-    a, b = new_users_host("a"), new_users_host("b")
-    holder, breaker = actors.actor(uid=USER), actors.actor(uid=USER)
-    file, there = str(a.path / "f"), str(b.path / "f")
-    holder(acts.write_file, file, b"x" * 8192)
+def test_a_lease_of_a_user_is_broken_from_the_other_host(two: Two) -> None:
+    a, b, holder, breaker, file, there = two
     holder.pin(file, "x", "0:4096,mode=lease,signal=none")
     cut = breaker.start(os.truncate, there, 0)
     eventually(lambda: b'"breaking"' in holder(acts.read_file, str(a.path / ".pinfs/pins")))
