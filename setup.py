@@ -14,12 +14,12 @@ COMPILED = (
     *("core/waits.py", "core/ranges.py", "core/pins.py", "core/removals.py", "core/events.py", "core/files.py"),
     *("core/table.py", "core/deadlines.py", "core/silence.py", "core/reservations.py", "core/breaks.py"),
     *("core/slices.py", "core/book.py"),
-    *("linux/calls.pyx", "journal/slots.py"),
+    *("linux/calls.pyx", "journal/slots.py", "runtime/clock.py", "runtime/asitis.py"),
     *("enforce/processes.py", "enforce/holders.py", "enforce/guard.py"),
     *("fs/openfile.py", "fs/inode.py", "fs/inodefds.py", "fs/inodes.py", "fs/backing.py", "fs/handles.py"),
     *("fs/seal.py", "fs/opens.py", "fs/names.py", "fs/set_ids.py", "fs/attributes.py", "fs/removals.py"),
     *("fs/pins.py", "fs/recorder.py", "fs/fast.py"),
-    *("bridge/channel.pyx", "bridge/fast.py"),
+    *("bridge/channel.pyx", "bridge/passthrough.py", "bridge/intents.py", "bridge/fast.py"),
 )
 """The modules that are compiled. Those in .py have their C types beside them, in .pxd."""
 

@@ -7,7 +7,7 @@ from libc.errno cimport EAGAIN, EIO, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memset
 
-from pinfs.linux.calls cimport Stat, c_stat, clock
+from pinfs.linux.calls cimport PyThreadState, Stat, back, c_stat, clock, leave
 
 cdef extern from *:
     """
@@ -277,6 +277,7 @@ cdef class Channel:
         body.fh, body.open_flags, body.backing_id = fh, flags, backing_id
 
     cpdef bint attribute(self, object where, bytes name, size_t size) except -1:
+        cdef PyThreadState *state
         cdef ssize_t length
         cdef int fd
         cdef const char *path
@@ -285,12 +286,13 @@ cdef class Channel:
         cdef size_t room = min(size, <size_t>(REPLY_SIZE - OUT_SIZE))
         if isinstance(where, bytes):
             path = PyBytes_AS_STRING(where)
-            with nogil:
-                length = c_getxattr(path, text, value, room)
+            state = leave()
+            length = c_getxattr(path, text, value, room)
         else:
             fd = where
-            with nogil:
-                length = c_fgetxattr(fd, text, value, room)
+            state = leave()
+            length = c_fgetxattr(fd, text, value, room)
+        back(state)
         if length < 0:
             return self.send(EOPNOTSUPP if errno == ENOSYS else errno or EIO, 0)
         if not size:

@@ -296,7 +296,7 @@ class Dispatcher:
         if once is not None:
             self._routes.update(once.routes(self._routes))
         if self._ops.fast is not None:
-            self._ops.fast.intents = once
+            self._ops.fast.intents = None if once is None else once.intents
         self._loop.fast = self._fast
         return once
 

@@ -8,6 +8,12 @@ from pinfs.fs.inode cimport Inode
 from pinfs.fs.removals cimport JudgedTruncate
 from pinfs.linux.calls cimport clock
 
+cdef uint32_t FATTR_ATIME, FATTR_ATIME_NOW, FATTR_FH, FATTR_MODE, FATTR_MTIME, FATTR_MTIME_NOW, FATTR_SIZE, FATTR_TIMES
+cdef uint32_t FOPEN_NOFLUSH, FSYNC_FDATASYNC, OPEN_KILL_SUIDGID, WRITE_KILL_SUIDGID, _CHANGES, _OPCODES, _PASSTHROUGH
+cdef uint32_t _TICK_NS
+cdef uint64_t _TICK_S
+cdef Py_ssize_t IN_SIZE, _RENAME2_IN, _SETXATTR_IN, _WRITE_IN
+
 cdef class Flag:
     cdef public bint yes
 

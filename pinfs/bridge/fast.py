@@ -12,6 +12,25 @@ from typing import Final
 from pinfs.bridge import wire
 from pinfs.bridge.channel import Channel
 from pinfs.bridge.handlers import Handlers, sized
+from pinfs.bridge.wire import (
+    FATTR_ATIME,
+    FATTR_ATIME_NOW,
+    FATTR_FH,
+    FATTR_GID,
+    FATTR_KILL_SUIDGID,
+    FATTR_MODE,
+    FATTR_MTIME,
+    FATTR_MTIME_NOW,
+    FATTR_SIZE,
+    FATTR_TIMES,
+    FATTR_UID,
+    FOPEN_NOFLUSH,
+    FOPEN_PASSTHROUGH,
+    FSYNC_FDATASYNC,
+    IN_SIZE,
+    OPEN_KILL_SUIDGID,
+    WRITE_KILL_SUIDGID,
+)
 from pinfs.fs.fast import FastOperations
 from pinfs.fs.handles import FileHandle
 from pinfs.fs.inode import Inode
@@ -22,9 +41,12 @@ from pinfs.runtime.parking import OneShot
 
 _OPCODES: Final = 64
 _S: Final = 1_000_000_000  # nanoseconds
-_SIZE: Final = wire.FATTR_SIZE
-_CHANGES: Final = wire.FATTR_MODE | wire.FATTR_UID | wire.FATTR_GID | _SIZE | wire.FATTR_TIMES | wire.FATTR_KILL_SUIDGID
+_CHANGES: Final = FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE | FATTR_TIMES | FATTR_KILL_SUIDGID
 _TICK_S, _TICK_NS = wire.A_TICK
+_PASSTHROUGH: Final = FOPEN_PASSTHROUGH | FOPEN_NOFLUSH
+_RENAME2_IN: Final = wire.RENAME2_IN.size
+_SETXATTR_IN: Final = wire.SETXATTR_IN.size
+_WRITE_IN: Final = wire.WRITE_IN.size
 
 
 class Flag:
@@ -124,7 +146,7 @@ class FastHandlers:
         undelivered: Callable[[], None],
         park: Callable[["_WaitingTruncate", OneShot], None],
     ) -> None:
-        self.setxattr_at = wire.SETXATTR_IN.size
+        self.setxattr_at = _SETXATTR_IN
         """Where the name of a SETXATTR begins, in bytes of the body."""
         self._channel = channel
         self._ops = ops
@@ -132,7 +154,7 @@ class FastHandlers:
         self._uncached = handlers.uncached
         self._entry_s, self._entry_ns = handlers.entry_valid
         self._attr_s, self._attr_ns = handlers.attr_valid
-        self._directory_flags = handlers.directory_flags | wire.FOPEN_NOFLUSH
+        self._directory_flags = handlers.directory_flags | FOPEN_NOFLUSH
         self._failed = failed
         self._undelivered = undelivered
         self._park = park
@@ -140,7 +162,7 @@ class FastHandlers:
         self._shortest = [0] * _OPCODES
         for opcode, (handler, shortest) in self._table().items():
             self._handlers[opcode] = handler
-            self._shortest[opcode] = wire.IN_SIZE + shortest
+            self._shortest[opcode] = IN_SIZE + shortest
 
     def answer(self) -> bool:
         """Whether the request has been answered."""
@@ -252,7 +274,7 @@ class FastHandlers:
         return self._rename(8, 0)
 
     def rename2(self) -> bool:
-        return self._rename(wire.RENAME2_IN.size, self._channel.u32(8))
+        return self._rename(_RENAME2_IN, self._channel.u32(8))
 
     def _rename(self, names_at: int, flags: int) -> bool:
         channel = self._channel
@@ -277,13 +299,13 @@ class FastHandlers:
         """One change at a time; chown(2) is none of them."""
         channel, ops = self._channel, self._ops
         valid = channel.u32(0) & _CHANGES
-        if valid == _SIZE:
+        if valid == FATTR_SIZE:
             return self._truncate(channel.u64(16))
-        if valid == wire.FATTR_MODE:
+        if valid == FATTR_MODE:
             inode = ops.chmod(channel.nodeid, channel.u32(68))
-        elif valid and not valid & ~wire.FATTR_TIMES:
-            atime_ns = self._time(valid & wire.FATTR_ATIME, valid & wire.FATTR_ATIME_NOW, 32, 56)
-            mtime_ns = self._time(valid & wire.FATTR_MTIME, valid & wire.FATTR_MTIME_NOW, 40, 60)
+        elif valid and not valid & ~FATTR_TIMES:
+            atime_ns = self._time(valid & FATTR_ATIME, valid & FATTR_ATIME_NOW, 32, 56)
+            mtime_ns = self._time(valid & FATTR_MTIME, valid & FATTR_MTIME_NOW, 40, 60)
             inode = ops.utimes(channel.nodeid, atime_ns, mtime_ns)
         else:
             return False
@@ -293,7 +315,7 @@ class FastHandlers:
         channel, ops = self._channel, self._ops
         inode = ops.truncate(channel.nodeid, size, channel)
         if inode is None:
-            if channel.u32(0) & wire.FATTR_FH:
+            if channel.u32(0) & FATTR_FH:
                 return False
             truncate = ops.judge_truncate(channel.nodeid, size, channel)
             if truncate is None:
@@ -320,7 +342,7 @@ class FastHandlers:
 
     def open(self) -> bool:
         channel = self._channel
-        kill_suidgid = channel.u32(4) & wire.OPEN_KILL_SUIDGID != 0
+        kill_suidgid = channel.u32(4) & OPEN_KILL_SUIDGID != 0
         handle = self._ops.open(channel.nodeid, channel.u32(0), kill_suidgid, channel)
         if handle is None:
             return False
@@ -329,13 +351,13 @@ class FastHandlers:
 
     def _open_flags(self, handle: FileHandle, backing_id: int, with_entry: bool) -> int:
         if backing_id:
-            return wire.FOPEN_PASSTHROUGH | wire.FOPEN_NOFLUSH
-        return self._ops.cache_flags(handle.inode, with_entry) | wire.FOPEN_NOFLUSH
+            return _PASSTHROUGH
+        return self._ops.cache_flags(handle.inode, with_entry) | FOPEN_NOFLUSH
 
     def create(self) -> bool:
         channel = self._channel
         channel.umask = channel.u32(8)
-        kill_suidgid = channel.u32(12) & wire.OPEN_KILL_SUIDGID != 0
+        kill_suidgid = channel.u32(12) & OPEN_KILL_SUIDGID != 0
         handle = self._ops.create(
             channel.nodeid, channel.name(16), channel.u32(4), channel.u32(0), kill_suidgid, channel
         )
@@ -351,9 +373,9 @@ class FastHandlers:
 
     def write(self) -> bool:
         channel, size = self._channel, self._channel.u32(16)
-        if channel.u32(20) & wire.WRITE_KILL_SUIDGID or channel.size != wire.IN_SIZE + wire.WRITE_IN.size + size:
+        if channel.u32(20) & WRITE_KILL_SUIDGID or channel.size != IN_SIZE + _WRITE_IN + size:
             return False
-        written = self._ops.write(channel.u64(0), channel.i64(8), channel.view(wire.WRITE_IN.size))
+        written = self._ops.write(channel.u64(0), channel.i64(8), channel.view(_WRITE_IN))
         return written >= 0 and channel.data(wire.WRITE_OUT.pack(written, 0))
 
     def statfs(self) -> bool:
@@ -362,7 +384,7 @@ class FastHandlers:
 
     def fsync(self) -> bool:
         channel = self._channel
-        return self._ops.fsync(channel.u64(0), channel.u32(8) & wire.FSYNC_FDATASYNC != 0) and channel.done()
+        return self._ops.fsync(channel.u64(0), channel.u32(8) & FSYNC_FDATASYNC != 0) and channel.done()
 
     def opendir(self) -> bool:
         fh = self._ops.opendir(self._channel.nodeid, self._channel)
@@ -372,7 +394,7 @@ class FastHandlers:
 
     def setxattr(self) -> bool:
         channel, at = self._channel, self.setxattr_at
-        if at > wire.SETXATTR_IN.size and channel.u32(8):
+        if at > _SETXATTR_IN and channel.u32(8):
             return False
         name, value = channel.name_and_value(at, channel.u32(0))
         if not name:

@@ -17,8 +17,7 @@ from typing import Final, NamedTuple
 
 from pinfs.bridge import wire
 from pinfs.bridge.handlers import Handler, Route, Work
-from pinfs.fs.fast import Request
-from pinfs.fs.inode import Inode
+from pinfs.bridge.intents import Facts, IntentWriter
 from pinfs.fs.operations import Operations
 from pinfs.fs.pendingpins import PendingPins
 from pinfs.fs.pins import XATTR_CREATE
@@ -26,10 +25,9 @@ from pinfs.fs.recorder import Recorder
 from pinfs.fs.restore import Parts, Restored
 from pinfs.fs.types import Caller
 from pinfs.interface.attributes import PREFIX
-from pinfs.journal.records import DONE_WORD, EXECUTED, Kind, pack_intent
-from pinfs.journal.slots import WORD_BITS
+from pinfs.journal.records import EXECUTED
 from pinfs.linux import syscalls
-from pinfs.linux.calls import Stat
+from pinfs.linux.calls import stat_of
 
 
 class How(Enum):
@@ -139,8 +137,6 @@ MOVES_TAIL: Final = syscalls.FALLOC_FL_COLLAPSE_RANGE | syscalls.FALLOC_FL_INSER
 _CUTS: Final = MOVES_TAIL | syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_ZERO_RANGE
 _TRUNC_BYTE: Final = os.O_TRUNC >> 8
 
-Facts = tuple[int, int, int, int, int, int]
-"""Of an intent: device, ino, other_device, other_ino, size, was_there."""
 NOTHING_THERE: Final[Facts] = (0, 0, 0, 0, 0, 0)
 FactsOf = Callable[[int, memoryview], Facts | None]
 """The facts before a request on an inode; None: it changes nothing that needs an intent. OSError: the request fails."""
@@ -165,11 +161,10 @@ class Once:
         self.pending = pending
         self.plain: dict[int, Route] = {}
         """The routes without intents."""
+        self.intents = IntentWriter(recorder, parts.inodes, parts.guard.book.files)
         self._inodes = parts.inodes
         self._slow_names = ops.submounts.names
-        self._cuts: dict[int, int] = {}
-        """The intents of requests that cut a file, by number."""
-        parts.guard.cuts.on_done = self._done
+        parts.guard.cuts.on_done = self.intents.done
 
     def routes(self, routes: dict[int, Route]) -> dict[int, Route]:
         """Those of these routes that need intents, with them."""
@@ -191,50 +186,10 @@ class Once:
         }
         return {opcode: Route(handler, routes[opcode].shortest) for opcode, handler in wrapped.items()}
 
-    def _write(self, unique: int, opcode: int, facts: Facts) -> int:
-        """Write an intent; its slot, 0: there was no room."""
-        return self.recorder.put(Kind.INTENT, pack_intent(unique, 0, opcode, *facts, 0))
-
-    # Intents of the fast path
-
-    def begin(self, request: Request, st: Stat | None, other: Stat | None) -> int:
-        """Write down what the names of a request lead to, before it changes them."""
-        device, ino = (0, 0) if st is None else (st.st_dev, st.st_ino)
-        other_device, other_ino = (0, 0) if other is None else (other.st_dev, other.st_ino)
-        return self._write(request.unique, request.opcode, (device, ino, other_device, other_ino, 0, 0))
-
-    def begin_cut(self, request: Request, size: int) -> int:
-        """The same before it cuts a file of `size` bytes."""
-        slot = self._write(request.unique, request.opcode, (0, 0, 0, 0, size, 1))
-        if slot:
-            self._cuts[request.unique] = slot
-        return slot
-
-    def begin_removing_attribute(self, request: Request) -> int:
-        """The same before it removes an attribute, which is there."""
-        return self._write(request.unique, request.opcode, (0, 0, 0, 0, 0, 1))
-
-    def executed(self, request: Request, slot: int) -> None:
-        """What comes next is the reply."""
-        self.recorder.slots.words[EXECUTED] = request.unique
-        self.drop(request, slot)
-
-    def drop(self, request: Request, slot: int) -> None:
-        """The request has failed, or is begun anew by its handler."""
-        if self._cuts:
-            self._cuts.pop(request.unique, None)
-        self.recorder.slots.free(slot)
-
-    def keep(self, victim: Inode) -> None:
-        """Before the last name of a file goes: a file that is in use must not go with this daemon."""
-        if victim.fd < 0 and victim.file is None and victim.nodeid in self.parts.guard.book.files:
-            self._inodes.fd(victim)
-        self.recorder.nameless(victim)
-
     # Intents of handlers
 
     def _with_intent(self, opcode: int, handler: Handler, facts_of: FactsOf) -> Handler:
-        words, free, cuts = self.recorder.slots.words, self.recorder.slots.free, self._cuts
+        words, free, cuts = self.recorder.slots.words, self.recorder.slots.free, self.intents.cuts
         is_cut = opcode in (wire.OPEN, wire.CREATE, wire.FALLOCATE)
 
         async def once(nodeid: int, ctx: Caller, body: memoryview) -> bytes | None:
@@ -242,7 +197,7 @@ class Once:
             if facts is None:
                 return await handler(nodeid, ctx, body)
             unique = ctx[4]
-            slot = self._write(unique, opcode, facts)
+            slot = self.intents.write(unique, opcode, facts)
             if is_cut:
                 cuts[unique] = slot
             try:
@@ -256,11 +211,6 @@ class Once:
                     free(slot)
 
         return once
-
-    def _done(self, unique: int) -> None:
-        """The cut of a request has been made."""
-        if slot := self._cuts.get(unique, 0):
-            self.recorder.slots.words[(slot << WORD_BITS) + DONE_WORD] = 1
 
     # Names
 
@@ -342,9 +292,9 @@ class Once:
     def _keep(self, st: os.stat_result) -> None:
         """Before the last name of a file goes: a file that is in use must not go with this daemon."""
         if st.st_nlink == 1:
-            victim = self._inodes.find(st)
+            victim = self._inodes.find(stat_of(st))
             if victim is not None:
-                self.keep(victim)
+                self.intents.keep(victim)
 
     # Bytes
 
@@ -401,16 +351,9 @@ class Once:
             inode = self._inodes.known(nodeid)
             if inode is None or name.startswith(PREFIX):
                 return None
-            return 0, 0, 0, 0, 0, self.has_attribute(inode, name)
+            return 0, 0, 0, 0, 0, self.intents.has_attribute(inode, name)
 
         return facts
-
-    def has_attribute(self, inode: Inode, name: bytes) -> bool:
-        try:
-            os.getxattr(self._inodes.handle(inode), name)
-        except OSError:
-            return False
-        return True
 
 
 def name_offset(route: Route) -> int:

@@ -34,6 +34,7 @@ from pinfs.fs.types import Caller, Entry, Opened, SetAttr, os_error
 from pinfs.interface.attributes import PREFIX
 from pinfs.journal.records import EXECUTED, WAS_EXECUTED, IntentRecord
 from pinfs.linux import syscalls
+from pinfs.linux.calls import stat_of
 
 _WITHOUT_CREATING: Final = ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC)
 
@@ -131,7 +132,7 @@ class Resent:
         kind = stat.S_IFMT(st.st_mode)
         if opcode == wire.LINK:
             inode = self._inodes.known(wire.U64.unpack_from(body)[0])
-            return inode is not None and self._inodes.key_of(st) == inode.key
+            return inode is not None and self._inodes.key_of(stat_of(st)) == inode.key
         if opcode == wire.MKNOD:
             return kind == (stat.S_IFMT(wire.MKNOD_IN.unpack_from(body)[0]) or stat.S_IFREG)
         return kind == (stat.S_IFDIR if opcode == wire.MKDIR else stat.S_IFLNK)
@@ -310,7 +311,7 @@ class Resent:
         if self._is_executed(ctx):
             return b""
         intent, inode = self._intent(ctx), self._inodes.known(nodeid)
-        if intent is None or intent.was_there or inode is None or not self._once.has_attribute(inode, name):
+        if intent is None or intent.was_there or inode is None or not self._once.intents.has_attribute(inode, name):
             return None
         again = bytearray(body)
         size, flags = wire.SETXATTR_IN.unpack_from(again)
@@ -325,7 +326,7 @@ class Resent:
         if self._is_executed(ctx):
             return b""
         intent, inode = self._intent(ctx), self._inodes.known(nodeid)
-        if intent is None or not intent.was_there or inode is None or self._once.has_attribute(inode, name):
+        if intent is None or not intent.was_there or inode is None or self._once.intents.has_attribute(inode, name):
             return None
         return b""
 

@@ -13,7 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from errno import EBUSY, EINTR
 from functools import partial
@@ -29,6 +29,7 @@ from pinfs.core.removals import Removal
 from pinfs.enforce.mappings import mappers_of
 from pinfs.enforce.reports import mappers_text, removal_text
 from pinfs.linux.interruptible import InterruptibleCall, Result
+from pinfs.runtime.asitis import AS_IT_IS
 from pinfs.runtime.errors import errno_of, logged
 from pinfs.runtime.parking import park
 from pinfs.runtime.stats import Stats
@@ -79,7 +80,7 @@ class Cut:
     mapped_by: tuple[Mapper, ...] = ()
     reserved: AbstractContextManager[None] | None = None
     """Of a call that does not come back: its range stays reserved until it does."""
-    around: AbstractContextManager[None] = field(default_factory=nullcontext)
+    around: AbstractContextManager[None] = AS_IT_IS
     """Left when the call has really ended, on the event loop."""
 
     @property
@@ -116,7 +117,7 @@ class Cuts:
         self.inodes: dict[int, dict[Cut, None]] = {}
         self.start: Start = start_in_thread
         self.search = search_in_thread
-        self.around: Callable[[int], AbstractContextManager[None]] = lambda inode: nullcontext()
+        self.around: Callable[[int], AbstractContextManager[None]] = lambda inode: AS_IT_IS
         """What a call on this file is surrounded by, from its start to its end, however late that is."""
         self.before: Callable[[Removal], None] = lambda removal: None
         """Called right before the call of a removal that had to wait for a thread. What it raises refuses that."""

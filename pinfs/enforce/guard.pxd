@@ -4,9 +4,11 @@ from pinfs.core.book cimport PinBook
 from pinfs.core.events cimport BookEvent
 from pinfs.core.pins cimport Pin, PinRequest, PinSpec
 from pinfs.core.removals cimport Removal
+from pinfs.runtime.clock cimport Clock
 
 cdef class Guard:
     cdef public PinBook book
+    cdef public Clock clock
     cdef public object on_handle_event, mount_device, record, cuts, hosts
     cdef object _holders, _eventfds, _policies, _events, _stats, _sooner, _sleeps_until
     cdef list _reap_waiters

@@ -24,6 +24,7 @@ from pinfs.core.removals import UNLINKS, Removal, RemovalRequest, Turn
 from pinfs.enforce.cuts import GRACE_S, Cuts
 from pinfs.enforce.mappings import Mapping, mappings_of
 from pinfs.enforce.reports import HOLDERS_IN_A_LOG_LINE, break_text, bytes_text, count, pins_text, removal_text
+from pinfs.runtime.clock import Clock
 from pinfs.runtime.errors import logged
 from pinfs.runtime.parking import OneShot, defer, park
 from pinfs.runtime.stats import Stats
@@ -139,6 +140,7 @@ class Guard:
 
     def __init__(self, holders: Holders, eventfds: EventFds, policies: Policies, events: Events, stats: Stats) -> None:
         self.book = PinBook(self._deliver, policies.current.limits)
+        self.clock = Clock()
         self.on_handle_event: Callable[[Owner], None] = lambda handle: None
         self.mount_device = 0
         """st_dev of the mount, known once it stands: mappings are found by it."""
@@ -201,7 +203,7 @@ class Guard:
     def finish(self, removal: Removal) -> None:
         """The bytes of a READY removal are cut, or will not be: at once, or, of a call that does not come back, later
         (the range of that stays reserved here and on all hosts)."""
-        self.book.finish(removal, trio.current_time())
+        self.book.finish(removal, self.clock.now())
         if not self.cuts.is_under_way(removal):
             self._over_elsewhere(removal)
 
@@ -253,7 +255,7 @@ class Guard:
             await hosts.wait_answered(removal)
         except BaseException:
             hosts.leave(removal)
-            self.book.leave(removal, trio.current_time())
+            self.book.leave(removal, self.clock.now())
             raise
 
     def judge_at_once(self, call: RemovalCall) -> Removal | None:
@@ -269,7 +271,7 @@ class Guard:
         """Return when no pin of a dead owner is left in the removal's range."""
         book = self.book
         dead = book.reaping.dead_owners
-        while dead and not (book.closing or book.reap_in(call.inode, call.start, call.end, trio.current_time())):
+        while dead and not (book.closing or book.reap_in(call.inode, call.start, call.end, self.clock.now())):
             reaped = OneShot()
             self._reap_waiters.append((next(reversed(dead)), reaped))
             await reaped.wait()
@@ -317,7 +319,7 @@ class Guard:
         if mapping is not None:
             log.info("%s is mapped by pid %d", bytes_text(request, mapping.start, mapping.end), mapping.pid)
             removal = Removal(call.inode, call.start, call.end, request, policy)
-            self._deliver(BookEvent("refused", trio.current_time(), removal=removal, why="mapped"))
+            self._deliver(BookEvent("refused", self.clock.now(), removal=removal, why="mapped"))
             raise OSError(policy.errno_number, f"mapped by process {mapping.pid}")
 
     def _first_mapping(self, call: RemovalCall, allowed_pid: int) -> Mapping | None:
@@ -345,7 +347,7 @@ class Guard:
         policy = policies.for_path(request.path)
         if call.keeps:
             policy = replace(policy, unlink="defer")
-        removal = self.book.begin(request, policy, trio.current_time())
+        removal = self.book.begin(request, policy, self.clock.now())
         if removal.turn is Turn.WAITING:
             pins = self.book.files[call.inode].some(call.start, call.end, HOLDERS_IN_A_LOG_LINE + 1)
             defer(partial(_log_waiting, request, pins))
@@ -359,14 +361,14 @@ class Guard:
             try:
                 await answered.wait()
             except BaseException:
-                self.book.leave(removal, trio.current_time())
+                self.book.leave(removal, self.clock.now())
                 raise
         if removal.turn is Turn.REFUSED:
             raise OSError(removal.errno, removal.why)
 
     def close(self) -> None:
         """The mount ends: all that wait are refused with EBUSY, and from now on all that would have to."""
-        self.book.close(trio.current_time())
+        self.book.close(self.clock.now())
         if self.hosts is not None:
             self.hosts.close()
         self.cuts.close()
@@ -378,32 +380,32 @@ class Guard:
         """Register or replace a pin of a file of `size` bytes. OSError: EINVAL, ENXIO, EAGAIN, EDQUOT
         (`PinBook.pin`)."""
         self.book.table.limits = self._policies.current.limits
-        return self.book.pin(request, size, trio.current_time())
+        return self.book.pin(request, size, self.clock.now())
 
     def release(self, pin: Pin) -> None:
         """The holder lets go."""
-        self.book.release(pin, trio.current_time())
+        self.book.release(pin, self.clock.now())
 
     def revoke(self, pin: Pin) -> None:
         """Root takes the pin from its holder."""
-        self.book.revoke(pin, trio.current_time())
+        self.book.revoke(pin, self.clock.now())
 
     def lose(self, pin: Pin, kill: bool) -> None:
         """Other hosts may take this pin for gone (SPEC 14): its holder is told, or killed, before they may cut."""
         process = pin.process
         self._notify(pin)
-        self.book.revoke(pin, trio.current_time(), "cluster")
+        self.book.revoke(pin, self.clock.now(), "cluster")
         if kill and process is not None:
             log.info("%s is killed: this host is cut off", pins_text([pin]))
             self._holders.kill(process)
 
     def extend(self, pin: Pin, seconds: float) -> float:
         """More time for a breaking pin; returns its deadline on trio's clock. OSError: ENODATA, EINVAL."""
-        return self.book.extend(pin, seconds, trio.current_time())
+        return self.book.extend(pin, seconds, self.clock.now())
 
     def owner_gone(self, owner: Owner, by: str = "death") -> None:
         """A process has ended (`death`), or an open file description was closed for the last time (`close`)."""
-        self.book.owner_gone(owner, trio.current_time(), by)
+        self.book.owner_gone(owner, self.clock.now(), by)
 
     # Time
 
@@ -414,7 +416,7 @@ class Guard:
             await self._sleep_until_due()
             failed = True
             with logged("a turn of the guard"):
-                self.book.expire(trio.current_time())
+                self.book.expire(self.clock.now())
                 self._wake_reap_waiters()
                 failed = False
             if failed:

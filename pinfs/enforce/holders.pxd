@@ -10,6 +10,8 @@ cdef class Holders:
 
     @cython.locals(process=Process)
     cpdef Process process_of(self, object tid)
+    @cython.locals(process=Process)
+    cpdef Process caller(self, object tid)
     cpdef hold(self, Process process)
     cdef _watch(self, Process process)
     @cython.locals(process=Process)

@@ -114,6 +114,11 @@ class Holders:
             return process
         return self._find(tid) if tid > 0 else None
 
+    def caller(self, tid: int) -> Process | None:
+        """`process_of` the thread whose request is being answered."""
+        process = self._recent.get(tid)
+        return process if process is not None and process.has_caller(tid) else self.process_of(tid)
+
     def process_by_pid(self, pid: int) -> Process:
         """The process with this number, or a thread of this number, in the daemon's pid namespace (`pid=N`, SPEC 5).
 

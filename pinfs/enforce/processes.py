@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+from typing import Final
 
 from pinfs.core.owners import ProcessId
-from pinfs.linux.calls import is_readable
+from pinfs.linux.calls import clock, is_readable
 from pinfs.linux.proc import Status, read_comm, read_status
 from pinfs.linux.syscalls import is_thread_of
+
+A_MOMENT_S: Final = 0.001
 
 
 class Process:
@@ -14,7 +17,7 @@ class Process:
     (see `Holders`); `id` is the value that stands for it everywhere else.
     """
 
-    __slots__ = ("__weakref__", "_close", "_last", "holds", "id", "pid", "pidfd")
+    __slots__ = ("__weakref__", "_alive_until", "_close", "_last", "holds", "id", "pid", "pidfd")
 
     def __init__(self, process_id: ProcessId, status: Status, pidfd: int) -> None:
         self.id = process_id
@@ -23,6 +26,7 @@ class Process:
         self.holds = 0
         """How many pins and event channels keep an eye on it."""
         self._last = status
+        self._alive_until = 0.0
         self._close = os.close  # at the interpreter's end the name `os` may be gone before the last process
 
     def __del__(self) -> None:
@@ -39,6 +43,20 @@ class Process:
     def has_thread(self, tid: int) -> bool:
         """Whether the thread `tid` is one of this living process."""
         return (tid == self.pid or is_thread_of(self.pid, tid)) and not is_readable(self.pidfd)
+
+    def has_caller(self, tid: int) -> bool:
+        """The same of a thread whose request waits for the daemon, so that something with this number lives.
+
+        That can be another process only after this one has ended and all other numbers have been used since, which
+        takes longer than A_MOMENT_S: so it is asked once in a moment.
+        """
+        now = clock()
+        if tid == self.pid and now < self._alive_until:
+            return True
+        if not self.has_thread(tid):
+            return False
+        self._alive_until = now + A_MOMENT_S
+        return True
 
     @property
     def status(self) -> Status:

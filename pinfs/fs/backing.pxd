@@ -4,9 +4,23 @@ from libc.stdint cimport uint32_t
 from pinfs.fs.inode cimport Inode
 from pinfs.fs.inodes cimport InodeTable
 from pinfs.fs.openfile cimport OpenFile
+from pinfs.fs.seal cimport Seal
+
+cdef uint32_t O_ACCMODE, O_RDONLY, O_WRONLY
+
+cdef class Backing
+
+cdef class _Writing:
+    cdef int _fd
+    cdef Backing _backing
+    cdef Inode _inode
+
+cdef class _AsCaller:
+    cdef uint32_t _uid, _gid
 
 cdef class Backing:
-    cdef public object passthrough, seal, privileges, evictions, threads
+    cdef public Seal seal
+    cdef public object passthrough, privileges, evictions, threads
     cdef public long open_files
     cdef public bint in_memory
     cdef bint _source_may_wait, _changes_owner
@@ -37,5 +51,6 @@ cdef class Backing:
     cpdef int writer(self, Inode inode) except -2
     cpdef int any_fd(self, Inode inode) except -2
     cpdef bint may_wait(self, Inode inode) except -1
+    @cython.locals(uid=uint32_t, gid=uint32_t, umask=uint32_t)
     cpdef object creating_as(self, object ctx)
-    cpdef object outliving_name(self, tuple name)
+    cpdef object outliving_name(self, Inode directory, bytes name)

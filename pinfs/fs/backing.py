@@ -5,14 +5,15 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from os import O_ACCMODE, O_RDONLY, O_WRONLY
+from typing import Protocol, TypeVar
 
 import trio
 
 from pinfs.fs.evictions import Evictions
-from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name
+from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.openfile import OpenFile
 from pinfs.fs.seal import Seal
@@ -21,6 +22,7 @@ from pinfs.linux import syscalls
 from pinfs.linux.calls import set_fs_ids
 from pinfs.linux.filesystems import IN_MEMORY, calls_may_stall, cuts_may_wait
 from pinfs.linux.syscalls import file_system_magic
+from pinfs.runtime.asitis import AS_IT_IS
 from pinfs.runtime.descriptors import Budget
 from pinfs.runtime.parking import park
 from pinfs.runtime.threads import Threads
@@ -103,13 +105,13 @@ class Backing:
         """Open the backing file of an inode for one handle more. Errors of open(2)."""
         file = inode.file or OpenFile()
         self._idle.pop(inode, None)
-        access = flags & os.O_ACCMODE
+        access = flags & O_ACCMODE
         try:
-            if access != os.O_RDONLY and file.writer < 0:
+            if access != O_RDONLY and file.writer < 0:
                 with self.seal.lifted(inode):
                     self._open_writer(inode, file, flags)
-            if access != os.O_WRONLY and file.reader < 0:
-                file.read_by(self._open_to_keep(inode, os.O_RDONLY))
+            if access != O_WRONLY and file.reader < 0:
+                file.read_by(self._open_to_keep(inode, O_RDONLY))
         except BaseException:
             if inode.file is None:
                 file.close()
@@ -177,11 +179,11 @@ class Backing:
             spare, fd = fd, os.dup(fd)
             os.close(spare)
         file = OpenFile()
-        access = flags & os.O_ACCMODE
+        access = flags & O_ACCMODE
         file.any_fd = fd
-        if access != os.O_RDONLY:
+        if access != O_RDONLY:
             file.writer = fd
-        if access != os.O_WRONLY:
+        if access != O_WRONLY:
             file.reader = fd
         inode.file = file
         file.opens = 1
@@ -270,24 +272,24 @@ class Backing:
             self._inodes.prepare_close(inode, may_be_cached=not file.backing_id)
         finally:
             inode.file = None
-            file.close(self._inodes.descriptors.close_fd)
+            file.close(self._inodes.descriptors.close_last)
 
     @property
     def close_descriptor(self) -> Callable[[int], None]:
         """Closes a descriptor of a backing file, perhaps its last one."""
-        return self._inodes.descriptors.close_fd
+        return self._inodes.descriptors.close_last
 
-    def outliving_name(self, name: Name) -> AbstractContextManager[None]:
+    def outliving_name(self, directory: Inode, name: bytes) -> AbstractContextManager[None]:
         """Inside of it a name may go: the last close of the inode behind it happens at the end, as that of others.
 
         An inode that nothing has open would be evicted by unlink(2) and rename(2) themselves, on the event loop.
         """
-        if self.close_descriptor is os.close:
-            return _AS_WE_ARE
+        if self._inodes.descriptors.close_elsewhere is None:
+            return AS_IT_IS
         try:
-            fd = os.open(name[1], O_PATH_NOFOLLOW, dir_fd=self._inodes.fd(name[0]))
+            fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=self._inodes.fd(directory))
         except OSError:  # what it is, the call itself will tell
-            return _AS_WE_ARE
+            return AS_IT_IS
         return _Open(fd, self.close_descriptor)
 
     def passthrough_id(self, inode: Inode) -> int:
@@ -349,7 +351,7 @@ class Backing:
     def _close_in_threads(self, may_wait: bool) -> None:
         """On a source that is in memory or on a disk, closing stays as plain as it can be."""
         if may_wait:
-            self._inodes.descriptors.close_fd = self.evictions.close
+            self._inodes.descriptors.close_elsewhere = self.evictions.close
 
     async def off_thread(self, call: Callable[..., T], *args: object) -> T:
         """Run what may wait for a disk in a thread of its own; on a backing in memory that would only cost time."""
@@ -364,15 +366,16 @@ class Backing:
 
     def creating_as(self, ctx: CallerLike) -> AbstractContextManager[None]:
         """What is created inside belongs to the caller (or the directory's group, where that is set-group-id)."""
-        if ctx.umask != self._umask:
-            os.umask(ctx.umask)
-            self._umask = ctx.umask
-        return _AsCaller(ctx.uid, ctx.gid) if self._changes_owner and (ctx.uid or ctx.gid) else _AS_WE_ARE
+        uid, gid, umask = ctx.uid, ctx.gid, ctx.umask
+        if umask != self._umask:
+            os.umask(umask)
+            self._umask = umask
+        return _AsCaller(uid, gid) if self._changes_owner and (uid or gid) else AS_IT_IS
 
     def owned_by(self, ctx: CallerLike) -> AbstractContextManager[None]:
         """The same in a thread, but for the umask, which all threads share."""
         if not self._changes_owner or not (ctx.uid or ctx.gid):
-            return _AS_WE_ARE
+            return AS_IT_IS
         if not hasattr(_of_thread, "keeps_capabilities"):  # a thread may be older than the mount
             _of_thread.keeps_capabilities = syscalls.keep_capabilities_across_fs_ids()
         return _AsCaller(ctx.uid, ctx.gid)
@@ -478,9 +481,6 @@ class _AsCaller:
 
     def __exit__(self, *_: object) -> None:
         set_fs_ids(0, 0)
-
-
-_AS_WE_ARE: Final[AbstractContextManager[None]] = nullcontext()
 
 
 def _valid(fd: int) -> int:

@@ -22,6 +22,7 @@ from pinfs.fs.inodes import InodeTable
 from pinfs.fs.submounts import Submounts
 from pinfs.fs.types import Entry, make_entry
 from pinfs.journal.records import HandleKind
+from pinfs.linux.calls import stat_of
 from pinfs.runtime.parking import park
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class DirectoryReader:
             return listed[1:]
         try:
             st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
-            inode = self._inodes.intern(directory, name, st)
+            inode = self._inodes.intern(directory, name, stat_of(st))
         except FileNotFoundError:
             return None
         except OSError:

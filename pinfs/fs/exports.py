@@ -31,6 +31,7 @@ from pinfs.fs.search import Found, names_below
 from pinfs.fs.submounts import Submounts
 from pinfs.fs.types import Entry, StatLike, make_entry
 from pinfs.linux import filehandles, mountinfo
+from pinfs.linux.calls import stat_of
 from pinfs.linux.filesystems import BTRFS_MAGIC
 from pinfs.linux.syscalls import file_system_magic
 from pinfs.runtime.parking import park
@@ -273,9 +274,9 @@ class Exports:
 
     def _by_handle(self, st: os.stat_result, fd: int) -> Inode | None:
         """Without a name, where all of the file system lies below the source."""
-        if not self._is_whole or self._inodes.find(st) is not None:
+        if not self._is_whole or self._inodes.find(stat_of(st)) is not None:
             return None
-        inode = self._inodes.intern_nameless(st, fd)
+        inode = self._inodes.intern_nameless(stat_of(st), fd)
         self._nameless.add(inode)
         self._inodes.descriptors.keep(inode, inode.fd)
         return inode
@@ -290,7 +291,7 @@ class Exports:
                 st = self._stat(directory, component)
                 if not stat.S_ISDIR(st.st_mode):
                     raise stale()
-                directory = self._inodes.intern(directory, component, st)
+                directory = self._inodes.intern(directory, component, stat_of(st))
         except OSError:
             self._inodes.drop_if_unreferenced(directory)
             raise
@@ -303,7 +304,7 @@ class Exports:
             st = self._stat(directory, name)
             here = filehandles.handle_of(self._inodes.fd(directory), name)
             if st.st_ino == nodeid and here == filehandles.handle_of(fd):
-                reached = self._inodes.intern(directory, name, st)
+                reached = self._inodes.intern(directory, name, stat_of(st))
             if reached.nodeid != nodeid:
                 raise stale()
             return reached

@@ -13,6 +13,10 @@ from pinfs.fs.removals cimport JudgedTruncate, Removals
 from pinfs.fs.set_ids cimport SetIds
 from pinfs.linux.calls cimport Stat, mkdir_at, rmdir_at, stat_at, stat_fd
 
+cdef int ENOENT
+cdef uint32_t KEEPS_VICTIM, S_IFREG, XATTR_CREATE, _MODE_BITS, _O_TRUNC
+cdef uint64_t FOREIGN_IDS
+
 cdef class FastOperations:
     cdef public Stat st
     cdef public object intents

@@ -7,9 +7,9 @@ intent here, from what it has looked at in any case.
 """
 
 import os
-import stat
 from collections.abc import Container
 from errno import ENOENT
+from stat import S_IFREG
 from typing import Final, NamedTuple, Protocol
 
 from pinfs.fs.attributes import Attributes
@@ -30,6 +30,8 @@ from pinfs.interface.attributes import PREFIX, RELEASE
 from pinfs.linux.calls import Stat, mkdir_at, rmdir_at, stat_at, stat_fd
 
 UNUSUAL_NAMES: Final = frozenset({b"", b".", b"..", CONTROL_NAME})
+_MODE_BITS: Final = 0o7777
+_O_TRUNC: Final = os.O_TRUNC  # in C, names of a module are not looked up
 
 
 class Request(CallerLike, Protocol):
@@ -280,7 +282,7 @@ class FastOperations:
         inode = self._unlocked(nodeid)
         if inode is None:
             return None
-        self._set_ids.chmod(inode, stat.S_IMODE(mode))
+        self._set_ids.chmod(inode, mode & _MODE_BITS)
         return self._changed(inode)
 
     def utimes(self, nodeid: int, atime_ns: int | None, mtime_ns: int | None) -> Inode | None:
@@ -320,10 +322,10 @@ class FastOperations:
     def open(self, nodeid: int, flags: int, kill_suidgid: bool, request: Request) -> FileHandle | None:
         """open(2) of an existing file. With O_TRUNC, where no one is to be asked."""
         inode = self._by_id.get(nodeid)
-        cuts = flags & os.O_TRUNC
+        cuts = flags & _O_TRUNC
         if inode is None or nodeid >= FOREIGN_IDS or (kill_suidgid and not cuts):
             return None
-        if cuts and (self._in_kernel or inode.kind != stat.S_IFREG):
+        if cuts and (self._in_kernel or inode.kind != S_IFREG):
             return None
         self._backing.close_idle_if_moved(inode)
         try:
@@ -366,7 +368,7 @@ class FastOperations:
         except BlockingIOError:
             return None
         error = stat_fd(fd, st)
-        if error or (flags & os.O_TRUNC and st.st_size):  # it was there
+        if error or (flags & _O_TRUNC and st.st_size):  # it was there
             os.close(fd)
             return None
         inode = self._opens.made(directory, name, flags, fd, st)

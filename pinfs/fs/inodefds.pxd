@@ -1,8 +1,9 @@
 from pinfs.fs.inode cimport Inode
+from pinfs.linux.calls cimport close_fd
 
 cdef class InodeDescriptors:
     cdef public long max_descriptors
-    cdef public object closable, close_fd, on_foreign, by_handle
+    cdef public object closable, close_elsewhere, on_foreign, by_handle
     cdef public set _pinned
     cdef object _is_pinned, _note_life
 

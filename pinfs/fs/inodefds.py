@@ -1,9 +1,10 @@
 """The O_PATH descriptors by which inodes are reached: kept for few of them, least recently used go first."""
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING
+
+from pinfs.linux.calls import close_fd
 
 if TYPE_CHECKING:
     from pinfs.fs.inode import Inode
@@ -22,8 +23,8 @@ class InodeDescriptors:
         self.max_descriptors = max_descriptors
         self.closable: OrderedDict[Inode, None] = OrderedDict()
         """Inodes whose descriptor may be closed, least recently used first."""
-        self.close_fd: Callable[[int], None] = os.close
-        """For the last descriptors of files: closing that of one without a name can take long."""
+        self.close_elsewhere: Callable[[int], None] | None = None
+        """For the last descriptors of files, where closing that of one without a name can take long."""
         self.on_foreign: Callable[[], None] = lambda: None
         """Called when a descriptor on another device than the source's is kept: it keeps a submount busy."""
         self.by_handle: Container[Inode] = ()
@@ -67,8 +68,15 @@ class InodeDescriptors:
         """Close the descriptor of an inode."""
         self.nameless(inode)
         if inode.fd >= 0:
-            self.close_fd(inode.fd)
+            self.close_last(inode.fd)
             inode.fd = -1
+
+    def close_last(self, fd: int) -> None:
+        """Close what may be the last descriptor of a file."""
+        if self.close_elsewhere is None:
+            close_fd(fd)
+        else:
+            self.close_elsewhere(fd)
 
     def let_go_of_foreign(self) -> None:
         """Close what keeps submounts of the source busy, but for pinned and nameless inodes."""

@@ -1,9 +1,12 @@
 cimport cython
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from pinfs.fs.inode cimport Inode
 from pinfs.fs.inodefds cimport InodeDescriptors
-from pinfs.linux.calls cimport Stat, open_at, stat_at, stat_fd
+from pinfs.linux.calls cimport Stat, close_fd, open_at, stat_at, stat_fd, stat_of
+
+cdef uint64_t FOREIGN_IDS
+cdef uint32_t O_NOFOLLOW, O_PATH, O_PATH_NOFOLLOW, AT_ONCE, _S_IFMT
 
 cdef class InodeTable:
     cdef public uint64_t device
@@ -18,16 +21,19 @@ cdef class InodeTable:
     cdef dict _foreign
     cdef Stat _st
 
-    @cython.locals(ino=uint64_t)
-    cpdef Inode find(self, object st)
+    cpdef Inode find(self, Stat st)
     @cython.locals(inode=Inode)
-    cpdef Inode behind(self, tuple name, object st)
+    cpdef Inode behind(self, tuple name, Stat st)
     @cython.locals(inode=Inode)
-    cpdef Inode intern(self, Inode parent, bytes name, object st)
+    cpdef Inode intern(self, Inode parent, bytes name, Stat st)
     @cython.locals(inode=Inode)
-    cpdef Inode add(self, object st)
+    cpdef object key_of(self, Stat st)
+    cpdef Inode add(self, Stat st)
     @cython.locals(fd=int)
-    cpdef bint _is_same(self, Inode inode, object st, tuple name) except -1
+    cpdef bint _is_same(self, Inode inode, Stat st, tuple name) except -1
+    @cython.locals(st=Stat, error=int)
+    cpdef bint _is_open_as(self, Inode inode, int fd) except -1
+    cdef bint _is_found(self, Inode inode, int fd, Stat st) except -1
     @cython.locals(old_parent=Inode)
     cpdef add_name(self, Inode inode, Inode parent, bytes name, uint64_t nlink)
     @cython.locals(links=set)
@@ -49,10 +55,16 @@ cdef class InodeTable:
     cpdef drop_if_unreferenced(self, Inode inode)
     @cython.locals(directory=Inode, directories=list)
     cdef list _drop(self, Inode inode)
+    @cython.locals(inode=Inode)
+    cpdef drop_id_if_unreferenced(self, object nodeid)
     @cython.locals(unopened=list, parent=Inode)
     cpdef int fd(self, Inode inode) except -2
     @cython.locals(fd=int)
     cdef _open_descriptor(self, Inode inode)
+    @cython.locals(fd=int, parent=Inode, name=bytes)
+    cpdef int open(self, Inode inode, uint32_t flags) except -2
+    @cython.locals(error=int)
+    cpdef int64_t size(self, Inode inode) except -2
     cpdef bint stat_into(self, Inode inode, Stat st) except -1
     @cython.locals(parent=Inode, name=bytes)
     cdef bint _is_at_first_name(self, Inode inode, Stat st) except -1

@@ -12,20 +12,23 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator
-from typing import TYPE_CHECKING
+from os import O_NOFOLLOW, O_PATH
+from typing import TYPE_CHECKING, Final
 
 from pinfs.fs.inode import FOREIGN_IDS, O_PATH_NOFOLLOW, ROOT_ID, Inode, Key, Name, is_or_lies_in, stale
 from pinfs.fs.inodefds import InodeDescriptors
 from pinfs.fs.lives import LIVED_BEFORE, life_of, settled_ctime_ns, was_born_after
 from pinfs.fs.nonblocking import AT_ONCE, open_error
-from pinfs.fs.types import StatLike, os_error
-from pinfs.linux.calls import Stat, open_at, stat_at, stat_fd
+from pinfs.fs.types import os_error
+from pinfs.linux.calls import Stat, close_fd, open_at, stat_at, stat_fd, stat_of
 from pinfs.linux.filesystems import IN_MEMORY, ON_DISK
 from pinfs.linux.syscalls import file_system_magic
 
 if TYPE_CHECKING:
     from pinfs.fs.exports import Exports
     from pinfs.fs.recorder import Recorder
+
+_S_IFMT: Final = 0o170000
 
 
 class InodeTable:
@@ -82,7 +85,7 @@ class InodeTable:
         except KeyError:
             raise stale() from None
 
-    def find(self, st: StatLike) -> Inode | None:
+    def find(self, st: Stat) -> Inode | None:
         """The inode with the number in a stat result, if one is known. Whether it is the same: `is_same`."""
         ino = st.st_ino
         if st.st_dev == self.device and ino not in self._reserved_inos:
@@ -106,14 +109,14 @@ class InodeTable:
             st = os.stat(component, dir_fd=self.fd(directory), follow_symlinks=False)
         except FileNotFoundError:
             return None
-        return self.behind(name, st)
+        return self.behind(name, stat_of(st))
 
-    def behind(self, name: Name, st: StatLike) -> Inode | None:
+    def behind(self, name: Name, st: Stat) -> Inode | None:
         """The inode that stat(2) has found behind a name, if it is known."""
         inode = self.find(st)
         return inode if inode is None or self._is_same(inode, st, name) else None
 
-    def intern(self, parent: Inode, name: bytes, st: StatLike) -> Inode:
+    def intern(self, parent: Inode, name: bytes, st: Stat) -> Inode:
         """The inode that stat(2) found behind `name` in `parent`, new or known. Does not count as a lookup."""
         inode = self.find(st)
         if inode is None:
@@ -126,7 +129,7 @@ class InodeTable:
             self.add_name(inode, parent, name, st.st_nlink)
         return inode
 
-    def intern_nameless(self, st: os.stat_result, fd: int) -> Inode:
+    def intern_nameless(self, st: Stat, fd: int) -> Inode:
         """The inode of an O_TMPFILE (or one that was found by handle), reached by a duplicate of `fd`. EMFILE.
 
         The kernel may still know its number from a file that was removed behind pinfs.
@@ -141,13 +144,15 @@ class InodeTable:
             self.exports.named(inode, st, fd)
         return inode
 
-    def key_of(self, st: StatLike) -> Key:
-        return st.st_ino if st.st_dev == self.device else (st.st_dev, st.st_ino)
+    def key_of(self, st: Stat) -> Key:
+        if st.st_dev == self.device:
+            return st.st_ino
+        return st.st_dev, st.st_ino
 
-    def add(self, st: StatLike) -> Inode:
+    def add(self, st: Stat) -> Inode:
         key = self.key_of(st)
         nodeid = key if isinstance(key, int) and key not in self._reserved_inos else self._foreign_id(key)
-        inode = self.by_id[nodeid] = Inode(nodeid, key, stat.S_IFMT(st.st_mode))
+        inode = self.by_id[nodeid] = Inode(nodeid, key, st.st_mode & _S_IFMT)
         return inode
 
     def restore(self, nodeid: int, key: Key, kind: int) -> Inode:
@@ -172,21 +177,27 @@ class InodeTable:
 
     # Numbers that were used again
 
-    def _is_same(self, inode: Inode, st: StatLike, name: Name) -> bool:
+    def _is_same(self, inode: Inode, st: Stat, name: Name) -> bool:
         """Whether stat(2) of `name` found this inode, and not another one that has got its number since."""
         if inode.life is None or inode.ctime_ns == st.st_ctime_ns or inode.fd >= 0 or inode.file is not None:
             return True
         fd = os.open(name[1], O_PATH_NOFOLLOW, dir_fd=self.fd(name[0]))
         if not self._is_open_as(inode, fd):
-            os.close(fd)
+            close_fd(fd)
             return False
         self.descriptors.keep(inode, fd)
         return True
 
     def _is_open_as(self, inode: Inode, fd: int) -> bool:
         """Whether `fd` is a descriptor of this inode."""
-        st = os.fstat(fd)
-        if self.key_of(st) != inode.key or stat.S_IFMT(st.st_mode) != inode.kind:
+        st = self._st
+        if error := stat_fd(fd, st):
+            raise os_error(error)
+        return self._is_found(inode, fd, st)
+
+    def _is_found(self, inode: Inode, fd: int, st: Stat) -> bool:
+        """The same, where fstat(2) of `fd` has told `st`."""
+        if self.key_of(st) != inode.key or st.st_mode & _S_IFMT != inode.kind:
             return False
         if inode.life is None or inode.ctime_ns == st.st_ctime_ns:
             return True
@@ -223,7 +234,7 @@ class InodeTable:
             inode.life = life_of(fd)
             inode.ctime_ns = settled_ctime_ns(os.fstat(fd))
 
-    def add_again(self, old: Inode, st: StatLike) -> Inode:
+    def add_again(self, old: Inode, st: Stat) -> Inode:
         """The number of `old` was used again: the new inode gets its own node id, and no name leads to `old` now."""
         for parent, name in tuple(self.names_of(old)):
             self.drop_name(old, parent, name)
@@ -280,18 +291,18 @@ class InodeTable:
             st.st_ino = 0
             return None
         if error := stat_fd(fd, st):
-            os.close(fd)
+            close_fd(fd)
             raise os_error(error)
         inode = self.find(st)
         if inode is None or inode.fd >= 0 or inode.file is not None:
-            os.close(fd)
-        elif not self._is_open_as(inode, fd):
-            os.close(fd)
+            close_fd(fd)
+        elif not self._is_found(inode, fd, st):
+            close_fd(fd)
             return None
         elif self._only_name(inode, parent, name) and fd < self.first_spare:
             self.descriptors.keep(inode, fd)
         else:
-            os.close(fd)  # without one left for it, an inode without a name is ESTALE from now on
+            close_fd(fd)  # without one left for it, an inode without a name is ESTALE from now on
         return inode
 
     def keep_reachable(self, inode: Inode, parent: Inode, name: bytes) -> None:
@@ -437,7 +448,7 @@ class InodeTable:
         ESTALE: none of its names leads to the inode any more (the source changed behind pinfs). EAGAIN: a lease.
         """
         if inode.fd >= 0:
-            if flags & os.O_PATH:
+            if flags & O_PATH:
                 return os.dup(inode.fd)
             try:
                 return os.open(b"/proc/self/fd/%d" % inode.fd, flags & ~os.O_NOFOLLOW | AT_ONCE)
@@ -445,14 +456,14 @@ class InodeTable:
                 raise open_error(e) from e
         for parent, name in self.names_of(inode):
             try:
-                fd = open_at(self.fd(parent), name, flags | os.O_NOFOLLOW | AT_ONCE, 0)
+                fd = open_at(self.fd(parent), name, flags | O_NOFOLLOW | AT_ONCE, 0)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as e:
                 raise open_error(e) from e
             if self._is_open_as(inode, fd):
                 return fd
-            os.close(fd)
+            close_fd(fd)
         if inode.name is None and self.exports is not None:
             return self.exports.open(inode, flags)
         raise stale()
@@ -489,7 +500,7 @@ class InodeTable:
         parent, name = inode.parent, inode.name
         if parent is None or name is None or inode.life is not None or stat_at(self.fd(parent), name, st):
             return False
-        return st.st_ino == inode.key and st.st_dev == self.device
+        return st.st_ino == inode.nodeid < FOREIGN_IDS and st.st_dev == self.device
 
     def size(self, inode: Inode) -> int:
         """st_size, in bytes, of an inode that is about to be pinned, which keeps a descriptor from now on.
@@ -498,17 +509,20 @@ class InodeTable:
         """
         if inode.file is not None:
             return os.lseek(inode.file.any_fd, 0, os.SEEK_END)  # the position of this descriptor is not used
-        return os.fstat(self.fd(inode)).st_size
+        if error := stat_fd(self.fd(inode), self._st):
+            raise os_error(error)
+        return self._st.st_size
 
     def leads_to(self, inode: Inode) -> bool:
         """Whether a name still leads to the inode."""
         return self._is_at_first_name(inode, self._st) or self._stat_by_name(inode) is not None
 
     def _stat_by_name(self, inode: Inode) -> os.stat_result | None:
-        for parent, name in self.names_of(inode):
+        for name in self.names_of(inode):
             try:
-                st = os.stat(name, dir_fd=self.fd(parent), follow_symlinks=False)
-                if self.key_of(st) == inode.key and (inode.life is None or self._is_same(inode, st, (parent, name))):
+                st = os.stat(name[1], dir_fd=self.fd(name[0]), follow_symlinks=False)
+                found = stat_of(st)
+                if self.key_of(found) == inode.key and (inode.life is None or self._is_same(inode, found, name)):
                     return st
             except (FileNotFoundError, NotADirectoryError):
                 continue
@@ -530,6 +544,6 @@ class InodeTable:
         """Close everything; the table is of no use afterwards."""
         for inode in self.by_id.values():
             if inode.file is not None:
-                inode.file.close(self.descriptors.close_fd)
+                inode.file.close(self.descriptors.close_last)
             self.descriptors.close(inode)
         self.by_id.clear()

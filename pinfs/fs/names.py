@@ -39,7 +39,7 @@ class Names:
 
     def unlink_unknown(self, directory: Inode, name: bytes) -> None:
         """unlink(2) of a name whose inode the table need not know."""
-        with self._backing.outliving_name((directory, name)):
+        with self._backing.outliving_name(directory, name):
             unlink_at(self._inodes.fd(directory), name)
 
     def rename(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
@@ -60,7 +60,7 @@ class Names:
             recorder.rename_ended()
 
     def _rename(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
-        with self._seal.lifted(moved), self._seal.lifted(victim), self._backing.outliving_name(new):
+        with self._seal.lifted(moved), self._seal.lifted(victim), self._backing.outliving_name(new[0], new[1]):
             if old[0] is new[0]:
                 directory_fd = self._inodes.fd(new[0])
                 rename_at(directory_fd, old[1], directory_fd, new[1], flags)

@@ -4,9 +4,11 @@ from pinfs.fs.backing cimport Backing
 from pinfs.fs.handles cimport FileHandle, HandleTable
 from pinfs.fs.inode cimport Inode
 from pinfs.fs.inodes cimport InodeTable
-from pinfs.linux.calls cimport open_at
+from pinfs.linux.calls cimport Stat, open_at
 
 cimport cython
+
+cdef uint32_t AT_ONCE, O_ACCMODE, O_RDWR, S_IFREG, _CREATES, _NOT_AT_CREATION, _S_IFMT
 
 cdef class Opens:
     cdef InodeTable _inodes
@@ -23,6 +25,6 @@ cdef class Opens:
     @cython.locals(directory_fd=int)
     cpdef int make(self, Inode directory, bytes name, uint32_t mode, uint32_t flags, object caller) except -2
     @cython.locals(inode=Inode)
-    cpdef Inode made(self, Inode directory, bytes name, uint32_t flags, int fd, object st)
+    cpdef Inode made(self, Inode directory, bytes name, uint32_t flags, int fd, Stat st)
     cdef int _open_sealed(self, object failure, tuple name, uint32_t flags, uint32_t mode) except -2
     cpdef abandon(self, Inode inode)

@@ -2,9 +2,11 @@
 
 import errno
 import os
-import stat
 import time
 from contextlib import suppress
+from os import O_ACCMODE, O_RDWR
+from stat import S_IFREG
+from typing import Final
 
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FOPEN_KEEP_CACHE, FileHandle, HandleTable
@@ -15,7 +17,11 @@ from pinfs.fs.lives import settled_ctime_ns
 from pinfs.fs.nonblocking import AT_ONCE, open_error
 from pinfs.fs.types import CallerLike, Opened, StatLike, Timeouts, make_opened
 from pinfs.fs.uncached import UncachedFiles
-from pinfs.linux.calls import open_at
+from pinfs.linux.calls import Stat, open_at, stat_of
+
+_CREATES: Final = os.O_CREAT | os.O_NOFOLLOW
+_NOT_AT_CREATION: Final = os.O_TRUNC | os.O_APPEND | os.O_DIRECT
+_S_IFMT: Final = 0o170000
 
 
 class Opens:
@@ -62,7 +68,7 @@ class Opens:
     def handle(self, inode: Inode, flags: int, caller: CallerLike, with_entry: bool) -> FileHandle:
         """The first part of `opened`: the handle, and the decision about passthrough."""
         backing_id = self._backing.passthrough_id(inode)
-        if backing_id and flags & os.O_ACCMODE == os.O_RDWR and inode.nodeid not in self._uncached:
+        if backing_id and flags & O_ACCMODE == O_RDWR and inode.nodeid not in self._uncached:
             self._uncached.enter(inode.nodeid, with_entry)
         handle = FileHandle(inode, flags)
         self._handles.add(handle, caller)
@@ -111,11 +117,11 @@ class Opens:
         except BaseException:
             os.close(fd)
             raise
-        return self.made(directory, name, flags, fd, st), st
+        return self.made(directory, name, flags, fd, stat_of(st)), st
 
     def make(self, directory: Inode, name: bytes, mode: int, flags: int, caller: CallerLike) -> int:
         """The first part of `create`: open(2). The descriptor is the caller's, until `made`."""
-        flags = flags & ~(os.O_TRUNC | os.O_APPEND | os.O_DIRECT) | os.O_CREAT | os.O_NOFOLLOW
+        flags = flags & ~_NOT_AT_CREATION | _CREATES
         directory_fd = self._inodes.fd(directory)  # opened as the daemon
         with self._backing.creating_as(caller):
             try:
@@ -123,10 +129,10 @@ class Opens:
             except OSError as e:
                 return self._open_sealed(e, (directory, name), flags, mode)
 
-    def made(self, directory: Inode, name: bytes, flags: int, fd: int, st: StatLike) -> Inode:
+    def made(self, directory: Inode, name: bytes, flags: int, fd: int, st: Stat) -> Inode:
         """The second: the inode of `fd`, which is taken over, or closed. `st`: of it."""
         try:
-            if not stat.S_ISREG(st.st_mode):
+            if st.st_mode & _S_IFMT != S_IFREG:
                 raise stale()
             inode = self._inodes.intern(directory, name, st)
             self._backing.adopt(inode, fd, flags)
@@ -161,7 +167,7 @@ class Opens:
             fd = os.open(b".", flags | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=directory_fd)
         try:
             st = os.fstat(fd)
-            inode = self._inodes.intern_nameless(st, fd)
+            inode = self._inodes.intern_nameless(stat_of(st), fd)
             self._backing.adopt(inode, fd, flags)
         except BaseException:
             self._discard(fd)
@@ -171,7 +177,7 @@ class Opens:
 
     def _discard(self, fd: int) -> None:
         """Close what was created but not adopted, and drop the inode that was interned for it."""
-        inode = self._inodes.find(os.fstat(fd))
+        inode = self._inodes.find(stat_of(os.fstat(fd)))
         os.close(fd)
         if inode is not None:
             self._inodes.drop_if_unreferenced(inode)

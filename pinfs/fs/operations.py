@@ -36,7 +36,7 @@ from pinfs.fs.types import CallerLike, Entry, Opened, SetAttr, Timeouts, make_en
 from pinfs.fs.uncached import UncachedFiles
 from pinfs.interface.attributes import PREFIX
 from pinfs.linux import syscalls
-from pinfs.linux.calls import Stat
+from pinfs.linux.calls import Stat, stat_of
 
 HIDDEN: Final = (PREFIX, b"trusted.")
 
@@ -105,7 +105,7 @@ class Operations:
 
     def _entry(self, directory: Inode, name: bytes, unique: int = 0) -> Entry:
         st = os.stat(name, dir_fd=self._inodes.fd(directory), follow_symlinks=False)
-        inode = self._inodes.intern(directory, name, st)
+        inode = self._inodes.intern(directory, name, stat_of(st))
         self._inodes.looked_up(inode, unique)
         return make_entry((inode.nodeid, st))
 

@@ -200,7 +200,7 @@ class PinVerbs:
 
     def _caller(self, ctx: CallerLike) -> Process:
         """EPERM: not visible."""
-        process = self._holders.process_of(ctx.pid)
+        process = self._holders.caller(ctx.pid)
         if process is None:
             _fail(errno.EPERM, "the daemon cannot see your process (another pid namespace): pin by ioctl")
         return process
@@ -297,7 +297,7 @@ class PinVerbs:
 
     def _find(self, inode: Inode, name: bytes, ctx: CallerLike) -> Pin:
         """The caller's own pin, or the one that its uid registered for another process."""
-        process = self._holders.process_of(ctx.pid)
+        process = self._holders.caller(ctx.pid)
         pin = None if process is None else self._table.find(inode.nodeid, process.id, name)
         pin = pin or self._table.find_proxy(inode.nodeid, name, ctx.uid)
         if pin is None:

@@ -22,6 +22,7 @@ from pinfs.fs.identity import handles_are_alike
 from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name, stale
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.lives import life_of, settled_ctime_ns
+from pinfs.linux.calls import stat_of
 from pinfs.linux.syscalls import wait_for_attributes
 from pinfs.runtime.threads import Threads
 
@@ -114,7 +115,7 @@ class Reaching:
             afresh = True
         try:
             found = await self._look(name, found_afresh if afresh else found_at)
-            known = self._inodes.find(found.st)
+            known = self._inodes.find(stat_of(found.st))
             if not afresh and known is not None and known.nodeid in self._doubted:
                 found.close()
                 found = await self._look(name, found_afresh)
@@ -143,7 +144,7 @@ class Reaching:
 
     def intern(self, name: Name, found: Found) -> Inode:
         """`InodeTable.intern` of what `look` has found, without a system call. The inode keeps the descriptor."""
-        table, st = self._inodes, found.st
+        table, st = self._inodes, stat_of(found.st)
         inode = table.find(st)
         if inode is None:
             inode = table.add(st)
@@ -155,14 +156,14 @@ class Reaching:
 
     def known(self, found: Found) -> Inode | None:
         """The inode of what `look` has found, if the table has it: it keeps the descriptor then."""
-        inode = self._inodes.find(found.st)
+        inode = self._inodes.find(stat_of(found.st))
         if inode is None or not self._is_found_as(inode, found):
             return None
         self._keep(inode, found)
         return inode
 
     def _is_found_as(self, inode: Inode, found: Found) -> bool:
-        st = found.st
+        st = stat_of(found.st)
         if self._inodes.key_of(st) != inode.key or stat.S_IFMT(st.st_mode) != inode.kind:
             return False
         return not self._is_another(inode, found)

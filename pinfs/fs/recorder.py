@@ -26,12 +26,18 @@ from pinfs.fs.inodes import InodeTable
 from pinfs.fs.types import CallerLike
 from pinfs.journal import records
 from pinfs.journal.records import (
+    BACKING_ID_WORD,
+    COUNTED,
+    COUNTED_BY,
+    FIRST_COUNTED,
     INLINE_LINK,
     INLINE_NAME,
     INLINE_PIN_NAME,
+    LAST_HANDLE,
+    LOOKUPS_WORD,
+    MAX_COUNTED,
     HandleKind,
     Kind,
-    pack_file_handle,
     pack_inode,
     pack_pin,
 )
@@ -42,6 +48,7 @@ log = logging.getLogger("pinfs.journal")
 _NS: Final = 1_000_000_000
 _OVER: Final = frozenset({"answered", "withdrawn", "released", "revoked"})
 _NOBODY: Final = ProcessId(0, 0)
+_DIRECTORY: Final = HandleKind.DIRECTORY
 _HANDLE: Final = int(Kind.HANDLE)
 _PIN: Final = int(Kind.PIN)
 _INODE: Final = int(Kind.INODE)
@@ -98,6 +105,14 @@ class Recorder:
         except JournalFullError as e:
             self._break(str(e))
             return old
+
+    def take(self) -> int:
+        """A slot whose words the caller writes, and then commits; 0: there is no room."""
+        try:
+            return self.slots.take()
+        except JournalFullError as e:
+            self._break(str(e))
+            return 0
 
     def put_text(self, text: bytes) -> int:
         """Write what does not fit into a record; its first slot, 0 where there was no room."""
@@ -161,22 +176,23 @@ class Recorder:
 
     def lookups(self, inode: Inode) -> None:
         """The kernel's lookup count has changed."""
-        self.slots.words[(inode.slot << WORD_BITS) + records.LOOKUPS_WORD] = inode.lookups
+        self.slots.view[(inode.slot << WORD_BITS) + LOOKUPS_WORD] = inode.lookups
 
     def looked_up(self, inode: Inode, unique: int) -> None:
         """The count has grown by one, for the reply to this request; 0: it is not one that is simply executed again
         when its reply does not go out."""
-        words = self.slots.words
+        words = self.slots.view
         if unique:
-            if words[records.COUNTED_BY] != unique:
-                words[records.COUNTED] = 0
-                words[records.COUNTED_BY] = unique
-            count = words[records.COUNTED]
-            if count < records.MAX_COUNTED:
-                at = records.FIRST_COUNTED + 2 * count
-                words[at], words[at + 1] = inode.nodeid, inode.lookups - 1
-                words[records.COUNTED] = count + 1
-        words[(inode.slot << WORD_BITS) + records.LOOKUPS_WORD] = inode.lookups
+            if words[COUNTED_BY] != unique:
+                words[COUNTED] = 0
+                words[COUNTED_BY] = unique
+            count = words[COUNTED]
+            if count < MAX_COUNTED:
+                at = FIRST_COUNTED + 2 * count
+                words[at] = inode.nodeid
+                words[at + 1] = inode.lookups - 1
+                words[COUNTED] = count + 1
+        words[(inode.slot << WORD_BITS) + LOOKUPS_WORD] = inode.lookups
 
     def take_back_lookups(self, inodes: InodeTable, unanswered: Container[int]) -> None:
         """Set back what the daemon before had counted for one of these requests: the kernel has not got the entries."""
@@ -191,7 +207,7 @@ class Recorder:
 
     def backing_id(self, inode: Inode, backing_id: int) -> None:
         """Its backing file is registered with the kernel, or is no longer (0)."""
-        self.slots.words[(inode.slot << WORD_BITS) + records.BACKING_ID_WORD] = backing_id
+        self.slots.view[(inode.slot << WORD_BITS) + BACKING_ID_WORD] = backing_id
 
     def renamed(self, inode: Inode) -> None:
         """It has lost a name. Where that was the last one and something still uses the inode, the store keeps it: the
@@ -294,17 +310,27 @@ class Recorder:
         inode = handle.inode
         if inode.name is None and inode.slot:
             self._store(inode)
-        number = handle.number
-        body = pack_file_handle(number, inode.nodeid, getattr(caller, "unique", 0), handle.flags, handle.record_kind)
-        self.slots.words[records.LAST_HANDLE] = number
-        handle.slot = self.put(_HANDLE, body)
-        if handle.record_kind is HandleKind.DIRECTORY:
+        slots, number, kind = self.slots, handle.number, handle.record_kind
+        slots.view[LAST_HANDLE] = number
+        slot = handle.slot = self.take()
+        if slot:  # the fields of HandleRecord, word by word: an open waits for it
+            words, at = slots.view, slot << WORD_BITS
+            words[at + 1] = number
+            words[at + 2] = 0
+            words[at + 3] = inode.nodeid
+            words[at + 4] = getattr(caller, "unique", 0)
+            words[at + 5] = 0
+            words[at + 6] = handle.flags | kind << 32
+            for word in range(at + 7, at + 16):
+                words[word] = 0
+            slots.commit(slot, _HANDLE)
+        if kind is _DIRECTORY:
             self._directories[inode.nodeid] += 1
 
     def handle_closed(self, handle: Handle) -> None:
         """Its last reference is closed."""
         self.slots.free(handle.slot)
-        if handle.record_kind is HandleKind.DIRECTORY:
+        if handle.record_kind is _DIRECTORY:
             self._directories[handle.inode.nodeid] -= 1
             if not self._directories[handle.inode.nodeid]:
                 del self._directories[handle.inode.nodeid]
@@ -312,7 +338,7 @@ class Recorder:
     def adopt_handle(self, handle: Handle, slot: int) -> None:
         """The daemon before has opened it."""
         handle.slot = slot
-        if handle.record_kind is HandleKind.DIRECTORY:
+        if handle.record_kind is _DIRECTORY:
             self._directories[handle.inode.nodeid] += 1
 
     # Pins

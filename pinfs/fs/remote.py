@@ -40,6 +40,7 @@ from pinfs.fs.reaching import Found, Reaching, found_at
 from pinfs.fs.types import Caller, CallerLike, Entry, Opened, SetAttr, Timeouts, make_entry, os_error
 from pinfs.interface.attributes import PREFIX
 from pinfs.linux import syscalls
+from pinfs.linux.calls import stat_of
 from pinfs.runtime.threads import Threads
 
 T = TypeVar("T")
@@ -368,7 +369,7 @@ class RemoteOperations(Operations):
             return fd, os.fstat(fd)
 
         fd, st = await self.reaching.call(self._inode(parent), create, undo=lambda late: self._close(late[0]))
-        inode = self._inodes.intern_nameless(st, fd)
+        inode = self._inodes.intern_nameless(stat_of(st), fd)
         self._backing.take_over(inode, OpenFile.over(fd, flags))
         self._inodes.looked_up(inode)
         try:

@@ -26,7 +26,7 @@ from pinfs.fs.lives import life_of
 from pinfs.fs.set_ids import SetIds
 from pinfs.fs.types import CallerLike, StatLike, os_error
 from pinfs.linux import syscalls
-from pinfs.linux.calls import attributes_of
+from pinfs.linux.calls import attributes_of, stat_of
 
 T = TypeVar("T")
 
@@ -324,7 +324,7 @@ class Removals:
             syscalls.wait_for_attributes(directory_fd)
         fd = os.open(name, O_PATH_NOFOLLOW, dir_fd=directory_fd)
         try:
-            if self._inodes.key_of(os.fstat(fd)) != victim.key or (life and life_of(fd) != life):
+            if self._inodes.key_of(stat_of(os.fstat(fd))) != victim.key or (life and life_of(fd) != life):
                 raise stale()
         finally:
             os.close(fd)

@@ -2,6 +2,7 @@ cimport cython
 
 from pinfs.core.files cimport Files
 from pinfs.fs.inode cimport Inode
+from pinfs.fs.inodes cimport InodeTable
 
 cdef class _Sealed:
     cdef public Inode inode
@@ -15,13 +16,15 @@ cdef class Seal:
     cdef public object flags
     cdef public dict files
     cdef Files _pinned
-    cdef object _inodes, _policies, _became_idle, _list
+    cdef InodeTable _inodes
+    cdef object _policies, _became_idle, _list
     cdef dict _idle
     cdef set _reported
 
     @cython.locals(record=_Sealed)
     cpdef before_pin(self, Inode inode)
     cpdef unpinned(self, object nodeid)
+    cpdef left_by_pins(self, object nodeid)
     @cython.locals(record=_Sealed)
     cpdef object lifted(self, Inode inode)
     cpdef lift_for(self, _Sealed record)

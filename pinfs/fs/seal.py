@@ -16,7 +16,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -31,6 +31,7 @@ from pinfs.linux import inodeflags
 from pinfs.linux.filehandles import handle_of, open_handle
 from pinfs.linux.inodeflags import APPEND
 from pinfs.linux.syscalls import STATX_ATTR_APPEND
+from pinfs.runtime.asitis import AS_IT_IS
 from pinfs.runtime.errors import logged
 
 log = logging.getLogger("pinfs.seal")
@@ -55,7 +56,6 @@ it is a lock that all hosts wait for."""
 
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-_AS_IT_IS: Final[AbstractContextManager[None]] = nullcontext()
 
 
 class InodeFlags(Protocol):
@@ -229,6 +229,13 @@ class Seal:
                 self._became_idle.set()
             self._idle[nodeid] = None
 
+    def left_by_pins(self, nodeid: int) -> None:
+        """A file has no pins and no removals any more: it stays in the inode table until its seal is lifted."""
+        if nodeid in self.files:
+            self.unpinned(nodeid)
+        else:
+            self._inodes.drop_id_if_unreferenced(nodeid)
+
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Lift the seals of files without pins, until cancelled."""
         task_status.started()
@@ -258,9 +265,9 @@ class Seal:
     def lifted(self, inode: Inode | None) -> AbstractContextManager[None]:
         """Inside of it the backing file is without the flag, if pinfs has set it. None: an inode that is not known."""
         if inode is None or not self.files:
-            return _AS_IT_IS
+            return AS_IT_IS
         record = self.files.get(inode.nodeid)
-        return _AS_IT_IS if record is None else _Lifted(self, record)
+        return AS_IT_IS if record is None else _Lifted(self, record)
 
     def cutting(self, inode: Inode | None) -> AbstractContextManager[None]:
         """The same for a cut in a thread, which may wait in the kernel with the inode's lock: no flag is set meanwhile

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Final
 
 from pinfs.fs.inode import Inode
@@ -13,12 +13,12 @@ from pinfs.fs.types import CallerLike, os_error
 from pinfs.linux.calls import set_mode
 from pinfs.linux.proc import supplementary_groups
 from pinfs.linux.syscalls import Privileges
+from pinfs.runtime.asitis import AS_IT_IS
 
 ACCESS_ACL: Final = b"system.posix_acl_access"
 
 _SET_IDS: Final = stat.S_ISUID | stat.S_ISGID
 _SGID_EXEC: Final = stat.S_ISGID | stat.S_IXGRP
-_AS_WE_ARE: Final[AbstractContextManager[None]] = nullcontext()
 
 
 class SetIds:
@@ -75,23 +75,23 @@ class SetIds:
 
     def keeping(self, inode: Inode) -> AbstractContextManager[None]:
         """For calls that would drop the bits of `inode` because the daemon makes them."""
-        return self._privileges if self._inodes.stat(inode).st_mode & _SET_IDS else _AS_WE_ARE
+        return self._privileges if self._inodes.stat(inode).st_mode & _SET_IDS else AS_IT_IS
 
     def keeping_of(self, fd: int) -> AbstractContextManager[None]:
         """The same for the file of a descriptor, in any thread."""
-        return self._privileges if os.fstat(fd).st_mode & _SET_IDS else _AS_WE_ARE
+        return self._privileges if os.fstat(fd).st_mode & _SET_IDS else AS_IT_IS
 
     def keeping_from(self, attribute: bytes) -> AbstractContextManager[None]:
         """For setting `attribute`: an access ACL would drop S_ISGID because the daemon sets it."""
-        return self._privileges if attribute == ACCESS_ACL else _AS_WE_ARE
+        return self._privileges if attribute == ACCESS_ACL else AS_IT_IS
 
     def keeping_without(self, attribute: bytes, inode: Inode, caller: CallerLike) -> AbstractContextManager[None]:
         """For removing `attribute`: with its access ACL a file on tmpfs loses S_ISGID, unless its group is one of the
         caller's or the caller is root (posix_acl_update_mode()). The request has no flag for that."""
         if attribute != ACCESS_ACL:
-            return _AS_WE_ARE
+            return AS_IT_IS
         st = self._inodes.stat(inode)
         is_kept = st.st_mode & stat.S_ISGID and (
             caller.uid == 0 or st.st_gid == caller.gid or st.st_gid in supplementary_groups(caller.pid)
         )
-        return self._privileges if is_kept else _AS_WE_ARE
+        return self._privileges if is_kept else AS_IT_IS

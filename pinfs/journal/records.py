@@ -187,8 +187,6 @@ def unpack_handle(body: bytes) -> HandleRecord:
 
 
 pack_handle: Final = _HANDLE.pack
-pack_file_handle: Final = Struct("<Q8xQQ8xII72x").pack
-"""fh, nodeid, unique, flags and kind of the record of a file, whose other fields are 0: each open makes one."""
 _CHAIN: Final = Struct("<Q")
 
 
@@ -456,6 +454,3 @@ def unpack_intent(body: bytes) -> IntentRecord:
 def executed(unique: int) -> IntentRecord:
     """Of a request of which nothing more is to be known."""
     return IntentRecord(unique, 0, WAS_EXECUTED, 0, 0, 0, 0, 0, 0, 1)
-
-
-pack_intent: Final = _INTENT.pack

@@ -1,15 +1,22 @@
 cimport cython
 from libc.stdint cimport uint64_t
 
+cdef uint64_t _SLOT_BITS, _WORD_BITS
+
 cdef class Slots:
     cdef public object words
+    cdef uint64_t[::1] view
     cdef object _fd, _map
     cdef uint64_t _max_slots, _sequence, _loaded
     cdef list _free
 
-    @cython.locals(slot=uint64_t, at=uint64_t, sequence=uint64_t)
+    @cython.locals(slot=uint64_t, at=uint64_t)
     cpdef uint64_t put(self, int kind, bytes body) except? 0
-    @cython.locals(word=uint64_t)
+    cpdef uint64_t take(self) except? 0
+    @cython.locals(sequence=uint64_t)
+    cpdef commit(self, uint64_t slot, uint64_t kind)
+    cdef uint64_t _more(self, int kind, bytes body) except? 0
+    @cython.locals(word=uint64_t, words=uint64_t[::1], chain=uint64_t)
     cpdef free(self, uint64_t slot)
     @cython.locals(new=uint64_t)
     cpdef uint64_t replace(self, uint64_t slot, int kind, bytes body) except? 0

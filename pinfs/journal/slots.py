@@ -21,6 +21,7 @@ from typing import Final
 SLOT: Final = 128  # bytes
 SLOT_BITS: Final = 7
 WORD_BITS: Final = 4  # words of a slot, as a shift
+_SLOT_BITS, _WORD_BITS = SLOT_BITS, WORD_BITS  # numbers of C
 HEAD_SLOTS: Final = 32  # the first page
 CHUNK_SLOTS: Final = 8192  # 1 MiB
 SLOT_NUMBER_BITS: Final = 24
@@ -71,7 +72,9 @@ class Slots:
             self._max_slots = size // SLOT
         self._map = mmap.mmap(fd, self._max_slots * SLOT)
         self.words = memoryview(self._map).cast("Q")
-        """All words; word `i` of a slot is `words[(slot << WORD_BITS) + i]`."""
+        """All words; word `i` of a slot is `words[(slot << _WORD_BITS) + i]`."""
+        self.view = self.words
+        """The same, for what is compiled."""
         if not size:
             self.words[_USED_WORD] = HEAD_SLOTS
             self.words[_VERSION_WORD] = VERSION
@@ -97,6 +100,7 @@ class Slots:
         return self.words[_USED_WORD]
 
     def close(self) -> None:
+        self.view = None  # type: ignore[assignment]  # it holds on to the next two
         self.words.release()
         self._map.close()
 
@@ -105,20 +109,25 @@ class Slots:
     def put(self, kind: int, body: bytes) -> int:
         """Write a record, and return its slot. `body` begins with the id and the first slot of its chain (0: none).
         JournalFullError: the chain is freed as well."""
-        try:
-            slot = self._free.pop()
-        except IndexError:
-            slot = self._more(kind, body)
-        at = (slot << SLOT_BITS) + 8
+        slot = self._free.pop() if self._free else self._more(kind, body)
+        at = (slot << _SLOT_BITS) + 8
         self._map[at : at + len(body)] = body
-        sequence = self._sequence = self._sequence + 256
-        self.words[slot << WORD_BITS] = sequence | kind
+        self.commit(slot, kind)
         return slot
+
+    def take(self) -> int:
+        """A slot whose words the caller writes, before `commit`. JournalFullError."""
+        return self._free.pop() if self._free else self._more(CHAIN, b"")
+
+    def commit(self, slot: int, kind: int) -> None:
+        """The record in this slot is whole."""
+        sequence = self._sequence = self._sequence + 256
+        self.view[slot << _WORD_BITS] = sequence | kind
 
     def free(self, slot: int) -> None:
         """The record, and its chain, are no longer."""
-        word = slot << WORD_BITS
-        words = self.words
+        word = slot << _WORD_BITS
+        words = self.view
         words[word] = 0
         chain = words[word + 2]
         self._free.append(slot)
@@ -148,14 +157,14 @@ class Slots:
     def _free_chain(self, slot: int) -> None:
         """Each slot only once, and none that is not of a chain, however damaged the journal is."""
         while self._is_chained(slot):
-            word = slot << WORD_BITS
+            word = slot << _WORD_BITS
             following = self.words[word + 1]
             self.words[word] = 0
             self._free.append(slot)
             slot = following
 
     def _is_chained(self, slot: int) -> bool:
-        return HEAD_SLOTS <= slot < self.words[_USED_WORD] and self.words[slot << WORD_BITS] & 0xFF == CHAIN
+        return HEAD_SLOTS <= slot < self.words[_USED_WORD] and self.words[slot << _WORD_BITS] & 0xFF == CHAIN
 
     def _more(self, kind: int, body: bytes) -> int:
         """Take another chunk into use; one slot of it, for this record."""
@@ -183,7 +192,7 @@ class Slots:
                 raise JournalError("the journal is damaged: a chain leads nowhere")
             if len(parts) > MAX_TEXT // _CHAIN_DATA:
                 raise JournalError("the journal is damaged: a chain goes in a circle")
-            at = (slot << SLOT_BITS) + 8
+            at = (slot << _SLOT_BITS) + 8
             slot, size = _CHAIN_HEAD.unpack_from(self._map, at)
             at += _CHAIN_HEAD.size
             parts.append(self._map[at : at + min(size, _CHAIN_DATA)])
@@ -191,7 +200,7 @@ class Slots:
 
     def body(self, slot: int) -> bytes:
         """A record without its first word, as `put` has got it."""
-        at = slot << SLOT_BITS
+        at = slot << _SLOT_BITS
         return self._map[at + 8 : at + SLOT]
 
     def load(self, without: int = 0) -> dict[int, dict[int, int]]:
@@ -207,7 +216,7 @@ class Slots:
         chained: list[int] = []
         heads: list[int] = []
         for slot in range(used - 1, HEAD_SLOTS - 1, -1):
-            word = slot << WORD_BITS
+            word = slot << _WORD_BITS
             commit = words[word]
             if commit == 0:
                 free.append(slot)
@@ -223,7 +232,7 @@ class Slots:
                 slots = kinds[kind]
                 other = slots.setdefault(words[word + 1], slot)
                 if other != slot:
-                    is_older = words[other << WORD_BITS] < commit
+                    is_older = words[other << _WORD_BITS] < commit
                     left.append(other if is_older else slot)
                     if is_older:
                         slots[words[word + 1]] = slot
@@ -237,14 +246,14 @@ class Slots:
         """Free what a writer that was killed has left: older records, and of all slots of chains those that none of
         `heads` leads to."""
         for slot in left:
-            self.words[slot << WORD_BITS] = 0
+            self.words[slot << _WORD_BITS] = 0
         in_use: set[int] = set()
         for slot in heads:
-            if self.words[slot << WORD_BITS]:
-                self._add_chain(in_use, self.words[(slot << WORD_BITS) + 2])
+            if self.words[slot << _WORD_BITS]:
+                self._add_chain(in_use, self.words[(slot << _WORD_BITS) + 2])
         left += [slot for slot in chained if slot not in in_use]
         for slot in left:
-            self.words[slot << WORD_BITS] = 0
+            self.words[slot << _WORD_BITS] = 0
         if left:
             self._free = sorted(self._free + left, reverse=True)
 
@@ -255,7 +264,7 @@ class Slots:
         groups: dict[int, list[int]] = {}
         count = last = 0
         for slot in range(HEAD_SLOTS, used):
-            at = slot << WORD_BITS
+            at = slot << _WORD_BITS
             commit = words[at]
             if commit != 0 and commit & 0xFF == kind:
                 value = words[at + word]
@@ -275,7 +284,7 @@ class Slots:
         first = max(first, HEAD_SLOTS)
         end = min(first + COLLECTED_AT_ONCE, used)
         for slot in range(first, end):
-            at = slot << WORD_BITS
+            at = slot << _WORD_BITS
             commit = words[at]
             if commit == 0 or commit & 0xFF != kind or commit > loaded:
                 continue
@@ -305,7 +314,7 @@ class Slots:
             here: int = group[number]
             if here >> SLOT_NUMBER_BITS == before >> SLOT_NUMBER_BITS:
                 newer, older = (here & SLOT_NUMBER), (before & SLOT_NUMBER)
-                if self.words[newer << WORD_BITS] < self.words[older << WORD_BITS]:
+                if self.words[newer << _WORD_BITS] < self.words[older << _WORD_BITS]:
                     newer, older = older, newer
                 self.free(older)
                 del group[number]
@@ -315,7 +324,7 @@ class Slots:
     def _add_chain(self, in_use: set[int], slot: int) -> None:
         while slot not in in_use and self._is_chained(slot):
             in_use.add(slot)
-            slot = self.words[(slot << WORD_BITS) + 1]
+            slot = self.words[(slot << _WORD_BITS) + 1]
 
 
 def _reserve(fd: int, first: int, end: int) -> None:

@@ -26,13 +26,22 @@ cdef class Stat:
     cdef c_stat raw
     cdef void known(self) noexcept
 
+cdef extern from "Python.h":
+    ctypedef struct PyThreadState:
+        pass
+
+cdef PyThreadState *leave() noexcept
+cdef void back(PyThreadState *state) noexcept
+
 cpdef double clock() noexcept
+cpdef Stat stat_of(object result)
 cpdef int stat_at(int directory_fd, bytes name, Stat st) noexcept
 cpdef int stat_fd(int fd, Stat st) noexcept
 cpdef bint is_readable(int fd) noexcept
 cpdef uint64_t attributes_of(int fd) except? 0xFFFFFFFFFFFFFFFF
 cpdef bint queue_signal(int pidfd, int signo, uint64_t value) noexcept
 cpdef int read_and_signal(size_t context, int empty_fd, int eventfd) except -1
+cpdef int close_fd(int fd) except -1
 cpdef int open_at(int directory_fd, bytes name, int flags, unsigned int mode) except -1
 cpdef int unlink_at(int directory_fd, bytes name) except -1
 cpdef int rmdir_at(int directory_fd, bytes name) except -1

@@ -47,6 +47,18 @@ class Stat:
         self.st_ctime_ns = result.st_ctime_ns
 
 
+def call_at_once_here() -> None:
+    """The thread that calls this is the event loop. Its calls do not let other threads run meanwhile, where pinfs is
+    compiled: to let go of the interpreter costs as much as fstat(2), and all that others do is done for the loop."""
+
+
+def stat_of(result: os.stat_result) -> Stat:
+    """What os.stat() has told."""
+    st = Stat()
+    st.fill(result)
+    return st
+
+
 def stat_at(directory_fd: int, name: bytes, st: Stat) -> int:
     """fstatat(2) of a name itself, whatever it is. Returns 0, or the errno."""
     try:
@@ -93,6 +105,11 @@ def read_and_signal(context: int, empty_fd: int, eventfd: int) -> None:
 
 
 # The same as in `os`, with the name in a directory that a descriptor stands for. Each raises OSError.
+
+
+def close_fd(fd: int) -> None:
+    """close(2)."""
+    os.close(fd)
 
 
 def open_at(directory_fd: int, name: bytes, flags: int, mode: int) -> int:

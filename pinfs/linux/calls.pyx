@@ -19,6 +19,7 @@ cdef extern from "<sys/fsuid.h>" nogil:
     int setfsgid(unsigned int gid)
 
 cdef extern from "<unistd.h>" nogil:
+    int c_close "close"(int fd)
     int unlinkat(int directory_fd, const char *name, int flags)
 
 cdef extern from "<sys/xattr.h>" nogil:
@@ -135,6 +136,33 @@ cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC
     int clock_gettime(int clock, timespec *now)
 
+cdef extern from "<pthread.h>":
+    ctypedef unsigned long pthread_t
+    pthread_t pthread_self() noexcept
+
+cdef extern from "Python.h":
+    PyThreadState *PyEval_SaveThread() noexcept
+    void PyEval_RestoreThread(PyThreadState *state) noexcept
+
+cdef pthread_t event_loop = 0
+
+
+def call_at_once_here():
+    global event_loop
+    event_loop = pthread_self()
+
+
+cdef PyThreadState *leave() noexcept:
+    """A system call begins: other threads may run, unless this is the event loop (calls.py)."""
+    return NULL if pthread_self() == event_loop else PyEval_SaveThread()
+
+
+cdef void back(PyThreadState *state) noexcept:
+    """It has ended. Leaves errno as it is."""
+    if state != NULL:
+        PyEval_RestoreThread(state)
+
+
 cdef int64_t NS = 1000000000
 NOW = 1 << 64
 
@@ -164,11 +192,18 @@ cdef class Stat:
         self.known()
 
 
+cpdef Stat stat_of(object result):
+    cdef Stat st = Stat()
+    st.fill(result)
+    return st
+
+
 cpdef int stat_at(int directory_fd, bytes name, Stat st) noexcept:
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef int failed
-    with nogil:
-        failed = c_fstatat(directory_fd, text, &st.raw, AT_SYMLINK_NOFOLLOW)
+    cdef PyThreadState *state = leave()
+    failed = c_fstatat(directory_fd, text, &st.raw, AT_SYMLINK_NOFOLLOW)
+    back(state)
     if failed:
         return errno
     st.known()
@@ -177,8 +212,9 @@ cpdef int stat_at(int directory_fd, bytes name, Stat st) noexcept:
 
 cpdef int stat_fd(int fd, Stat st) noexcept:
     cdef int failed
-    with nogil:
-        failed = c_fstat(fd, &st.raw)
+    cdef PyThreadState *state = leave()
+    failed = c_fstat(fd, &st.raw)
+    back(state)
     if failed:
         return errno
     st.known()
@@ -201,8 +237,9 @@ cdef inline int done(int result) except -1:
 cpdef uint64_t attributes_of(int fd) except? 0xFFFFFFFFFFFFFFFF:
     cdef uint64_t attributes
     cdef int failed
-    with nogil:
-        failed = get_attributes(fd, &attributes)
+    cdef PyThreadState *state = leave()
+    failed = get_attributes(fd, &attributes)
+    back(state)
     done(failed)
     return attributes
 
@@ -215,38 +252,49 @@ cpdef bint queue_signal(int pidfd, int signo, uint64_t value) noexcept:
     return not send_queued_signal(pidfd, signo, value)
 
 
+cpdef int close_fd(int fd) except -1:
+    cdef PyThreadState *state = leave()
+    cdef int result = c_close(fd)
+    back(state)
+    return done(result)
+
+
 cpdef int open_at(int directory_fd, bytes name, int flags, unsigned int mode) except -1:
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef int fd = -1
-    with nogil:
-        while True:
-            fd = openat(directory_fd, text, flags | O_CLOEXEC, mode)
-            if fd >= 0 or errno != EINTR:
-                break
+    cdef PyThreadState *state = leave()
+    while True:
+        fd = openat(directory_fd, text, flags | O_CLOEXEC, mode)
+        if fd >= 0 or errno != EINTR:
+            break
+    back(state)
     return done(fd)
 
 
 cpdef int unlink_at(int directory_fd, bytes name) except -1:
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef int result
-    with nogil:
-        result = unlinkat(directory_fd, text, 0)
+    cdef PyThreadState *state = leave()
+    result = unlinkat(directory_fd, text, 0)
+    back(state)
     return done(result)
 
 
 cpdef int rmdir_at(int directory_fd, bytes name) except -1:
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef int result
-    with nogil:
-        result = unlinkat(directory_fd, text, AT_REMOVEDIR)
+    cdef PyThreadState *state = leave()
+    result = unlinkat(directory_fd, text, AT_REMOVEDIR)
+    back(state)
     return done(result)
 
 
 cpdef int mkdir_at(int directory_fd, bytes name, unsigned int mode) except -1:
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef int result
-    with nogil:
-        result = mkdirat(directory_fd, text, mode)
+    cdef PyThreadState *state = leave()
+    result = mkdirat(directory_fd, text, mode)
+    back(state)
     return done(result)
 
 
@@ -254,8 +302,9 @@ cpdef int rename_at(int old_fd, bytes old, int new_fd, bytes new, unsigned int f
     cdef const char *from_ = PyBytes_AS_STRING(old)
     cdef const char *to = PyBytes_AS_STRING(new)
     cdef int result
-    with nogil:
-        result = renameat2(old_fd, from_, new_fd, to, flags)
+    cdef PyThreadState *state = leave()
+    result = renameat2(old_fd, from_, new_fd, to, flags)
+    back(state)
     return done(result)
 
 
@@ -266,8 +315,9 @@ cpdef set_fs_ids(unsigned int uid, unsigned int gid):
 
 cpdef int set_mode(int fd, bint is_path, unsigned int mode) except -1:
     cdef int result
-    with nogil:
-        result = set_mode_of(fd, is_path, mode)
+    cdef PyThreadState *state = leave()
+    result = set_mode_of(fd, is_path, mode)
+    back(state)
     return done(result)
 
 
@@ -276,8 +326,9 @@ cpdef int set_times(int fd, bint is_path, object atime_ns, object mtime_ns) exce
     cdef int result
     put_time(&times[0], atime_ns)
     put_time(&times[1], mtime_ns)
-    with nogil:
-        result = set_times_of(fd, is_path, times)
+    cdef PyThreadState *state = leave()
+    result = set_times_of(fd, is_path, times)
+    back(state)
     return done(result)
 
 
@@ -290,6 +341,7 @@ cdef int put_time(timespec *time, object ns) except -1:
 
 
 cpdef int set_attribute(object where, bytes name, bytes value, int flags) except -1:
+    cdef PyThreadState *state
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef const char *data = PyBytes_AS_STRING(value)
     cdef size_t size = len(value)
@@ -297,39 +349,46 @@ cpdef int set_attribute(object where, bytes name, bytes value, int flags) except
     cdef int result, fd
     if isinstance(where, bytes):
         path = PyBytes_AS_STRING(where)
-        with nogil:
-            result = c_setxattr(path, text, data, size, flags)
+        state = leave()
+        result = c_setxattr(path, text, data, size, flags)
+        back(state)
     else:
         fd = where
-        with nogil:
-            result = c_fsetxattr(fd, text, data, size, flags)
+        state = leave()
+        result = c_fsetxattr(fd, text, data, size, flags)
+        back(state)
     return done(result)
 
 
 cpdef int remove_attribute(object where, bytes name) except -1:
+    cdef PyThreadState *state
     cdef const char *text = PyBytes_AS_STRING(name)
     cdef const char *path
     cdef int result, fd
     if isinstance(where, bytes):
         path = PyBytes_AS_STRING(where)
-        with nogil:
-            result = c_removexattr(path, text)
+        state = leave()
+        result = c_removexattr(path, text)
+        back(state)
     else:
         fd = where
-        with nogil:
-            result = c_fremovexattr(fd, text)
+        state = leave()
+        result = c_fremovexattr(fd, text)
+        back(state)
     return done(result)
 
 
 cpdef int open_backing(int connection_fd, int fd) except -1:
     cdef int result
-    with nogil:
-        result = open_backing_file(connection_fd, fd)
+    cdef PyThreadState *state = leave()
+    result = open_backing_file(connection_fd, fd)
+    back(state)
     return done(result)
 
 
 cpdef int close_backing(int connection_fd, int backing_id) except -1:
     cdef int result
-    with nogil:
-        result = close_backing_file(connection_fd, backing_id)
+    cdef PyThreadState *state = leave()
+    result = close_backing_file(connection_fd, backing_id)
+    back(state)
     return done(result)

@@ -185,13 +185,7 @@ def assemble(
     hub.on_subscribers(False)
     book.on_end = verbs.on_end
 
-    def unpinned(nodeid: int) -> None:
-        if nodeid in seal.files:
-            seal.unpinned(nodeid)  # it stays in the table until its seal is lifted
-        else:
-            inodes.drop_id_if_unreferenced(nodeid)
-
-    book.files.on_empty = unpinned
+    book.files.on_empty = seal.left_by_pins
     hosts = shared = None
     if config.cluster is not None:
         shared = SharedFiles(inodes, backing, source_fd)

@@ -40,6 +40,7 @@ from pinfs.fs.events import ReadLimit
 from pinfs.fs.seal import SEALED_BY_NO_HOST
 from pinfs.fs.seallist import list_path
 from pinfs.linux.abi import UnsupportedABIError, require_supported_abi
+from pinfs.linux.calls import call_at_once_here
 from pinfs.linux.filesystems import PagePins, page_pins
 from pinfs.pure import is_compiled
 from pinfs.runtime import descriptors
@@ -97,6 +98,9 @@ async def serve(
         nursery.start_soon(daemon.handle_signals, signals)
         if store is not None:
             nursery.start_soon(store.run, daemon.hand_over)
+        daemon.fs.guard.clock.follow_system()
+        if daemon.fs.backing.threads is None:
+            call_at_once_here()
         await nursery.start(daemon.fs.guard.run)
         await nursery.start(daemon.fs.backing.seal.run)
         await nursery.start(daemon.fs.holders.run)

@@ -33,12 +33,16 @@ from support import seeds
 from pinfs.bridge import wire
 from pinfs.bridge.connection import RESENT
 from pinfs.bridge.handlers import Handlers
-from pinfs.bridge.once import REPEATABLE, How, Once
+from pinfs.bridge.intents import IntentWriter
+from pinfs.bridge.once import REPEATABLE, How
+from pinfs.core.files import Files
 from pinfs.fs.inodes import InodeTable
+from pinfs.fs.recorder import Recorder
 from pinfs.interface import ioctls as ioc
 from pinfs.journal.records import Kind
-from pinfs.journal.slots import Slots
+from pinfs.journal.slots import HEAD_SLOTS, Slots, new_journal_file
 from pinfs.linux import syscalls
+from pinfs.linux.calls import stat_of
 
 from .fake_kernel import Canned
 
@@ -532,7 +536,7 @@ def check_table(inodes: InodeTable) -> None:
         for parent, name in inodes.names_of(inode):
             children[parent] += 1
             st = os.stat(name, dir_fd=inodes.fd(parent), follow_symlinks=False)
-            assert inodes.key_of(st) == inode.key
+            assert inodes.key_of(stat_of(st)) == inode.key
     assert {inode: inode.children for inode in inodes} == children
 
 
@@ -650,11 +654,13 @@ def test_intents_are_around_what_has_one_by_the_table(tmp_path: Path) -> None:
     assert trio.run(wrapped) == by_intent
 
 
-def test_a_cut_without_room_for_its_intent_leaves_nothing() -> None:
+async def test_a_cut_without_room_for_its_intent_leaves_nothing() -> None:
     """A full journal gives no slot, which nothing would take back."""
-    recorder = SimpleNamespace(put=lambda kind, body: 0)
-    ops = SimpleNamespace(submounts=SimpleNamespace(names=set()))
-    parts = SimpleNamespace(inodes=None, guard=SimpleNamespace(cuts=SimpleNamespace(on_done=None)))
-    once = Once(recorder, ops, parts)  # type: ignore[arg-type]
-    assert once.begin_cut(SimpleNamespace(unique=2, opcode=wire.OPEN), 10) == 0
-    assert once._cuts == {}
+    journal = new_journal_file()
+    recorder = Recorder(Slots(journal, max_slots=HEAD_SLOTS), SimpleNamespace(), 0, lambda nodeid: False)
+    intents = IntentWriter(recorder, None, Files())  # type: ignore[arg-type]
+    assert intents.begin_cut(SimpleNamespace(unique=2, opcode=wire.OPEN), 10) == 0
+    assert intents.cuts == {}
+    assert "in use" in recorder.broken_because
+    recorder.close()
+    os.close(journal)

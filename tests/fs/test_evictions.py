@@ -115,7 +115,7 @@ async def test_the_last_name_of_a_file_that_nothing_has_open(bench: Bench, how: 
         closed.append((st.st_ino, st.st_nlink))
         os.close(fd)
 
-    bench.fs.inodes.descriptors.close_fd = close
+    bench.fs.inodes.descriptors.close_elsewhere = close
     victim = bench.source / "victim"
     victim.touch()
     ino = victim.stat().st_ino

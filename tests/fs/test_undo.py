@@ -15,6 +15,7 @@ from pinfs.bridge import wire
 from pinfs.bridge.pyfuse3_adapter import Pyfuse3Adapter
 from pinfs.fs.inode import ROOT_ID
 from pinfs.interface import ioctls
+from pinfs.linux.calls import stat_of
 from pinfs.runtime.descriptors import budget
 
 from .conftest import ME, Bench
@@ -161,7 +162,7 @@ async def test_a_nameless_file_with_the_number_of_a_file_that_was_removed_behind
     await bench.ops.release(opened.fh)
     fd = os.open(bench.source / "d/f", os.O_RDWR)
     (bench.source / "d/f").unlink()
-    inode = inodes.intern_nameless(removed.st, fd)
+    inode = inodes.intern_nameless(stat_of(removed.st), fd)
     os.close(fd)
     assert inode.nodeid != removed.nodeid
     assert inode.path() is inodes.get(removed.nodeid).path() is None

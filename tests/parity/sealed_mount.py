@@ -3,7 +3,6 @@ a seal must not change shows in every comparison with the backing."""
 
 from __future__ import annotations
 
-import os
 import stat
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from pinfs.cli.main import main
 from pinfs.fs.inode import Inode
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.seal import Seal
-from pinfs.fs.types import StatLike
+from pinfs.linux.calls import Stat
 from pinfs.serve import assembly
 
 
@@ -25,10 +24,10 @@ class Table(InodeTable):
 
     sealing: Sealing
 
-    def intern(self, parent: Inode, name: bytes, st: StatLike) -> Inode:
+    def intern(self, parent: Inode, name: bytes, st: Stat) -> Inode:
         return self.sealing.interned(super().intern(parent, name, st))
 
-    def intern_nameless(self, st: os.stat_result, fd: int) -> Inode:
+    def intern_nameless(self, st: Stat, fd: int) -> Inode:
         return self.sealing.interned(super().intern_nameless(st, fd))
 
     def drop_if_unreferenced(self, inode: Inode) -> None:

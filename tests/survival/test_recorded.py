@@ -21,6 +21,7 @@ from pinfs.fs.directories import DirectoryHandle
 from pinfs.fs.handles import FileHandle
 from pinfs.journal.records import Kind
 from pinfs.journal.slots import VERSION, JournalError, Slots
+from pinfs.linux.calls import stat_of
 from pinfs.serve.assembly import FileSystem
 from pinfs.serve.takeover import TakeOver
 
@@ -160,7 +161,7 @@ def check_inodes(fs: FileSystem, recording: Recording) -> None:
         found = {os.fsdecode(name) for _, name in fs.inodes.names_of(inode)}
         names[inode.nodeid] = found
         if (path := inode.path()) and found:
-            st = (recording.source / os.fsdecode(path)).lstat()
+            st = stat_of((recording.source / os.fsdecode(path)).lstat())
             assert fs.inodes.find(st) is inode
     assert {"file", "other", LONG} in names.values()
     assert {"link"} in names.values() or recording.told["names"]["link"]
