@@ -76,4 +76,6 @@ def extensions() -> list[Extension]:
     return made
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": AllOrNothing})
+# Processes of cythonize import this file where multiprocessing does not fork (since CPython 3.14): they build nothing.
+if __name__ == "__main__":
+    setup(ext_modules=extensions(), cmdclass={"build_ext": AllOrNothing})

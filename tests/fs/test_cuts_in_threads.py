@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import resource
 from collections.abc import Iterator
 
 import pytest
@@ -42,8 +43,13 @@ async def test_results_are_the_same(waiting: Bench) -> None:
     assert path.read_bytes()[:100] == bytes(50) + b"x" * 50
     await waiting.ops.open(nodeid, os.O_WRONLY | os.O_TRUNC, ME)
     assert path.stat().st_size == 0
-    with pytest.raises(OSError) as caught:
-        await waiting.truncate(nodeid, 1 << 62)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # the largest size of a file is another on each file system
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            await waiting.truncate(nodeid, SIZE + 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.errno == errno.EFBIG
     assert waiting.fs.guard.book.files.states == {}
 

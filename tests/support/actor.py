@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from support import acts
@@ -75,6 +75,19 @@ class Pending(Generic[T]):
         return None
 
 
+class _Calls(pickle.Pickler):
+    """Calls, for a Python that may be another than the one of the tests (SYSTEM_PYTHON).
+
+    CPython 3.13 alone has what is in pathlib under names that no other has (`pathlib._abc.PathBase.read_text`)."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, PurePath):
+            return Path, (os.fspath(value),)
+        if (getattr(value, "__module__", None) or "").startswith("pathlib._"):
+            return acts.of_pathlib, (value.__qualname__.replace("Base", ""),)
+        return NotImplemented
+
+
 class Actor:
     """One directed process. `uid`, `gid` and `groups` are taken on after start; `prefix` is a command to run it under
     (unshare, taskset, ...)."""
@@ -97,7 +110,7 @@ class Actor:
         """Starts the call and returns at once. One call at a time: ask for its result before the next."""
         assert not self.busy, "this actor is still busy with its last call"
         assert self.process.stdin
-        pickle.dump((function, args, kwargs), self.process.stdin)
+        _Calls(self.process.stdin).dump((function, args, kwargs))
         self.process.stdin.flush()
         self.busy = True
         return Pending(self)

@@ -11,7 +11,9 @@ import errno
 import fcntl
 import json
 import mmap
+import operator
 import os
+import pathlib
 import select
 import signal
 import threading
@@ -28,6 +30,11 @@ _mmap = libc.mmap
 _mmap.restype = ctypes.c_size_t
 _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
 _MAP_FAILED = ctypes.c_size_t(-1).value
+
+
+def of_pathlib(name: str) -> Any:
+    """What pathlib has under that name (`Path.read_bytes`)."""
+    return operator.attrgetter(name)(pathlib)
 
 
 class Caught(NamedTuple):

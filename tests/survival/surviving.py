@@ -89,7 +89,10 @@ class Surviving:
         """The process that serves it, or the one that is about to; 0: there is none."""
         if is_running(self._first):
             return self._first
-        children = Path(f"/proc/{self.keeper}/task/{self.keeper}/children").read_text().split()
+        try:
+            children = Path(f"/proc/{self.keeper}/task/{self.keeper}/children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):  # the keeper has ended, and its parent has noticed already
+            return 0
         return next((int(pid) for pid in children if is_running(int(pid))), 0)  # the oldest; a spare comes after it
 
     def kill(self) -> int:
