@@ -8,8 +8,9 @@ from fnmatch import fnmatch
 from statistics import median
 from typing import Final, Protocol
 
-from pinfs.bench import breaks, cluster, data, metadata, pins, processes, seals
+from pinfs.bench import breaks, cluster, data, metadata, pins, processes, programs, seals
 from pinfs.bench.crowd import Crowds, CrowdSize
+from pinfs.bench.material import Material
 from pinfs.bench.places import Place, open_places
 from pinfs.bench.rows import Batch, Row, Skip
 
@@ -60,10 +61,11 @@ class Measured:
         return median(ours / theirs for ours, theirs in pairs) if pairs else None
 
 
-def all_rows(counts: Sequence[int], crowds: Crowds) -> list[Row]:
+def all_rows(counts: Sequence[int], crowds: Crowds, material: Material) -> list[Row]:
     """Every row there is. The crowd comes last, because its pins stay until the end."""
     own = (data, metadata, pins, seals, breaks, cluster, processes)
-    return [*(row for module in own for row in module.rows), *pins.crowded(counts, crowds)]
+    alone = [row for module in own for row in module.rows]
+    return [*alone, *programs.rows(material), *pins.crowded(counts, crowds)]
 
 
 def chosen(rows: Sequence[Row], only: Sequence[str]) -> list[Row]:
@@ -93,8 +95,8 @@ class NoPeerError(Exception):
 
 def run(plan: Plan, watcher: Watcher) -> Outcome:
     """Measure; clean up also when interrupted. OSError: no scratch directory can be created. NoPeerError."""
-    with open_places(plan.directories) as places, Crowds(watcher.say) as crowds:
-        rows = _possible(chosen(all_rows(plan.counts, crowds), plan.only), places, plan.only)
+    with open_places(plan.directories) as places, Crowds(watcher.say) as crowds, Material() as material:
+        rows = _possible(chosen(all_rows(plan.counts, crowds, material), plan.only), places, plan.only)
         watcher.begin(len(rows) * (plan.rounds + 1))
         measured = [measure(row, places, plan, watcher) for row in rows]
         return Outcome(plan, places, measured, crowds.sizes())

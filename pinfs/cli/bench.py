@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from pinfs.bench import report
 from pinfs.bench.crowd import Crowds
+from pinfs.bench.material import Material
 from pinfs.bench.run import (
     COUNTS,
     QUICK_COUNTS,
@@ -112,6 +113,9 @@ pinfs bench /mnt/pinfs --only stat --only 'open + close' --rounds 30
 # what several processes get done at once, on pinfs and on bindfs
 pinfs bench /mnt/pinfs /mnt/bindfs --only processes
 
+# what git, tar and rm take on pinfs and on bindfs
+pinfs bench /mnt/pinfs /mnt/bindfs --only programs
+
 # two hosts of one cluster, and a mount of another source without cluster
 pinfs bench /mnt/a /mnt/b /mnt/plain --only cluster
 
@@ -134,7 +138,7 @@ def bench(cpu: int | None, only_list: bool, as_json: bool, **chosen_plan: Any) -
     Times are microseconds per operation. Ratios are of times: above 1, DIR is slower than the other.
     """
     plan = _plan(**chosen_plan)
-    rows = chosen(all_rows(plan.counts, Crowds(click.echo)), plan.only)
+    rows = chosen(all_rows(plan.counts, Crowds(click.echo), Material()), plan.only)
     if not rows:
         raise click.UsageError("There is no row like that; --list prints all.")
     if only_list:

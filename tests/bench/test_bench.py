@@ -15,6 +15,7 @@ from support.mounts import Mount
 
 from pinfs.bench import cluster
 from pinfs.bench.crowd import Crowds
+from pinfs.bench.material import Material
 from pinfs.bench.pins import pinned
 from pinfs.bench.places import Room, mount_of, open_places, room
 from pinfs.bench.processes import crews
@@ -32,7 +33,7 @@ def test_all_rows_on_plain_directories(two: tuple[str, str]) -> None:
     found = json.loads(result.stdout)
     assert found["v"] == 1
     assert [one["path"] for one in found["directories"]] == list(two)
-    possible = [row.name for row in all_rows((1, 200), Crowds(print)) if row.group != cluster.GROUP]
+    possible = [row.name for row in all_rows((1, 200), Crowds(print), Material()) if row.group != cluster.GROUP]
     assert [row["name"] for row in found["rows"]] == possible
     for row in found["rows"]:
         assert row["unit"] == "us"
@@ -122,7 +123,7 @@ def test_a_sealed_row_is_compared_with_the_same_one_without_the_seal() -> None:
 
 
 def test_only_takes_groups_words_and_globs() -> None:
-    rows = all_rows((1,), Crowds(print))
+    rows = all_rows((1,), Crowds(print), Material())
     assert {row.group for row in chosen(rows, ["data", "break"])} == {"data", "break"}
     assert {row.group for row in chosen(rows, ["metadata"])} == {"metadata"}
     assert {row.group for row in chosen(rows, ["mixed metadata"])} == {"processes"}
