@@ -88,6 +88,19 @@ cdef enum:
     PAUSE = 64
 
 
+cdef extern from "Python.h":
+    ctypedef struct PyInterpreterState:
+        pass
+    PyInterpreterState *PyInterpreterState_Get() noexcept
+    PyThreadState *PyInterpreterState_ThreadHead(PyInterpreterState *interpreter) noexcept
+    PyThreadState *PyThreadState_Next(PyThreadState *state) noexcept
+
+
+cdef inline bint is_only_thread() noexcept:
+    """Whether there is no other thread that could run meanwhile: only a running one begins another."""
+    return PyThreadState_Next(PyInterpreterState_ThreadHead(PyInterpreterState_Get())) == NULL
+
+
 cdef inline void put_attributes(fuse_attr *to, uint64_t nodeid, Stat st) noexcept:
     cdef c_stat *raw = &st.raw
     memset(to, 0, sizeof(fuse_attr))
@@ -135,8 +148,11 @@ cdef class Channel:
                     break
         if size < 0 and errno == EAGAIN:  # a request is often there already: it costs one call less then
             watched.fd, watched.events, watched.revents = self.fd, POLLIN, 0
-            with nogil:
+            if is_only_thread():
                 ready = poll(&watched, 1, wait_ms)
+            else:
+                with nogil:
+                    ready = poll(&watched, 1, wait_ms)
             if ready <= 0:
                 return 0
             size = c_read(self.fd, self.raw, self.room)

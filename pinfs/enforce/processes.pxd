@@ -3,8 +3,6 @@ from libc.stdint cimport int64_t
 
 from pinfs.linux.calls cimport clock, is_readable
 
-cdef double A_MOMENT_S
-
 cdef class Process:
     cdef object __weakref__
     cdef public object id

@@ -42,6 +42,9 @@ class Attributes:
 
     def set_times(self, inode: Inode, atime_ns: int | None, mtime_ns: int | None) -> None:
         """utimensat(2). Nanoseconds, or NOW; None leaves one alone."""
+        if not self._seal.files:
+            self._set_times(inode, atime_ns, mtime_ns)
+            return
         with self._seal.lifted(inode):
             self._set_times(inode, atime_ns, mtime_ns)
 

@@ -269,7 +269,7 @@ class Backing:
             if file.backing_id:
                 self.passthrough.close(file.backing_id)
                 self._record_backing_id(inode, 0)
-            self._inodes.prepare_close(inode, may_be_cached=not file.backing_id)
+            self._inodes.prepare_close(inode, not file.backing_id)
         finally:
             inode.file = None
             file.close(self._inodes.descriptors.close_last)

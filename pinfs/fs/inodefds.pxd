@@ -5,7 +5,7 @@ cdef class InodeDescriptors:
     cdef public long max_descriptors
     cdef public object closable, close_elsewhere, on_foreign, by_handle
     cdef public set _pinned
-    cdef object _is_pinned, _note_life
+    cdef object _pinned_files, _note_life
 
     cpdef keep(self, Inode inode, int fd)
     cpdef named(self, Inode inode)

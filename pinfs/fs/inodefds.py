@@ -17,9 +17,7 @@ class InodeDescriptors:
     is called before a descriptor is closed, after which the number of the inode may be used again.
     """
 
-    def __init__(
-        self, max_descriptors: int, is_pinned: Callable[[int], bool], note_life: Callable[["Inode"], None]
-    ) -> None:
+    def __init__(self, max_descriptors: int, pinned: Container[int], note_life: Callable[["Inode"], None]) -> None:
         self.max_descriptors = max_descriptors
         self.closable: OrderedDict[Inode, None] = OrderedDict()
         """Inodes whose descriptor may be closed, least recently used first."""
@@ -32,7 +30,7 @@ class InodeDescriptors:
         self._pinned: set[Inode] = set()
         """Pinned inodes whose descriptor is kept though its turn to go had come: what is removed behind pinfs lasts as
         long as the pin. Half of all descriptors at most."""
-        self._is_pinned = is_pinned
+        self._pinned_files = pinned
         self._note_life = note_life
 
     def __len__(self) -> int:
@@ -85,7 +83,7 @@ class InodeDescriptors:
             self._let_go(inode)
 
     def _let_go(self, inode: "Inode") -> None:
-        if self._is_pinned(inode.nodeid) and len(self._pinned) < self.max_descriptors // 2:
+        if inode.nodeid in self._pinned_files and len(self._pinned) < self.max_descriptors // 2:
             self._pinned.add(inode)
             return
         self._note_life(inode)

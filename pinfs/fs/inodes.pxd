@@ -1,6 +1,7 @@
 cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from pinfs.core.files cimport Files
 from pinfs.fs.inode cimport Inode
 from pinfs.fs.inodefds cimport InodeDescriptors
 from pinfs.linux.calls cimport Stat, close_fd, open_at, stat_at, stat_fd, stat_of
@@ -16,7 +17,8 @@ cdef class InodeTable:
     cdef public InodeDescriptors descriptors
     cdef uint64_t _root_ino
     cdef bint _has_our_clock
-    cdef object _is_pinned, _next_foreign, _closable
+    cdef Files _pinned
+    cdef object _next_foreign, _closable
     cdef set _reserved_inos
     cdef dict _foreign
     cdef Stat _st
@@ -33,6 +35,7 @@ cdef class InodeTable:
     cpdef bint _is_same(self, Inode inode, Stat st, tuple name) except -1
     @cython.locals(st=Stat, error=int)
     cpdef bint _is_open_as(self, Inode inode, int fd) except -1
+    cpdef prepare_close(self, Inode inode, bint may_be_cached)
     cdef bint _is_found(self, Inode inode, int fd, Stat st) except -1
     @cython.locals(old_parent=Inode)
     cpdef add_name(self, Inode inode, Inode parent, bytes name, uint64_t nlink)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from os import O_NOFOLLOW, O_PATH
 from typing import TYPE_CHECKING, Final
 
+from pinfs.core.files import Files
 from pinfs.fs.inode import FOREIGN_IDS, O_PATH_NOFOLLOW, ROOT_ID, Inode, Key, Name, is_or_lies_in, stale
 from pinfs.fs.inodefds import InodeDescriptors
 from pinfs.fs.lives import LIVED_BEFORE, life_of, settled_ctime_ns, was_born_after
@@ -37,7 +38,8 @@ class InodeTable:
     Takes over the descriptor `root_fd`.
     """
 
-    def __init__(self, root_fd: int, max_descriptors: int, is_pinned: Callable[[int], bool]) -> None:
+    def __init__(self, root_fd: int, max_descriptors: int, pinned: Files) -> None:
+        """`pinned`: the files with pins."""
         st = os.fstat(root_fd)
         self.device = st.st_dev
         self.first_spare = sys.maxsize
@@ -47,7 +49,7 @@ class InodeTable:
         self.root.lookups = 1  # of the kernel, which never forgets the root
         self._root_ino = st.st_ino
         self._has_our_clock = file_system_magic(root_fd) in IN_MEMORY | ON_DISK
-        self._is_pinned = is_pinned
+        self._pinned = pinned
         self.sealed: Container[int] = ()
         """Node ids of files whose seals are to be lifted: they stay in the table."""
         self.recorder: Recorder | None = None
@@ -68,7 +70,7 @@ class InodeTable:
         self.on_dropped: Callable[[int], None] = lambda nodeid: None
         """Called with the node id of an inode that the table no longer holds."""
         self.exports: Exports | None = None
-        self.descriptors = InodeDescriptors(max_descriptors, is_pinned, self._note_life)
+        self.descriptors = InodeDescriptors(max_descriptors, pinned, self._note_life)
         self._closable = self.descriptors.closable
         self._st = Stat()
 
@@ -216,14 +218,14 @@ class InodeTable:
             return self.taken_over_ns
         return self.recorder.seen_ns(inode)
 
-    def prepare_close(self, inode: Inode, *, may_be_cached: bool) -> None:
+    def prepare_close(self, inode: Inode, may_be_cached: bool) -> None:
         """Before the backing file of an inode is closed: keep a descriptor of it, or else note its life.
 
         The number of an inode without descriptors may be used again. `may_be_cached`: the kernel has its data.
         """
         if inode.fd >= 0:
             return
-        if inode.name is None or inode.nodeid in self.sealed or self._is_pinned(inode.nodeid):
+        if inode.name is None or inode.nodeid in self.sealed or inode.nodeid in self._pinned:
             self.fd(inode)  # the kernel may still know it, and no name leads to it; or what is removed lasts for a pin
         elif may_be_cached:
             self._note_life(inode)
@@ -377,7 +379,7 @@ class InodeTable:
                 continue
             if inode.file is not None:
                 self.on_forgotten(inode)
-            if inode.children or inode.file is not None or inode.nodeid in self.sealed or self._is_pinned(inode.nodeid):
+            if inode.children or inode.file is not None or inode.nodeid in self.sealed or inode.nodeid in self._pinned:
                 continue
             if self.by_id.get(inode.nodeid) is inode:
                 pending += self._drop(inode)

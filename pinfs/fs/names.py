@@ -20,6 +20,7 @@ class Names:
         self._inodes = inodes
         self._backing = backing
         self._seal = backing.seal
+        self._descriptors = inodes.descriptors
 
     def link(self, inode: Inode, directory: Inode, name: bytes) -> None:
         """link(2). The table learns of the name with its next lookup."""
@@ -33,12 +34,21 @@ class Names:
     def unlink(self, victim: Inode, directory: Inode, name: bytes) -> None:
         """unlink(2) of a name of `victim`."""
         self._inodes.keep_for_the_next(victim, directory, name)
+        if not self._seal.files:  # nearly always, and `with` takes longer than all that it would do
+            self._unlink(victim, directory, name)
+            return
         with self._seal.lifted(victim):
-            self.unlink_unknown(directory, name)
-            self.lose(victim, directory, name)
+            self._unlink(victim, directory, name)
+
+    def _unlink(self, victim: Inode, directory: Inode, name: bytes) -> None:
+        self.unlink_unknown(directory, name)
+        self.lose(victim, directory, name)
 
     def unlink_unknown(self, directory: Inode, name: bytes) -> None:
         """unlink(2) of a name whose inode the table need not know."""
+        if self._descriptors.close_elsewhere is None:
+            unlink_at(self._inodes.fd(directory), name)
+            return
         with self._backing.outliving_name(directory, name):
             unlink_at(self._inodes.fd(directory), name)
 
@@ -60,17 +70,23 @@ class Names:
             recorder.rename_ended()
 
     def _rename(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
+        if not self._seal.files and self._descriptors.close_elsewhere is None:
+            self._rename_bare(old, new, flags, moved, victim)
+            return
         with self._seal.lifted(moved), self._seal.lifted(victim), self._backing.outliving_name(new[0], new[1]):
-            if old[0] is new[0]:
-                directory_fd = self._inodes.fd(new[0])
-                rename_at(directory_fd, old[1], directory_fd, new[1], flags)
-            else:
-                old_fd = os.dup(self._inodes.fd(old[0]))  # the next line may close the table's own
-                try:
-                    rename_at(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
-                finally:
-                    os.close(old_fd)
-            self.renamed(old, new, flags, moved, victim)  # inside: a seal is put back on what the table can reach
+            self._rename_bare(old, new, flags, moved, victim)
+
+    def _rename_bare(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
+        if old[0] is new[0]:
+            directory_fd = self._inodes.fd(new[0])
+            rename_at(directory_fd, old[1], directory_fd, new[1], flags)
+        else:
+            old_fd = os.dup(self._inodes.fd(old[0]))  # the next line may close the table's own
+            try:
+                rename_at(old_fd, old[1], self._inodes.fd(new[0]), new[1], flags)
+            finally:
+                os.close(old_fd)
+        self.renamed(old, new, flags, moved, victim)  # a seal is put back after it, on what the table can reach
 
     def renamed(self, old: Name, new: Name, flags: int, moved: Inode | None, victim: Inode | None) -> None:
         """After a rename: have the table follow."""

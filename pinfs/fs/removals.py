@@ -121,7 +121,10 @@ class Removals:
         """The ftruncate(2) itself, of a file that is open for writing."""
         file = inode.file
         assert file is not None
-        with self._seal.lifted(inode), self._set_ids.keeping(inode):
+        if self._seal.files or self._set_ids.has_set_ids(inode):
+            with self._seal.lifted(inode), self._set_ids.keeping(inode):
+                os.ftruncate(file.writer, size)
+        else:
             os.ftruncate(file.writer, size)
         self._done(caller)
 

@@ -4,13 +4,14 @@ import errno
 import os
 import stat
 from contextlib import AbstractContextManager
+from stat import S_ISGID
 from typing import Final
 
 from pinfs.fs.inode import Inode
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.seal import Seal
 from pinfs.fs.types import CallerLike, os_error
-from pinfs.linux.calls import set_mode
+from pinfs.linux.calls import Stat, set_mode
 from pinfs.linux.proc import supplementary_groups
 from pinfs.linux.syscalls import Privileges
 from pinfs.runtime.asitis import AS_IT_IS
@@ -35,6 +36,7 @@ class SetIds:
         self._inodes = inodes
         self._seal = seal
         self._privileges = privileges
+        self._st = Stat()
 
     def drop(self, inode: Inode) -> None:
         """What write(2) and truncate(2) by an ordinary user do: S_ISUID goes, S_ISGID goes from an executable file."""
@@ -66,16 +68,22 @@ class SetIds:
 
     def chmod(self, inode: Inode, mode: int) -> None:
         """chmod(2). The kernel has already asked whether the caller may set S_ISGID (is in the file's group)."""
-        with self._seal.lifted(inode):
-            if mode & stat.S_ISGID:
-                with self._privileges:
-                    set_mode(self._inodes.any_fd(inode), inode.file is None, mode)
-            else:
-                set_mode(self._inodes.any_fd(inode), inode.file is None, mode)
+        if not self._seal.files and not mode & S_ISGID:
+            set_mode(self._inodes.any_fd(inode), inode.file is None, mode)
+            return
+        with self._seal.lifted(inode), self._privileges if mode & S_ISGID else AS_IT_IS:
+            set_mode(self._inodes.any_fd(inode), inode.file is None, mode)
 
     def keeping(self, inode: Inode) -> AbstractContextManager[None]:
         """For calls that would drop the bits of `inode` because the daemon makes them."""
-        return self._privileges if self._inodes.stat(inode).st_mode & _SET_IDS else AS_IT_IS
+        return self._privileges if self.has_set_ids(inode) else AS_IT_IS
+
+    def has_set_ids(self, inode: Inode) -> bool:
+        """Whether a file has bits that may have to be kept."""
+        st = self._st
+        if not self._inodes.stat_into(inode, st):
+            st.fill(self._inodes.stat(inode))
+        return st.st_mode & _SET_IDS != 0
 
     def keeping_of(self, fd: int) -> AbstractContextManager[None]:
         """The same for the file of a descriptor, in any thread."""

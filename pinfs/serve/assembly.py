@@ -167,7 +167,7 @@ def assemble(
     hub = EventHub(stats)
     guard = Guard(holders, eventfds, policies, hub, stats)
     book = guard.book
-    inodes = InodeTable(source_fd, share.inode_descriptors, book.files.__contains__)
+    inodes = InodeTable(source_fd, share.inode_descriptors, book.files)
     inodes.first_spare = share.files
     seal = Seal(inodes, book, policies)
     inodes.sealed = seal.files

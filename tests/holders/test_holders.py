@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from support.actor import eventually
 
 from pinfs.core.owners import ProcessId
 from pinfs.enforce.holders import REMEMBERED, Holders, raise_descriptor_limit
+from pinfs.enforce.processes import A_MOMENT_S
 from pinfs.linux import syscalls
 from pinfs.linux.signals import parse_signal, signal_name
 
@@ -126,6 +128,23 @@ def test_a_dead_process_is_nobody_as_zombie_and_after(holders: Holders) -> None:
         assert holders.process_of(program.popen.pid) is None
         with pytest.raises(ProcessLookupError):
             holders.hold(process)
+
+
+def test_a_caller_waits_for_its_reply_and_so_lives(holders: Holders) -> None:
+    """What has its number a moment later is that process still; what has it after that is looked at."""
+    with child() as program:
+        program.line()
+        pid = program.popen.pid
+        process = holders.process_of(pid)
+        assert holders.caller(pid) is process
+        assert holders.caller(pid) is process
+        assert holders.caller(0) is None
+        program.popen.kill()
+        program.popen.wait()
+        until = time.monotonic() + A_MOMENT_S
+        while time.monotonic() <= until:
+            pass
+        assert holders.caller(pid) is None
 
 
 def test_exec_stays_the_same_process_under_a_new_name(holders: Holders) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -208,3 +209,57 @@ def test_an_eventfd_is_signalled_by_a_read(module, monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError) as failure:
         module.read_and_signal(0, eventfd, eventfd)
     assert failure.value.errno == errno.EINVAL
+
+
+@both
+def test_what_os_stat_has_told(module, tree: Path) -> None:
+    expected = os.lstat(tree / "linked")
+    assert fields(module.stat_of(expected)) == fields(expected)
+
+
+@both
+def test_close(module, tree: Path) -> None:
+    fd = os.open(tree / "file", os.O_RDONLY)
+    module.close_fd(fd)
+    with pytest.raises(OSError) as failure:
+        module.close_fd(fd)
+    assert failure.value.errno == errno.EBADF
+
+
+EVENT_LOOP = """
+import os, sys, threading
+from pinfs.linux import calls
+
+kept = len(sys.argv) > 1
+if kept:
+    calls.call_at_once_here()
+at, ready, steps = os.memfd_create("f"), threading.Barrier(2), 0
+os.truncate(at, 1)
+
+def other():
+    global steps
+    ready.wait()
+    for _ in range(1000):
+        assert calls.stat_fd(at, calls.Stat()) == 0
+        steps += 1
+
+thread = threading.Thread(target=other)
+thread.start()
+ready.wait()
+st = calls.Stat()
+for _ in range(1000):
+    assert calls.stat_at(at, b"nothing", st) and calls.stat_fd(at, st) == 0
+    assert st.st_size == 1
+try:
+    calls.open_at(at, b"nothing", 0, 0)
+except NotADirectoryError:
+    pass
+thread.join()
+print(steps)
+"""
+
+
+@pytest.mark.parametrize("here", [[], ["here"]], ids=["any thread", "the event loop"])
+def test_calls_of_the_event_loop_say_the_same_beside_those_of_threads(here: list[str]) -> None:
+    told = subprocess.run([sys.executable, "-c", EVENT_LOOP, *here], capture_output=True, text=True, check=True)
+    assert (told.stdout, told.stderr) == ("1000\n", "")
