@@ -424,7 +424,6 @@ def journal(side: Side, twin: Callable[[int], int]) -> dict[str, Any]:
             "last": (words[records.LAST_PIN], words[records.LAST_HANDLE], words[records.BROKEN]),
             "counted": (words[records.COUNTED_BY], [(twin(words[i]), words[i + 1]) for i in at]),
         }
-        words.release()
     readers: dict[int, Callable[[bytes], Any]] = {
         Kind.INODE: lambda body: _of_inode(records.unpack_inode(body), twin),
         Kind.LINK: lambda body: _of_link(records.unpack_link(body), twin),
