@@ -13,7 +13,9 @@ cdef class Channel:
     cdef public bytearray buffer
     cdef public bytes reply
     cdef double _busy_poll_s
-    cdef int _credit
+    cdef int _credit, _taken
+    cdef bint _blocks
+    cdef void *_waker
     cdef char *raw
     cdef Py_ssize_t room
     cdef char out[REPLY_SIZE]
@@ -21,6 +23,10 @@ cdef class Channel:
     cpdef use(self, bytearray buffer)
     cdef bint _may_spin(self) noexcept
     cpdef int take(self, int wait_ms) noexcept
+    cdef ssize_t _read_within(self, int wait_ms) noexcept
+    cdef void _begin_blocking(self) noexcept
+    cdef void _end_blocking(self) noexcept
+    cpdef settle(self)
     cpdef uint32_t u32(self, Py_ssize_t at) noexcept
     cpdef uint64_t u64(self, Py_ssize_t at) noexcept
     cpdef int64_t i64(self, Py_ssize_t at) noexcept

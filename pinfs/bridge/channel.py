@@ -77,6 +77,10 @@ class Channel:
         self.umask = self.error = 0
         return 1
 
+    def settle(self) -> None:
+        """A turn of the loop has ended: the next one begins without waiting. (Compiled, reads block meanwhile, once
+        requests come one after the other; a thread ends such a read when none has come for some 5 ms.)"""
+
     def _spin(self, wait_ms: int) -> bool:
         """Whether there is a request, looked for without sleeping where that is wanted."""
         if not self._busy_poll_s or not wait_ms:

@@ -3,7 +3,7 @@
 
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, EIO, ENOSYS, EOPNOTSUPP, errno
+from libc.errno cimport EAGAIN, EINTR, EIO, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memset
 
@@ -86,7 +86,129 @@ cdef enum:
     FULL_CREDIT = 16  # of spins, as in channel.py
     IN_VAIN = 4
     PAUSE = 64
+    NOTHING = -2
+    MANY = 8  # requests in one turn, before reads block
+    TURN_MS = 5  # of the waker's ticks as well: a shorter wait is one for tasks of trio
 
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <pthread.h>
+    #include <sched.h>
+    #include <signal.h>
+    #include <stdatomic.h>
+    #include <stdlib.h>
+    #include <sys/eventfd.h>
+    #include <sys/syscall.h>
+    #include <time.h>
+    #include <unistd.h>
+
+    /* A read that blocks, and a thread that ends it by a signal when it has found no request for two ticks. The reader
+       is sent the signal only while it is in the read, and returns from there only when it has been delivered: no other
+       call of its ends with EINTR. Where there is nothing to read the thread sleeps. */
+
+    enum { AWAY, READING, SIGNALLING, SIGNALLED };
+
+    typedef struct waker {
+        pthread_t reader, thread;
+        atomic_int state;
+        atomic_ulong reads;
+        atomic_int watches, ends;
+        int wake;
+    } waker;
+
+    static void do_nothing(int signo) { (void)signo; }
+
+    static void *watch(void *argument) {
+        waker *w = argument;
+        const struct timespec tick = {.tv_nsec = 5000000};
+        unsigned long last = 0;
+        eventfd_t woken;
+        while (!atomic_load(&w->ends)) {
+            if (!atomic_load(&w->watches)) {
+                eventfd_read(w->wake, &woken);
+                continue;
+            }
+            nanosleep(&tick, NULL);
+            unsigned long reads = atomic_load(&w->reads);
+            int reading = READING, signalled = SIGNALLED;  /* again: it may have come before the reader slept */
+            if (reads == last && (atomic_compare_exchange_strong(&w->state, &reading, SIGNALLING)
+                                  || atomic_compare_exchange_strong(&w->state, &signalled, SIGNALLING))) {
+                pthread_kill(w->reader, SIGRTMAX);
+                atomic_store(&w->state, SIGNALLED);
+            }
+            last = reads;
+        }
+        return NULL;
+    }
+
+    static waker *new_waker(void) {
+        struct sigaction action = {.sa_handler = do_nothing};
+        sigset_t all, before;
+        pthread_attr_t attributes;
+        waker *w = calloc(1, sizeof *w);
+        if (!w) return NULL;
+        w->wake = eventfd(0, EFD_CLOEXEC);
+        if (w->wake < 0) { free(w); return NULL; }
+        sigaction(SIGRTMAX, &action, NULL);
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        pthread_attr_init(&attributes);
+        pthread_attr_setstacksize(&attributes, 65536);
+        int failed = pthread_create(&w->thread, &attributes, watch, w);
+        pthread_attr_destroy(&attributes);
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        if (failed) { close(w->wake); free(w); return NULL; }
+        return w;
+    }
+
+    static void end_waker(waker *w) {
+        atomic_store(&w->ends, 1);
+        eventfd_write(w->wake, 1);
+        pthread_join(w->thread, NULL);
+        close(w->wake);
+        free(w);
+    }
+
+    static void begin_watching(waker *w) {
+        w->reader = pthread_self();
+        if (!atomic_exchange(&w->watches, 1)) eventfd_write(w->wake, 1);
+    }
+
+    static void stop_watching(waker *w) { atomic_store(&w->watches, 0); }
+
+    static ssize_t blocking_read(waker *w, int fd, void *into, size_t size) {
+        atomic_fetch_add(&w->reads, 1);
+        atomic_store(&w->state, READING);
+        ssize_t got = read(fd, into, size);
+        int number = errno, state = READING;
+        while (!atomic_compare_exchange_strong(&w->state, &state, AWAY)) {
+            if (state == SIGNALLED) {
+                syscall(SYS_getppid);  /* signals are delivered at its end */
+                continue;
+            }
+            sched_yield();
+            state = READING;
+        }
+        errno = number;
+        return got;
+    }
+
+    static int set_blocking(int fd, int blocks) {
+        int flags = fcntl(fd, F_GETFL);
+        return flags < 0 ? flags : fcntl(fd, F_SETFL, blocks ? flags & ~O_NONBLOCK : flags | O_NONBLOCK);
+    }
+    """
+    ctypedef struct waker:
+        pass
+    waker *new_waker() noexcept
+    void end_waker(waker *w) noexcept nogil
+    void begin_watching(waker *w) noexcept
+    ssize_t blocking_read(waker *w, int fd, void *into, size_t size) noexcept nogil
+    int set_blocking(int fd, int blocks) noexcept
+    void stop_watching(waker *w) noexcept
 
 cdef extern from "Python.h":
     ctypedef struct PyInterpreterState:
@@ -128,9 +250,41 @@ cdef class Channel:
     # The request
 
     cpdef int take(self, int wait_ms) noexcept:
+        cdef in_header *header = <in_header *>self.raw
+        cdef ssize_t size
+        if self._blocks:
+            if is_only_thread():
+                size = blocking_read(<waker *>self._waker, self.fd, self.raw, self.room)
+            else:
+                with nogil:
+                    size = blocking_read(<waker *>self._waker, self.fd, self.raw, self.room)
+            if size < 0 and errno == EINTR:
+                self._end_blocking()
+                return 0
+        else:
+            size = self._read_within(wait_ms)
+            if size == NOTHING:
+                return 0
+            self._taken += 1
+            if self._taken == MANY and wait_ms >= TURN_MS:
+                self._begin_blocking()
+        if size < 0:
+            self.error = errno
+            return -1
+        self.size = size
+        self.error = self.umask = 0
+        self.opcode = 0
+        if size >= IN_SIZE:
+            if header.len == size and not header.total_extlen:
+                self.opcode = header.opcode
+            self.unique, self.nodeid = header.unique, header.nodeid
+            self.uid, self.gid, self.pid = header.uid, header.gid, header.pid
+        return 1
+
+    cdef ssize_t _read_within(self, int wait_ms) noexcept:
+        """read(2), which fails for want of requests after `wait_ms` only: NOTHING."""
         cdef pollfd watched
         cdef int ready
-        cdef in_header *header = <in_header *>self.raw
         cdef ssize_t size = c_read(self.fd, self.raw, self.room)
         cdef double until
         if size < 0 and errno == EAGAIN and wait_ms and self._may_spin():
@@ -153,21 +307,32 @@ cdef class Channel:
             else:
                 with nogil:
                     ready = poll(&watched, 1, wait_ms)
-            if ready <= 0:
-                return 0
-            size = c_read(self.fd, self.raw, self.room)
-        if size < 0:
-            self.error = errno
-            return -1
-        self.size = size
-        self.error = self.umask = 0
-        self.opcode = 0
-        if size >= IN_SIZE:
-            if header.len == size and not header.total_extlen:
-                self.opcode = header.opcode
-            self.unique, self.nodeid = header.unique, header.nodeid
-            self.uid, self.gid, self.pid = header.uid, header.gid, header.pid
-        return 1
+            size = c_read(self.fd, self.raw, self.room) if ready > 0 else NOTHING
+        return size
+
+    cdef void _begin_blocking(self) noexcept:
+        """Requests come one after the other: from here to the end of the turn, each is one call less."""
+        if self._busy_poll_s:
+            return
+        if self._waker == NULL:
+            self._waker = new_waker()
+        if self._waker != NULL and not set_blocking(self.fd, True):
+            self._blocks = True
+            begin_watching(<waker *>self._waker)
+
+    cdef void _end_blocking(self) noexcept:
+        stop_watching(<waker *>self._waker)
+        set_blocking(self.fd, False)
+        self._blocks = False
+
+    cpdef settle(self):
+        if self._blocks:
+            self._end_blocking()
+        self._taken = 0
+
+    def __dealloc__(self):
+        if self._waker != NULL:
+            end_waker(<waker *>self._waker)
 
     cdef bint _may_spin(self) noexcept:
         if self._busy_poll_s and self._credit <= 0:

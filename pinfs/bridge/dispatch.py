@@ -195,6 +195,7 @@ class Dispatcher:
                     run_deferred()
                 return more
         finally:
+            self._channel.settle()
             self._in_turn = False
             self._counts["fast"] += loop.answered_fast
             loop.answered_fast = 0

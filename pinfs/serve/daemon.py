@@ -251,6 +251,7 @@ class Daemon:
         if self.config.mount.bridge == "off":
             raise MountError("the mount was served by the bridge, which takes over from the bridge only (bridge=off)")
         self._fd, self._device = left.connection, left.identity.device
+        os.set_blocking(self._fd, False)  # the daemon before may have been in a read that blocks
         self.fs.guard.mount_device = left.identity.device
         return self._bridged(self._requested(), self._on_resumed, left.identity.negotiated)
 

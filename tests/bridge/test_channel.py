@@ -3,6 +3,7 @@ Python and Cython, do the same with the same bytes."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import socket
@@ -23,6 +24,7 @@ from support.stat_results import S, stat_results
 from pinfs.bridge import channel, wire
 from pinfs.bridge.wire import IN_HEADER, IN_SIZE, OUT_HEADER, OUT_SIZE
 from pinfs.linux import calls
+from pinfs.pure import is_compiled
 
 channel_source = source_of("bridge/channel.py")
 calls_source = source_of("linux/calls.py")
@@ -468,6 +470,74 @@ def test_both_read_the_same_attributes(tmp_path_factory, value: bytes | None, si
                         assert told[0] == told[1]
     finally:
         path.unlink()
+
+
+# Requests that come one after the other: compiled, reads block from the eighth of a turn on
+
+
+def blocks(line: Line) -> bool:
+    return os.get_blocking(line.daemon.fileno())
+
+
+@both
+def test_reads_that_block_end_with_a_request_or_without(module, stats) -> None:
+    is_leaf = module is channel and is_compiled()
+    with lines(module) as [line]:
+        for _ in range(3):
+            for unique in range(1, 21):
+                assert blocks(line) == (is_leaf and unique > 8)
+                line.kernel.send(request(wire.GETATTR, unique=unique))
+                assert line.channel.take(5) == 1
+                assert (line.channel.unique, line.channel.opcode) == (unique, wire.GETATTR)
+            for _ in range(3):
+                assert line.channel.take(5) == 0
+            line.channel.settle()
+            assert not blocks(line)
+            assert line.channel.take(0) == 0
+
+
+@both
+@pytest.mark.parametrize("wait_ms", [0, 1, 4])
+def test_no_read_blocks_where_tasks_wait_for_their_turn(module, stats, wait_ms: int) -> None:
+    with lines(module) as [line]:
+        for _ in range(20):
+            line.kernel.send(request(wire.GETATTR))
+            assert line.channel.take(wait_ms) == 1
+        assert not blocks(line)
+
+
+@both
+def test_the_connection_ends_in_a_read_that_blocks(module, stats) -> None:
+    with lines(module) as [line]:
+        for _ in range(20):
+            line.kernel.send(request(wire.GETATTR))
+            assert line.channel.take(5) == 1
+        ending = threading.Thread(target=line.kernel.shutdown, args=(socket.SHUT_RDWR,))
+        ending.start()
+        while not (taken := line.channel.take(5)):
+            pass
+        ending.join()
+        assert (taken, line.channel.size) == (1, 0)
+
+
+def test_what_ends_a_read_reaches_no_other_call() -> None:
+    """A request comes at about the time at which its read would be ended: the call after it is not interrupted."""
+    usleep = ctypes.CDLL(None, use_errno=True).usleep
+    with lines(channel) as [line]:
+        ended = 0
+        for turn in range(100):
+            for _ in range(10):
+                line.kernel.send(request(wire.GETATTR))
+                assert line.channel.take(5) == 1
+            sending = threading.Timer(0.0045 + turn % 10 * 0.0006, line.kernel.send, [request(wire.STATFS)])
+            sending.start()
+            while not line.channel.take(5):
+                ended += 1
+            assert usleep(1000) == 0
+            line.channel.settle()
+            assert usleep(1000) == 0
+            sending.join()
+        assert ended
 
 
 # Looking for the next request before sleeping
