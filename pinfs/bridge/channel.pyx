@@ -117,6 +117,7 @@ cdef extern from *:
         atomic_ulong reads;
         atomic_int watches, ends;
         int wake;
+        pid_t pid;  /* whose thread it is: not of a child that has forked */
     } waker;
 
     static void do_nothing(int signo) { (void)signo; }
@@ -150,6 +151,7 @@ cdef extern from *:
         pthread_attr_t attributes;
         waker *w = calloc(1, sizeof *w);
         if (!w) return NULL;
+        w->pid = getpid();
         w->wake = eventfd(0, EFD_CLOEXEC);
         if (w->wake < 0) { free(w); return NULL; }
         sigaction(SIGRTMAX, &action, NULL);
@@ -165,6 +167,7 @@ cdef extern from *:
     }
 
     static void end_waker(waker *w) {
+        if (w->pid != getpid()) return;
         atomic_store(&w->ends, 1);
         eventfd_write(w->wake, 1);
         pthread_join(w->thread, NULL);

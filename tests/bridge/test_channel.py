@@ -520,6 +520,19 @@ def test_the_connection_ends_in_a_read_that_blocks(module, stats) -> None:
         assert (taken, line.channel.size) == (1, 0)
 
 
+def test_a_child_lets_go_of_a_channel_whose_thread_it_does_not_have() -> None:
+    with lines(channel) as [line]:
+        for _ in range(20):
+            line.kernel.send(request(wire.GETATTR))
+            assert line.channel.take(5) == 1
+        child = os.fork()
+        if not child:
+            del line.channel
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert line.channel.take(5) == 0
+
+
 def test_what_ends_a_read_reaches_no_other_call() -> None:
     """A request comes at about the time at which its read would be ended: the call after it is not interrupted."""
     usleep = ctypes.CDLL(None, use_errno=True).usleep
