@@ -176,6 +176,10 @@ cdef extern from *:
     }
 
     static void begin_watching(waker *w) {
+        sigset_t ours;
+        sigemptyset(&ours);
+        sigaddset(&ours, SIGRTMAX);
+        pthread_sigmask(SIG_UNBLOCK, &ours, NULL);  /* whoever started the program may have blocked it */
         w->reader = pthread_self();
         if (!atomic_exchange(&w->watches, 1)) eventfd_write(w->wake, 1);
     }

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import socket
 import struct
 import threading
@@ -518,6 +519,18 @@ def test_the_connection_ends_in_a_read_that_blocks(module, stats) -> None:
             pass
         ending.join()
         assert (taken, line.channel.size) == (1, 0)
+
+
+def test_a_read_that_blocks_ends_whatever_signals_were_blocked() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        with lines(channel) as [line]:
+            for _ in range(20):
+                line.kernel.send(request(wire.GETATTR))
+                assert line.channel.take(5) == 1
+            assert line.channel.take(5) == 0
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_a_child_lets_go_of_a_channel_whose_thread_it_does_not_have() -> None:
