@@ -39,7 +39,12 @@ def test_it_works_here(source: int, passthrough: bool) -> None:
 
 def test_a_kernel_that_opens_no_sealed_file_for_writing(source: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """EIO, as Linux 7.3 answers: here since the handle passes through to nothing."""
-    monkeypatch.setattr(Passthrough, "open", lambda self, fd: 0)
+
+    class PassesToNothing(Passthrough):
+        def open(self, fd: int) -> int:
+            return 0
+
+    monkeypatch.setattr(sealprobe, "Passthrough", PassesToNothing)
     why = seal_unavailable_because(source, passthrough=True, stack_depth=1)
     assert why == "with passthrough, this kernel opens no sealed file for writing: Input/output error"
 
