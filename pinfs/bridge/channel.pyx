@@ -223,11 +223,13 @@ cdef extern from "Python.h":
     PyInterpreterState *PyInterpreterState_Get() noexcept
     PyThreadState *PyInterpreterState_ThreadHead(PyInterpreterState *interpreter) noexcept
     PyThreadState *PyThreadState_Next(PyThreadState *state) noexcept
+    PyThreadState *PyEval_SaveThread() noexcept
 
 
-cdef inline bint is_only_thread() noexcept:
-    """Whether there is no other thread that could run meanwhile: only a running one begins another."""
-    return PyThreadState_Next(PyInterpreterState_ThreadHead(PyInterpreterState_Get())) == NULL
+cdef inline PyThreadState *sleep_begins() noexcept:
+    """Other threads may run until `back`, where there are any: only a running one begins another."""
+    cdef bint alone = PyThreadState_Next(PyInterpreterState_ThreadHead(PyInterpreterState_Get())) == NULL
+    return NULL if alone else PyEval_SaveThread()
 
 
 cdef inline void put_attributes(fuse_attr *to, uint64_t nodeid, Stat st) noexcept:
@@ -257,14 +259,13 @@ cdef class Channel:
     # The request
 
     cpdef int take(self, int wait_ms) noexcept:
+        cdef PyThreadState *state
         cdef in_header *header = <in_header *>self.raw
         cdef ssize_t size
         if self._blocks:
-            if is_only_thread():
-                size = blocking_read(<waker *>self._waker, self.fd, self.raw, self.room)
-            else:
-                with nogil:
-                    size = blocking_read(<waker *>self._waker, self.fd, self.raw, self.room)
+            state = sleep_begins()
+            size = blocking_read(<waker *>self._waker, self.fd, self.raw, self.room)
+            back(state)
             if size < 0 and errno == EINTR:
                 self._end_blocking()
                 return 0
@@ -290,6 +291,7 @@ cdef class Channel:
 
     cdef ssize_t _read_within(self, int wait_ms) noexcept:
         """read(2), which fails for want of requests after `wait_ms` only: NOTHING."""
+        cdef PyThreadState *state
         cdef pollfd watched
         cdef int ready
         cdef ssize_t size = c_read(self.fd, self.raw, self.room)
@@ -309,11 +311,9 @@ cdef class Channel:
                     break
         if size < 0 and errno == EAGAIN:  # a request is often there already: it costs one call less then
             watched.fd, watched.events, watched.revents = self.fd, POLLIN, 0
-            if is_only_thread():
-                ready = poll(&watched, 1, wait_ms)
-            else:
-                with nogil:
-                    ready = poll(&watched, 1, wait_ms)
+            state = sleep_begins()
+            ready = poll(&watched, 1, wait_ms)
+            back(state)
             size = c_read(self.fd, self.raw, self.room) if ready > 0 else NOTHING
         return size
 

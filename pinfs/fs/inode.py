@@ -11,6 +11,7 @@ from pinfs.fs.types import os_error
 ROOT_ID: Final = 1
 FOREIGN_IDS: Final = 1 << 63  # node ids of files on other devices below the source
 O_PATH_NOFOLLOW: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+KIND_BITS: Final = stat.S_IFMT(0xFFFF)  # of st_mode
 
 Key = int | tuple[int, int]  # st_ino on the source's own device, (st_dev, st_ino) elsewhere
 Name = tuple["Inode", bytes]  # the directory, and the name in it

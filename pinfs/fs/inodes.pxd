@@ -7,7 +7,7 @@ from pinfs.fs.inodefds cimport InodeDescriptors
 from pinfs.linux.calls cimport Stat, close_fd, open_at, stat_at, stat_fd, stat_of
 
 cdef uint64_t FOREIGN_IDS
-cdef uint32_t O_NOFOLLOW, O_PATH, O_PATH_NOFOLLOW, AT_ONCE, _S_IFMT
+cdef uint32_t O_NOFOLLOW, O_PATH, O_PATH_NOFOLLOW, AT_ONCE, KIND_BITS
 
 cdef class InodeTable:
     cdef public uint64_t device

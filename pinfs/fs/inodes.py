@@ -13,10 +13,10 @@ import stat
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator
 from os import O_NOFOLLOW, O_PATH
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pinfs.core.files import Files
-from pinfs.fs.inode import FOREIGN_IDS, O_PATH_NOFOLLOW, ROOT_ID, Inode, Key, Name, is_or_lies_in, stale
+from pinfs.fs.inode import FOREIGN_IDS, KIND_BITS, O_PATH_NOFOLLOW, ROOT_ID, Inode, Key, Name, is_or_lies_in, stale
 from pinfs.fs.inodefds import InodeDescriptors
 from pinfs.fs.lives import LIVED_BEFORE, life_of, settled_ctime_ns, was_born_after
 from pinfs.fs.nonblocking import AT_ONCE, open_error
@@ -28,8 +28,6 @@ from pinfs.linux.syscalls import file_system_magic
 if TYPE_CHECKING:
     from pinfs.fs.exports import Exports
     from pinfs.fs.recorder import Recorder
-
-_S_IFMT: Final = 0o170000
 
 
 class InodeTable:
@@ -154,7 +152,7 @@ class InodeTable:
     def add(self, st: Stat) -> Inode:
         key = self.key_of(st)
         nodeid = key if isinstance(key, int) and key not in self._reserved_inos else self._foreign_id(key)
-        inode = self.by_id[nodeid] = Inode(nodeid, key, st.st_mode & _S_IFMT)
+        inode = self.by_id[nodeid] = Inode(nodeid, key, st.st_mode & KIND_BITS)
         return inode
 
     def restore(self, nodeid: int, key: Key, kind: int) -> Inode:
@@ -199,7 +197,7 @@ class InodeTable:
 
     def _is_found(self, inode: Inode, fd: int, st: Stat) -> bool:
         """The same, where fstat(2) of `fd` has told `st`."""
-        if self.key_of(st) != inode.key or st.st_mode & _S_IFMT != inode.kind:
+        if self.key_of(st) != inode.key or st.st_mode & KIND_BITS != inode.kind:
             return False
         if inode.life is None or inode.ctime_ns == st.st_ctime_ns:
             return True

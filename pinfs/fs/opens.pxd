@@ -8,7 +8,7 @@ from pinfs.linux.calls cimport Stat, open_at
 
 cimport cython
 
-cdef uint32_t AT_ONCE, O_ACCMODE, O_RDWR, S_IFREG, _CREATES, _NOT_AT_CREATION, _S_IFMT
+cdef uint32_t AT_ONCE, O_ACCMODE, O_RDWR, S_IFREG, _CREATES, _NOT_AT_CREATION, KIND_BITS
 
 cdef class Opens:
     cdef InodeTable _inodes

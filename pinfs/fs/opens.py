@@ -10,7 +10,7 @@ from typing import Final
 
 from pinfs.fs.backing import Backing
 from pinfs.fs.handles import FOPEN_KEEP_CACHE, FileHandle, HandleTable
-from pinfs.fs.inode import O_PATH_NOFOLLOW, Inode, Name, stale
+from pinfs.fs.inode import KIND_BITS, O_PATH_NOFOLLOW, Inode, Name, stale
 from pinfs.fs.inodes import InodeTable
 from pinfs.fs.leases import after_lease
 from pinfs.fs.lives import settled_ctime_ns
@@ -21,7 +21,6 @@ from pinfs.linux.calls import Stat, open_at, stat_of
 
 _CREATES: Final = os.O_CREAT | os.O_NOFOLLOW
 _NOT_AT_CREATION: Final = os.O_TRUNC | os.O_APPEND | os.O_DIRECT
-_S_IFMT: Final = 0o170000
 
 
 class Opens:
@@ -132,7 +131,7 @@ class Opens:
     def made(self, directory: Inode, name: bytes, flags: int, fd: int, st: Stat) -> Inode:
         """The second: the inode of `fd`, which is taken over, or closed. `st`: of it."""
         try:
-            if st.st_mode & _S_IFMT != S_IFREG:
+            if st.st_mode & KIND_BITS != S_IFREG:
                 raise stale()
             inode = self._inodes.intern(directory, name, st)
             self._backing.adopt(inode, fd, flags)

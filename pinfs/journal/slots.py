@@ -72,7 +72,7 @@ class Slots:
             self._max_slots = size // SLOT
         self._map = mmap.mmap(fd, self._max_slots * SLOT)
         self.words = memoryview(self._map).cast("Q")
-        """All words; word `i` of a slot is `words[(slot << _WORD_BITS) + i]`."""
+        """All words; word `i` of a slot is `words[(slot << WORD_BITS) + i]`."""
         self.view = self.words
         """The same, for what is compiled."""
         if not size:
